@@ -1,0 +1,1 @@
+"""A process pool whose calls and results are kept on disk."""

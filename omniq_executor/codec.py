@@ -1,0 +1,205 @@
+"""How arguments and results are written: JSON text where that keeps them exactly, else a pickle.
+
+    str    JSON that loads back to an equal value of the very same types
+    bytes  a pickle, plain where that is possible, else by cloudpickle
+
+"Exactly" excludes tuples, subclasses, NaN, lone surrogates, keys that are not str, and containers
+that occur twice in a value (JSON would make two of one). Whole columns of plain values are written
+by one call of the C encoder, as a JSON array of one array per call: `[[1],[2]]`. This form goes
+unchanged into the store, which takes it apart in SQL, and to the worker.
+
+What is defined in `__main__` is a special case, because workers do not import the script (it may
+not be guarded, and a notebook has none). Going to a worker it travels by value. Coming back, its
+classes travel by name, so that a result is an instance of the script's own class, also when a
+later run of the script reads it from the store.
+"""
+
+import functools
+import io
+import json
+import pickle
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+_PROTOCOL = 5
+_MAX_DEPTH = 60  # deeper values are pickled; SQLite's own JSON parser stops at 1000
+_SCALARS = frozenset({int, str, float, bool, type(None)})
+_BY_NAME = b"__main__"  # stands in every pickle that names something of the script
+
+_encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def encode(value: Any, *, in_worker: bool = False) -> str | bytes:
+    """The stored form of a value. Raises SerializationError if it has none.
+
+    `in_worker` says which way it travels (see above).
+    """
+    if type(value) is int and -(2**63) <= value < 2**63:  # the most usual value, at a tenth of the cost
+        return int.__repr__(value)
+    text = encode_json(value)
+    return _dump(value, in_worker) if text is None else text
+
+
+def decode(data: str | bytes) -> Any:
+    """The value of a stored form. A pickle runs code of its own: whatever it raises comes out."""
+    return json.loads(data) if isinstance(data, str) else pickle.loads(data)
+
+
+def encode_json(value: Any) -> str | None:
+    """`value` as JSON text, or None where JSON would not keep it exactly."""
+    if not _is_plain(value, set(), 0):
+        return None
+    try:
+        text = _encode_json(value)
+    except ValueError:  # NaN, an infinity, or an int of more digits than Python converts
+        return None
+    return text if _is_unicode(text) else None
+
+
+def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | bytes, str | None]:
+    """The stored form of a call: (JSON array, JSON object or None), or (pickle of both, None)."""
+    if len(args) == 1 and not kwargs and type(args[0]) is int and -(2**63) <= args[0] < 2**63:
+        return f"[{args[0]}]", None
+    text = encode_json(list(args))
+    if text is not None:
+        if not kwargs:
+            return text, None
+        named = encode_json(kwargs)
+        if named is not None:
+            return text, named
+    return _dump((args, kwargs), in_worker=False), None
+
+
+def decode_call(args: str | bytes, kwargs: str | None) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The arguments of a call from their stored form. A pickle runs code of its own, as in `decode`."""
+    if isinstance(args, bytes):
+        positional, named = pickle.loads(args)
+        return positional, named
+    return json.loads(args), json.loads(kwargs) if kwargs else {}
+
+
+def encode_rows(rows: Sequence[Sequence[Any]]) -> str | None:
+    """Many calls' positional arguments as one JSON array of arrays, or None where JSON does not do.
+
+    Only for scalars: a look at the types, a column at a time, is all it costs beyond the encoder.
+    """
+    for column in zip(*rows, strict=True):
+        if not _SCALARS.issuperset(map(type, column)):
+            return None
+    try:
+        text = _encode_json(rows)
+    except ValueError:
+        return None
+    return text if _is_unicode(text) else None
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether the value is of a type that `encode_rows` takes."""
+    return type(value) in _SCALARS
+
+
+def join(texts: Iterable[str]) -> str:
+    """One JSON array of the given JSON texts."""
+    return f"[{','.join(texts)}]"
+
+
+def dump_function(function: Any) -> bytes:
+    """A function as a pickle: by name where a worker can import it, else by value.
+
+    By value fails for what closes over, say, a lock. Then a function of the script travels by name
+    after all, which works where workers share the script's memory (fork) and fails its calls with a
+    clear error elsewhere. Raises SerializationError if neither is possible.
+    """
+    return _dump(function, in_worker=False)
+
+
+def load_function(data: bytes) -> Any:
+    """The function of a stored pickle."""
+    return pickle.loads(data)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8: lone surrogates cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_plain(value: Any, seen: set[int], depth: int) -> bool:
+    kind = type(value)
+    if kind in _SCALARS:
+        return True
+    if kind is list:
+        items = value
+    elif kind is dict and all(type(name) is str for name in value):
+        items = value.values()
+    else:
+        return False
+    if id(value) in seen or depth == _MAX_DEPTH:
+        return False
+    seen.add(id(value))
+    if _SCALARS.issuperset(map(type, items)):
+        return True
+    return all(_is_plain(item, seen, depth + 1) for item in items)
+
+
+def _dump(value: Any, in_worker: bool) -> bytes:
+    try:
+        data = pickle.dumps(value, _PROTOCOL)
+        if in_worker or _BY_NAME not in data:
+            return data
+    except Exception as error:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
+        first: Exception | None = error
+    else:
+        first = None
+    buffer = io.BytesIO()
+    try:
+        _value_pickler(in_worker)(buffer, _PROTOCOL).dump(value)
+    except Exception as error:  # noqa: BLE001 - as above
+        if first is None:
+            return data
+        _refuse(value, first if isinstance(first, pickle.PicklingError) else error)
+    return buffer.getvalue()
+
+
+def _refuse(value: Any, error: Exception) -> NoReturn:
+    from .errors import SerializationError  # costs 15 ms of imports, which a worker seldom needs
+
+    raise SerializationError(
+        f"a {type(value).__qualname__} cannot be stored, as it can be neither written as JSON nor pickled: "
+        f"{type(error).__name__}: {error}"
+    ) from error
+
+
+@functools.cache
+def _value_pickler(in_worker: bool) -> Any:
+    """The pickler for what plain pickle cannot do."""
+    import cloudpickle  # 30 ms of imports, which most programs never need
+
+    if not in_worker:
+        return cloudpickle.Pickler
+
+    class FromWorker(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+        """Pickles classes of the script by name, also where this process has no such script."""
+
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type) and obj.__module__ == "__main__":
+                return script_class, (obj.__qualname__,)
+            return super().reducer_override(obj)
+
+    return FromWorker
+
+
+def script_class(qualname: str) -> Any:
+    """The class of that name in the script that is running. Raises AttributeError if it has none."""
+    found: Any = sys.modules["__main__"]
+    for name in qualname.split("."):
+        if not hasattr(found, name):
+            raise AttributeError(f"{qualname} was defined by the script that made this value; this program has none")
+        found = getattr(found, name)
+    return found

@@ -1,0 +1,58 @@
+"""Every error that omniq_executor raises of itself.
+
+    OmniqError
+     +-- CallError                 what became of one call; other calls are not touched
+     |    +-- WorkerCrashed        the process running it died     (also a BrokenProcessPool)
+     |    +-- TaskTimeout          it ran longer than its timeout  (also a TimeoutError)
+     |    +-- RemoteError          it raised what cannot be rebuilt in this process
+     |    +-- SerializationError   it, or its result, cannot be stored (also a PicklingError)
+     +-- PoolBroken                no worker can be started        (also a BrokenProcessPool)
+     +-- StoreError                the store cannot do its work: disk, permissions, format
+     |    +-- StoreVersionError    the store was written by a newer version
+     +-- TaskNotFound              no task of that id in the store (also a LookupError)
+
+Each can be pickled, and each says in its message which thing it speaks of and what can be done.
+"""
+
+import pickle
+from concurrent.futures.process import BrokenProcessPool
+
+
+class OmniqError(Exception):
+    """Root of all errors of this package."""
+
+
+class CallError(OmniqError):
+    """Something happened to one call; it says nothing about any other call."""
+
+
+class WorkerCrashed(CallError, BrokenProcessPool):
+    """The worker process died while it ran the call, more often than `crash_retries` allows."""
+
+
+class TaskTimeout(CallError, TimeoutError):
+    """The call ran longer than its timeout and was ended."""
+
+
+class RemoteError(CallError):
+    """The call raised an exception that cannot be rebuilt here; the message quotes its text."""
+
+
+class SerializationError(CallError, pickle.PicklingError):
+    """A function, an argument or a result can be neither written as JSON nor pickled."""
+
+
+class PoolBroken(OmniqError, BrokenProcessPool):
+    """Workers cannot be started (a failing initializer, say); the calls stay PENDING in the store."""
+
+
+class StoreError(OmniqError):
+    """The store cannot be opened, read or written."""
+
+
+class StoreVersionError(StoreError):
+    """The store's schema is newer than this version of omniq_executor can read."""
+
+
+class TaskNotFound(OmniqError, LookupError):
+    """The store holds no task of the given id."""

@@ -1,0 +1,201 @@
+"""What a task is, and the one table of what may happen to it.
+
+Everything that decides what may follow what lives in this file. A backend asks `TRANSITIONS`
+which state an event leads to, and either applies it to a `Task` with `apply()` or writes the
+same source and target states into its SQL. Nothing else in the package compares states to
+decide what comes next.
+
+    PENDING --CLAIM--> RUNNING --COMPLETE--> COMPLETED
+       |  ^               | | +--FAIL------> FAILED ----+
+       |  +--RELEASE------+ +----CRASH--> PENDING       |
+       +--CANCEL--> CANCELLED <--CANCEL (running)       |
+       ^                |                               |
+       +-----REVIVE-----+---------------REVIVE----------+
+
+A claim is fenced: whatever ends it (COMPLETE, FAIL, RELEASE, CRASH) must name the owner and the
+attempt of the claim. `attempts` counts the claims of a task and only ever grows, so an outcome
+that arrives after its claim was lost finds another number there and is refused.
+"""
+
+import enum
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: sorts like the numbers do
+_DIGITS = 13  # 13 digits of 5 bits hold the 63 bits of an id
+
+
+class Status(enum.IntEnum):
+    """State of a task. The numbers are what the SQLite store keeps."""
+
+    PENDING = 1
+    RUNNING = 2
+    COMPLETED = 3
+    FAILED = 4
+    CANCELLED = 5
+
+
+FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+
+class Event(enum.Enum):
+    """Something that happens to a task."""
+
+    CLAIM = "claim"  # an owner takes it, to run it
+    COMPLETE = "complete"  # the call returned
+    FAIL = "fail"  # the call raised, or ran out of crash retries
+    RELEASE = "release"  # given back unstarted, or its owner died: nothing is charged
+    CRASH = "crash"  # the worker died in it: charged against crash_retries
+    CANCEL = "cancel"  # nobody wants it any more
+    REVIVE = "revive"  # an explicit wish to run it again
+
+
+TRANSITIONS: dict[tuple[Status, Event], Status] = {
+    (Status.PENDING, Event.CLAIM): Status.RUNNING,
+    (Status.PENDING, Event.CANCEL): Status.CANCELLED,
+    (Status.RUNNING, Event.COMPLETE): Status.COMPLETED,
+    (Status.RUNNING, Event.FAIL): Status.FAILED,
+    (Status.RUNNING, Event.RELEASE): Status.PENDING,
+    (Status.RUNNING, Event.CRASH): Status.PENDING,
+    (Status.FAILED, Event.REVIVE): Status.PENDING,
+    (Status.CANCELLED, Event.REVIVE): Status.PENDING,
+}
+ENDS_CLAIM = frozenset({Event.COMPLETE, Event.FAIL, Event.RELEASE, Event.CRASH})
+
+
+def source(event: Event) -> tuple[Status, ...]:
+    """The states in which `event` may happen."""
+    return tuple(status for status, happened in TRANSITIONS if happened is event)
+
+
+def target(event: Event) -> Status:
+    """The state that `event` leads to; it is one and the same from every source."""
+    (status,) = {to for (_, happened), to in TRANSITIONS.items() if happened is event}
+    return status
+
+
+class Refused(Exception):
+    """An event that may not happen to a task as it is now; the task is unchanged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One durable call and everything that is known of it. Times are microseconds since 1970, UTC.
+
+    `args`, `kwargs` and `result` hold the stored form: `str` is JSON text, `bytes` a pickle. A
+    pickled call keeps the pair (args, kwargs) in `args`, and None in `kwargs`.
+    """
+
+    id: int
+    queue: str
+    run: int
+    func_path: str
+    func: bytes  # pickle of the function: by name where it can be imported, else by value
+    args: str | bytes
+    kwargs: str | None = None
+    status: Status = Status.PENDING
+    priority: int = 0
+    eta: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    owner: int | None = None
+    enqueued_at: int = 0
+    started_at: int | None = None
+    finished_at: int | None = None
+    result: str | bytes | None = None
+    error: "ErrorInfo | None" = None
+    key: str | None = None
+
+    @property
+    def task_id(self) -> str:
+        """The id as it is shown: `task-` and 13 characters that sort by time of submission."""
+        return format_id(self.id)
+
+    @property
+    def completed_at(self) -> int | None:
+        """When it completed, if it did."""
+        return self.finished_at if self.status is Status.COMPLETED else None
+
+    @property
+    def failed_at(self) -> int | None:
+        """When it failed, if it did."""
+        return self.finished_at if self.status is Status.FAILED else None
+
+
+class ErrorInfo(NamedTuple):
+    """Why a task failed, as text that anything can read, and the exception itself if it pickles."""
+
+    type: str
+    message: str
+    traceback: str
+    pickle: bytes | None = None
+
+
+class Claim(NamedTuple):
+    """What fences the end of a claim."""
+
+    owner: int
+    attempt: int
+
+
+def apply(
+    task: Task,
+    event: Event,
+    now: int,
+    *,
+    claim: Claim | None = None,
+    result: str | bytes | None = None,
+    error: ErrorInfo | None = None,
+) -> Task:
+    """The task after `event`, at `now` microseconds.
+
+    `claim` names the new owner for CLAIM (its attempt must be the next one), and the claim that
+    ends for COMPLETE, FAIL, RELEASE and CRASH. Raises Refused, changing nothing, where the table
+    has no such transition or the claim is not the task's present one.
+    """
+    to = TRANSITIONS.get((task.status, event))
+    if to is None:
+        raise Refused(f"{task.task_id} is {task.status.name}: {event.value} is not possible")
+    if event in ENDS_CLAIM and claim != (task.owner, task.attempts):
+        raise Refused(f"{task.task_id} is claimed by {task.owner} as attempt {task.attempts}, not by {claim}")
+    match event:
+        case Event.CLAIM:
+            if claim is None or claim.attempt != task.attempts + 1:
+                raise Refused(f"{task.task_id} has had {task.attempts} attempts: {claim} is not the next")
+            return replace(task, status=to, owner=claim.owner, attempts=claim.attempt, started_at=now)
+        case Event.COMPLETE:
+            return replace(task, status=to, finished_at=now, result=result)
+        case Event.FAIL:
+            return replace(task, status=to, finished_at=now, error=error)
+        case Event.RELEASE | Event.CRASH:
+            crashes = task.crashes + (event is Event.CRASH)
+            return replace(task, status=to, owner=None, started_at=None, crashes=crashes)
+        case Event.CANCEL:
+            return replace(task, status=to, finished_at=now)
+        case Event.REVIVE:
+            return replace(task, status=to, finished_at=None, error=None, crashes=0)
+
+
+def format_id(number: int) -> str:
+    """The shown form of a task's number."""
+    return "task-" + "".join(ALPHABET[number >> shift & 31] for shift in range(5 * (_DIGITS - 1), -1, -5))
+
+
+def parse_id(text: str) -> int:
+    """The number of a shown id. Raises ValueError for anything that `format_id` does not write."""
+    digits = text.removeprefix("task-")
+    if len(digits) == _DIGITS and digits != text and set(digits) <= set(ALPHABET) and digits[0] in "01234567":
+        number = 0
+        for digit in digits:
+            number = number << 5 | ALPHABET.index(digit)
+        return number
+    raise ValueError(f"{text!r} is not a task id: it should be task- and {_DIGITS} characters")
+
+
+def iso(microseconds: int | None) -> str | None:
+    """A time as ISO-8601 in UTC, to the microsecond."""
+    if microseconds is None:
+        return None
+    seconds, rest = divmod(microseconds, 1_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,277 @@
+"""The Store contract: what a place that keeps tasks must do.
+
+The docstrings here are the specification; a backend exists once it passes tests/contract. A store
+knows nothing of processes that run calls: it keeps tasks, and it says who is alive.
+
+Every method is safe to call from any thread. Every method that changes something does so in one
+transaction: it is on disk, whole, when the method returns, and not at all when it raises. Each
+raises StoreError where the disk or the format does not allow it. Times are microseconds since
+1970, UTC; ids are the numbers behind `task-…`.
+"""
+
+import abc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ..model import Claim, ErrorInfo, Event, Status, Task
+
+Resume = Literal["crashed", "always", "never"]
+
+
+class Function(NamedTuple):
+    """A function as it is stored: once, however many calls it has."""
+
+    digest: bytes  # identity of its code and what it closes over, 16 bytes: a changed function has another
+    path: str  # module and qualified name, for people
+    pickle: bytes
+
+
+class Call(NamedTuple):
+    """The stored form of one call's arguments (see Task), and what identifies them in a resume."""
+
+    args: str | bytes
+    kwargs: str | None = None
+    identity: bytes | None = None  # of a pickled call; of a JSON call it is the text itself
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """New calls of one function; call i gets the id `first + i`.
+
+    Either `text` is the JSON array of their argument arrays (the fast form), or `calls` has each.
+    With `claimed` they are RUNNING from the start, as attempt 1 of the owner who adds them.
+    """
+
+    first: int
+    count: int
+    function: Function
+    text: str | None = None
+    calls: Sequence[Call] | None = None
+    claimed: bool = False
+    key: str | None = None
+
+
+class Block(NamedTuple):
+    """Results of `count` tasks with consecutive ids, all of one attempt: a JSON array of [result] arrays."""
+
+    first: int
+    count: int
+    attempt: int
+    text: str
+
+
+class Outcome(NamedTuple):
+    """The end of one claim, other than in a Block. `event` is one of ENDS_CLAIM."""
+
+    id: int
+    attempt: int
+    event: Event
+    result: str | bytes | None = None
+    error: ErrorInfo | None = None
+
+
+class Claimed(NamedTuple):
+    """A task that a turn claimed: what is needed to run it."""
+
+    id: int
+    attempt: int
+    crashes: int
+    run: int
+    digest: bytes
+    args: str | bytes
+    kwargs: str | None
+
+
+class Found(NamedTuple):
+    """Where a task stands, as a resume or a waiting future needs it."""
+
+    id: int
+    status: Status
+    result: str | bytes | None
+    error: ErrorInfo | None
+
+
+@dataclass(slots=True)
+class Turn:
+    """Everything one transaction of the dispatcher does, in this order: add, end, claim."""
+
+    now: int
+    adds: Sequence[Batch] = ()
+    blocks: Sequence[Block] = ()
+    outcomes: Sequence[Outcome] = ()
+    claim: int = 0  # how many PENDING tasks to claim at most
+
+
+@dataclass(slots=True)
+class Turned:
+    """What a turn brought: the claimed tasks in the order to run them, and the refused ends."""
+
+    claimed: list[Claimed] = field(default_factory=list)
+    refused: set[int] = field(default_factory=set)  # ids whose claim was not ours any more; nothing was written
+    foreign: bool = False  # another process has changed the store since this owner's last turn
+
+
+class Owner(NamedTuple):
+    """A process that claims, or did. `alive` is False only where its death is proved."""
+
+    id: int
+    queue: str
+    host: str
+    pid: int
+    opened_at: int
+    alive: bool
+
+
+class Run(NamedTuple):
+    """One life of an executor on a queue."""
+
+    id: int
+    queue: str
+    continues: tuple[int, ...] = ()  # broken runs whose calls this run takes over
+    done: int = 0  # tasks of those runs that are COMPLETED
+    total: int = 0  # tasks of those runs
+
+
+class Store(abc.ABC):
+    """A place that keeps tasks. See the module's docstring for what holds of every method."""
+
+    address: str
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of files and connections. Closing twice is fine; any other use afterwards raises StoreError."""
+
+    # who is there
+
+    @abc.abstractmethod
+    def enter(self, queue: str) -> int:
+        """Register this process as an owner of `queue` and return the owner's id.
+
+        The owner is alive until `leave()` or the death of the process, whichever comes first;
+        both can be proved by others through a lock that the process holds.
+        """
+
+    @abc.abstractmethod
+    def leave(self, owner: int) -> None:
+        """Unregister. Its RUNNING tasks, if any are left, go back to PENDING by RELEASE."""
+
+    @abc.abstractmethod
+    def owners(self) -> list[Owner]:
+        """All registered owners, oldest first."""
+
+    @abc.abstractmethod
+    def reap(self, now: int) -> int:
+        """RELEASE the RUNNING tasks of every owner whose death is proved, forget it, and return how many.
+
+        An owner that is alive keeps its tasks however slow or still it is.
+        """
+
+    @abc.abstractmethod
+    def bell_path(self, owner: int) -> Path:
+        """The owner's doorbell: a FIFO (where there are FIFOs) to which others write a byte to wake it."""
+
+    @abc.abstractmethod
+    def ring(self, owner: int) -> None:
+        """Wake all other owners: what `owner` committed may be what they wait for."""
+
+    @abc.abstractmethod
+    def hear(self, owner: int) -> list[int]:
+        """The tasks that were finished or cancelled by others since `owner` entered or last asked."""
+
+    # runs
+
+    @abc.abstractmethod
+    def begin_run(self, queue: str, owner: int, resume: Resume, now: int) -> Run:
+        """Open a run of `queue`.
+
+        With "crashed" it continues each earlier run of the queue that did not end clean, has no
+        living owner, and of which no run that took over some of its calls has ended clean since;
+        with "always" also the queue's last run, however it ended; with "never" none. What those
+        runs continued in their turn is continued too.
+        """
+
+    @abc.abstractmethod
+    def end_run(self, run: Run, clean: bool, now: int) -> None:
+        """Close a run. If it is clean, the runs it took calls over from are settled with it."""
+
+    @abc.abstractmethod
+    def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
+        """For each call the task that it continues, or None where it is a new one.
+
+        The n-th call equal in function and arguments is given the n-th such task of the runs that
+        `run` continues, in order of id. A task is given once. CANCELLED tasks are not given;
+        FAILED ones are given after a REVIVE, so as PENDING.
+        """
+
+    # the work
+
+    @abc.abstractmethod
+    def turn(self, owner: int, run: Run, work: Turn) -> Turned:
+        """Add, end and claim, in this order, in one transaction.
+
+        Adds: a `key` that the queue has already is the one reason for which a batch is not added;
+        use `by_key()` first. Ends: each is checked against (owner, attempt) and refused if the
+        claim is gone. Claims: up to `work.claim` tasks of the run's queue that are PENDING with an
+        eta not after `work.now`, highest priority first, then earliest eta, then lowest id; each
+        becomes RUNNING with the next attempt.
+        """
+
+    @abc.abstractmethod
+    def cancel(self, ids: Sequence[int], now: int) -> list[int]:
+        """CANCEL those that are PENDING, and return them."""
+
+    @abc.abstractmethod
+    def revive(self, ids: Sequence[int], now: int) -> list[int]:
+        """REVIVE those that are FAILED or CANCELLED, and return them."""
+
+    # looking
+
+    @abc.abstractmethod
+    def get(self, task_id: int | str) -> Task:
+        """The task of that number or shown id. Raises TaskNotFound, or ValueError for what is no id."""
+
+    @abc.abstractmethod
+    def function(self, digest: bytes) -> Function:
+        """The stored function of that digest."""
+
+    @abc.abstractmethod
+    def states(self, ids: Iterable[int]) -> list[Found]:
+        """Where the given tasks stand, in no special order; unknown ids are left out."""
+
+    @abc.abstractmethod
+    def by_key(self, queue: str, key: str) -> Found | None:
+        """Where the task with that key in that queue stands, or None."""
+
+    @abc.abstractmethod
+    def counts(self) -> dict[str, dict[Status, int]]:
+        """Number of tasks per queue and state; states without tasks are left out."""
+
+    @abc.abstractmethod
+    def find(
+        self,
+        status: Status | None = None,
+        queue: str | None = None,
+        tags: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> list[Task]:
+        """Tasks that match all that is given, oldest first; with `limit` the newest that many of them."""
+
+
+__all__ = [
+    "Batch",
+    "Block",
+    "Call",
+    "Claim",
+    "Claimed",
+    "Found",
+    "Function",
+    "Outcome",
+    "Owner",
+    "Resume",
+    "Run",
+    "Store",
+    "Turn",
+    "Turned",
+]

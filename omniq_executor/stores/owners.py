@@ -1,0 +1,104 @@
+"""Who is alive: one lock file per owner, held by its process for as long as it lives.
+
+An owner is a process that claims tasks. Its lock lies in a folder beside the store, and the
+operating system lets go of it when the process ends, however it ends. So a lock that can be taken
+proves death, at once and without a clock; one that cannot proves life, however slow or stopped the
+process is. Where nothing can be proved (another machine, a lock the system does not grant) the
+owner counts as alive, because a living owner that is robbed would see its calls run twice.
+
+The lock is taken before the owner is registered and let go after it is unregistered. In between
+there is no moment at which a registered owner looks dead.
+
+Beside the lock lies the owner's doorbell, a FIFO. Whoever commits something that others wait for
+writes a byte to each of theirs; the owner has it among the things it waits for.
+"""
+
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import StoreError
+
+NODES = 4096  # owners of one store that live at a time differ in id modulo this; see new_owner_id()
+
+
+def new_owner_id(taken: Iterable[int]) -> int:
+    """A random id whose remainder modulo NODES none of `taken` has: it makes their task ids distinct."""
+    nodes = {id % NODES for id in taken}
+    if len(nodes) == NODES:
+        raise StoreError(f"{NODES} owners are registered in this store; end some of them first")
+    while True:
+        id = secrets.randbits(31)
+        if id % NODES not in nodes:
+            return id
+
+
+class Owners:
+    """The lock files and doorbells of the owners of one store, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.host = socket.gethostname()
+        self._held: dict[int, FileLock] = {}
+
+    def gate(self, timeout_s: float) -> FileLock:
+        """The lock under which a store is created and opened."""
+        return FileLock(self.folder / "open.lock", timeout=timeout_s, mode=0o600)
+
+    def hold(self, owner: int) -> None:
+        """Prove from now on that this process lives."""
+        lock = FileLock(self._lock_path(owner), mode=0o600)
+        lock.acquire(blocking=False)
+        self._held[owner] = lock
+        if hasattr(os, "mkfifo"):
+            os.mkfifo(self.bell_path(owner), 0o600)
+
+    def let_go(self, owner: int) -> None:
+        """Prove no more; the owner must be unregistered already."""
+        lock = self._held.pop(owner, None)
+        if lock is not None:
+            lock.release()
+            self.forget(owner)
+
+    def is_alive(self, owner: int, host: str) -> bool:
+        """False only if the owner's death is proved."""
+        if owner in self._held or host != self.host:
+            return True
+        probe = FileLock(self._lock_path(owner), mode=0o600)
+        try:
+            probe.acquire(blocking=False)
+        except Timeout:
+            return True
+        probe.release()
+        return False
+
+    def forget(self, owner: int) -> None:
+        """Remove the files of an owner that is gone."""
+        for path in (self._lock_path(owner), self.bell_path(owner)):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    def bell_path(self, owner: int) -> Path:
+        """The owner's doorbell."""
+        return self.folder / f"{owner}.bell"
+
+    def ring(self, owner: int) -> None:
+        """Wake an owner, if it listens. A full FIFO rings already, and a missing one has nobody behind it."""
+        try:
+            bell = os.open(self.bell_path(owner), os.O_WRONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, OSError):
+            return
+        try:
+            os.write(bell, b"!")
+        except (BlockingIOError, BrokenPipeError):
+            pass
+        finally:
+            os.close(bell)
+
+    def _lock_path(self, owner: int) -> Path:
+        return self.folder / f"{owner}.lock"

@@ -1,0 +1,375 @@
+"""The SQLite store: one database file in WAL mode, opened by any number of processes.
+
+    omniq.db           the tasks; the view `tasks` is meant for people
+    omniq.db-wal/-shm  SQLite's own
+    omniq.db-owners/   who is alive, see owners.py
+
+Rules that keep it whole:
+
+- Every write starts with BEGIN IMMEDIATE. A transaction that begins by reading and upgrades later
+  fails at once when another has written in between, in spite of the busy timeout.
+- The file is made with O_EXCL by whoever is first, and never opened again other than by SQLite:
+  closing any other handle on it would drop SQLite's POSIX locks in this process.
+- SQLite before 3.51.3 can lose commits when a checkpoint overlaps another connection's commit. So
+  automatic checkpoints are off, and ours is of a kind that holds the writer's lock.
+- A connection never crosses a fork: the child keeps it open and unused, since closing it would
+  run SQLite's own clean-up on files that the parent is using.
+"""
+
+import contextlib
+import os
+import sqlite3
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import StoreError, StoreVersionError, TaskNotFound
+from ..model import Status, Task, format_id, parse_id
+from . import transactions
+from .base import Call, Found, Function, Owner, Resume, Run, Store, Turn, Turned
+from .owners import Owners, new_owner_id
+from .transactions import Many, Reply, Transaction
+
+Durability = Literal["process", "power"]
+
+BUSY_TIMEOUT_S = 30.0
+CHECKPOINT_BYTES = 32 << 20  # of write-ahead log; a checkpoint syncs the disk, so the fewer the better
+_CHECKPOINT_TIMEOUT_S = 1.0
+_LOOK_AT_LOG_EVERY = 64  # turns
+
+_TASK = """
+    SELECT t.id, q.name, t.run, f.path, f.pickle, t.args, t.kwargs, t.status, t.priority, t.eta, t.attempts, t.crashes,
+        t.owner, t.enqueued_at, t.started_at, t.finished_at, t.result, t.error, t.exception, t.key
+    FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
+"""
+
+_open_stores: "weakref.WeakSet[SQLiteStore]" = weakref.WeakSet()
+_lost_in_fork: list[Any] = []  # connections that a child inherited: kept, so that they are not closed
+
+
+class SQLiteStore(Store):
+    """See the module's docstring, and Store for the methods.
+
+    `durability="process"` keeps what is acknowledged through the death of any process; "power"
+    also through a cut of the machine's power, at about ten times the cost of a lone commit.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "process", create: bool = True):
+        if durability not in ("process", "power"):
+            raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
+        self.path = Path(path).absolute()
+        self.address = str(self.path)
+        self._lock = threading.RLock()
+        self._functions: dict[bytes, int] = {}
+        self._queues: dict[str, int] = {}
+        self._took: dict[int, set[int]] = {}  # by run: the runs it took calls over from
+        self._version = -1  # of PRAGMA data_version: changes when another connection has committed
+        self._peers: list[int] = []  # the registered owners, as of that version
+        self._turns = 0
+        self._connection: sqlite3.Connection | None = None
+        if not create and not self.path.exists():
+            raise StoreError(f"there is no store at {self.path}")
+        self._prepare_files()
+        self._owners = Owners(self.path.with_name(self.path.name + "-owners"))
+        with _explained(self.path), self._owners.gate(BUSY_TIMEOUT_S):
+            self._connection = self._connect(durability)
+        _open_stores.add(self)
+
+    # opening and closing
+
+    def _prepare_files(self) -> None:
+        try:
+            for folder in (*reversed(self.path.parents), self.path.with_name(self.path.name + "-owners")):
+                if not folder.exists():
+                    with contextlib.suppress(FileExistsError):
+                        folder.mkdir(mode=0o700)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise StoreError(f"{self.path} is not a file; give the path of a database file")
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.path} cannot be created: {error.strerror} ({error.filename});"
+                " choose a folder that you can write to"
+            ) from error
+
+    def _connect(self, durability: Durability) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        try:
+            ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+            ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            if version > transactions.SCHEMA_VERSION:
+                raise StoreVersionError(
+                    f"{self.path} has schema version {version}, and this omniq_executor reads up to"
+                    f" {transactions.SCHEMA_VERSION}: install a newer one, or use another store"
+                )
+            if version == 0 and tables:
+                raise StoreError(f"{self.path} is the database of another program; give the store a file of its own")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+            with _transaction(connection):
+                _drive(connection, transactions.create())
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                with _explained(self.path):
+                    self._connection.close()
+                self._connection = None
+            _open_stores.discard(self)
+
+    # how everything else reaches the database
+
+    def _write(self, transaction: Transaction) -> Any:
+        with self._lock, _explained(self.path), _transaction(self._opened()):
+            return _drive(self._opened(), transaction)
+
+    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        with self._lock, _explained(self.path):
+            return self._opened().execute(sql, parameters).fetchall()
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreError(f"the store {self.path} has been closed")
+        return self._connection
+
+    # who is there
+
+    def enter(self, queue: str) -> int:
+        with self._lock:
+            owner = new_owner_id(id for (id,) in self._read("SELECT id FROM owner"))
+            self._owners.hold(owner)
+            self._write(transactions.enter(owner, queue, self._owners.host, os.getpid(), _now()))
+            return owner
+
+    def leave(self, owner: int) -> None:
+        self._write(transactions.bury([owner]))
+        self._owners.let_go(owner)
+
+    def owners(self) -> list[Owner]:
+        rows = self._read("SELECT id, queue, host, pid, opened_at FROM owner ORDER BY opened_at, id")
+        return [Owner(*row, alive=self._owners.is_alive(row[0], row[2])) for row in rows]
+
+    def reap(self, now: int) -> int:
+        dead = [owner.id for owner in self.owners() if not owner.alive]
+        if not dead:
+            return 0
+        released: int = self._write(transactions.bury(dead))
+        for owner in dead:
+            self._owners.forget(owner)
+        return released
+
+    def bell_path(self, owner: int) -> Path:
+        """The FIFO that others ring for this owner."""
+        return self._owners.bell_path(owner)
+
+    def ring(self, owner: int) -> None:
+        """Wake the other owners: something that they may wait for is committed."""
+        for peer in self._peers:
+            if peer != owner:
+                self._owners.ring(peer)
+
+    def hear(self, owner: int) -> list[int]:
+        """The tasks that other owners finished since the last call."""
+        heard: list[int] = self._write(transactions.hear(owner))
+        return heard
+
+    # runs
+
+    def begin_run(self, queue: str, owner: int, resume: Resume, now: int) -> Run:
+        run: Run = self._write(transactions.begin_run(self._queue(queue), queue, owner, resume, now))
+        self._took[run.id] = set()
+        return run
+
+    def end_run(self, run: Run, clean: bool, now: int) -> None:
+        self._write(transactions.end_run(run, sorted(self._took.pop(run.id, ())), clean, now))
+
+    def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
+        pairs = self._write(transactions.take_over(self._function(function), calls))
+        self._took[run.id].update(pair[0] for pair in pairs if pair is not None)
+        return [pair and pair[1] for pair in pairs]
+
+    # the work
+
+    def turn(self, owner: int, run: Run, work: Turn) -> Turned:
+        queue = self._queue(run.queue)
+        for batch in work.adds:
+            self._function(batch.function)
+        with self._lock, _explained(self.path):
+            connection = self._opened()
+            with _transaction(connection):
+                foreign = self._look_for_peers(connection)
+                alone = len(self._peers) <= 1
+                turned: Turned = _drive(
+                    connection, transactions.turn(owner, run, queue, self._functions, work, alone)
+                )
+            turned.foreign = foreign
+            self._turns += 1
+            if self._turns % _LOOK_AT_LOG_EVERY == 0:
+                self._checkpoint(connection)
+        return turned
+
+    def cancel(self, ids: Sequence[int], now: int) -> list[int]:
+        cancelled: list[int] = self._write(transactions.cancel(ids, now, alone=False))
+        return cancelled
+
+    def revive(self, ids: Sequence[int], now: int) -> list[int]:
+        revived: list[int] = self._write(transactions.revive(ids))
+        return revived
+
+    def _look_for_peers(self, connection: sqlite3.Connection) -> bool:
+        # Inside the transaction, so that an owner who enters is either seen here or sees this turn's changes.
+        (version,) = connection.execute("PRAGMA data_version").fetchone()
+        if version == self._version:
+            return False
+        self._version = version
+        self._peers = [id for (id,) in connection.execute("SELECT id FROM owner")]
+        return True
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        try:
+            if os.stat(f"{self.path}-wal").st_size < CHECKPOINT_BYTES:
+                return
+        except FileNotFoundError:
+            return
+        connection.execute(f"PRAGMA busy_timeout = {int(_CHECKPOINT_TIMEOUT_S * 1000)}")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+
+    def _queue(self, name: str) -> int:
+        if name not in self._queues:
+            self._queues[name] = self._write(transactions.ensure_queue(name))
+        return self._queues[name]
+
+    def _function(self, function: Function) -> int:
+        number = self._functions.get(function.digest)
+        if number is None:
+            number = self._functions[function.digest] = self._write(transactions.ensure_function(function))
+        return number
+
+    # looking
+
+    def get(self, task_id: int | str) -> Task:
+        number = parse_id(task_id) if isinstance(task_id, str) else task_id
+        rows = self._read(f"{_TASK} WHERE t.id = ?", (number,))
+        if not rows:
+            raise TaskNotFound(f"{self.path} holds no {format_id(number)}; `omniq-executor list` shows what it holds")
+        return _task(rows[0])
+
+    def function(self, digest: bytes) -> Function:
+        rows = self._read("SELECT digest, path, pickle FROM function WHERE digest = ?", (digest,))
+        if not rows:
+            raise StoreError(f"{self.path} holds no function {digest.hex()}")
+        return Function(*rows[0])
+
+    def states(self, ids: Iterable[int]) -> list[Found]:
+        with self._lock, _explained(self.path):
+            found: list[Found] = _drive(self._opened(), transactions.states(ids))
+            return found
+
+    def by_key(self, queue: str, key: str) -> Found | None:
+        number = self._queue(queue)
+        with self._lock, _explained(self.path):
+            found: Found | None = _drive(self._opened(), transactions.by_key(number, key))
+            return found
+
+    def counts(self) -> dict[str, dict[Status, int]]:
+        counts: dict[str, dict[Status, int]] = {}
+        for queue, status, count in self._read(
+            "SELECT q.name, t.status, count(*) FROM task t JOIN queue q ON q.id = t.queue GROUP BY 1, 2 ORDER BY 1, 2"
+        ):
+            counts.setdefault(queue, {})[Status(status)] = count
+        return counts
+
+    def find(
+        self,
+        status: Status | None = None,
+        queue: str | None = None,
+        tags: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> list[Task]:
+        conditions = [("t.status = ?", status), ("q.name = ?", queue)]
+        given = [(sql, value) for sql, value in conditions if value is not None]
+        where = "WHERE " + " AND ".join(sql for sql, _ in given) if given else ""
+        rows = self._read(
+            f"{_TASK} {where} ORDER BY t.id DESC LIMIT ?", (*(value for _, value in given), -1 if limit is None else limit)
+        )
+        return [_task(row) for row in reversed(rows)]
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite has rolled back by itself after, say, a full disk
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _drive(connection: sqlite3.Connection, transaction: Transaction) -> Any:
+    try:
+        sql, parameters = next(transaction)
+        while True:
+            if isinstance(parameters, Many):
+                reply = Reply([], connection.executemany(sql, parameters).rowcount)
+            else:
+                cursor = connection.execute(sql, parameters)
+                reply = Reply(cursor.fetchall(), cursor.rowcount)
+            sql, parameters = transaction.send(reply)
+    except StopIteration as done:
+        return done.value
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say of an error of SQLite's what it was about."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        hint = {
+            "SQLITE_NOTADB": "the file is not an SQLite database; give the store a file of its own",
+            "SQLITE_CANTOPEN": "it cannot be opened; check the folder and its permissions",
+            "SQLITE_READONLY": "it cannot be written; check its permissions",
+            "SQLITE_FULL": "the disk is full; free some space, nothing that was acknowledged is lost",
+            "SQLITE_BUSY": f"another process has held it for more than {BUSY_TIMEOUT_S:.0f} s",
+        }.get(getattr(error, "sqlite_errorname", ""), str(error))
+        raise StoreError(f"the store {path}: {hint}") from error
+
+
+def _task(row: Sequence[Any]) -> Task:
+    (id, queue, run, path, function, args, kwargs, status, priority, eta, attempts, crashes, owner, enqueued, started,
+     finished, result, error, exception, key) = row  # fmt: skip
+    return Task(
+        id=id, queue=queue, run=run, func_path=path, func=function, args=args, kwargs=kwargs, status=Status(status),
+        priority=priority, eta=eta, attempts=attempts, crashes=crashes, owner=owner, enqueued_at=enqueued,
+        started_at=started, finished_at=finished, result=result, error=transactions.error_info(error, exception), key=key,
+    )  # fmt: skip
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_open_stores):
+        _lost_in_fork.append(store._connection)
+        store._connection = None
+        store._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

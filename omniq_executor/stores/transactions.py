@@ -1,0 +1,402 @@
+"""Every SQL transaction of the SQLite store, each written once.
+
+A transaction is a generator: it yields `(sql, parameters)` and is sent a `Reply` with the rows and
+the number of rows changed. What drives it decides how to wait, so one text serves a blocking
+connection and an async one. The driver opens the transaction, commits when the generator returns
+and rolls back when it raises. States and what may follow them come from model.TRANSITIONS.
+
+Bulk forms. A batch of plain calls, and a block of plain results, arrive as one JSON text and are
+taken apart by json_each() in one statement: half the cost of executemany, and the interpreter's
+lock is released once instead of once per row. `json_each.value` of an array is its JSON text, so
+each call and each result is wrapped in an array of its own; results are unwrapped by substr(),
+which keeps digits of floats that a conversion to REAL would round.
+"""
+
+import json
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ..model import ErrorInfo, Event, Status, source, target
+from .base import Batch, Block, Call, Claimed, Found, Function, Outcome, Resume, Run, Turn, Turned
+
+
+class Reply(NamedTuple):
+    """What a statement brought."""
+
+    rows: list[Any]
+    changed: int
+
+
+class Many(list[Any]):
+    """Parameter sets: the statement runs once for each, and `changed` is their total."""
+
+
+Transaction = Generator[tuple[str, Any], Reply, Any]
+
+SCHEMA_VERSION = 1
+
+_TASK_COLUMNS = """
+    id INTEGER PRIMARY KEY,
+    queue INTEGER NOT NULL,
+    run INTEGER NOT NULL,
+    function INTEGER NOT NULL,
+    args,                                  -- TEXT: JSON array; BLOB: pickle of (args, kwargs)
+    kwargs TEXT,                           -- JSON object
+    identity BLOB,                         -- what identifies a pickled call in a resume
+    key TEXT,
+    status INTEGER NOT NULL,
+    priority INTEGER NOT NULL DEFAULT 0,
+    eta INTEGER NOT NULL DEFAULT 0,        -- times are microseconds since 1970, UTC
+    enqueued_at INTEGER NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    crashes INTEGER NOT NULL DEFAULT 0,
+    owner INTEGER,
+    started_at INTEGER,
+    finished_at INTEGER,
+    result,                                -- TEXT: JSON; BLOB: pickle
+    error TEXT,                            -- JSON object: type, message, traceback
+    exception BLOB                         -- pickle of the exception
+"""
+
+_SHOWN_ID = "'task-' || " + " || ".join(
+    f"substr('0123456789abcdefghjkmnpqrstvwxyz', 1 + ((t.id >> {shift}) & 31), 1)" for shift in range(60, -1, -5)
+)
+
+
+def _shown_time(column: str) -> str:
+    whole = f"strftime('%Y-%m-%dT%H:%M:%S', t.{column} / 1000000, 'unixepoch')"
+    return f"{whole} || printf('.%06dZ', t.{column} % 1000000)"
+
+
+SCHEMA = (
+    "CREATE TABLE queue (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+    "CREATE TABLE function (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, path TEXT NOT NULL, pickle BLOB NOT NULL)",
+    "CREATE TABLE owner (id INTEGER PRIMARY KEY, queue TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,"
+    " opened_at INTEGER NOT NULL, heard INTEGER NOT NULL)",
+    # clean: NULL while it is open, else 0 or 1. settled: nothing of it is taken over any more.
+    "CREATE TABLE run (id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, owner INTEGER NOT NULL, continues TEXT NOT NULL,"
+    " started_at INTEGER NOT NULL, ended_at INTEGER, clean INTEGER, settled INTEGER NOT NULL DEFAULT 0)",
+    # What finished, in order: kept only while several owners are there, for those who wait for others.
+    "CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL)",
+    f"CREATE TABLE task ({_TASK_COLUMNS})",
+    f"CREATE INDEX claimable ON task (queue, priority DESC, eta, id) WHERE status = {Status.PENDING:d}",
+    "CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL",
+    f"""
+    CREATE VIEW tasks AS SELECT {_SHOWN_ID} AS id, q.name AS queue, f.path AS func_path, t.args, t.kwargs,
+        CASE t.status {" ".join(f"WHEN {s:d} THEN '{s.name}'" for s in Status)} END AS status,
+        t.priority, t.attempts, t.crashes, t.key, t.run, t.owner,
+        {_shown_time("eta")} AS eta, {_shown_time("enqueued_at")} AS enqueued_at,
+        {_shown_time("started_at")} AS started_at,
+        CASE t.status WHEN {Status.COMPLETED:d} THEN {_shown_time("finished_at")} END AS completed_at,
+        CASE t.status WHEN {Status.FAILED:d} THEN {_shown_time("finished_at")} END AS failed_at,
+        t.result, t.error ->> 'type' AS error_type, t.error ->> 'message' AS error_message,
+        t.error ->> 'traceback' AS traceback, t.id AS number
+    FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
+    """,
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+
+def create() -> Transaction:
+    """Make the schema, unless another process was faster."""
+    ((version,),), _ = yield "PRAGMA user_version", ()
+    if version == 0:
+        for statement in SCHEMA:
+            yield statement, ()
+
+
+# Statements of the turn. The states they name come from the table of transitions.
+
+_PENDING = f"status = {source(Event.CLAIM)[0]:d}"
+_RUNNING = f"status = {source(Event.COMPLETE)[0]:d}"
+_FENCE = f"{_RUNNING} AND owner = ? AND attempts = ?"
+
+_ADD = (
+    "INSERT INTO task (id, queue, run, function, args, kwargs, identity, key, status, enqueued_at, attempts, owner,"
+    " started_at) "
+)
+_ADD_TEXT = _ADD + "SELECT ? + key, ?, ?, ?, value, NULL, NULL, NULL, ?, ?, ?, ?, ? FROM json_each(?)"
+_ADD_CALL = _ADD + "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+_COMPLETE = f"UPDATE task SET status = {target(Event.COMPLETE):d}, finished_at = ?, "
+_COMPLETE_BLOCK = (
+    _COMPLETE + "result = substr(j.value, 2, length(j.value) - 2) FROM json_each(?) AS j"
+    f" WHERE task.id = j.key + ? AND {_FENCE}"
+)
+_END = {
+    Event.COMPLETE: _COMPLETE + f"result = ? WHERE id = ? AND {_FENCE}",
+    Event.FAIL: f"UPDATE task SET status = {target(Event.FAIL):d}, finished_at = ?, error = ?, exception = ?"
+    f" WHERE id = ? AND {_FENCE}",
+    Event.RELEASE: f"UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL"
+    f" WHERE id = ? AND {_FENCE}",
+    Event.CRASH: f"UPDATE task SET status = {target(Event.CRASH):d}, owner = NULL, started_at = NULL,"
+    f" crashes = crashes + 1 WHERE id = ? AND {_FENCE}",
+}
+_CLAIM = f"""
+    UPDATE task SET status = {target(Event.CLAIM):d}, owner = ?, attempts = attempts + 1, started_at = ?
+    WHERE id IN (
+        SELECT id FROM task WHERE {_PENDING} AND queue = ? AND eta <= ? ORDER BY priority DESC, eta, id LIMIT ?)
+    RETURNING priority, eta, id, attempts, crashes, run, args, kwargs,
+        (SELECT digest FROM function WHERE function.id = task.function)
+"""
+_RELEASE_ALL = f"""
+    UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL WHERE {_RUNNING} AND owner = ?
+"""
+
+
+def turn(owner: int, run: Run, queue: int, functions: dict[bytes, int], work: Turn, alone: bool) -> Transaction:
+    """One turn of a dispatcher: returns a Turned. See Store.turn()."""
+    turned = Turned()
+    for batch in work.adds:
+        yield from _add(owner, run, queue, functions[batch.function.digest], batch, work.now)
+    for block in work.blocks:
+        yield from _complete_block(owner, block, work.now, turned.refused)
+    for event, sql in _END.items():
+        ends = [end for end in work.outcomes if end.event is event]
+        if ends:
+            yield from _end(owner, event, sql, ends, work.now, turned.refused)
+    if not alone:
+        yield from _publish(work, turned.refused)
+    if work.claim > 0:
+        rows, _ = yield _CLAIM, (owner, work.now, queue, work.now, work.claim)
+        rows.sort(key=lambda row: (-row[0], row[1], row[2]))
+        turned.claimed = [
+            Claimed(id, attempt, crashes, run_, digest, args, kwargs)
+            for _, _, id, attempt, crashes, run_, args, kwargs, digest in rows
+        ]
+    return turned
+
+
+def _add(owner: int, run: Run, queue: int, function: int, batch: Batch, now: int) -> Transaction:
+    # A batch that is claimed as it is added never was PENDING to anybody: one insert is add and claim.
+    claim = (target(Event.CLAIM), now, 1, owner, now) if batch.claimed else (Status.PENDING, now, 0, None, None)
+    if batch.text is not None:
+        yield _ADD_TEXT, (batch.first, queue, run.id, function, *claim, batch.text)
+        return
+    yield (
+        _ADD_CALL,
+        Many(
+            (id, queue, run.id, function, call.args, call.kwargs, call.identity, batch.key, *claim)
+            for id, call in enumerate(batch.calls or (), batch.first)
+        ),
+    )
+
+
+def _complete_block(owner: int, block: Block, now: int, refused: set[int]) -> Transaction:
+    _, changed = yield _COMPLETE_BLOCK, (now, block.text, block.first, owner, block.attempt)
+    if changed != block.count:
+        yield from _find_refused(owner, Event.COMPLETE, [(block.first + i, block.attempt) for i in range(block.count)], refused)
+
+
+def _end(
+    owner: int, event: Event, sql: str, ends: Sequence[Outcome], now: int, refused: set[int]
+) -> Transaction:
+    fences = [(end.id, owner, end.attempt) for end in ends]
+    match event:
+        case Event.COMPLETE:
+            values = Many((now, end.result, *fence) for end, fence in zip(ends, fences, strict=True))
+        case Event.FAIL:
+            values = Many((now, *_error_columns(end.error), *fence) for end, fence in zip(ends, fences, strict=True))
+        case _:
+            values = Many(fences)
+    _, changed = yield sql, values
+    if changed != len(ends):
+        yield from _find_refused(owner, event, [(end.id, end.attempt) for end in ends], refused)
+
+
+def _find_refused(owner: int, event: Event, ends: Iterable[tuple[int, int]], refused: set[int]) -> Transaction:
+    """Which of these ends changed nothing. Rare, so it asks for each."""
+    for id, attempt in ends:
+        rows, _ = yield "SELECT status, owner, attempts FROM task WHERE id = ?", (id,)
+        if target(event) is Status.PENDING:
+            taken = bool(rows) and rows[0][0] == Status.PENDING and rows[0][2] == attempt
+        else:
+            taken = bool(rows) and tuple(rows[0]) == (target(event), owner, attempt)
+        if not taken:
+            refused.add(id)
+
+
+def _publish(work: Turn, refused: set[int]) -> Transaction:
+    """Tell other owners what finished."""
+    ids = [block.first + i for block in work.blocks for i in range(block.count)]
+    ids += [end.id for end in work.outcomes if end.event in (Event.COMPLETE, Event.FAIL)]
+    if ids:
+        yield "INSERT INTO news (task) VALUES (?)", Many((id,) for id in ids if id not in refused)
+
+
+def _error_columns(error: ErrorInfo | None) -> tuple[str | None, bytes | None]:
+    if error is None:
+        return None, None
+    text = json.dumps({"type": error.type, "message": error.message, "traceback": error.traceback})
+    return text, error.pickle
+
+
+def error_info(text: str | None, exception: bytes | None) -> ErrorInfo | None:
+    return ErrorInfo(**json.loads(text), pickle=exception) if text is not None else None
+
+
+def ensure_queue(name: str) -> Transaction:
+    """The number of a queue."""
+    yield "INSERT OR IGNORE INTO queue (name) VALUES (?)", (name,)
+    ((id,),), _ = yield "SELECT id FROM queue WHERE name = ?", (name,)
+    return id
+
+
+def ensure_function(function: Function) -> Transaction:
+    """The number of a function. A function that no task uses is harmless."""
+    yield "INSERT OR IGNORE INTO function (digest, path, pickle) VALUES (?, ?, ?)", tuple(function)
+    ((id,),), _ = yield "SELECT id FROM function WHERE digest = ?", (function.digest,)
+    return id
+
+
+def cancel(ids: Sequence[int], now: int, alone: bool) -> Transaction:
+    """CANCEL the PENDING ones of ids, and return them."""
+    changed = yield from _change(Event.CANCEL, f"finished_at = {now:d}", ids)
+    if changed and not alone:
+        yield "INSERT INTO news (task) VALUES (?)", Many((id,) for id in changed)
+    return changed
+
+
+def revive(ids: Sequence[int]) -> Transaction:
+    """REVIVE the FAILED and CANCELLED ones of ids, and return them."""
+    return (
+        yield from _change(Event.REVIVE, "finished_at = NULL, error = NULL, exception = NULL, crashes = 0", ids)
+    )
+
+
+def _change(event: Event, columns: str, ids: Sequence[int]) -> Transaction:
+    sources = ", ".join(f"{status:d}" for status in source(event))
+    rows, _ = yield (
+        f"UPDATE task SET status = {target(event):d}, {columns}"
+        f" WHERE id IN (SELECT value FROM json_each(?)) AND status IN ({sources}) RETURNING id",
+        (json.dumps(list(ids)),),
+    )
+    return [id for (id,) in rows]
+
+
+# Owners
+
+
+def enter(id: int, queue: str, host: str, pid: int, now: int) -> Transaction:
+    """Register an owner. What finished before is no news to it."""
+    yield (
+        "INSERT INTO owner SELECT ?, ?, ?, ?, ?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'news'), 0)",
+        (id, queue, host, pid, now),
+    )
+
+
+def bury(owners: Sequence[int]) -> Transaction:
+    """RELEASE the tasks of owners that are gone, forget them, and return how many tasks that were."""
+    released = 0
+    for owner in owners:
+        _, changed = yield _RELEASE_ALL, (owner,)
+        released += changed
+        yield "DELETE FROM owner WHERE id = ?", (owner,)
+    return released
+
+
+def hear(owner: int) -> Transaction:
+    """The tasks that others finished since this owner last asked. What all have heard is dropped."""
+    rows, _ = yield "SELECT id, task FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?)", (owner,)
+    if rows:
+        yield "UPDATE owner SET heard = ? WHERE id = ?", (max(id for id, _ in rows), owner)
+        yield "DELETE FROM news WHERE id <= (SELECT min(heard) FROM owner)", ()
+    return [task for _, task in rows]
+
+
+# Runs
+
+
+def begin_run(queue: int, queue_name: str, owner: int, resume: Resume, now: int) -> Transaction:
+    """Open a run; returns a Run. See Store.begin_run()."""
+    continues: set[int] = set()
+    if resume != "never":
+        rows, _ = yield (
+            "SELECT id FROM run WHERE queue = ? AND settled = 0 AND owner NOT IN (SELECT id FROM owner)",
+            (queue,),
+        )
+        continues.update(id for (id,) in rows)
+    if resume == "always":
+        rows, _ = yield (
+            "SELECT id, continues FROM run WHERE queue = ? AND owner NOT IN (SELECT id FROM owner)"
+            " ORDER BY id DESC LIMIT 1",
+            (queue,),
+        )
+        for id, earlier in rows:
+            continues.update([id, *json.loads(earlier)])
+    chain = json.dumps(sorted(continues))
+    _, _ = yield (
+        "INSERT INTO run (queue, owner, continues, started_at) VALUES (?, ?, ?, ?)",
+        (queue, owner, chain, now),
+    )
+    ((run,),), _ = yield "SELECT last_insert_rowid()", ()
+    done = total = 0
+    if continues:
+        yield "DROP TABLE IF EXISTS temp.resumable", ()
+        yield (
+            "CREATE TEMP TABLE resumable AS SELECT function, coalesce(identity, args || coalesce(kwargs, '')) AS call, id"
+            f" FROM task WHERE run IN (SELECT value FROM json_each(?)) AND status <> {Status.CANCELLED:d}",
+            (chain,),
+        )
+        yield "CREATE INDEX temp.resumable_call ON resumable (function, call, id)", ()
+        ((total, done),), _ = yield (
+            f"SELECT count(*), sum(status = {Status.COMPLETED:d}) FROM resumable JOIN task USING (id)",
+            (),
+        )
+    return Run(run, queue_name, tuple(sorted(continues)), done or 0, total)
+
+
+def end_run(run: Run, took: Sequence[int], clean: bool, now: int) -> Transaction:
+    """Close a run, and settle it and what it took over from if it is clean."""
+    yield "UPDATE run SET ended_at = ?, clean = ?, settled = ? WHERE id = ?", (now, clean, clean, run.id)
+    if clean:
+        yield "UPDATE run SET settled = 1 WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(took)),)
+
+
+def take_over(function: int, calls: Sequence[Call]) -> Transaction:
+    """For each call (run of the task, Found), or None. See Store.take_over()."""
+    wanted: dict[str | bytes, list[int]] = {}
+    for place, call in enumerate(calls):
+        identity = call.identity if call.identity is not None else str(call.args) + (call.kwargs or "")
+        wanted.setdefault(identity, []).append(place)
+    given: dict[int, int] = {}
+    for identity, places in wanted.items():
+        rows, _ = yield (
+            "DELETE FROM temp.resumable WHERE rowid IN"
+            " (SELECT rowid FROM temp.resumable WHERE function = ? AND call = ? ORDER BY id LIMIT ?) RETURNING id",
+            (function, identity, len(places)),
+        )
+        given.update(zip(sorted(id for (id,) in rows), places))
+    failed, _ = yield (
+        f"SELECT id FROM task WHERE id IN (SELECT value FROM json_each(?)) AND status = {Status.FAILED:d}",
+        (json.dumps(list(given)),),
+    )
+    if failed:
+        yield from revive([id for (id,) in failed])
+    rows, _ = yield f"SELECT run, {_FOUND} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(given)),)
+    found: list[tuple[int, Found] | None] = [None] * len(calls)
+    for run, *row in rows:
+        found[given[row[0]]] = run, _found(row)
+    return found
+
+
+# Looking
+
+_FOUND = "id, status, result, error, exception FROM task"
+
+
+def _found(row: Sequence[Any]) -> Found:
+    id, status, result, error, exception = row
+    return Found(id, Status(status), result, error_info(error, exception))
+
+
+def states(ids: Iterable[int]) -> Transaction:
+    """Where tasks stand."""
+    rows, _ = yield f"SELECT {_FOUND} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+    return [_found(row) for row in rows]
+
+
+def by_key(queue: int, key: str) -> Transaction:
+    """Where the task of that key stands, or None."""
+    rows, _ = yield f"SELECT {_FOUND} WHERE queue = ? AND key = ?", (queue, key)
+    return _found(rows[0]) if rows else None
