@@ -1,1 +1,71 @@
-"""A process pool whose calls and results are kept on disk."""
+"""A process pool whose calls and results are kept on disk.
+
+    from omniq_executor import PersistentExecutor
+
+    with PersistentExecutor(store="runs/etl.db") as executor:
+        for row in executor.map(parse, paths):
+            ...
+
+Names are loaded when they are first used: workers import this package too, and need few of them.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import (
+        CallError as CallError,
+        OmniqError as OmniqError,
+        PoolBroken as PoolBroken,
+        RemoteError as RemoteError,
+        SerializationError as SerializationError,
+        StoreError as StoreError,
+        StoreVersionError as StoreVersionError,
+        TaskNotFound as TaskNotFound,
+        TaskTimeout as TaskTimeout,
+        WorkerCrashed as WorkerCrashed,
+    )
+    from .executor import PersistentExecutor as PersistentExecutor
+    from .future import DurableFuture as DurableFuture
+    from .model import Status as Status, Task as Task
+    from .stores import open_store as open_store
+    from .stores.base import Store as Store
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "PersistentExecutor": "executor",
+    "DurableFuture": "future",
+    "Status": "model",
+    "Task": "model",
+    "open_store": "stores",
+    "Store": "stores.base",
+    **dict.fromkeys(
+        (
+            "CallError",
+            "OmniqError",
+            "PoolBroken",
+            "RemoteError",
+            "SerializationError",
+            "StoreError",
+            "StoreVersionError",
+            "TaskNotFound",
+            "TaskTimeout",
+            "WorkerCrashed",
+        ),
+        "errors",
+    ),
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -36,8 +36,7 @@ class Call(NamedTuple):
     identity: bytes | None = None  # of a pickled call; of a JSON call it is the text itself
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """New calls of one function; call i gets the id `first + i`.
 
     Either `text` is the JSON array of their argument arrays (the fast form), or `calls` has each.

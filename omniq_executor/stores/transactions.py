@@ -107,6 +107,8 @@ def create() -> Transaction:
 
 # Statements of the turn. The states they name come from the table of transitions.
 
+_ADDED = int(Status.PENDING)
+_CLAIMED = int(target(Event.CLAIM))
 _PENDING = f"status = {source(Event.CLAIM)[0]:d}"
 _RUNNING = f"status = {source(Event.COMPLETE)[0]:d}"
 _FENCE = f"{_RUNNING} AND owner = ? AND attempts = ?"
@@ -144,18 +146,19 @@ _RELEASE_ALL = f"""
 """
 
 
-def turn(owner: int, run: Run, queue: int, functions: dict[bytes, int], work: Turn, alone: bool) -> Transaction:
+def turn(owner: int, run: int, queue: int, functions: dict[bytes, int], work: Turn, peers: Sequence[int]) -> Transaction:
     """One turn of a dispatcher: returns a Turned. See Store.turn()."""
     turned = Turned()
     for batch in work.adds:
         yield from _add(owner, run, queue, functions[batch.function.digest], batch, work.now)
     for block in work.blocks:
         yield from _complete_block(owner, block, work.now, turned.refused)
-    for event, sql in _END.items():
-        ends = [end for end in work.outcomes if end.event is event]
-        if ends:
-            yield from _end(owner, event, sql, ends, work.now, turned.refused)
-    if not alone:
+    if work.outcomes:
+        for event, sql in _END.items():
+            ends = [end for end in work.outcomes if end.event is event]
+            if ends:
+                yield from _end(owner, event, sql, ends, work.now, turned.refused)
+    if len(peers) > 1:
         yield from _publish(work, turned.refused)
     if work.claim > 0:
         rows, _ = yield _CLAIM, (owner, work.now, queue, work.now, work.claim)
@@ -167,19 +170,14 @@ def turn(owner: int, run: Run, queue: int, functions: dict[bytes, int], work: Tu
     return turned
 
 
-def _add(owner: int, run: Run, queue: int, function: int, batch: Batch, now: int) -> Transaction:
+def _add(owner: int, run: int, queue: int, function: int, batch: Batch, now: int) -> Transaction:
     # A batch that is claimed as it is added never was PENDING to anybody: one insert is add and claim.
-    claim = (target(Event.CLAIM), now, 1, owner, now) if batch.claimed else (Status.PENDING, now, 0, None, None)
+    claim = (_CLAIMED, now, 1, owner, now) if batch.claimed else (_ADDED, now, 0, None, None)
     if batch.text is not None:
-        yield _ADD_TEXT, (batch.first, queue, run.id, function, *claim, batch.text)
-        return
-    yield (
-        _ADD_CALL,
-        Many(
-            (id, queue, run.id, function, call.args, call.kwargs, call.identity, batch.key, *claim)
-            for id, call in enumerate(batch.calls or (), batch.first)
-        ),
-    )
+        yield _ADD_TEXT, (batch.first, queue, run, function, *claim, batch.text)
+    else:
+        for number, (args, kwargs, identity) in enumerate(batch.calls or (), batch.first):
+            yield _ADD_CALL, (number, queue, run, function, args, kwargs, identity, batch.key, *claim)
 
 
 def _complete_block(owner: int, block: Block, now: int, refused: set[int]) -> Transaction:

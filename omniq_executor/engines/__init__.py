@@ -1,0 +1,1 @@
+"""Where calls run. An engine knows processes, and nothing of stores."""

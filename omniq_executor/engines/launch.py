@@ -1,0 +1,252 @@
+"""How worker processes come to be, for each start method.
+
+forkserver, spawn: multiprocessing starts them. It would import the script in each of them, which
+runs an unguarded script again; workers need nothing of it, since what is defined there travels by
+value, so that import is left out.
+
+fork: a process that has threads must not fork, and ours has some as soon as it works. So a nursery
+is forked when the executor is made, before it has any, and all workers are forked by the nursery,
+which does nothing else.
+
+    parent --request, two sockets--> nursery --fork--> worker
+           <--started, ended--------
+"""
+
+import contextlib
+import functools
+import io
+import os
+import selectors
+import signal
+import socket
+import struct
+import threading
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection, reduction, spawn
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from . import worker
+
+Initializer = Callable[..., object] | None
+OnDeath = Callable[[], None]
+
+
+class Process:
+    """A worker process, as far as the parent knows it."""
+
+    def __init__(self, on_death: OnDeath) -> None:
+        self.pid: int | None = None  # not known before a nursery has said so
+        self.exit_code: int | None = None  # None while it lives; -N after signal N
+        self.on_death = on_death
+
+    def kill(self, signal_number: int) -> None:
+        """Send a signal, if it lives."""
+        if self.pid is not None and self.exit_code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal_number)
+
+
+class Launcher:
+    """Starts workers and tells of their deaths. `start()` uses multiprocessing; NurseryLauncher differs."""
+
+    def __init__(self, context: BaseContext, array: Any, initializer: Initializer, initargs: Sequence[Any]) -> None:
+        self._context = context
+        self._array = array
+        self._setup = _Setup(initializer, initargs)
+        self._selector: selectors.BaseSelector | None = None
+        self._alive: dict[Process, Any] = {}
+
+    def attach(self, selector: selectors.BaseSelector) -> None:
+        """Have deaths waited for by `selector`."""
+        self._selector = selector
+
+    def start(self, slot: int, data: socket.socket, control: socket.socket, on_death: OnDeath) -> Process:
+        """Start the worker of a slot with its ends of the sockets; `on_death` is called when it has ended."""
+        made = self._context.Process(  # type: ignore[attr-defined]  # every concrete context has it
+            target=worker.enter, args=(data, control, self._array, slot, self._setup)
+        )
+        with _script_left_alone():
+            made.start()
+        process = Process(on_death)
+        process.pid = made.pid
+        self._alive[process] = made
+        if self._selector is not None:
+            self._selector.register(made.sentinel, selectors.EVENT_READ, lambda _: self._ended(process))
+        return process
+
+    def _ended(self, process: Process) -> None:
+        made = self._alive.pop(process)
+        if self._selector is not None:
+            self._selector.unregister(made.sentinel)
+        made.join()
+        process.exit_code = made.exitcode
+        made.close()
+        process.on_death()
+
+    def close(self) -> None:
+        """Wait until all workers have ended; they have been told to."""
+        for process in list(self._alive):
+            self._alive[process].join()
+            self._ended(process)
+
+
+class NurseryLauncher(Launcher):
+    """Starts workers by the fork of a process that has no threads."""
+
+    _REQUEST = struct.Struct("!qq")  # process number, slot
+    _NEWS = struct.Struct("!qqq")  # process number, pid, exit code or _STARTED
+    _STARTED = 1 << 40
+
+    def __init__(self, context: BaseContext, array: Any, initializer: Initializer, initargs: Sequence[Any]) -> None:
+        super().__init__(context, array, initializer, initargs)
+        self._socket, theirs = socket.socketpair()
+        self._numbers: dict[int, Process] = {}
+        self._count = 0
+        self._nursery = context.Process(target=self._tend, args=(theirs,))  # type: ignore[attr-defined]
+        self._nursery.start()
+        theirs.close()
+
+    def attach(self, selector: selectors.BaseSelector) -> None:
+        super().attach(selector)
+        selector.register(self._socket, selectors.EVENT_READ, lambda _: self._hear())
+
+    def start(self, slot: int, data: socket.socket, control: socket.socket, on_death: OnDeath) -> Process:
+        process = self._numbers[self._count] = Process(on_death)
+        socket.send_fds(self._socket, [self._REQUEST.pack(self._count, slot)], [data.fileno(), control.fileno()])
+        self._count += 1
+        return process
+
+    def _hear(self) -> bool:
+        """Take in one piece of news; False when there will be no more."""
+        data = b""
+        while len(data) < self._NEWS.size:
+            with contextlib.suppress(ConnectionResetError):
+                if more := self._socket.recv(self._NEWS.size - len(data)):
+                    data += more
+                    continue
+            if self._selector is not None:
+                self._selector.unregister(self._socket)
+                self._selector = None
+            for process in list(self._numbers.values()):
+                process.on_death()
+            self._numbers.clear()
+            return False
+        number, pid, code = self._NEWS.unpack(data)
+        process = self._numbers[number]
+        process.pid = pid
+        if code != self._STARTED:
+            del self._numbers[number]
+            process.exit_code = code
+            process.on_death()
+        return True
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_WR)
+        while self._hear():
+            pass
+        self._socket.close()
+        self._nursery.join()
+
+    def _tend(self, parent: socket.socket) -> None:
+        """The nursery's own life: start workers on request, tell of their ends, end after the last."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._socket.close()
+        children: dict[int, tuple[int, Any]] = {}
+        listening = True
+        while listening or children:
+            for ready in connection.wait([parent, *children] if listening else list(children)):
+                if ready is parent:
+                    request, fds, _, _ = socket.recv_fds(parent, self._REQUEST.size, 2)
+                    if not request:
+                        listening = False
+                        continue
+                    number, slot = self._REQUEST.unpack(request)
+                    made = self._context.Process(target=self._bear, args=(parent, fds, slot))  # type: ignore[attr-defined]
+                    made.start()
+                    for fd in fds:
+                        os.close(fd)
+                    children[made.sentinel] = number, made
+                    code = self._STARTED
+                else:
+                    number, made = children.pop(ready)  # type: ignore[call-overload]  # a sentinel is an int here
+                    made.join()
+                    code = made.exitcode
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    parent.sendall(self._NEWS.pack(number, made.pid, code))
+
+    def _bear(self, parent: socket.socket, fds: Sequence[int], slot: int) -> None:
+        parent.close()
+        data, control = (socket.socket(fileno=fd) for fd in fds)
+        worker.enter(data, control, self._array, slot, self._setup)
+
+
+def make_launcher(context: BaseContext, array: Any, initializer: Initializer, initargs: Sequence[Any]) -> Launcher:
+    """The launcher for a context's start method. With fork it forks: call it before anything is opened."""
+    forks = context.get_start_method() == "fork"
+    return (NurseryLauncher if forks else Launcher)(context, array, initializer, initargs)
+
+
+class _Setup:
+    """The initializer and its arguments, on their way to a worker.
+
+    They may hold locks and queues of multiprocessing, which can be pickled only while a process is
+    being started, and functions of the script, which must go by value.
+    """
+
+    def __init__(self, initializer: Initializer, initargs: Sequence[Any]) -> None:
+        self.initializer = initializer
+        self.initargs = initargs
+
+    def __reduce__(self) -> Any:
+        pair = self.initializer, self.initargs
+        try:
+            plain = bytes(reduction.ForkingPickler.dumps(pair))
+        except Exception as error:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
+            plain, cause = b"", error
+        if plain and b"__main__" not in plain:
+            return _load_setup, (plain,)
+        import cloudpickle
+
+        buffer = io.BytesIO()
+        pickler = cloudpickle.Pickler(buffer, 5)
+        forking = reduction.ForkingPickler(io.BytesIO()).dispatch_table  # type: ignore[attr-defined]
+        pickler.dispatch_table = ChainMap(forking, pickler.dispatch_table)
+        try:
+            pickler.dump(pair)
+        except Exception as error:
+            raise error from (None if plain else cause)
+        return _load_setup, (buffer.getvalue(),)
+
+
+def _load_setup(data: bytes) -> _Setup:
+    return _Setup(*reduction.ForkingPickler.loads(data))
+
+
+_starting = threading.local()
+
+
+@functools.cache
+def _teach_to_leave_the_script_alone() -> None:
+    # multiprocessing has no switch for this. The function stays as it was for all but our own starts.
+    original = spawn.get_preparation_data
+
+    def get_preparation_data(name: str) -> dict[str, Any]:
+        data = original(name)
+        if getattr(_starting, "ours", False):
+            data.pop("init_main_from_path", None)
+            data.pop("init_main_from_name", None)
+        return data
+
+    spawn.get_preparation_data = get_preparation_data
+
+
+@contextlib.contextmanager
+def _script_left_alone() -> Iterator[None]:
+    _teach_to_leave_the_script_alone()
+    _starting.ours = True
+    try:
+        yield
+    finally:
+        _starting.ours = False

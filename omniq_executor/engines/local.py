@@ -1,0 +1,415 @@
+"""The engine that runs calls on processes of this machine.
+
+    dispatcher --give()--> worker's outbox ----> worker process
+               <--reports-- worker's inbox <----'
+
+Each worker has a data socket of its own and nothing that is shared with another worker, so what
+befalls one befalls the others in no way. What a worker was given and has not reported yet is in
+its record here, as is the number of the call it is in (worker.cells), so that its death can be
+charged to the one call that was running; calls beside it come back as RETURNED and run elsewhere.
+
+Numbers: the calls given to a worker are numbered in the order in which it runs and reports them.
+
+    reported          next
+    |--- given, not reported ---|
+         ^ STARTED: the one it is in
+
+All methods are called by one thread at a time (the dispatcher's lock sees to it).
+"""
+
+import contextlib
+import ctypes
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple
+
+from .. import codec
+from ..schedule import MOST_BYTES, STEAL_AFTER_S, Pace
+from . import worker as proc
+from .launch import Process, make_launcher
+from .wire import Inbox, Outbox
+
+_START_DEATHS_ALLOWED = 3  # in a row, before the pool is called broken
+_VISIBLE_S = 0.001  # after which a write to shared memory is seen by every process, with much to spare
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Calls of one function that travel together. Either `text` has their arguments, or `calls`."""
+
+    ids: Sequence[int]
+    attempts: Sequence[int]
+    digest: bytes
+    function: bytes  # its pickle
+    text: str | None = None  # JSON array of argument arrays
+    calls: Sequence[tuple[str | bytes, str | None]] | None = None  # stored forms of (args, kwargs)
+    number: int = 0  # of its first call, given by the engine
+
+    def joins(self, other: "Chunk") -> bool:
+        """Whether `joined()` can take the other one in."""
+        return self.digest == other.digest and self.calls is not None and other.calls is not None
+
+    def joined(self, chunks: Sequence["Chunk"]) -> "Chunk":
+        """Chunks that join this one, this one among them, as one."""
+        return Chunk(
+            [number for chunk in chunks for number in chunk.ids],
+            [attempt for chunk in chunks for attempt in chunk.attempts],
+            self.digest,
+            self.function,
+            calls=[call for chunk in chunks for call in chunk.calls or ()],
+        )
+
+    def part(self, start: int, stop: int) -> "Chunk":
+        """The calls from `start` up to `stop` as a chunk of their own."""
+        calls = self.calls
+        if calls is None:
+            rows = codec.decode(self.text or "[]")
+            calls = [codec.encode_call(tuple(row), {}) for row in rows]
+        return Chunk(
+            self.ids[start:stop], self.attempts[start:stop], self.digest, self.function, calls=calls[start:stop]
+        )
+
+
+class Report(NamedTuple):
+    """What became of calls. The kinds are BLOCK, RESULT and ERROR, as in the worker's messages, and those below."""
+
+    kind: str
+    ids: Sequence[int]
+    attempts: Sequence[int]
+    payload: Any
+
+
+CRASHED = "crashed"  # the process died in this call; the payload says how
+RETURNED = "returned"  # not started, or its result was lost with the process: the payload is a Chunk to run elsewhere
+
+
+class _Worker:
+    """The parent's record of a worker process."""
+
+    def __init__(self, process: Process, sock: socket.socket, control: socket.socket, cells: memoryview) -> None:
+        self.process = process
+        self.socket = sock
+        self.control = control
+        self.cells = cells
+        self.inbox = Inbox(sock)
+        self.outbox = Outbox(sock)
+        self.chunks: deque[Chunk] = deque()
+        self.functions: set[int] = set()
+        self.next = 0
+        self.reported = 0
+        self.taken = proc.NEVER  # calls from this number on were taken back
+        self.take_at = 0.0  # when a taking back that is under way can be concluded, or 0
+        self.heard_at = time.monotonic()
+        self.spoke = False
+        self.watched = False
+
+    @property
+    def queued(self) -> int:
+        """How many calls it has, the one it runs included."""
+        return self.next - self.reported
+
+
+class LocalEngine:
+    """A pool of up to `max_workers` worker processes, started when there is work for them."""
+
+    def __init__(
+        self,
+        max_workers: int,
+        context: BaseContext,
+        initializer: Callable[..., object] | None,
+        initargs: Iterable[Any],
+        max_tasks_per_child: int | None,
+    ) -> None:
+        self.max_workers = max_workers
+        self.broken: str | None = None  # why no worker can be started
+        self.reports: list[Report] = []
+        self.pace = Pace()
+        self._max_tasks = max_tasks_per_child
+        array = context.RawArray(ctypes.c_longlong, proc.CELLS * max_workers)
+        self._cells = memoryview(array).cast("B").cast("q")
+        self._launcher = make_launcher(context, array, initializer, tuple(initargs))
+        self._slots: list[_Worker | None] = [None] * max_workers
+        self._function_ids: dict[bytes, int] = {}
+        self._start_deaths = 0
+        self._selector: selectors.BaseSelector | None = None
+
+    def attach(self, selector: selectors.BaseSelector) -> None:
+        """Have the engine's events waited for by `selector`, with their handlers as its data."""
+        self._selector = selector
+        self._launcher.attach(selector)
+
+    # giving work
+
+    def room(self) -> tuple[int, int]:
+        """How many more calls the workers could be given in all, and how many the one with the most room."""
+        lead = self.pace.lead()
+        total = best = 0
+        for worker in self._slots:
+            free = self._room(worker, lead)
+            if free > 0:
+                total += free
+                if free > best:
+                    best = free
+        return total, best
+
+    def _room(self, worker: _Worker | None, lead: int) -> int:
+        if worker is None:
+            return min(lead, self._max_tasks or lead)
+        if worker.outbox or worker.take_at or worker.taken != proc.NEVER:
+            return 0
+        left = lead if self._max_tasks is None else self._max_tasks - worker.next
+        return min(lead - worker.queued, left)
+
+    def give(self, chunk: Chunk) -> None:
+        """Hand a chunk to the worker that has the most room, starting one where none is idle."""
+        lead = self.pace.lead()
+        slot = max(
+            range(self.max_workers),
+            # Among equals: an idle worker, then a new one. A running worker is never preferred to a new one.
+            key=lambda i: (self._room(self._slots[i], lead), self._slots[i] is not None),
+        )
+        worker = self._slots[slot] or self._start(slot)
+        function = self._function_ids.setdefault(chunk.digest, len(self._function_ids))
+        pickled = None if function in worker.functions else chunk.function
+        worker.functions.add(function)
+        chunk.number = worker.next
+        if not worker.queued:
+            worker.heard_at = time.monotonic()
+        worker.next += len(chunk.ids)
+        worker.chunks.append(chunk)
+        worker.outbox.send((chunk.number, function, pickled, chunk.text, chunk.calls))
+        if worker.outbox:
+            self._watch(worker)
+
+    def _start(self, slot: int) -> _Worker:
+        cells = self._cells[slot * proc.CELLS : (slot + 1) * proc.CELLS]
+        cells[proc.STARTED], cells[proc.STOP], cells[proc.RESUME] = -1, proc.NEVER, proc.NEVER
+        data, theirs = socket.socketpair()
+        control, their_control = socket.socketpair()
+        data.setblocking(False)
+        try:
+            process = self._launcher.start(slot, theirs, their_control, lambda: self._on_death(slot, worker))
+        finally:
+            theirs.close()
+            their_control.close()
+        worker = self._slots[slot] = _Worker(process, data, control, cells)
+        self._watch(worker)
+        return worker
+
+    def _watch(self, worker: _Worker) -> None:
+        """Wait for what the worker's socket can do now: be read, and be written while something waits for it."""
+        assert self._selector is not None
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.outbox else 0)
+        handler = lambda mask: self._on_ready(worker, mask)  # noqa: E731
+        if worker.watched:
+            self._selector.modify(worker.socket, events, handler)
+        else:
+            self._selector.register(worker.socket, events, handler)
+            worker.watched = True
+
+    # hearing of it
+
+    def _on_ready(self, worker: _Worker, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            worker.outbox.flush()
+            if not worker.outbox:
+                self._watch(worker)
+        if mask & selectors.EVENT_READ:
+            self._read(worker)
+
+    def _read(self, worker: _Worker) -> bool:
+        """Take in what one read of the worker's socket brings; False when there is nothing more."""
+        try:
+            messages = worker.inbox.read()
+        except BlockingIOError:
+            return False
+        except (EOFError, ConnectionResetError):
+            self._unwatch(worker)  # its death is told by the launcher
+            return False
+        worker.heard_at = time.monotonic()
+        worker.spoke = True
+        for executed, busy_s, items in messages:
+            if executed:
+                self.pace.learn(executed, busy_s)
+                self._start_deaths = 0
+            for item in items:
+                self._take(worker, *item)
+        if not worker.queued:
+            self._settle(worker)
+        return True
+
+    def _take(self, worker: _Worker, kind: str, number: int, *rest: Any) -> None:
+        match kind:
+            case proc.BLOCK:
+                count, text = rest
+                self._report(worker, kind, number, count, text)
+            case proc.RESULT:
+                self._report(worker, kind, number, 1, rest[0])
+            case proc.ERROR:
+                self._report(worker, kind, number, 1, rest)
+            case proc.SKIPPED:
+                end = number + rest[0]
+                self._return(worker, number, min(end, worker.taken))
+                worker.reported = max(worker.reported, end)
+                self._drop_reported(worker)
+            case proc.BROKEN:
+                self.broken = rest[0]
+
+    def _report(self, worker: _Worker, kind: str, number: int, count: int, payload: Any) -> None:
+        """Report on calls with consecutive numbers."""
+        ids: list[int] | Sequence[int] = []
+        attempts: list[int] | Sequence[int] = []
+        for chunk, start, stop in _parts(worker.chunks, number, number + count):
+            ids = [*ids, *chunk.ids[start:stop]] if ids else chunk.ids[start:stop]
+            attempts = [*attempts, *chunk.attempts[start:stop]] if attempts else chunk.attempts[start:stop]
+        self.reports.append(Report(kind, ids, attempts, payload))
+        worker.reported = number + count
+        self._drop_reported(worker)
+
+    def _return(self, worker: _Worker, number: int, end: int) -> None:
+        for chunk, start, stop in _parts(worker.chunks, number, end):
+            part = chunk.part(start, stop)
+            self.reports.append(Report(RETURNED, part.ids, part.attempts, part))
+
+    def _drop_reported(self, worker: _Worker) -> None:
+        while worker.chunks and worker.chunks[0].number + len(worker.chunks[0].ids) <= worker.reported:
+            worker.chunks.popleft()
+
+    def _settle(self, worker: _Worker) -> None:
+        """All that the worker was given is reported."""
+        if worker.taken != proc.NEVER or worker.take_at:
+            worker.taken, worker.take_at = proc.NEVER, 0.0
+            worker.cells[proc.STOP] = proc.NEVER
+        if self._max_tasks is not None and worker.next >= self._max_tasks:
+            self._retire(worker)
+
+    # taking back
+
+    def next_check(self, idle: bool) -> float | None:
+        """When `take_back()` has something to do, in seconds of time.monotonic(), or None.
+
+        `idle` says whether a worker could take more than there is: only then is anything taken back.
+        """
+        due = [worker.take_at for worker in self._slots if worker is not None and worker.take_at]
+        if idle:
+            due += [worker.heard_at + STEAL_AFTER_S for worker in self._slots if worker and self._is_hoarding(worker)]
+        return min(due, default=None)
+
+    def take_back(self, now: float, idle: bool) -> None:
+        """Take back calls that wait behind a long one while another worker is idle."""
+        for worker in self._slots:
+            if worker is None:
+                continue
+            if worker.take_at and worker.take_at <= now:
+                started = worker.cells[proc.STARTED]
+                worker.taken, worker.take_at = max(started + 1, worker.reported), 0.0
+                self._return(worker, worker.taken, worker.next)
+            elif idle and self._is_hoarding(worker) and worker.heard_at + STEAL_AFTER_S <= now:
+                started = max(worker.cells[proc.STARTED], worker.reported)
+                # RESUME first: a worker that sees STOP must find the end of the range there.
+                worker.cells[proc.RESUME] = worker.next
+                worker.cells[proc.STOP] = started + 1
+                worker.take_at = now + _VISIBLE_S
+
+    def _is_hoarding(self, worker: _Worker) -> bool:
+        return worker.queued > 1 and not worker.take_at and worker.taken == proc.NEVER
+
+    # endings
+
+    def _retire(self, worker: _Worker) -> None:
+        """Let a worker go that has done its share; its slot is free at once."""
+        self._slots[self._slots.index(worker)] = None
+        self._close(worker)
+
+    def _on_death(self, slot: int, worker: _Worker) -> None:
+        while worker.watched and self._read(worker):
+            pass
+        how = _describe_exit(worker.process.exit_code)
+        if self._slots[slot] is worker:
+            self._slots[slot] = None
+            started, end = worker.cells[proc.STARTED], min(worker.taken, worker.next)
+            if worker.reported <= started < end:
+                self._return(worker, worker.reported, started)
+                self._return(worker, started + 1, end)
+                self._report(worker, CRASHED, started, 1, how)
+            else:
+                self._return(worker, worker.reported, end)
+            if started < 0 and not worker.spoke:
+                self._start_deaths += 1
+                if self._start_deaths >= _START_DEATHS_ALLOWED and self.broken is None:
+                    self.broken = f"{self._start_deaths} workers in a row ended before their first call, by {how}"
+        self._close(worker)
+        worker.control.close()
+
+    def _unwatch(self, worker: _Worker) -> None:
+        if worker.watched and self._selector is not None:
+            self._selector.unregister(worker.socket)
+            worker.watched = False
+
+    def _close(self, worker: _Worker) -> None:
+        self._unwatch(worker)
+        with contextlib.suppress(OSError):
+            worker.socket.shutdown(socket.SHUT_RDWR)
+        worker.socket.close()
+
+    def is_busy(self) -> bool:
+        """Whether a worker has calls that are not reported."""
+        return any(worker is not None and worker.queued for worker in self._slots)
+
+    def holds(self, number: int | None) -> bool:
+        """Whether a worker has the call of that id."""
+        return any(number in chunk.ids for worker in self._slots if worker is not None for chunk in worker.chunks)
+
+    def pids(self) -> list[int]:
+        """The process ids of the workers."""
+        return [worker.process.pid for worker in self._slots if worker is not None and worker.process.pid is not None]
+
+    def running(self) -> set[int]:
+        """The ids of the calls that workers are in."""
+        ids = set()
+        for worker in self._slots:
+            if worker is not None:
+                started = worker.cells[proc.STARTED]
+                for chunk in worker.chunks:
+                    if worker.reported <= started and chunk.number <= started < chunk.number + len(chunk.ids):
+                        ids.add(chunk.ids[started - chunk.number])
+        return ids
+
+    def close(self, signal_number: int | None = None) -> None:
+        """End the workers: by letting them run out of work, or at once by a signal. Wait until they have ended."""
+        workers = [worker for worker in self._slots if worker is not None]
+        for worker in workers:
+            if signal_number is not None:
+                worker.process.kill(signal_number)
+            self._close(worker)
+        self._launcher.close()
+        self._slots = [None] * self.max_workers
+
+
+def _parts(chunks: Iterable[Chunk], number: int, end: int) -> Iterator[tuple[Chunk, int, int]]:
+    """Where the calls with these numbers are: (chunk, start, stop)."""
+    for chunk in chunks:
+        if chunk.number >= end:
+            break
+        start, stop = max(number - chunk.number, 0), min(end - chunk.number, len(chunk.ids))
+        if start < stop:
+            yield chunk, start, stop
+
+
+def _describe_exit(code: int | None) -> str:
+    if code is None:
+        return "an unknown cause"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(-code).name}"
+        return f"signal {-code}"
+    return f"exit code {code}"
+
+
+__all__ = ["CRASHED", "MOST_BYTES", "RETURNED", "Chunk", "LocalEngine", "Report"]

@@ -1,0 +1,220 @@
+"""What a worker process does.
+
+    parent --data----> main thread: read a chunk, run its calls, write what came of them
+           <--data---- (one socket, read by the main thread only while it has nothing to run)
+    parent --control-> a second thread: exits the process when the parent is gone
+
+No lock and no queue is shared with another process, so no death can leave one held. What is shared
+is a row of three numbers per worker (see `cells`), each written by one side only:
+
+- STARTED: the number of the call that the worker is in, or was in last. It is written before the
+  call starts, so that when the worker dies the parent knows which call to charge.
+- STOP and RESUME: calls numbered STOP <= n < RESUME must not start. The parent writes them to take
+  back calls that a busy worker has not started yet. It then waits longer than any write needs to
+  become visible, and reads STARTED: a call below or at it runs here, one above it never will.
+  For either the worker reads STOP after it wrote STARTED and sees the parent's, or the parent sees
+  the worker's. This works without the worker's help, so also when it is stopped or holds the GIL.
+
+Results are written when the chunk is done and nothing more is there, or FLUSH_S after the first of
+them, whichever is earlier: a call of a millisecond or more never waits for another.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from typing import Any
+
+from .. import codec
+from .wire import Inbox, frame
+
+STARTED, STOP, RESUME = range(3)
+CELLS = 3  # per worker
+NEVER = 1 << 62  # a STOP that stops nothing
+FLUSH_S = 0.001
+
+# Kinds of items in a worker's message, all followed by the number of the (first) call:
+BLOCK = "block"  # count, JSON array of [result] arrays
+RESULT = "result"  # stored form of one result
+ERROR = "error"  # type, message, traceback, pickle of the exception or None
+SKIPPED = "skipped"  # count of calls that were taken back
+BROKEN = "broken"  # traceback of the initializer; the number is 0
+
+
+def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, setup: Any) -> None:
+    """The target of a worker process: runs calls, on the slot's row of the shared array."""
+    cells = memoryview(array).cast("B").cast("q")[slot * CELLS : (slot + 1) * CELLS]
+    _main(data, control, cells, setup.initializer, setup.initargs)
+
+
+def _main(
+    data: socket.socket,
+    control: socket.socket,
+    cells: MutableSequence[int],
+    initializer: Callable[..., object] | None,
+    initargs: Iterable[Any],
+) -> None:
+    """Run calls until the parent closes its side."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    threading.Thread(target=_watch_parent, args=(control,), name="omniq-control", daemon=True).start()
+    worker = _Worker(data, cells)
+    if initializer is not None:
+        try:
+            initializer(*initargs)
+        except BaseException:
+            logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
+            worker.send_broken()
+            return
+    with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
+        worker.run()
+
+
+def _watch_parent(control: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while control.recv(1):
+            pass
+    os._exit(1)  # nobody is left to tell; the store knows what to do
+
+
+class _Worker:
+    def __init__(self, data: socket.socket, cells: MutableSequence[int]) -> None:
+        self._socket = data
+        self._inbox = Inbox(data)
+        self._cells = cells
+        self._functions: dict[int, Any] = {}
+        self._items: list[tuple[Any, ...]] = []  # encoded, not yet sent
+        self._values: list[tuple[Any]] = []  # scalars not yet encoded, of calls with consecutive numbers ...
+        self._first = 0  # ... from this one on
+        self._executed = 0  # calls since the last flush ...
+        self._busy_s = 0.0  # ... and the time they took together
+        self._flush_at = 0.0
+
+    def run(self) -> None:
+        messages: list[Any] = []
+        while True:
+            if not messages:
+                if (self._items or self._values) and not _readable(self._socket):
+                    self.flush()
+                messages = self._inbox.read()
+            for message in messages:
+                self._run_chunk(*message)
+            messages = []
+
+    def send_broken(self) -> None:
+        self._items.append((BROKEN, 0, _traceback_text()))
+        self.flush()
+
+    def _run_chunk(
+        self, number: int, function_id: int, function: bytes | None, text: str | None, calls: Sequence[Any] | None
+    ) -> None:
+        clock, cells = time.perf_counter, self._cells
+        if function is not None:
+            self._functions[function_id] = function
+        rows, load = (codec.decode(text), None) if text is not None else (calls or (), self._decode)
+        end = number + len(rows)
+        started = clock()
+        if not self._items and not self._values:
+            self._flush_at = started + FLUSH_S
+        for row in rows:
+            cells[STARTED] = number
+            if cells[STOP] <= number < cells[RESUME]:
+                self._put((SKIPPED, number, end - number))
+                break
+            try:
+                call = self._functions[function_id]
+                if type(call) is bytes:
+                    call = self._functions[function_id] = codec.load_function(call)
+                    started = clock()  # loading is paid once, so it says nothing about the next calls
+                value = call(*row) if load is None else load(call, row)
+            except BaseException as error:
+                self._put((ERROR, number, *_describe(error)))
+            else:
+                if codec.is_scalar(value):
+                    if not self._values:
+                        self._first = number
+                    self._values.append((value,))
+                else:
+                    self._put_result(number, value)
+            number += 1
+            self._executed += 1
+            now = clock()
+            if now >= self._flush_at:
+                self._busy_s += now - started
+                started = now
+                self.flush()
+                self._flush_at = now + FLUSH_S
+        self._busy_s += clock() - started
+
+    def _decode(self, call: Callable[..., Any], row: tuple[str | bytes, str | None]) -> Any:
+        args, kwargs = codec.decode_call(*row)
+        return call(*args, **kwargs)
+
+    def _put_result(self, number: int, value: Any) -> None:
+        # Encoded at once: the value may be an object that a later call changes.
+        try:
+            self._put((RESULT, number, codec.encode(value, in_worker=True)))
+        except BaseException as error:
+            self._put((ERROR, number, *_describe(error)))
+
+    def _put(self, item: tuple[Any, ...]) -> None:
+        self._encode_values()
+        self._items.append(item)
+
+    def _encode_values(self) -> None:
+        values, self._values = self._values, []
+        if not values:
+            return
+        text = codec.encode_rows(values)
+        if text is not None:
+            self._items.append((BLOCK, self._first, len(values), text))
+        else:  # NaN, a lone surrogate, a huge int
+            self._items += [
+                (RESULT, number, codec.encode(value, in_worker=True)) for number, (value,) in enumerate(values, self._first)
+            ]
+
+    def flush(self) -> None:
+        """Send what is there."""
+        self._encode_values()
+        message = (self._executed, self._busy_s, self._items)
+        self._items, self._executed, self._busy_s = [], 0, 0.0
+        for piece in frame(message):
+            self._socket.sendall(piece)
+
+
+def _readable(sock: socket.socket) -> bool:
+    if hasattr(select, "poll"):  # select() cannot watch a descriptor above 1023
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
+    """An exception as (type, message, traceback, pickle), whatever it does when it is looked at."""
+    try:
+        message = str(error)
+    except Exception as second:  # noqa: BLE001 - a __str__ of the user's may raise anything
+        message = f"<its __str__ raised {type(second).__name__}>"
+    text = _traceback_text()
+    try:
+        data = codec.encode(error.with_traceback(None), in_worker=True)
+    except Exception:  # noqa: BLE001 - and so may its __reduce__
+        data = None
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return name, message, text, data if isinstance(data, bytes) else None
+
+
+def _traceback_text() -> str:
+    import traceback  # most workers never need it
+
+    return "".join(traceback.format_exception(*sys.exc_info()))
+
+
+__all__ = ["BLOCK", "BROKEN", "CELLS", "ERROR", "NEVER", "RESULT", "RESUME", "SKIPPED", "STARTED", "STOP", "enter"]

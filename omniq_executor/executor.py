@@ -1,0 +1,289 @@
+"""The executor: `concurrent.futures.ProcessPoolExecutor`, with calls and results kept in a store."""
+
+import atexit
+import concurrent.futures
+import logging
+import multiprocessing
+import multiprocessing.util  # before our own exit handler is registered, so that ours runs first
+import os
+import signal
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.context import BaseContext
+from types import TracebackType
+from typing import Any, Literal
+
+from .dispatcher import Dispatcher
+from .engines.local import LocalEngine
+from .errors import CallError, TaskNotFound
+from .functions import Functions, stored_call
+from .future import DurableFuture
+from .mapping import Results
+from .model import Status, format_id, parse_id
+from .stores import open_store
+from .stores.base import Resume
+
+_log = logging.getLogger("omniq_executor")
+_open_dispatchers: "weakref.WeakSet[Dispatcher]" = weakref.WeakSet()
+
+
+class PersistentExecutor(concurrent.futures.Executor):
+    """A process pool that loses nothing.
+
+    When `submit()` returns, the call is in the store. When a result is there, it is in the store.
+    A call that was under way when its process died runs again, so its side effects may happen more
+    than once; a call that finished is never repeated.
+
+    Parameters
+    ----------
+    max_workers: how many processes at most; by default as many as this process may use CPUs.
+    mp_context: a context of multiprocessing, for its start method. Default: forkserver where there
+        is one, else spawn.
+    initializer, initargs: called in each worker before its first call.
+    max_tasks_per_child: after how many calls a worker is replaced; None for never.
+    store: where calls and results are kept: `x.db`, `x.sqlite`, `x.sqlite3` or `sqlite:///x`.
+        Default: `omniq_data/omniq.db` in the current folder.
+    queue: the calls of one queue are worked off by the executors of that queue. Default: the name
+        of the script, so that two scripts in one folder do not run each other's calls.
+    resume: "crashed" continues runs of the queue that did not end clean: a call submitted again
+        is not run again if it finished then. "always" continues the last run however it ended.
+        "never" starts afresh.
+    engine: "local", the processes of this machine.
+    crash_retries: how often a call is run again whose process died in it, before it fails with
+        WorkerCrashed.
+    durability: "process" keeps what is acknowledged through the death of any process; "power"
+        through a cut of the power too.
+
+    Raises ValueError or TypeError for a parameter that makes no sense, StoreError where the store
+    cannot be opened, and StoreVersionError where a newer version wrote it.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: BaseContext | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        store: str | os.PathLike[str] | None = None,
+        queue: str | None = None,
+        resume: Resume = "crashed",
+        engine: Literal["local"] = "local",
+        crash_retries: int = 2,
+        durability: Literal["process", "power"] = "process",
+    ) -> None:
+        _refuse_in_worker_start()
+        if max_workers is None:
+            max_workers = _usable_cpus()
+        elif max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+        if resume not in ("crashed", "always", "never"):
+            raise ValueError(f"resume is 'crashed', 'always' or 'never', not {resume!r}")
+        if engine != "local":
+            raise ValueError(f"engine is 'local', not {engine!r}")
+        if crash_retries < 0:
+            raise ValueError(f"crash_retries cannot be negative, as {crash_retries} is")
+        # Before anything is opened: with fork, this forks.
+        pool = LocalEngine(max_workers, mp_context or _default_context(), initializer, initargs, max_tasks_per_child)
+        try:
+            opened = open_store(store, durability=durability)
+            try:
+                now = _now()
+                opened.reap(now)
+                owner = opened.enter(queue or default_queue())
+                run = opened.begin_run(queue or default_queue(), owner, resume, now)
+            except BaseException:
+                opened.close()
+                raise
+        except BaseException:
+            pool.close()
+            raise
+        if run.total:
+            _log.warning(
+                "queue %r: continuing a run that did not end clean: %d of %d calls are done (run %s)",
+                run.queue, run.done, run.total, ", ".join(map(str, run.continues)),
+            )  # fmt: skip
+        self.store = opened
+        """The open store: for looking, as with `open_store()`."""
+        self.queue = run.queue
+        """The name of the queue that the executor works off."""
+        self._functions = Functions()
+        self._dispatcher = Dispatcher(opened, owner, run, pool, crash_retries)
+        _open_dispatchers.add(self._dispatcher)
+        self._abandon = weakref.finalize(self, Dispatcher.close, self._dispatcher, False)
+        self._abandon.atexit = False  # _close_at_exit() does it, and waits
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture:
+        """Store the call `fn(*args, **kwargs)` and have it run; returns its future.
+
+        A call that can be neither written as JSON nor pickled gives a future that fails with
+        SerializationError. Raises StoreError if the call cannot be stored, PoolBroken if workers
+        cannot be started, and RuntimeError after `shutdown()`.
+        """
+        return self._submit(None, fn, args, kwargs)
+
+    def _submit(self, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> DurableFuture:
+        try:
+            function = self._functions.describe(fn)
+            call = stored_call(args, kwargs)
+        except CallError as error:
+            future = DurableFuture(None, None)
+            future.set_exception(error)
+            return future
+        return self._dispatcher.submit(function, call, key)
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """The results of `fn` for each item, in order, as a lazy iterator. Every item is a task of its own.
+
+        All items are stored before `map()` returns, or, with `buffersize`, so many that at most
+        that number of results are outstanding. `timeout` is in seconds, counted from this call, and
+        its end makes the iterator raise TimeoutError. `chunksize` changes nothing: how many calls
+        travel together is decided from how long they take.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None:
+            if not isinstance(buffersize, int):
+                raise TypeError("buffersize must be an integer or None")
+            if buffersize < 1:
+                raise ValueError("buffersize must be None or > 0")
+        function = self._functions.describe(fn)
+        return Results(self._dispatcher, function, zip(*iterables), timeout, buffersize)
+
+    def options(self, *, key: str | None = None) -> concurrent.futures.Executor:
+        """An executor on the same pool whose calls have options.
+
+        key: names one call within the queue. Whoever submits a call with a key that the queue has
+        already gets a future of that task, and nothing is added.
+        """
+        if key is not None and (not isinstance(key, str) or not key):
+            raise ValueError(f"key is a non-empty text, not {key!r}")
+        return _WithOptions(self, key)
+
+    def future(self, task_id: str) -> DurableFuture:
+        """A future for the task of that id, whoever submitted it.
+
+        Raises TaskNotFound if the store has none, and ValueError for what is no task id.
+        """
+        future = self._dispatcher.future(parse_id(task_id))
+        if future is None:
+            raise TaskNotFound(f"{self.store.address} holds no {task_id}; `omniq-executor list` shows what it holds")
+        return future
+
+    def futures(self, status: Status | None = None, tags: Sequence[str] | None = None) -> list[DurableFuture]:
+        """Futures for all tasks of this queue that match, oldest first."""
+        return [self.future(format_id(task.id)) for task in self.store.find(status, self.queue, tags)]
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and end when those that were taken are done; with `wait`, return only then.
+
+        With `cancel_futures` what has not started is cancelled, for good.
+        """
+        self._dispatcher.close(wait, cancel_futures)
+
+    def terminate_workers(self) -> None:
+        """End the workers by SIGTERM, and the executor; calls that are not done stay PENDING in the store."""
+        self._dispatcher.stop(signal.SIGTERM, "terminate_workers() was called")
+
+    def kill_workers(self) -> None:
+        """End the workers by SIGKILL, and the executor; calls that are not done stay PENDING in the store."""
+        self._dispatcher.stop(signal.SIGKILL, "kill_workers() was called")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if kind is not None:
+            self._dispatcher.clean = False
+            if not issubclass(kind, Exception):  # Ctrl-C, or an exit: whoever wants to leave is not made to wait
+                self._dispatcher.stop(signal.SIGTERM, f"the executor was left by {kind.__name__}")
+                return None
+        self.shutdown(wait=True)
+        return None
+
+    @property
+    def _broken(self) -> BaseException | None:
+        return self._dispatcher.failure
+
+
+class _WithOptions(concurrent.futures.Executor):
+    """What `PersistentExecutor.options()` returns."""
+
+    def __init__(self, executor: PersistentExecutor, key: str | None) -> None:
+        self._executor = executor
+        self._key = key
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture:
+        """As PersistentExecutor.submit()."""
+        return self._executor._submit(self._key, fn, args, kwargs)
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> Iterator[Any]:
+        """As PersistentExecutor.map(). Raises ValueError with a key, which names one call, not many."""
+        if self._key is not None:
+            raise ValueError("a key names one call: use submit() with options(key=...) for each item")
+        return self._executor.map(fn, *iterables, **options)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As PersistentExecutor.shutdown(): it is the same pool."""
+        self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def default_queue() -> str:
+    """The name of the script, the module given by -m, or the notebook that is running."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name:
+        name: str = spec.name
+        return name.removesuffix(".__main__")
+    path = os.environ.get("JPY_SESSION_NAME") or getattr(main, "__file__", None)
+    return os.path.splitext(os.path.basename(path))[0] if path else "interactive"
+
+
+def _default_context() -> BaseContext:
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    return multiprocessing.get_context(method)
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _refuse_in_worker_start() -> None:
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):
+        raise RuntimeError(
+            "a PersistentExecutor is being made by the import of the main script in a process that multiprocessing"
+            " is starting: put what the script does under `if __name__ == '__main__':`"
+        )
+
+
+def _now() -> int:
+    import time
+
+    return time.time_ns() // 1000
+
+
+def _close_at_exit() -> None:
+    """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
+    for dispatcher in list(_open_dispatchers):
+        if getattr(sys, "last_value", None) is not None:  # the script ended by an exception
+            dispatcher.clean = False
+        dispatcher.close(wait=True)
+
+
+atexit.register(_close_at_exit)

@@ -1,0 +1,74 @@
+"""Functions on their way into the store: what they are called, what identifies them, how they travel."""
+
+import hashlib
+import pickle
+import types
+from typing import Any
+
+from . import codec, keys
+from .stores.base import Call, Function
+
+_CACHE_SIZE = 1024
+
+
+class Functions:
+    """Remembers the stored form of functions that are found by name.
+
+    Only theirs: what travels by value carries what it closes over, which may have changed since.
+    """
+
+    def __init__(self) -> None:
+        self._by_name: dict[Any, Function] = {}
+
+    def describe(self, function: Any) -> Function:
+        """The stored form of a function. Raises SerializationError if it has none, TypeError if it cannot be called."""
+        if type(function) in _NAMED:
+            known = self._by_name.get(function)
+            if known is not None:
+                return known
+        elif not callable(function):
+            raise TypeError(f"{function!r} cannot be called")
+        pickled = codec.dump_function(function)
+        try:
+            digest = keys.function_digest(function)
+        except keys.Uncanonical:  # then it is the same only if its pickle is
+            digest = hashlib.blake2b(pickled, digest_size=16).digest()
+        described = Function(digest, _path(function), pickled)
+        if type(function) in _NAMED and _is_by_name(function, pickled):
+            if len(self._by_name) >= _CACHE_SIZE:
+                self._by_name.clear()
+            self._by_name[function] = described
+        return described
+
+
+def stored_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The stored form of a call's arguments. Raises SerializationError if they have none."""
+    first, second = codec.encode_call(args, kwargs)
+    if isinstance(first, str):
+        return Call(first, second)
+    try:
+        identity = keys.value_digest((args, kwargs))
+    except keys.Uncanonical:
+        identity = hashlib.blake2b(first, digest_size=16).digest()
+    return Call(first, second, identity)
+
+
+_NAMED = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
+
+
+def _is_by_name(function: Any, pickled: bytes) -> bool:
+    # By value or by name after all, a function of the script is never cached; see the class.
+    return getattr(function, "__module__", None) != "__main__" and pickled == _dumps_or_none(function)
+
+
+def _dumps_or_none(function: Any) -> bytes | None:
+    try:
+        return pickle.dumps(function, 5)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+
+
+def _path(function: Any) -> str:
+    inner = getattr(function, "func", function)  # of a functools.partial
+    module, name = getattr(inner, "__module__", None), getattr(inner, "__qualname__", None)
+    return f"{module}.{name}" if module and name else type(function).__qualname__

@@ -1,0 +1,146 @@
+"""The future of a durable call."""
+
+import concurrent.futures
+from collections.abc import Generator
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED
+from typing import TYPE_CHECKING, Any, cast
+
+from . import codec
+from .model import ErrorInfo, Task, format_id
+
+if TYPE_CHECKING:
+    from .dispatcher import Dispatcher
+
+_UNREAD = object()
+
+
+class DurableFuture(concurrent.futures.Future[Any]):
+    """A `concurrent.futures.Future` whose call and result are in a store.
+
+    It is a real one: `wait()`, `as_completed()`, callbacks and `asyncio.wrap_future()` take it, and
+    in a coroutine it can be awaited itself. A result is kept in its stored form and read by the
+    thread that asks for it, so that whatever its loading does happens there and nowhere else.
+    """
+
+    def __init__(self, dispatcher: "Dispatcher | None", number: int | None) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+        self._number = number
+        self._stored: Any = _UNREAD  # the stored form of the result, until it is read
+        self.resumed = False
+        """Whether the result was already in the store, from an earlier run, and nothing ran for it now."""
+
+    @property
+    def task_id(self) -> str | None:
+        """The id of the task in the store; None for a call that could not be stored at all."""
+        return None if self._number is None else format_id(self._number)
+
+    def task(self) -> Task:
+        """All that the store knows of the call now. Raises TaskNotFound if it was purged meanwhile."""
+        if self._dispatcher is None or self._number is None:
+            raise ValueError("this call could not be stored, so there is no task of it")
+        return self._dispatcher.store.get(self._number)
+
+    def cancel(self) -> bool:
+        """Cancel the call if no process has claimed it; True if it is cancelled, now or before.
+
+        A cancelled call never runs: not here, not in another process, not after a restart.
+        """
+        if not self.done() and self._dispatcher is not None and self._number is not None:
+            self._dispatcher.cancel([self._number])
+        return self.cancelled()
+
+    def running(self) -> bool:
+        """Whether a worker of this executor is in the call, or has it among the calls to run next."""
+        return not self.done() and self._dispatcher is not None and self._dispatcher.has_claimed(self._number)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The call's result. `timeout` is in seconds.
+
+        Raises what the call raised, with the worker's traceback as its `__cause__`; CancelledError
+        if it was cancelled; TimeoutError if it is not done in time; and what loading the result
+        raises, if it cannot be loaded here.
+        """
+        self._wait(timeout)
+        self._read()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the call raised, or None. `timeout` and what is raised are as for `result()`."""
+        self._wait(timeout)
+        self._read()
+        return super().exception(timeout)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio
+
+        return asyncio.wrap_future(self).__await__()
+
+    def _wait(self, timeout: float | None) -> None:
+        # A thread that has nothing else to do than wait takes the dispatcher's turns itself: the
+        # result then needs no switch between threads.
+        if not self.done() and self._dispatcher is not None:
+            self._dispatcher.drive(self.done, timeout)
+
+    def _read(self) -> None:
+        if self._stored is _UNREAD:
+            return
+        with self._condition:
+            stored, self._stored = self._stored, _UNREAD
+            if stored is _UNREAD:
+                return
+            try:
+                if isinstance(stored, ErrorInfo):
+                    self._exception = rebuild(stored)
+                else:
+                    self._result = codec.decode(stored)
+            except BaseException as error:  # loading ran code of the user's: what it raises is the outcome
+                self._exception = error
+
+    # Called by the dispatcher, once, with the state's lock not held.
+
+    def _finish(self, stored: str | bytes | ErrorInfo) -> None:
+        """Resolve with a stored result or error."""
+        with self._condition:
+            if self._state == CANCELLED_AND_NOTIFIED:
+                return
+            self._stored = stored
+        self.set_result(None)
+
+    def _finish_value(self, value: Any) -> None:
+        """Resolve with a result that is read already."""
+        if not self.done():
+            self.set_result(value)
+
+    def _fail(self, error: BaseException) -> None:
+        """Resolve with an error of this process's own."""
+        if not self.done():
+            self.set_exception(error)
+
+    def _cancelled(self) -> None:
+        """The task is CANCELLED in the store."""
+        if super().cancel():
+            self.set_running_or_notify_cancel()
+
+
+def rebuild(error: ErrorInfo) -> BaseException:
+    """The exception that a stored error tells of, with the worker's traceback as its cause."""
+    # The same class of cause as ProcessPoolExecutor's, which is what test suites and loggers look for.
+    from concurrent.futures.process import _RemoteTraceback  # type: ignore[attr-defined]
+
+    from .errors import RemoteError
+
+    exception: BaseException | None = None
+    if error.pickle is not None:
+        try:
+            exception = cast(BaseException, codec.decode(error.pickle))
+        except Exception as why:  # noqa: BLE001 - an exception class of the user's may fail to load in any way
+            unreadable = f" (it cannot be rebuilt here: {type(why).__name__}: {why})"
+    else:
+        unreadable = ""
+    if not isinstance(exception, BaseException):
+        exception = RemoteError(f"{error.type}: {error.message}{unreadable}")
+    exception.__cause__ = _RemoteTraceback(error.traceback)
+    return exception
+
+
