@@ -385,6 +385,8 @@ class Dispatcher:
     def _turn(self, batch: Batch | None = None) -> None:
         engine = self.engine
         self._serial += 1
+        if not self._holds:
+            engine.take_back(time.monotonic(), self._is_idle())
         if engine.reports:
             self._reports += engine.reports
             engine.reports = []
@@ -396,7 +398,6 @@ class Dispatcher:
         work = Turn(_now())
         outcomes = self._prepare_ends(work) if self._reports else []
         if not self._holds:
-            engine.take_back(time.monotonic(), self._is_idle())
             self._give_returned()
         total, best = engine.room()
         if batch is not None:

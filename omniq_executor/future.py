@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .dispatcher import Dispatcher
 
 _UNREAD = object()
+_FAILED = Exception("not read yet")
 
 
 class DurableFuture(concurrent.futures.Future[Any]):
@@ -105,7 +106,10 @@ class DurableFuture(concurrent.futures.Future[Any]):
             if self._state == CANCELLED_AND_NOTIFIED:
                 return
             self._stored = stored
-        self.set_result(None)
+        if isinstance(stored, ErrorInfo):
+            self.set_exception(_FAILED)  # wait() must see that it failed; _read() puts the real one there
+        else:
+            self.set_result(None)
 
     def _finish_value(self, value: Any) -> None:
         """Resolve with a result that is read already."""

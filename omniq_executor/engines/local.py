@@ -307,7 +307,8 @@ class LocalEngine:
             if worker is None:
                 continue
             if worker.take_at and worker.take_at <= now:
-                started = worker.cells[proc.STARTED]
+                # Below STOP everything is the worker's, also what it has not started yet.
+                started = max(worker.cells[proc.STARTED], worker.cells[proc.STOP] - 1)
                 worker.taken, worker.take_at = max(started + 1, worker.reported), 0.0
                 self._return(worker, worker.taken, worker.next)
             elif idle and self._is_hoarding(worker) and worker.heard_at + STEAL_AFTER_S <= now:

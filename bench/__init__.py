@@ -1,0 +1,1 @@
+"""PersistentExecutor beside ProcessPoolExecutor: `python -m bench` from the repository's root."""

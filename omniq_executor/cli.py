@@ -1,0 +1,247 @@
+"""The command `omniq-executor`: a look into a store, and the demo.
+
+Looking creates nothing, runs nothing and, short of `show --load`, unpickles nothing.
+"""
+
+import base64
+import io
+import json
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__, codec
+from .console import first_line, print_table, printable
+from .demo import run as run_demo
+from .errors import OmniqError
+from .model import Status, Task, iso, parse_id
+from .stores import open_store
+from .stores.base import Owner, Store
+
+
+class _Commands(click.Group):
+    """Commands that report the package's own errors as one line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OmniqError as error:
+            raise click.ClickException(printable(" ".join(str(error).split()))) from error
+
+
+def _checked_id(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    try:
+        parse_id(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
+def _checked_fraction(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:
+        raise click.BadParameter(f"{value} is not between 0 and 1")
+    return value
+
+
+_store = click.option(
+    "--store", "address", metavar="ADDRESS", help="The store to look into.  [default: omniq_data/omniq.db]"
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Look into a store of durable calls, or try the demo."""
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever a task holds can be shown
+
+
+@main.command()
+@_store
+@_json
+def status(address: str | None, as_json: bool) -> None:
+    """Count tasks by queue and state, and tell which owners live."""
+    with _look_into(address) as store:
+        counts, owners = store.counts(), [_owner_fields(owner) for owner in store.owners()]
+    if as_json:
+        queues = {queue: {state.name: number for state, number in found.items()} for queue, found in counts.items()}
+        _print_json({"queues": queues, "owners": owners})
+        return
+    print_table(
+        ["QUEUE", *(state.name for state in Status)],
+        [[queue, *(found.get(state, 0) for state in Status)] for queue, found in sorted(counts.items())],
+    )
+    if owners:
+        click.echo()
+        print_table([name.upper() for name in owners[0]], [list(owner.values()) for owner in owners])
+
+
+@main.command("list")
+@_store
+@click.option("--status", "state", type=click.Choice([state.name for state in Status], case_sensitive=False))
+@click.option("--queue", help="Only the tasks of this queue.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Only the newest so many.")
+@_json
+def list_(address: str | None, state: str | None, queue: str | None, limit: int, as_json: bool) -> None:
+    """List tasks, the newest last."""
+    with _look_into(address) as store:
+        tasks = store.find(status=Status[state.upper()] if state else None, queue=queue, limit=limit)
+    if as_json:
+        _print_json([_task_fields(task) for task in tasks])
+        return
+    print_table(
+        ["ID", "STATUS", "ENQUEUED", "FINISHED", "QUEUE", "FUNCTION", "ERROR"],
+        [
+            [
+                task.task_id,
+                task.status.name,
+                _to_the_second(task.enqueued_at),
+                _to_the_second(task.finished_at),
+                task.queue,
+                task.func_path,
+                f"{task.error.type}: {first_line(task.error.message)}" if task.error else "",
+            ]
+            for task in tasks
+        ],
+    )
+
+
+@main.command()
+@click.argument("task_id", metavar="ID", callback=_checked_id)
+@_store
+@click.option("--load", is_flag=True, help="Unpickle what is pickled, which runs code: only for stores you trust.")
+@_json
+def show(task_id: str, address: str | None, load: bool, as_json: bool) -> None:
+    """Show everything about one task."""
+    with _look_into(address) as store:
+        task = store.get(task_id)
+        owners = {owner.id: owner for owner in store.owners()}
+    fields = _task_fields(task)
+    loaded = _load(task) if load else {}
+    if as_json:
+        _print_json({**fields, "loaded": loaded} if load else fields)
+        return
+    fields |= {"args": _stored_text(task.args), "kwargs": task.kwargs, "result": _stored_text(task.result), **loaded}
+    if task.owner in owners:
+        owner = _owner_fields(owners[task.owner])
+        fields["owner"] = "{owner} (process {pid} on {host}, {state})".format(**owner)
+    if task.error:
+        fields["error"] = f"{task.error.type}: {task.error.message}\n\n{task.error.traceback.strip()}"
+    if load:
+        fields["loaded"] = ", ".join(loaded) or "nothing: nothing is pickled"
+    for name, value in fields.items():
+        if value is not None:
+            first, *others = printable(str(value)).split("\n")
+            click.echo(f"{name:<14}{first}")
+            for line in others:
+                click.echo(f"{'':<14}{line}".rstrip())
+
+
+@main.command()
+@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--kill-at",
+    metavar="FRACTION",
+    type=float,
+    callback=_checked_fraction,
+    help="Kill this process with SIGKILL when so much is done, from 0 to 1. Run it again to see it resume.",
+)
+def demo(folder: Path | None, kill_at: float | None) -> None:
+    """Analyse every Python file of FOLDER, one durable call a file.
+
+    Without FOLDER it takes the standard library. The store is omniq_data/omniq.db in the current folder.
+    """
+    run_demo(folder, kill_at)
+
+
+def _look_into(address: str | None) -> closing[Store]:
+    return closing(open_store(address, create=False))
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def _to_the_second(microseconds: int | None) -> str:
+    time = iso(microseconds)
+    return f"{time[:19]}Z" if time else ""
+
+
+def _owner_fields(owner: Owner) -> dict[str, str | int]:
+    return {
+        "owner": owner.id,
+        "queue": owner.queue,
+        "host": owner.host,
+        "pid": owner.pid,
+        "since": iso(owner.opened_at) or "",
+        "state": "alive" if owner.alive else "dead",
+    }
+
+
+def _task_fields(task: Task) -> dict[str, Any]:
+    """A task as plain data. What JSON could not keep is given as {"pickle": its bytes in base 64}."""
+    error = task.error
+    return {
+        "id": task.task_id,
+        "queue": task.queue,
+        "run": task.run,
+        "func_path": task.func_path,
+        "args": _stored_json(task.args),
+        "kwargs": _stored_json(task.kwargs) or ({} if isinstance(task.args, str) else None),
+        "key": task.key,
+        "priority": task.priority,
+        "status": task.status.name,
+        "attempts": task.attempts,
+        "crashes": task.crashes,
+        "owner": task.owner,
+        "eta": iso(task.eta or None),
+        "enqueued_at": iso(task.enqueued_at),
+        "started_at": iso(task.started_at),
+        "completed_at": iso(task.completed_at),
+        "failed_at": iso(task.failed_at),
+        "result": _stored_json(task.result),
+        "error": error and {"type": error.type, "message": error.message, "traceback": error.traceback},
+    }
+
+
+def _stored_json(data: str | bytes | None) -> Any:
+    if isinstance(data, bytes):
+        return {"pickle": base64.b64encode(data).decode()}
+    return None if data is None else json.loads(data)
+
+
+def _stored_text(data: str | bytes | None) -> str | None:
+    return f"a pickle of {len(data)} bytes (--load shows it)" if isinstance(data, bytes) else data
+
+
+def _load(task: Task) -> dict[str, str]:
+    """What is pickled in a task, as text. This runs whatever code the pickles name."""
+    sys.path.insert(0, str(Path.cwd()))  # as when the script ran, so that its modules are found
+    pickled = {
+        "args": (task.args, _load_call),
+        "result": (task.result, _load_value),
+        "exception": (task.error and task.error.pickle, _load_value),
+    }
+    return {name: _try(load, data) for name, (data, load) in pickled.items() if isinstance(data, bytes)}
+
+
+def _load_call(data: bytes) -> str:
+    positional, named = codec.decode_call(data, None)
+    return ", ".join([*map(repr, positional), *(f"{name}={value!r}" for name, value in named.items())])
+
+
+def _load_value(data: bytes) -> str:
+    return repr(codec.decode(data))
+
+
+def _try(load: Callable[[bytes], str], data: bytes) -> str:
+    try:
+        return load(data)
+    except Exception as error:  # noqa: BLE001 - it is the pickle's own code that raises
+        return f"cannot be loaded: {type(error).__name__}: {error}"

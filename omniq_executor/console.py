@@ -1,0 +1,58 @@
+"""What the command line prints: tables that are drawn where they fit, and stay whole in a pipe."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_UNLIMITED = 1_000_000
+_STYLES = {"COMPLETED": "green", "FAILED": "red", "RUNNING": "cyan", "alive": "green", "dead": "red"}
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal or cannot be encoded; line ends and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def first_line(text: str) -> str:
+    """The first line of `text`, printable."""
+    return printable(text.strip().partition("\n")[0])
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str | int]]) -> None:
+    """Print a table, numbers to the right.
+
+    Where there is no terminal, or not one wide enough for a drawn table, a row is a line of aligned
+    columns, two spaces or more apart. Nothing is ever cut.
+    """
+    right = [any(isinstance(row[i], int) for row in rows) for i in range(len(headings))]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    console = Console()
+    if sys.stdout.isatty():
+        table = _drawn(headings, cells, right)
+        if console.measure(table, options=console.options.update_width(_UNLIMITED)).maximum <= console.width:
+            console.print(table)
+            return
+    _write([headings, *cells], right)
+
+
+def _drawn(headings: Sequence[str], rows: list[list[str]], right: list[bool]) -> Table:
+    table = Table(header_style="bold")
+    for heading, to_right in zip(headings, right, strict=True):
+        table.add_column(heading, justify="right" if to_right else "left")
+    for row in rows:
+        table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
+    return table
+
+
+def _write(rows: list[Sequence[str]], right: list[bool]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        columns = zip(row, widths, right, strict=True)
+        cells = [cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in columns]
+        click.echo("  ".join(cells).rstrip())

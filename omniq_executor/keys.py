@@ -1,0 +1,273 @@
+"""Digests of functions and values that are the same in every run of the same script.
+
+A resumed run finds its calls again by what they call and with what. Pickle bytes cannot tell: they
+differ with shared references, with the order of a set under hash randomisation and with the random
+ids cloudpickle gives to classes. So a value is written here in one canonical form, and hashed.
+
+**Equal structure, equal digest.** The order of dicts and sets and the identity of equal parts do not
+matter, nor do a function's lines, file, comments, docstrings and annotations.
+
+**Different structure, different digest.** Types count (1, True and 1.0 differ), so does the sign of
+zero. Every part is tagged, and of known length, so nothing encodes alike by being strung together.
+
+**No stable form, `Uncanonical`.** So for what cannot be reduced (a lock, a generator), for data that
+contains itself and for data nested too deep. The caller does without a key.
+
+How far it looks: a function that can be imported is its name, its code, its defaults and what it
+closes over. One that cannot (of `__main__`, a lambda, a local function) is also the globals it reads:
+plain data and other such functions and classes by content, modules and what can be imported by name.
+A class is its name if it can be imported; else its bases and attributes count too. All else is what
+`__reduce_ex__(4)` says of it.
+
+Not promised: a digest in another version of Python, whose byte code differs, or of a library that
+reduces its objects in another way; an object that caches in itself is another one after use. What does
+not match is only run again. An edit in what is only named, such as an imported helper, is not seen.
+
+Functions and classes refer to each other in circles, so they are not written in place. `_Encoder`
+writes a label for each, describes them one after the other, and hashes the descriptions to new labels,
+until a round tells no more of them apart. The labels of that round, taken together, are the whole graph
+(each implies the one before it, by which the others refer to it); how often equal functions occur in
+it, or how long a circle of equal ones is, leaves no trace.
+"""
+
+import copyreg
+import dis
+import functools
+import pickle
+import struct
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from operator import attrgetter
+from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
+from typing import Any
+
+_DIGEST_BYTES = 16
+_INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level copies what lies below it
+_MAX_DEPTH = 150  # of data; four Python frames a level at most, so reached before the recursion limit of 1000
+_MAX_DEFINITIONS = 10_000  # functions and classes by content in one digest
+_MAINS = ("__main__", "__mp_main__")  # the second is its name in a process that multiprocessing spawned
+_CODE_FLAGS = 0x3FFFFFF  # without CO_HAS_DOCSTRING (3.14)
+_READS_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+# What the compiler or a mere look leaves in a class. The body of a class stores the first two (line numbers: 3.13).
+_COMPILED_IN = frozenset({"__doc__", "__firstlineno__"})
+_INCIDENTAL = _COMPILED_IN | {
+    *("__dict__", "__weakref__", "__module__", "__qualname__", "__slotnames__", "_abc_impl", "_value2member_map_"),
+    *("__annotations__", "__annotations_cache__", "__annotate__", "__annotate_func__"),
+}
+_SET_REDUCERS: tuple[Any, ...] = tuple((object.__reduce_ex__, kind.__reduce__) for kind in (set, frozenset))
+
+
+class Uncanonical(Exception):
+    """There is no stable form of a value, so it cannot be recognised in another run."""
+
+
+def function_digest(fn: Callable[..., object]) -> bytes:
+    """16 bytes that stand for what `fn` does: any callable, also a partial, a bound method, a class."""
+    return value_digest(fn)
+
+
+def value_digest(value: object) -> bytes:
+    """16 bytes that stand for the structure of `value`, whatever it is made of."""
+    try:
+        return _Encoder().digest(value)
+    except RuntimeError as error:  # RecursionError is one; so is a dict that another thread changes meanwhile
+        raise Uncanonical("nested too deep, or changed while it was read") from error
+
+
+def _hash(data: bytes) -> bytes:
+    return blake2b(data, digest_size=_DIGEST_BYTES).digest()
+
+
+def _item(tag: bytes, body: bytes) -> bytes:
+    """Tag, length and body; no item is the beginning of another, so items can be strung together."""
+    if len(body) > _INLINE_BYTES:
+        return tag + b"#" + _hash(body)
+    return b"%b%d:%b" % (tag, len(body), body)
+
+
+def _text(text: str) -> bytes:
+    return _item(b"s", text.encode("utf-8", "surrogatepass"))
+
+
+def _namesake(value: Any) -> Any:
+    """What an importable module holds under the qualified name of `value`: itself, its decorated form, or nothing."""
+    try:
+        return None if value.__module__ in _MAINS else attrgetter(value.__qualname__)(sys.modules[value.__module__])
+    except (AttributeError, ImportError, KeyError, TypeError):  # of the module's own __getattr__, too
+        return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _code(code: CodeType) -> tuple[bytes, frozenset[str]]:
+    """What `code` does, and the names of the globals that it reads.
+
+    Constants are written where they are used: their numbering changes with docstrings and line numbers.
+    """
+    steps: list[bytes] = []
+    names: set[str] = set()
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_NAME" and step.argval in _COMPILED_IN:
+            steps.pop()  # the step that loads what is stored
+        elif step.opcode in dis.hasconst:
+            if type(step.argval) is CodeType:
+                constant, inner_names = _code(step.argval)
+                names |= inner_names
+            else:
+                constant = _Encoder().encode(step.argval)
+            steps.append(b"%d %b" % (step.opcode, constant))
+        else:
+            steps.append(b"%d %d;" % (step.opcode, -1 if step.arg is None else step.arg))
+            if step.opname in _READS_GLOBAL:
+                names.add(step.argval)
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _CODE_FLAGS)
+    tables = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_exceptiontable)
+    head = _Encoder().encode((code.co_name, counts, tables))
+    return _item(b"c", head + b"".join(steps)), frozenset(names)
+
+
+class _Encoder:
+    """Writes one value, and describes the functions and classes that it reaches."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._round = 1
+        self._memo: dict[int, tuple[object, bytes]] = {}  # holds what it names by id, so that ids stay unique
+        self._labels: dict[int, bytes] = {}  # of each definition, by id
+        self._definitions: list[Any] = []
+
+    def digest(self, value: object) -> bytes:
+        while True:
+            whole = self.encode(value)
+            # The list grows while it is read: a description may refer to definitions not met before.
+            after = {id(each): _hash(self._describe(each)) for each in self._definitions}
+            if len(set(after.values())) == len(set(self._labels.values())):
+                return _hash(whole + b"".join(sorted(set(after.values()))))
+            self._labels = after
+            self._memo.clear()  # its entries may hold labels of the round before
+            self._round += 1
+
+    def encode(self, value: Any) -> bytes:
+        kind = type(value)
+        if scalar := _SCALARS.get(kind):
+            return scalar(value)
+        if known := self._memo.get(id(value)):
+            return known[1]
+        if self._depth == _MAX_DEPTH:
+            raise Uncanonical(f"nested deeper than {_MAX_DEPTH} levels, or within itself")
+        self._depth += 1
+        if compound := _COMPOUNDS.get(kind):
+            encoded = compound(self, value)
+        elif issubclass(kind, type):
+            encoded = self._named(value)
+        elif issubclass(kind, ModuleType):
+            encoded = _item(b"M", _text(value.__name__))
+        elif issubclass(kind, property):
+            encoded = _item(b"p", self._all((kind, value.fget, value.fset, value.fdel)))
+        else:
+            encoded = self._object(value)
+        self._depth -= 1
+        if encoded[1] == ord("#"):  # only what is long can be costly to meet again
+            self._memo[id(value)] = (value, encoded)
+        return encoded
+
+    def _all(self, values: Iterable[object]) -> bytes:
+        return b"".join([self.encode(value) for value in values])
+
+    def _mapping(self, pairs: Iterable[tuple[object, object]]) -> bytes:
+        return b"".join(sorted([self.encode(key) + self.encode(value) for key, value in pairs]))
+
+    def _set(self, values: Iterable[object]) -> bytes:
+        return b"".join(sorted([self.encode(value) for value in values]))
+
+    def _named(self, value: Any) -> bytes:
+        """A function or class by its name, if that is enough to find it; or else `value` by content."""
+        if not issubclass(type(value), (type, FunctionType)):
+            return self.encode(value)
+        if _namesake(value) is value:
+            return _item(b"n", _text(value.__module__) + _text(value.__qualname__))
+        return self._reference(value)
+
+    def _object(self, value: Any) -> bytes:
+        """Any object, by what pickle would be told of it."""
+        kind = type(value)
+        try:
+            reducer = copyreg.dispatch_table.get(kind)
+            reduced: Any = reducer(value) if reducer else value.__reduce_ex__(4)
+            if isinstance(reduced, str):  # the name of a global; but an lru_cache is as good as what it wraps
+                module = pickle.whichmodule(value, reduced)  # type: ignore[attr-defined]
+                reduced = (module, reduced, getattr(value, "__wrapped__", None))
+            make, args, state, listed, mapped, set_state = (*reduced, None, None, None, None)[:6]
+            if (kind.__reduce_ex__, kind.__reduce__) in _SET_REDUCERS and not reducer:
+                args = frozenset(*args)  # instead of a list in hash order
+            items: list[object] = list(listed or ())
+            pairs: list[tuple[object, object]] = list(mapped or ())
+        except Exception as error:  # the code of whoever wrote the class may raise anything; all mean the same here
+            raise Uncanonical(f"{kind.__module__}.{kind.__qualname__} cannot be reduced") from error
+        as_dict = issubclass(kind, dict) and not issubclass(kind, OrderedDict)
+        content = self._mapping(pairs) if as_dict else self._all(pairs)
+        return _item(b"o", self._named(make) + self._all((args, state, items)) + self._named(set_state) + content)
+
+    def _reference(self, definition: Any) -> bytes:
+        """The label of a function or class, which is described elsewhere."""
+        label = self._labels.get(id(definition))
+        if label is None:
+            if self._round > 1 or len(self._definitions) == _MAX_DEFINITIONS:
+                raise Uncanonical("too many functions, or others every time that an object is reduced")
+            label = self._labels[id(definition)] = bytes(_DIGEST_BYTES)
+            self._definitions.append(definition)
+        return _item(b"r", label)
+
+    def _describe(self, definition: Any) -> bytes:
+        module = "__main__" if definition.__module__ in _MAINS else definition.__module__
+        name = self._all((module, definition.__qualname__))
+        if issubclass(type(definition), type):
+            members = {key: value for key, value in vars(definition).items() if key not in _INCIDENTAL}
+            return _item(b"C", name + self._all((type(definition), definition.__bases__, members)))
+        code, names = _code(definition.__code__)
+        own = self._all((definition.__defaults__, definition.__kwdefaults__, definition.__closure__))
+        if _namesake(definition) is not None:
+            return _item(b"F", name + code + own)
+        known = definition.__globals__
+        read = [_text(each) + self._named(known[each]) for each in sorted(names & known.keys())]
+        return _item(b"L", name + code + own + b"".join(read))
+
+    def _cell(self, cell: CellType) -> bytes:
+        try:
+            contents = cell.cell_contents
+        except ValueError:  # a variable that is not bound yet
+            return _item(b"k", b"")
+        return _item(b"k", self.encode(contents))
+
+
+_SCALARS: dict[type, Callable[[Any], bytes]] = {
+    type(None): lambda value: b"N0:",
+    type(...): lambda value: b"E0:",
+    bool: lambda value: b"b1:1" if value else b"b1:0",
+    int: lambda value: _item(b"i", b"%x" % value),  # decimal has a limit of digits
+    float: lambda value: _item(b"f", struct.pack(">d", value)),
+    str: _text,
+    bytes: lambda value: _item(b"y", value),
+    # By text, as 3.13 reduces a path to the pieces it was made from.
+    **dict.fromkeys(
+        (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath),
+        lambda value: _item(b"P", _text(type(value).__name__) + _text(str(value))),
+    ),
+}
+_COMPOUNDS: dict[type, Callable[[_Encoder, Any], bytes]] = {
+    tuple: lambda encoder, value: _item(b"t", encoder._all(value)),
+    list: lambda encoder, value: _item(b"l", encoder._all(value)),
+    dict: lambda encoder, value: _item(b"d", encoder._mapping(value.items())),
+    MappingProxyType: lambda encoder, value: _item(b"D", encoder._mapping(value.items())),
+    set: lambda encoder, value: _item(b"S", encoder._set(value)),
+    frozenset: lambda encoder, value: _item(b"Z", encoder._set(value)),
+    FunctionType: _Encoder._reference,
+    MethodType: lambda encoder, value: _item(b"B", encoder._all((value.__func__, value.__self__))),
+    CellType: _Encoder._cell,
+    # Parts of classes that pickle does not reduce.
+    staticmethod: lambda encoder, value: _item(b"T", encoder.encode(value.__func__)),
+    classmethod: lambda encoder, value: _item(b"K", encoder.encode(value.__func__)),
+    functools.cached_property: lambda encoder, value: _item(b"H", encoder._all((value.func, value.attrname))),
+}

@@ -1,0 +1,196 @@
+"""The command line, as a user runs it: real processes on real stores."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omniq_executor import PersistentExecutor
+
+SCRIPT = """
+import sys
+from omniq_executor import PersistentExecutor
+
+if __name__ == "__main__":
+    with PersistentExecutor(1, store="held.db", queue="held") as executor:
+        executor.submit(pow, 2, 3).result()
+        print("ready", flush=True)
+        sys.stdin.read()
+"""
+
+
+class Trap:
+    """Leaves a file behind wherever it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+class Store:
+    """A store with one task of each kind, and the command line on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.marker = folder / "unpickled"
+        with PersistentExecutor(1, store=folder / "a.db", queue="first") as executor:
+            self.plain = executor.submit(pow, 2, 5)
+            self.pickled = executor.submit(complex, 1, 2)
+            self.failed = executor.submit(int, "seven")
+        with PersistentExecutor(1, store=folder / "a.db", queue="second") as executor:
+            self.trap = executor.submit(repr, Trap(self.marker))
+            self.rude = executor.submit(exec, "raise ValueError('\\x1b[31m[bold]\\udc80')")
+        self.marker.unlink()  # the worker had to unpickle it
+        self.tasks = [self.plain, self.pickled, self.failed, self.trap, self.rude]
+
+    def run(self, *args: str) -> str:
+        done = omniq(self.folder, *args, "--store", "a.db")
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self.run(*args, "--json"))
+
+
+def omniq(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "omniq_executor", *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def test_importing_the_package_loads_nothing_of_the_terminal() -> None:
+    code = "import sys, omniq_executor; print(sorted({'click', 'rich'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60) == "[]\n"
+
+
+def test_status_counts_each_queue_and_state(store: Store) -> None:
+    assert store.json("status")["queues"] == {
+        "first": {"COMPLETED": 2, "FAILED": 1},
+        "second": {"COMPLETED": 1, "FAILED": 1},
+    }
+    heading, first, second = store.run("status").splitlines()
+    assert heading.split() == ["QUEUE", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"]
+    assert first.split() == ["first", "0", "0", "2", "1", "0"]
+    assert second.split() == ["second", "0", "0", "1", "1", "0"]
+
+
+def test_status_tells_a_living_owner_from_a_dead_one(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        alive = omniq(tmp_path, "status", "--store", "held.db").stdout
+        process.kill()
+    dead = omniq(tmp_path, "status", "--store", "held.db").stdout
+    for output, state in (alive, "alive"), (dead, "dead"):
+        owner = output.splitlines()[-1].split()
+        assert (owner[1], owner[3], owner[-1]) == ("held", str(process.pid), state)
+
+
+def test_list_has_whole_rows_in_a_pipe_the_newest_last(store: Store) -> None:
+    heading, *rows = store.run("list").splitlines()
+    assert heading.startswith("ID ")
+    assert [row.split()[0] for row in rows] == [task.task_id for task in store.tasks]
+    assert "ValueError: invalid literal for int() with base 10: 'seven'" in rows[2]
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (["--status", "FAILED"], [2, 4]),
+        (["--status", "completed", "--queue", "first"], [0, 1]),
+        (["--queue", "second"], [3, 4]),
+        (["--limit", "2"], [3, 4]),
+        (["--status", "FAILED", "--limit", "1"], [4]),
+        (["--queue", "nobody's"], []),
+    ],
+)
+def test_list_takes_filters(store: Store, filters: list[str], expected: list[int]) -> None:
+    assert [task["id"] for task in store.json("list", *filters)] == [store.tasks[i].task_id for i in expected]
+
+
+def test_list_as_json_has_every_field(store: Store) -> None:
+    plain, pickled, failed, trap, _ = store.json("list")
+    assert plain["func_path"] == "builtins.pow"
+    assert (plain["args"], plain["kwargs"], plain["result"], plain["status"]) == ([2, 5], {}, 32, "COMPLETED")
+    assert plain["enqueued_at"] <= plain["started_at"] <= plain["completed_at"]
+    assert plain["failed_at"] is plain["error"] is plain["eta"] is None
+    assert (plain["attempts"], plain["crashes"], plain["queue"]) == (1, 0, "first")
+    assert set(pickled["result"]) == set(trap["args"]) == {"pickle"}
+    assert failed["completed_at"] is None
+    assert failed["error"]["type"] == "ValueError"
+
+
+def test_show_tells_everything_about_a_task(store: Store) -> None:
+    shown = store.run("show", store.failed.task_id)
+    for text in store.failed.task_id, "FAILED", "builtins.int", '["seven"]', "ValueError: invalid literal", "Traceback":
+        assert text in shown
+    assert store.json("show", store.failed.task_id) in store.json("list")
+
+
+def test_looking_unpickles_nothing(store: Store) -> None:
+    for command in ["status"], ["list"], ["show", store.trap.task_id]:
+        store.run(*command)
+        store.json(*command)
+    assert not store.marker.exists()
+    assert "(--load shows it)" in store.run("show", store.trap.task_id)
+    assert "(--load shows it)" in store.run("show", store.pickled.task_id)
+
+
+def test_show_unpickles_when_told_to(store: Store) -> None:
+    shown = store.run("show", store.pickled.task_id, "--load")
+    assert "(1+2j)" in shown
+    assert store.json("show", store.pickled.task_id, "--load")["loaded"] == {"result": "(1+2j)"}
+    store.run("show", store.trap.task_id, "--load")
+    assert store.marker.exists()
+    store.marker.unlink()
+
+
+def test_text_from_a_task_cannot_steer_the_terminal(store: Store) -> None:
+    for command in ["list"], ["show", store.rude.task_id]:
+        shown = store.run(*command)
+        assert "\x1b" not in shown
+        assert r"\x1b[31m[bold]\udc80" in shown
+
+
+@pytest.mark.parametrize("command", [["status"], ["list"], ["show", "task-0000000000000"]])
+def test_looking_creates_no_store(tmp_path: Path, command: list[str]) -> None:
+    for where in [], ["--store", "other.db"]:
+        done = omniq(tmp_path, *command, *where)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("Error: ")
+        assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_store_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("not a database, only longer than the header of one " * 20)
+    done = omniq(tmp_path, "status", "--store", "notes.db")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "notes.db" in done.stderr
+
+
+def test_an_unknown_task_is_an_error_and_a_malformed_id_a_usage_error(store: Store) -> None:
+    unknown = omniq(store.folder, "show", "task-0000000000000", "--store", "a.db")
+    assert (unknown.returncode, unknown.stdout, unknown.stderr.count("\n")) == (1, "", 1)
+    assert "task-0000000000000" in unknown.stderr
+    malformed = omniq(store.folder, "show", "seven", "--store", "a.db")
+    assert malformed.returncode == 2
+    assert "'seven' is not a task id" in malformed.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error_of_ours(store: Store) -> None:
+    command = f"'{sys.executable}' -m omniq_executor list --store a.db | true"  # it has left before we begin
+    done = subprocess.run(["bash", "-c", command], cwd=store.folder, capture_output=True, timeout=60, check=True)
+    assert done.stderr == b""
