@@ -14,7 +14,7 @@ def main() -> int:
     if not Path("/proc/self/stat").exists():
         sys.exit("python -m bench: this needs /proc, as Linux has it, for processor time and memory")
     chosen = [m for m in rounds.PLAN if not options.only or m.name in options.only]
-    load = os.getloadavg()[0]
+    load_before = os.getloadavg()[0]
     results: list[rounds.Result] = []
     failed = False
     for measurement in chosen:
@@ -29,7 +29,7 @@ def main() -> int:
         except rounds.ProbeFailed as error:
             failed = True
             tell(f"failed: {error}")
-    of = report.report(results, durability=options.durability, quick=options.quick, load=load)
+    of = report.report(results, durability=options.durability, quick=options.quick, load_before=load_before)
     print(report.markdown(of))
     report.write_json(of, options.json)
     tell(f"written: {options.json}")

@@ -26,7 +26,8 @@ class Report:
     python: str
     sqlite: str
     cores: int
-    load: float
+    load_before: float
+    load_after: float
     workers: int
     start_method: str
     durability: str
@@ -34,14 +35,15 @@ class Report:
     results: list[Result]
 
 
-def report(results: list[Result], *, durability: str, quick: bool, load: float) -> Report:
-    """The report of a run that has just ended; `load` is the machine's before it began."""
+def report(results: list[Result], *, durability: str, quick: bool, load_before: float) -> Report:
+    """The report of a run that has just ended. The load tells whether others shared the machine; the bench makes 1 to 2."""
     return Report(
         date=datetime.now().astimezone().isoformat(" ", "minutes"),
         python=platform.python_version(),
         sqlite=sqlite3.sqlite_version,
         cores=len(os.sched_getaffinity(0)),
-        load=load,
+        load_before=load_before,
+        load_after=os.getloadavg()[0],
         workers=WORKERS,
         start_method=START_METHOD,
         durability=durability,
@@ -53,7 +55,7 @@ def report(results: list[Result], *, durability: str, quick: bool, load: float) 
 def heading(of: Report) -> str:
     """The run in one line."""
     return (
-        f"{of.date} · Python {of.python} · SQLite {of.sqlite} · {of.cores} cores, load {of.load:.1f} before · "
+        f"{of.date} · Python {of.python} · SQLite {of.sqlite} · {of.cores} cores, load {of.load_before:.1f} before and {of.load_after:.1f} after · "
         f'{of.workers} workers, {of.start_method} · durability="{of.durability}"'
         + (" · QUICK: small sizes, rough figures" if of.quick else "")
     )
@@ -115,7 +117,8 @@ def draw(of: Report, path: Path) -> None:
     shown = [(result, turned(result, result.ratio)) for result in of.results if result.ratio]
     targets = [turned(result, target) for result, _ in shown for target in (result.need, result.aim) if target]
     reach = [1.0, *targets, *(length for _, length in shown)]
-    low, high = min(reach) / 1.35, max(reach) * 1.9
+    span = max(reach) / min(reach)
+    low, high = min(reach) / span**0.06, max(reach) * span**0.32  # the words after the longest bar need room
     height = 1.95 + 0.62 * len(shown)
     chart = Figure(figsize=(11, height), dpi=150, facecolor="white")
     axes = chart.add_axes((0.45, 0.8 / height, 0.52, 1 - 1.9 / height), facecolor="white")
@@ -136,7 +139,7 @@ def draw(of: Report, path: Path) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, labelcolor=INK, handletextpad=0.2)
     title = "PersistentExecutor beside ProcessPoolExecutor"
     chart.text(0.02, 1 - 0.4 / height, title, size=16, weight="bold", color=INK)
-    chart.text(0.02, 1 - 0.66 / height, heading(of), size=8.5, color=FAINT)
+    chart.text(0.02, 1 - 0.66 / height, heading(of), size=8, color=FAINT)
     sides, above = "ProcessPoolExecutor  →  PersistentExecutor", (-12, 14)
     axes.annotate(sides, (0, 1), above, "axes fraction", "offset points", **RIGHT, color=FAINT, size=9)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,6 @@ from .executor import PersistentExecutor
 from .future import DurableFuture
 
 STORE = "omniq_data/omniq.db"
-QUEUE = "demo"
 _NAMED_FAILURES = 5  # how many files that failed are named
 
 
@@ -84,7 +83,7 @@ class Summary:
         if self.failed > len(self.failures):
             console.print(f"failed: {self.failed - len(self.failures)} more", style="red")
         if self.failed:
-            console.print(f"All of them: omniq-executor list --queue {QUEUE} --status FAILED")
+            console.print(f"All of them: omniq-executor list --queue '{queue_of(self.root)}' --status FAILED")
         console.print(f"{self.lines} lines, {self.functions} functions, {self.branches} branches")
         print_table(
             ["FUNCTION", "COMPLEXITY", "FILE"],
@@ -108,6 +107,11 @@ def _walk(root: Path, skipped: tuple[str, ...]) -> Iterator[Path]:
         yield from (path for name in names if name.endswith(".py") and (path := Path(parent, name)).is_file())
 
 
+def queue_of(root: Path) -> str:
+    """The queue of a folder: each has its own, so that one folder does not wait for what is left of another."""
+    return printable(f"demo {root}")
+
+
 def run(folder: Path | None, kill_at: float | None) -> None:
     """Analyse the files of `folder` and print what was found.
 
@@ -120,7 +124,7 @@ def run(folder: Path | None, kill_at: float | None) -> None:
         out.print(f"There are no Python files in {printable(str(root))}.")
         return
     summary = Summary(root)
-    with PersistentExecutor(store=STORE, queue=QUEUE) as executor, _progress(screen) as progress:
+    with PersistentExecutor(store=STORE, queue=queue_of(root)) as executor, _progress(screen) as progress:
         bar = progress.add_task("analysing", total=len(paths))
         futures = {executor.submit(analyse, str(path)): path for path in paths}
         _kill_if_due(summary, len(paths), kill_at)

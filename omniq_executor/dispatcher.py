@@ -40,20 +40,20 @@ import pickle
 import selectors
 import threading
 import time
+
+# The functions behind those of `signal`, which wrap handlers in enums at a tenth of the cost of a whole submit().
+from _signal import SIGINT, getsignal, signal as set_signal  # type: ignore[import-not-found]
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
-
-# The functions behind those of `signal`, which spend more time than an insert on wrapping handlers in enums.
-from _signal import SIGINT, getsignal, signal as set_signal
 
 from . import codec
 from .engines import worker as proc
 from .engines.local import CRASHED, RETURNED, Chunk, LocalEngine, Report
 from .errors import PoolBroken, StoreError, WorkerCrashed
 from .future import DurableFuture
-from .model import ErrorInfo, Event, Status, format_id
+from .model import ErrorInfo, Event, Status, format_id, now
 from .schedule import MOST_BYTES
 from .stores.base import Batch, Block, Call, Claimed, Found, Function, Outcome, Run, Store, Turn
 from .stores.owners import NODES
@@ -179,7 +179,8 @@ class Dispatcher:
             self._enter()
             found = self._known(function, call, key)
             if found is not None:
-                future = self._future_of(found, resumed=True)
+                future = self._future_of(found)
+                future.resumed = found.status is Status.COMPLETED and found.owner != self.owner
                 self._turn()
             else:
                 number = self._ids.take(1)
@@ -220,7 +221,7 @@ class Dispatcher:
             found = self.store.states([number])
             if not found:
                 return None
-            future = self._future_of(found[0], resumed=False)
+            future = self._future_of(found[0])
             self._turn()
         self._tell()
         return future
@@ -229,7 +230,7 @@ class Dispatcher:
         """Cancel those of the tasks that are PENDING, for good."""
         with self.lock:
             if not self._closed:
-                for number in self.store.cancel(numbers, _now()):
+                for number in self.store.cancel(numbers, now()):
                     self._resolve(number, CANCELLED)
                 self.store.ring(self.owner)
         self._tell()
@@ -395,7 +396,7 @@ class Dispatcher:
             if batch is not None and self.failure is not None:
                 raise self.failure
             return
-        work = Turn(_now())
+        work = Turn(now())
         outcomes = self._prepare_ends(work) if self._reports else []
         if not self._holds:
             self._give_returned()
@@ -403,7 +404,7 @@ class Dispatcher:
         if batch is not None:
             self._functions.setdefault(batch.function.digest, batch.function.pickle)
             # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
-            claimed = not self._backlog and best >= batch.count and total >= batch.count + self._held
+            claimed = not self._backlog and best >= batch.size and total >= batch.size + self._held
             batch = batch._replace(claimed=claimed)
             work.adds = (batch,)
             self._backlog = self._backlog or not claimed
@@ -494,7 +495,7 @@ class Dispatcher:
     def _give_returned(self) -> None:
         """Give what is claimed and held, as far as there is room, in order and many at a time."""
         while self._returned:
-            total, best = self.engine.room()
+            _, best = self.engine.room()
             if best <= 0:
                 return
             most = min(best, max(1, -(-self._held // self.engine.max_workers)))
@@ -547,15 +548,14 @@ class Dispatcher:
             if found is not None:
                 return found
         if self.run.continues:
-            return self.store.take_over(self.run, function, [call], _now())[0]
+            return self.store.take_over(self.run, function, [call], now())[0]
         return None
 
-    def _future_of(self, found: Found, resumed: bool) -> DurableFuture:
+    def _future_of(self, found: Found) -> DurableFuture:
         future = self._futures.get(found.id)
         if future is None:
             future = self._futures[found.id] = DurableFuture(self, found.id)
             self._open += 1
-            future.resumed = resumed and found.status is Status.COMPLETED
             self._settle(found)
             self._backlog = self._backlog or found.status is Status.PENDING
         return future
@@ -575,7 +575,7 @@ class Dispatcher:
 
     def _add_resumed(self, sink: Sink, position: int, function: Function, calls: Sequence[Call]) -> None:
         """Add calls of which some may be in the store already, by the runs that this one continues."""
-        found = self.store.take_over(self.run, function, calls, _now())
+        found = self.store.take_over(self.run, function, calls, now())
         start = 0
         for place, known in enumerate([*found, None]):
             if known is None and place < len(calls):
@@ -679,7 +679,7 @@ class Dispatcher:
             if told:
                 with self.lock:
                     self._open -= told
-                if self._driver is not None and self._driver_thread != threading.get_ident() or self._closing:
+                if (self._driver is not None and self._driver_thread != threading.get_ident()) or self._closing:
                     self._wake()  # what the driver waits for may be among them
 
     # endings
@@ -723,7 +723,7 @@ class Dispatcher:
             self._closed = True
             self.engine.close()
             try:
-                self.store.end_run(self.run, self.clean, _now())
+                self.store.end_run(self.run, self.clean, now())
                 self.store.leave(self.owner)
                 self.store.close()
             except StoreError as error:
@@ -773,8 +773,8 @@ def _tell(future: DurableFuture, outcome: Any) -> None:
 
 def _chunk_of(batch: Batch) -> Chunk:
     """A batch that was claimed as it was added, as attempt 1."""
-    ids = range(batch.first, batch.first + batch.count)
-    chunk = Chunk(ids, [1] * batch.count, batch.function.digest, batch.function.pickle, batch.text)
+    ids = range(batch.first, batch.first + batch.size)
+    chunk = Chunk(ids, [1] * batch.size, batch.function.digest, batch.function.pickle, batch.text)
     if batch.text is None:
         chunk.calls = [(call.args, call.kwargs) for call in batch.calls or ()]
     return chunk
@@ -828,7 +828,7 @@ class _TurnLock:
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
-        before = None
+        before: Any = None
         if self._depth == 0 and self._before is not None:
             before, self._before = self._before, None
             set_signal(SIGINT, before)
@@ -851,10 +851,6 @@ def _drain(fd: int) -> None:
             pass
     except BlockingIOError:
         pass
-
-
-def _now() -> int:
-    return time.time_ns() // 1000
 
 
 __all__ = ["CANCELLED", "Dispatcher", "Sink", "Text"]

@@ -20,7 +20,7 @@ from .errors import CallError, TaskNotFound
 from .functions import Functions, stored_call
 from .future import DurableFuture
 from .mapping import Results
-from .model import Status, format_id, parse_id
+from .model import Status, format_id, now, parse_id
 from .stores import open_store
 from .stores.base import Resume
 
@@ -97,10 +97,9 @@ class PersistentExecutor(concurrent.futures.Executor):
         try:
             opened = open_store(store, durability=durability)
             try:
-                now = _now()
-                opened.reap(now)
+                opened.reap(now())
                 owner = opened.enter(queue or default_queue())
-                run = opened.begin_run(queue or default_queue(), owner, resume, now)
+                run = opened.begin_run(queue or default_queue(), owner, resume, now())
             except BaseException:
                 opened.close()
                 raise
@@ -131,7 +130,9 @@ class PersistentExecutor(concurrent.futures.Executor):
         """
         return self._submit(None, fn, args, kwargs)
 
-    def _submit(self, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> DurableFuture:
+    def _submit(
+        self, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> DurableFuture:
         try:
             function = self._functions.describe(fn)
             call = stored_call(args, kwargs)
@@ -164,7 +165,7 @@ class PersistentExecutor(concurrent.futures.Executor):
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
         function = self._functions.describe(fn)
-        return Results(self._dispatcher, function, zip(*iterables), timeout, buffersize)
+        return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize)
 
     def options(self, *, key: str | None = None) -> concurrent.futures.Executor:
         """An executor on the same pool whose calls have options.
@@ -172,7 +173,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         key: names one call within the queue. Whoever submits a call with a key that the queue has
         already gets a future of that task, and nothing is added.
         """
-        if key is not None and (not isinstance(key, str) or not key):
+        if key is not None and (not isinstance(key, str) or not key):  # type: ignore[redundant-expr]  # callers may be untyped
             raise ValueError(f"key is a non-empty text, not {key!r}")
         return _WithOptions(self, key)
 
@@ -270,12 +271,6 @@ def _refuse_in_worker_start() -> None:
             "a PersistentExecutor is being made by the import of the main script in a process that multiprocessing"
             " is starting: put what the script does under `if __name__ == '__main__':`"
         )
-
-
-def _now() -> int:
-    import time
-
-    return time.time_ns() // 1000
 
 
 def _close_at_exit() -> None:

@@ -3,7 +3,7 @@
 import concurrent.futures
 from collections.abc import Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from . import codec
 from .model import ErrorInfo, Task, format_id
@@ -95,7 +95,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
                     self._exception = rebuild(stored)
                 else:
                     self._result = codec.decode(stored)
-            except BaseException as error:  # loading ran code of the user's: what it raises is the outcome
+            except BaseException as error:  # noqa: BLE001 - loading is code of the user's: this is the outcome
                 self._exception = error
 
     # Called by the dispatcher, once, with the state's lock not held.
@@ -130,21 +130,18 @@ class DurableFuture(concurrent.futures.Future[Any]):
 def rebuild(error: ErrorInfo) -> BaseException:
     """The exception that a stored error tells of, with the worker's traceback as its cause."""
     # The same class of cause as ProcessPoolExecutor's, which is what test suites and loggers look for.
-    from concurrent.futures.process import _RemoteTraceback  # type: ignore[attr-defined]
+    from concurrent.futures.process import _RemoteTraceback
 
     from .errors import RemoteError
 
-    exception: BaseException | None = None
+    exception: object = None
+    unreadable = ""
     if error.pickle is not None:
         try:
-            exception = cast(BaseException, codec.decode(error.pickle))
+            exception = codec.decode(error.pickle)
         except Exception as why:  # noqa: BLE001 - an exception class of the user's may fail to load in any way
             unreadable = f" (it cannot be rebuilt here: {type(why).__name__}: {why})"
-    else:
-        unreadable = ""
     if not isinstance(exception, BaseException):
         exception = RemoteError(f"{error.type}: {error.message}{unreadable}")
-    exception.__cause__ = _RemoteTraceback(error.traceback)
+    exception.__cause__ = _RemoteTraceback(error.traceback)  # type: ignore[arg-type]  # it is the text
     return exception
-
-

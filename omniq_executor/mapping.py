@@ -3,14 +3,14 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
 from . import codec
 from .dispatcher import CANCELLED, Dispatcher, Text
-from .future import rebuild
 from .functions import stored_call
+from .future import rebuild
 from .model import ErrorInfo
 from .stores.base import Function
 
@@ -126,8 +126,3 @@ class Results(Iterator[Any]):
         if not self._ended and self._position < self._added:
             self._ended = True
             self._dispatcher.forget(self)
-
-
-def rows_of(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
-    """The calls of a map, one tuple of arguments each, as many as the shortest iterable has."""
-    return zip(*iterables)

@@ -18,6 +18,7 @@ that arrives after its claim was lost finds another number there and is refused.
 """
 
 import enum
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -175,6 +176,11 @@ def apply(
             return replace(task, status=to, finished_at=now)
         case Event.REVIVE:
             return replace(task, status=to, finished_at=None, error=None, crashes=0)
+
+
+def now() -> int:
+    """The time, in microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
 
 
 def format_id(number: int) -> str:

@@ -109,10 +109,12 @@ class NurseryLauncher(Launcher):
         theirs.close()
 
     def attach(self, selector: selectors.BaseSelector) -> None:
+        """Have the nursery's news waited for by `selector`."""
         super().attach(selector)
         selector.register(self._socket, selectors.EVENT_READ, lambda _: self._hear())
 
     def start(self, slot: int, data: socket.socket, control: socket.socket, on_death: OnDeath) -> Process:
+        """As in Launcher; the pid is known later."""
         process = self._numbers[self._count] = Process(on_death)
         socket.send_fds(self._socket, [self._REQUEST.pack(self._count, slot)], [data.fileno(), control.fileno()])
         self._count += 1
@@ -143,6 +145,7 @@ class NurseryLauncher(Launcher):
         return True
 
     def close(self) -> None:
+        """Wait until all workers and the nursery have ended."""
         self._socket.shutdown(socket.SHUT_WR)
         while self._hear():
             pass
@@ -170,7 +173,7 @@ class NurseryLauncher(Launcher):
                     children[made.sentinel] = number, made
                     code = self._STARTED
                 else:
-                    number, made = children.pop(ready)  # type: ignore[call-overload]  # a sentinel is an int here
+                    number, made = children.pop(ready)  # type: ignore[arg-type]  # a sentinel is an int here
                     made.join()
                     code = made.exitcode
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -211,7 +214,7 @@ class _Setup:
 
         buffer = io.BytesIO()
         pickler = cloudpickle.Pickler(buffer, 5)
-        forking = reduction.ForkingPickler(io.BytesIO()).dispatch_table  # type: ignore[attr-defined]
+        forking = reduction.ForkingPickler(io.BytesIO()).dispatch_table
         pickler.dispatch_table = ChainMap(forking, pickler.dispatch_table)
         try:
             pickler.dump(pair)

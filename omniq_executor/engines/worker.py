@@ -28,7 +28,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .. import codec
@@ -56,7 +56,7 @@ def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, se
 def _main(
     data: socket.socket,
     control: socket.socket,
-    cells: MutableSequence[int],
+    cells: "memoryview[int]",
     initializer: Callable[..., object] | None,
     initargs: Iterable[Any],
 ) -> None:
@@ -83,7 +83,7 @@ def _watch_parent(control: socket.socket) -> None:
 
 
 class _Worker:
-    def __init__(self, data: socket.socket, cells: MutableSequence[int]) -> None:
+    def __init__(self, data: socket.socket, cells: "memoryview[int]") -> None:
         self._socket = data
         self._inbox = Inbox(data)
         self._cells = cells
@@ -132,7 +132,7 @@ class _Worker:
                     call = self._functions[function_id] = codec.load_function(call)
                     started = clock()  # loading is paid once, so it says nothing about the next calls
                 value = call(*row) if load is None else load(call, row)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
                 self._put((ERROR, number, *_describe(error)))
             else:
                 if codec.is_scalar(value):
@@ -159,7 +159,7 @@ class _Worker:
         # Encoded at once: the value may be an object that a later call changes.
         try:
             self._put((RESULT, number, codec.encode(value, in_worker=True)))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - as above: pickling runs code of the user's
             self._put((ERROR, number, *_describe(error)))
 
     def _put(self, item: tuple[Any, ...]) -> None:
@@ -175,7 +175,8 @@ class _Worker:
             self._items.append((BLOCK, self._first, len(values), text))
         else:  # NaN, a lone surrogate, a huge int
             self._items += [
-                (RESULT, number, codec.encode(value, in_worker=True)) for number, (value,) in enumerate(values, self._first)
+                (RESULT, number, codec.encode(value, in_worker=True))
+                for number, (value,) in enumerate(values, self._first)
             ]
 
     def flush(self) -> None:

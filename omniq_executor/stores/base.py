@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     """
 
     first: int
-    count: int
+    size: int
     function: Function
     text: str | None = None
     calls: Sequence[Call] | None = None
@@ -53,10 +53,10 @@ class Batch(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Results of `count` tasks with consecutive ids, all of one attempt: a JSON array of [result] arrays."""
+    """Results of `size` tasks with consecutive ids, all of one attempt: a JSON array of [result] arrays."""
 
     first: int
-    count: int
+    size: int
     attempt: int
     text: str
 
@@ -88,6 +88,7 @@ class Found(NamedTuple):
 
     id: int
     status: Status
+    owner: int | None  # who claimed it last
     result: str | bytes | None
     error: ErrorInfo | None
 

@@ -21,14 +21,13 @@ import os
 import sqlite3
 import stat
 import threading
-import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import StoreError, StoreVersionError, TaskNotFound
-from ..model import Status, Task, format_id, parse_id
+from ..model import Status, Task, format_id, now, parse_id
 from . import transactions
 from .base import Call, Found, Function, Owner, Resume, Run, Store, Turn, Turned
 from .owners import Owners, new_owner_id
@@ -111,7 +110,9 @@ class SQLiteStore(Store):
                 )
             if version == 0 and tables:
                 raise StoreError(f"{self.path} is the database of another program; give the store a file of its own")
-            connection.execute("PRAGMA page_size = 2048")  # a lone commit writes a page or two: half the bytes of the default
+            connection.execute(
+                "PRAGMA page_size = 2048"
+            )  # a lone commit writes a page or two: half the bytes of the default
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -166,7 +167,7 @@ class SQLiteStore(Store):
         with self._lock:
             owner = new_owner_id(id for (id,) in self._read("SELECT id FROM owner"))
             self._owners.hold(owner)
-            self._write(transactions.enter(owner, queue, self._owners.host, os.getpid(), _now()))
+            self._write(transactions.enter(owner, queue, self._owners.host, os.getpid(), now()))
             return owner
 
     def leave(self, owner: int) -> None:
@@ -175,7 +176,10 @@ class SQLiteStore(Store):
 
     def owners(self) -> list[Owner]:
         rows = self._read("SELECT id, queue, host, pid, opened_at FROM owner ORDER BY opened_at, id")
-        return [Owner(*row, alive=self._owners.is_alive(row[0], row[2])) for row in rows]
+        return [
+            Owner(id, queue, host, pid, opened_at, self._owners.is_alive(id, host))
+            for id, queue, host, pid, opened_at in rows
+        ]
 
     def reap(self, now: int) -> int:
         dead = [owner.id for owner in self.owners() if not owner.alive]
@@ -314,7 +318,8 @@ class SQLiteStore(Store):
         given = [(sql, value) for sql, value in conditions if value is not None]
         where = "WHERE " + " AND ".join(sql for sql, _ in given) if given else ""
         rows = self._read(
-            f"{_TASK} {where} ORDER BY t.id DESC LIMIT ?", (*(value for _, value in given), -1 if limit is None else limit)
+            f"{_TASK} {where} ORDER BY t.id DESC LIMIT ?",
+            (*(value for _, value in given), -1 if limit is None else limit),
         )
         return [_task(row) for row in reversed(rows)]
 
@@ -360,12 +365,9 @@ def _task(row: Sequence[Any]) -> Task:
     return Task(
         id=id, queue=queue, run=run, func_path=path, func=function, args=args, kwargs=kwargs, status=Status(status),
         priority=priority, eta=eta, attempts=attempts, crashes=crashes, owner=owner, enqueued_at=enqueued,
-        started_at=started, finished_at=finished, result=result, error=transactions.error_info(error, exception), key=key,
+        started_at=started, finished_at=finished, result=result, key=key,
+        error=transactions.error_info(error, exception),
     )  # fmt: skip
-
-
-def _now() -> int:
-    return time.time_ns() // 1000
 
 
 def _after_fork_in_child() -> None:

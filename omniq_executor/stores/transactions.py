@@ -70,7 +70,8 @@ def _shown_time(column: str) -> str:
 
 SCHEMA = (
     "CREATE TABLE queue (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
-    "CREATE TABLE function (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, path TEXT NOT NULL, pickle BLOB NOT NULL)",
+    "CREATE TABLE function (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, path TEXT NOT NULL,"
+    " pickle BLOB NOT NULL)",
     "CREATE TABLE owner (id INTEGER PRIMARY KEY, queue TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,"
     " opened_at INTEGER NOT NULL, heard INTEGER NOT NULL)",
     # clean: NULL while it is open, else 0 or 1. settled: nothing of it is taken over any more.
@@ -146,7 +147,9 @@ _RELEASE_ALL = f"""
 """
 
 
-def turn(owner: int, run: int, queue: int, functions: dict[bytes, int], work: Turn, peers: Sequence[int]) -> Transaction:
+def turn(
+    owner: int, run: int, queue: int, functions: dict[bytes, int], work: Turn, peers: Sequence[int]
+) -> Transaction:
     """One turn of a dispatcher: returns a Turned. See Store.turn()."""
     turned = Turned()
     for batch in work.adds:
@@ -182,13 +185,12 @@ def _add(owner: int, run: int, queue: int, function: int, batch: Batch, now: int
 
 def _complete_block(owner: int, block: Block, now: int, refused: set[int]) -> Transaction:
     _, changed = yield _COMPLETE_BLOCK, (now, block.text, block.first, owner, block.attempt)
-    if changed != block.count:
-        yield from _find_refused(owner, Event.COMPLETE, [(block.first + i, block.attempt) for i in range(block.count)], refused)
+    if changed != block.size:
+        ends = [(number, block.attempt) for number in range(block.first, block.first + block.size)]
+        yield from _find_refused(owner, Event.COMPLETE, ends, refused)
 
 
-def _end(
-    owner: int, event: Event, sql: str, ends: Sequence[Outcome], now: int, refused: set[int]
-) -> Transaction:
+def _end(owner: int, event: Event, sql: str, ends: Sequence[Outcome], now: int, refused: set[int]) -> Transaction:
     fences = [(end.id, owner, end.attempt) for end in ends]
     match event:
         case Event.COMPLETE:
@@ -216,7 +218,7 @@ def _find_refused(owner: int, event: Event, ends: Iterable[tuple[int, int]], ref
 
 def _publish(work: Turn, refused: set[int]) -> Transaction:
     """Tell other owners what finished."""
-    ids = [block.first + i for block in work.blocks for i in range(block.count)]
+    ids = [block.first + i for block in work.blocks for i in range(block.size)]
     ids += [end.id for end in work.outcomes if end.event in (Event.COMPLETE, Event.FAIL)]
     if ids:
         yield "INSERT INTO news (task) VALUES (?)", Many((id,) for id in ids if id not in refused)
@@ -230,6 +232,7 @@ def _error_columns(error: ErrorInfo | None) -> tuple[str | None, bytes | None]:
 
 
 def error_info(text: str | None, exception: bytes | None) -> ErrorInfo | None:
+    """The error that a task's row holds."""
     return ErrorInfo(**json.loads(text), pickle=exception) if text is not None else None
 
 
@@ -257,9 +260,7 @@ def cancel(ids: Sequence[int], now: int, alone: bool) -> Transaction:
 
 def revive(ids: Sequence[int]) -> Transaction:
     """REVIVE the FAILED and CANCELLED ones of ids, and return them."""
-    return (
-        yield from _change(Event.REVIVE, "finished_at = NULL, error = NULL, exception = NULL, crashes = 0", ids)
-    )
+    return (yield from _change(Event.REVIVE, "finished_at = NULL, error = NULL, exception = NULL, crashes = 0", ids))
 
 
 def _change(event: Event, columns: str, ids: Sequence[int]) -> Transaction:
@@ -332,7 +333,8 @@ def begin_run(queue: int, queue_name: str, owner: int, resume: Resume, now: int)
     if continues:
         yield "DROP TABLE IF EXISTS temp.resumable", ()
         yield (
-            "CREATE TEMP TABLE resumable AS SELECT function, coalesce(identity, args || coalesce(kwargs, '')) AS call, id"
+            "CREATE TEMP TABLE resumable AS"
+            " SELECT function, coalesce(identity, args || coalesce(kwargs, '')) AS call, id"
             f" FROM task WHERE run IN (SELECT value FROM json_each(?)) AND status <> {Status.CANCELLED:d}",
             (chain,),
         )
@@ -364,7 +366,7 @@ def take_over(function: int, calls: Sequence[Call]) -> Transaction:
             " (SELECT rowid FROM temp.resumable WHERE function = ? AND call = ? ORDER BY id LIMIT ?) RETURNING id",
             (function, identity, len(places)),
         )
-        given.update(zip(sorted(id for (id,) in rows), places))
+        given.update(zip(sorted(id for (id,) in rows), places, strict=False))  # as many as are left
     failed, _ = yield (
         f"SELECT id FROM task WHERE id IN (SELECT value FROM json_each(?)) AND status = {Status.FAILED:d}",
         (json.dumps(list(given)),),
@@ -380,12 +382,12 @@ def take_over(function: int, calls: Sequence[Call]) -> Transaction:
 
 # Looking
 
-_FOUND = "id, status, result, error, exception FROM task"
+_FOUND = "id, status, owner, result, error, exception FROM task"
 
 
 def _found(row: Sequence[Any]) -> Found:
-    id, status, result, error, exception = row
-    return Found(id, Status(status), result, error_info(error, exception))
+    id, status, owner, result, error, exception = row
+    return Found(id, Status(status), owner, result, error_info(error, exception))
 
 
 def states(ids: Iterable[int]) -> Transaction:
