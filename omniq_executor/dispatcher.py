@@ -53,7 +53,7 @@ from .engines import worker as proc
 from .engines.local import CRASHED, RETURNED, Chunk, LocalEngine, Report
 from .errors import PoolBroken, StoreError, WorkerCrashed
 from .future import DurableFuture
-from .model import ErrorInfo, Event, Status, format_id, now
+from .model import FINISHED, ErrorInfo, Event, Status, format_id, now
 from .schedule import MOST_BYTES
 from .stores.base import Batch, Block, Call, Claimed, Found, Function, Outcome, Run, Store, Turn
 from .stores.owners import NODES
@@ -69,11 +69,11 @@ _log = logging.getLogger("omniq_executor")
 class Sink(Protocol):
     """Who waits for tasks by position: the iterator of a map."""
 
-    def put(self, position: int, count: int, outcome: Any) -> None:
-        """Take what became of `count` consecutive positions.
+    def put(self, position: int, number: int, count: int, outcome: Any) -> None:
+        """Take what became of `count` consecutive positions, whose tasks have the ids from `number` on.
 
-        It is a Text of all of them, or of a single one its stored result, its ErrorInfo, CANCELLED,
-        or an exception of this process's own.
+        The outcome is a Text of all of them, or of a single one its stored result, its ErrorInfo,
+        CANCELLED, or an exception of this process's own. It is committed, unless it is the last.
         """
 
 
@@ -251,6 +251,10 @@ class Dispatcher:
                 if span.sink is sink:
                     numbers += range(span.first, span.end)
             self.cancel(numbers)
+
+    def read(self, first: int, count: int) -> list[Any]:
+        """The outcomes of finished tasks with consecutive ids, as `put()` gives single ones."""
+        return [_outcome(found) for found in sorted(self.store.states(range(first, first + count)))]
 
     def has_claimed(self, number: int | None) -> bool:
         """Whether the task is with a worker of this executor, or about to be."""
@@ -604,12 +608,8 @@ class Dispatcher:
 
     def _settle(self, found: Found) -> None:
         """Resolve a task that the store says is finished."""
-        if found.status is Status.COMPLETED:
-            self._resolve(found.id, found.result)
-        elif found.status is Status.FAILED:
-            self._resolve(found.id, found.error)
-        elif found.status is Status.CANCELLED:
-            self._resolve(found.id, CANCELLED)
+        if found.status in FINISHED:
+            self._resolve(found.id, _outcome(found))
 
     def _resolve_all(self, numbers: Sequence[int], outcome: Any, refused: set[int]) -> None:
         """Resolve tasks with the outcomes that are committed, other than the refused ones."""
@@ -640,7 +640,7 @@ class Dispatcher:
         if single is not None:
             sink, position = single
             self._open -= 1
-            sink.put(position, 1, outcome)
+            sink.put(position, number, 1, outcome)
             return
         span = self._range_of(number)
         if span is not None:
@@ -656,7 +656,7 @@ class Dispatcher:
         ]
         self._ranges[index : index + 1] = rest
         self._open -= count
-        span.sink.put(span.position + number - span.first, count, outcome)
+        span.sink.put(span.position + number - span.first, number, count, outcome)
 
     def _range_of(self, number: int) -> _Range | None:
         index = bisect_right(self._ranges, number, key=lambda r: r.first) - 1
@@ -769,6 +769,13 @@ def _tell(future: DurableFuture, outcome: Any) -> None:
         future._fail(outcome)
     else:
         future._finish(outcome)
+
+
+def _outcome(found: Found) -> Any:
+    """What a finished task has to show."""
+    if found.status is Status.COMPLETED:
+        return found.result
+    return found.error if found.status is Status.FAILED else CANCELLED
 
 
 def _chunk_of(batch: Batch) -> Chunk:

@@ -16,14 +16,16 @@ from .stores.base import Function
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
 _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
+_KEPT_BYTES = 16 << 20  # of results that arrived before their turn
 
 
 class Results(Iterator[Any]):
     """Results of a map in the order of its items, waiting for each as long as it takes.
 
     Outcomes arrive in any order, many at a time, and are kept as they arrived until it is their
-    turn. Like ProcessPoolExecutor's, the iterator ends with the first error that it raises, and
-    then, or when it is dropped, cancels what has not started.
+    turn; beyond _KEPT_BYTES they are read from the store again. Like ProcessPoolExecutor's, the
+    iterator ends with the first error that it raises, and then, or when it is dropped, cancels what
+    has not started.
     """
 
     def __init__(
@@ -42,7 +44,8 @@ class Results(Iterator[Any]):
         self._piece = _PIECE
         self._added = 0
         self._position = 0  # of the next result to take from `_arrived`
-        self._arrived: dict[int, tuple[int, Any]] = {}
+        self._arrived: dict[int, tuple[int, int, Any]] = {}  # by position: id, count, outcome
+        self._kept_bytes = 0
         self._values: deque[Any] = deque()  # read, to be given next
         self._exhausted = False
         self._ended = False
@@ -69,9 +72,14 @@ class Results(Iterator[Any]):
         self._added += len(rows)
         self._piece = max(1, self._piece // 2) if size > _PIECE_BYTES else min(self._piece * 2, 1024)
 
-    def put(self, position: int, count: int, outcome: Any) -> None:
+    def put(self, position: int, number: int, count: int, outcome: Any) -> None:
         """Called by the dispatcher with what became of `count` positions."""
-        self._arrived[position] = count, outcome
+        size = _size(outcome)
+        if size and self._kept_bytes + size > _KEPT_BYTES and position != self._position:
+            outcome = _IN_STORE
+        else:
+            self._kept_bytes += size
+        self._arrived[position] = number, count, outcome
 
     def __iter__(self) -> "Results":
         return self
@@ -96,21 +104,18 @@ class Results(Iterator[Any]):
             raise StopIteration
         if not self._has_arrived():
             self._wait()
-        count, outcome = self._arrived.pop(self._position)
+        number, count, outcome = self._arrived.pop(self._position)
         self._position += count
-        match outcome:
-            case Text(json):
-                self._values.extend(value for (value,) in codec.decode(json))
-                return self._values.popleft()
-            case str() | bytes():
-                return codec.decode(outcome)
-            case ErrorInfo():
-                raise rebuild(outcome)
-            case BaseException():
-                raise outcome
-            case _:
-                assert outcome is CANCELLED
-                raise CancelledError
+        self._kept_bytes -= _size(outcome)
+        if outcome is _IN_STORE:
+            # Several at once are plain JSON, so reading them ahead of their turn cannot fail.
+            first, *others = self._dispatcher.read(number, count)
+            self._values.extend(map(_value, others))
+            return _value(first)
+        if isinstance(outcome, Text):
+            self._values.extend(value for (value,) in codec.decode(outcome.json))
+            return self._values.popleft()
+        return _value(outcome)
 
     def _has_arrived(self) -> bool:
         return self._position in self._arrived
@@ -126,3 +131,25 @@ class Results(Iterator[Any]):
         if not self._ended and self._position < self._added:
             self._ended = True
             self._dispatcher.forget(self)
+
+
+_IN_STORE = object()  # an outcome that is to be read from there
+
+
+def _size(outcome: Any) -> int:
+    """The bytes of a result, as it is kept; 0 for what is no result."""
+    if isinstance(outcome, Text):
+        return len(outcome.json)
+    return len(outcome) if isinstance(outcome, str | bytes) else 0
+
+
+def _value(outcome: Any) -> Any:
+    """The result that an outcome stands for. Raises what it says the call raised."""
+    if isinstance(outcome, str | bytes):
+        return codec.decode(outcome)
+    if isinstance(outcome, ErrorInfo):
+        raise rebuild(outcome)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    assert outcome is CANCELLED
+    raise CancelledError

@@ -39,7 +39,13 @@ class Process:
     def __init__(self, on_death: OnDeath) -> None:
         self.pid: int | None = None  # not known before a nursery has said so
         self.exit_code: int | None = None  # None while it lives; -N after signal N
-        self.on_death = on_death
+        self._on_death: OnDeath | None = on_death
+
+    def died(self) -> None:
+        """Tell of its death, once; whoever is told is not kept alive any longer."""
+        on_death, self._on_death = self._on_death, None
+        if on_death is not None:
+            on_death()
 
     def kill(self, signal_number: int) -> None:
         """Send a signal, if it lives."""
@@ -83,13 +89,15 @@ class Launcher:
         made.join()
         process.exit_code = made.exitcode
         made.close()
-        process.on_death()
+        process.died()
 
     def close(self) -> None:
         """Wait until all workers have ended; they have been told to."""
         for process in list(self._alive):
             self._alive[process].join()
             self._ended(process)
+        self._selector = None
+        self._setup = _Setup(None, ())
 
 
 class NurseryLauncher(Launcher):
@@ -132,7 +140,7 @@ class NurseryLauncher(Launcher):
                 self._selector.unregister(self._socket)
                 self._selector = None
             for process in list(self._numbers.values()):
-                process.on_death()
+                process.died()
             self._numbers.clear()
             return False
         number, pid, code = self._NEWS.unpack(data)
@@ -141,7 +149,7 @@ class NurseryLauncher(Launcher):
         if code != self._STARTED:
             del self._numbers[number]
             process.exit_code = code
-            process.on_death()
+            process.died()
         return True
 
     def close(self) -> None:
@@ -151,6 +159,7 @@ class NurseryLauncher(Launcher):
             pass
         self._socket.close()
         self._nursery.join()
+        super().close()
 
     def _tend(self, parent: socket.socket) -> None:
         """The nursery's own life: start workers on request, tell of their ends, end after the last."""

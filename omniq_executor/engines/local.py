@@ -391,6 +391,7 @@ class LocalEngine:
             self._close(worker)
         self._launcher.close()
         self._slots = [None] * self.max_workers
+        self._selector = None
 
 
 def _parts(chunks: Iterable[Chunk], number: int, end: int) -> Iterator[tuple[Chunk, int, int]]:
