@@ -27,10 +27,10 @@ own (`_run()`), which waits for the same events.
   the same driver is still there then. That driver has been at it for longer than STANDBY_S, so it
   knows to wake the thread when it leaves.
 - Where threads have driven lately, or submit in a burst (such turns bring in outcomes as well), it
-  lets GRACE_S pass before it takes a turn. Otherwise the two would meet at the lock with every
-  single call. If nobody came meanwhile it does so no more until somebody drives again.
+  lets GRACE_S pass, and takes no turn if somebody came meanwhile. Otherwise the two would meet at
+  the lock with every single call.
 
-In a burst, claimed calls are held for up to GRACE_S and given to the workers many at a time: waking
+In a burst, claimed calls are held for up to POLL_S and given to the workers many at a time: waking
 a worker costs more than storing a call. A call that comes alone is given at once.
 """
 
@@ -61,7 +61,7 @@ from .stores.owners import NODES
 RETRY_S = 1.0  # until outcomes that could not be stored are offered again
 STANDBY_S = 0.005
 GRACE_S = 0.001
-_POLL_EVERY = 16  # turns of a burst: then outcomes are brought in, and what is held is given
+POLL_S = 0.002  # of a burst, after which a caller's turn brings in outcomes and gives what is held
 
 _log = logging.getLogger("omniq_executor")
 
@@ -153,6 +153,7 @@ class Dispatcher:
         self._grace = False
         self._holds = False  # whether the present turn gives nothing to workers
         self._ticking = False  # whether the dispatcher's own thread will look within GRACE_S
+        self._polled_at = 0.0
         self._serial = 0  # of turns
         self._driver: object | None = None
         self._driver_thread = 0
@@ -277,7 +278,9 @@ class Dispatcher:
         if self._open:  # a burst
             self._visits += 1
             self._grace = True
-            if self._turns % _POLL_EVERY == 0:
+            moment = time.monotonic()
+            if moment - self._polled_at > POLL_S:
+                self._polled_at = moment
                 for key, mask in self._selector.select(0):
                     key.data(mask)
             else:
@@ -329,17 +332,17 @@ class Dispatcher:
 
     def _take_turn(self, timeout_s: float | None, gives_way: bool = False) -> None:
         """Wait for something to happen, and take the turn for it."""
-        serial, visits = self._serial, self._visits
-        alarm = self._next_alarm()
-        if self._ticking and gives_way:
-            alarm = _earlier(alarm, GRACE_S)
-        ready = self._selector.select(_earlier(timeout_s, alarm))
-        if gives_way:
-            if self._grace and not self._ticking:
-                self._standby.wait(GRACE_S)
-            if self._driver is not None:
+        if gives_way and self._grace:
+            visits = self._visits
+            self._standby.wait(GRACE_S)
+            if self._driver is not None or self._visits != visits:
                 return
-            self._grace = self._ticking = self._visits != visits
+            self._grace = self._ticking = False  # before the look at what is held: see _give_or_hold()
+            timeout_s = 0 if self._returned else timeout_s
+        serial = self._serial
+        ready = self._selector.select(_earlier(timeout_s, self._next_alarm()))
+        if gives_way and self._grace:
+            return
         with self.lock:
             if self._closed:
                 return
@@ -490,7 +493,7 @@ class Dispatcher:
         if self._holds or self._returned:
             self._returned.append(chunk)
             self._held += len(chunk.ids)
-            if not self._ticking:
+            if not self._ticking:  # after it is held: see _take_turn()
                 self._ticking = True
                 self._wake()
         else:
@@ -502,7 +505,7 @@ class Dispatcher:
             _, best = self.engine.room()
             if best <= 0:
                 return
-            most = min(best, max(1, -(-self._held // self.engine.max_workers)))
+            most = min(best, self.engine.pace.share(self._held, self.engine.max_workers))
             chunk = self._returned.popleft()
             if len(chunk.ids) > best:
                 self._returned.appendleft(chunk.part(best, len(chunk.ids)))
@@ -518,7 +521,7 @@ class Dispatcher:
         start = 0
         while start < len(claimed):
             _, best = self.engine.room()
-            stop = start + max(1, min(best, -(-(len(claimed) - start) // self.engine.max_workers)))
+            stop = start + max(1, min(best, self.engine.pace.share(len(claimed) - start, self.engine.max_workers)))
             digest, size = claimed[start].digest, 0
             for i in range(start, stop):
                 size += len(claimed[i].args)

@@ -6,6 +6,7 @@ evenly and little is under way when a process dies. Durations are measured, not 
 """
 
 LEAD_S = 0.005
+LEAST_S = 0.0002  # of work in a chunk, if there is that much
 MOST_CALLS = 2048  # given to one worker, however short they are
 MOST_BYTES = 1 << 20  # of arguments given to one worker beyond the first call
 PREFETCH_BELOW_S = 0.05  # calls longer than this gain nothing from having the next one at hand
@@ -29,6 +30,11 @@ class Pace:
             self.call_s = latest
         else:
             self.call_s += (latest - self.call_s) / 2
+
+    def share(self, calls: int, workers: int) -> int:
+        """How many of so many calls one of the workers gets: its part, but not so few that the message costs more."""
+        least = 1 if self.call_s is None else int(LEAST_S / max(self.call_s, 1e-9))
+        return max(-(-calls // workers), min(calls, least))
 
     def lead(self) -> int:
         """How many calls a worker should have, the one it runs included."""

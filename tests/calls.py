@@ -1,0 +1,268 @@
+"""What the tests have workers run. Workers find this module by the parent's sys.path."""
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+WAIT_S = 30.0
+
+seen: list[Any] = []  # what an initializer left in this worker
+
+
+def square(n: Any) -> Any:
+    return n * n
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def add(*numbers: int, also: int = 0) -> int:
+    return sum(numbers) + also
+
+
+def pid(_: object = None) -> int:
+    return os.getpid()
+
+
+def note(path: Path, line: object) -> None:
+    """Append a line; whole, whoever else appends."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(fd, f"{line}\n".encode())
+    finally:
+        os.close(fd)
+
+
+def noted(path: Path, line: Any) -> Any:
+    """A call with a side effect that can be counted; gives back what it wrote."""
+    note(path, line)
+    return line
+
+
+def noted_pid(path: Path, _: object = None) -> int:
+    note(path, os.getpid())
+    return os.getpid()
+
+
+def wait_for(gate: Path) -> str:
+    """Wait until a file is there."""
+    deadline = time.monotonic() + WAIT_S
+    while not gate.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{gate} did not come")
+        time.sleep(0.002)
+    return gate.name
+
+
+def noted_wait(path: Path, line: Any, gate: Path) -> Any:
+    """Append a line, then wait until a file is there."""
+    note(path, line)
+    wait_for(gate)
+    return line
+
+
+def gated(path: Path, gate: Path, closed: int, n: int) -> int:
+    """Append n at once; but if it is `closed`, wait for the gate first."""
+    if n == closed:
+        wait_for(gate)
+    note(path, n)
+    return n
+
+
+def remember(*values: Any) -> None:
+    """An initializer."""
+    seen[:] = values
+
+
+def remembered(_: object = None) -> list[Any]:
+    return seen
+
+
+def count_start(path: Path) -> None:
+    note(path, os.getpid())
+
+
+def fail_to_start(path: Path) -> NoReturn:
+    note(path, os.getpid())
+    raise ValueError("this initializer fails")
+
+
+def die_at_start(path: Path) -> NoReturn:
+    note(path, os.getpid())
+    os._exit(7)
+
+
+def use_queue(queue: Any, lock: Any) -> None:
+    """An initializer with what multiprocessing shares only with the processes that it starts."""
+    with lock:
+        queue.put(os.getpid())
+
+
+# --- Failures ---
+
+
+class TwoArguments(Exception):
+    """An exception that pickle cannot rebuild: it calls the class with one argument."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+class Unloadable(Exception):
+    """An exception whose loading raises another."""
+
+    def __reduce__(self) -> Any:
+        return int, ("not a number",)
+
+
+class BadText(Exception):
+    """An exception that cannot be printed."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class KeepsALock(Exception):
+    """An exception that cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__("held")
+        self.lock = threading.Lock()
+
+
+def raise_two_arguments() -> NoReturn:
+    raise TwoArguments("one", "two")
+
+
+def raise_unloadable() -> NoReturn:
+    raise Unloadable("as it was raised")
+
+
+def raise_bad_text() -> NoReturn:
+    raise BadText
+
+
+def raise_keeping_a_lock() -> NoReturn:
+    raise KeepsALock
+
+
+def raise_value_error(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def raise_chained() -> NoReturn:
+    try:
+        raise KeyError("inner")
+    except KeyError as error:
+        raise ValueError("outer") from error
+
+
+def raise_system_exit(code: int) -> NoReturn:
+    raise SystemExit(code)
+
+
+def raise_keyboard_interrupt() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def fail_at(failing: int, n: int) -> int:
+    if n == failing:
+        raise ValueError(f"item {n}")
+    return n
+
+
+def noted_fail_at(path: Path, failing: int, n: int) -> int:
+    note(path, n)
+    return fail_at(failing, n)
+
+
+def make_lock(_: object = None) -> Any:
+    return threading.Lock()
+
+
+def make_deep(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def recurse(n: int = 0) -> int:
+    return recurse(n + 1) + 1
+
+
+class LoadsBy:
+    """A value that is loaded by calling something."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> Any:
+        return self.function, self.args
+
+
+def make_unloadable(_: object = None) -> LoadsBy:
+    return LoadsBy(raise_value_error, "it cannot be loaded")
+
+
+def make_exit_on_load(_: object = None) -> LoadsBy:
+    return LoadsBy(raise_system_exit, 3)
+
+
+class ForThisProcess:
+    """A value that loads only in the process that made it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    def __reduce__(self) -> Any:
+        return load_here, (self.pid,)
+
+
+def load_here(maker: int) -> ForThisProcess:
+    if os.getpid() != maker:
+        raise RuntimeError("only the process that made it can load it")
+    return ForThisProcess()
+
+
+def make_for_this_process() -> ForThisProcess:
+    return ForThisProcess()
+
+
+# --- Deaths ---
+
+
+def kill_self(_: object = None, *, by: int = signal.SIGKILL) -> NoReturn:
+    os.kill(os.getpid(), by)
+    time.sleep(WAIT_S)  # a signal need not arrive before os.kill() returns
+    raise AssertionError("the signal did not come")
+
+
+def exit_self(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def crash_self() -> None:
+    ctypes.string_at(0)
+
+
+def die_if_missing(path: Path, by: str) -> str:
+    """Die, but only the first time."""
+    if not path.exists():
+        note(path, "died")
+        if by == "kill":
+            kill_self()
+        os._exit(1)
+    return "lived"
+
+
+def die_on(path: Path, deadly: int, n: int) -> int:
+    note(path, n)
+    if n == deadly:
+        kill_self()
+    return n
