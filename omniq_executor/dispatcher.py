@@ -38,6 +38,7 @@ import logging
 import os
 import pickle
 import selectors
+import signal
 import threading
 import time
 
@@ -51,7 +52,7 @@ from typing import Any, NamedTuple, Protocol
 from . import codec
 from .engines import worker as proc
 from .engines.local import CRASHED, RETURNED, Chunk, LocalEngine, Report
-from .errors import PoolBroken, StoreError, WorkerCrashed
+from .errors import OmniqError, PoolBroken, StoreError, WorkerCrashed
 from .future import DurableFuture
 from .model import FINISHED, ErrorInfo, Event, Status, format_id, now
 from .schedule import MOST_BYTES
@@ -724,7 +725,7 @@ class Dispatcher:
             if self._closed:
                 return
             self._closed = True
-            self.engine.close()
+            self.engine.close(None if self.failure is None else signal.SIGKILL)
             try:
                 self.store.end_run(self.run, self.clean, now())
                 self.store.leave(self.owner)
@@ -735,6 +736,19 @@ class Dispatcher:
             for fd in (self._wake_r, self._wake_w, self._bell):
                 if fd is not None:
                     os.close(fd)
+
+    def leave_to_parent(self) -> None:
+        """After a fork, in the child: the executor is the parent's alone, and this process must not touch it."""
+        if self._closed:
+            return
+        self._closed = self._closing = True
+        self.failure = OmniqError("this executor belongs to the parent process; make another one after the fork")
+        self.lock = _TurnLock()  # another thread of the parent's may have held it
+        self.engine.leave_to_parent()
+        os.close(self._selector.fileno())  # not unregistered: what it waits for is shared with the parent
+        for fd in (self._wake_r, self._wake_w, self._bell):
+            if fd is not None:
+                os.close(fd)
 
     def _break(self, text: str) -> None:
         """No worker can be started."""

@@ -281,4 +281,12 @@ def _close_at_exit() -> None:
         dispatcher.close(wait=True)
 
 
+def _after_fork_in_child() -> None:
+    for dispatcher in list(_open_dispatchers):
+        dispatcher.leave_to_parent()
+    _open_dispatchers.clear()
+
+
 atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

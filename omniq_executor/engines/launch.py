@@ -21,6 +21,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, reduction, spawn
@@ -91,13 +92,22 @@ class Launcher:
         made.close()
         process.died()
 
-    def close(self) -> None:
-        """Wait until all workers have ended; they have been told to."""
+    def close(self, kill_after_s: float | None = None) -> None:
+        """Wait until all workers have ended; they have been told to. Those that do not in time are killed."""
+        deadline = None if kill_after_s is None else time.monotonic() + kill_after_s
         for process in list(self._alive):
-            self._alive[process].join()
+            made = self._alive[process]
+            made.join(None if deadline is None else max(deadline - time.monotonic(), 0))
+            if made.is_alive():
+                made.kill()
             self._ended(process)
         self._selector = None
         self._setup = _Setup(None, ())
+
+    def leave_to_parent(self) -> None:
+        """After a fork, in the child: these are not its processes."""
+        self._alive.clear()
+        self._selector = None
 
 
 class NurseryLauncher(Launcher):
@@ -152,14 +162,26 @@ class NurseryLauncher(Launcher):
             process.died()
         return True
 
-    def close(self) -> None:
+    def close(self, kill_after_s: float | None = None) -> None:
         """Wait until all workers and the nursery have ended."""
         self._socket.shutdown(socket.SHUT_WR)
-        while self._hear():
-            pass
+        self._socket.settimeout(kill_after_s)
+        hearing = True
+        while hearing:
+            try:
+                hearing = self._hear()
+            except TimeoutError:
+                self._socket.settimeout(None)
+                for process in self._numbers.values():
+                    process.kill(signal.SIGKILL)
         self._socket.close()
         self._nursery.join()
         super().close()
+
+    def leave_to_parent(self) -> None:
+        """After a fork, in the child: neither is the nursery."""
+        super().leave_to_parent()
+        self._socket.close()
 
     def _tend(self, parent: socket.socket) -> None:
         """The nursery's own life: start workers on request, tell of their ends, end after the last."""

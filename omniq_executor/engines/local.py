@@ -35,6 +35,7 @@ from . import worker as proc
 from .launch import Process, make_launcher
 from .wire import Inbox, Outbox
 
+KILL_AFTER_S = 5.0
 _START_DEATHS_ALLOWED = 3  # in a row, before the pool is called broken
 _VISIBLE_S = 0.001  # after which a write to shared memory is seen by every process, with much to spare
 
@@ -216,6 +217,8 @@ class LocalEngine:
     # hearing of it
 
     def _on_ready(self, worker: _Worker, mask: int) -> None:
+        if not worker.watched:  # it was let go by an event of the same look
+            return
         if mask & selectors.EVENT_WRITE:
             worker.outbox.flush()
             if not worker.outbox:
@@ -367,6 +370,15 @@ class LocalEngine:
         """Whether a worker has the call of that id."""
         return any(number in chunk.ids for worker in self._slots if worker is not None for chunk in worker.chunks)
 
+    def leave_to_parent(self) -> None:
+        """After a fork, in the child: let go of what is the parent's, without a word to the workers."""
+        for worker in self._slots:
+            if worker is not None:
+                worker.socket.close()
+                worker.control.close()
+        self._launcher.leave_to_parent()
+        self._slots = [None] * self.max_workers
+
     def pids(self) -> list[int]:
         """The process ids of the workers."""
         return [worker.process.pid for worker in self._slots if worker is not None and worker.process.pid is not None]
@@ -383,13 +395,16 @@ class LocalEngine:
         return ids
 
     def close(self, signal_number: int | None = None) -> None:
-        """End the workers: by letting them run out of work, or at once by a signal. Wait until they have ended."""
+        """End the workers: by letting them run out of work, or at once by a signal. Wait until they have ended.
+
+        A worker that outlives another signal by KILL_AFTER_S is ended by SIGKILL.
+        """
         workers = [worker for worker in self._slots if worker is not None]
         for worker in workers:
             if signal_number is not None:
                 worker.process.kill(signal_number)
             self._close(worker)
-        self._launcher.close()
+        self._launcher.close(None if signal_number is None else KILL_AFTER_S)
         self._slots = [None] * self.max_workers
         self._selector = None
 

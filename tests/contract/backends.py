@@ -1,0 +1,156 @@
+"""The backends that the contract suite runs over, and short ways to say what an owner does with a store.
+
+A backend exists once it passes every test here. What it may do differently is in DEVIATIONS, each with
+its reason; a deviation is expected to fail its test, so one that is gone shows up.
+"""
+
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omniq_executor import open_store
+from omniq_executor.codec import encode, join
+from omniq_executor.model import Claim, ErrorInfo, Event, Refused, Status, Task, apply
+from omniq_executor.stores.base import Batch, Block, Call, Function, Outcome, Resume, Store, Turn, Turned
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A kind of store."""
+
+    name: str
+    filename: str  # which makes it this kind
+    let_die: Callable[[Any, int], None]  # makes an owner of this process look as if its process had died
+
+    def address(self, folder: Path) -> Path:
+        """Where a test's store is; the folder above it is not there yet."""
+        return folder / "runs" / self.filename
+
+    def open(self, address: Path, *, create: bool = True) -> Store:
+        return open_store(address, create=create)
+
+
+def _let_go_of_lock(store: Any, owner: int) -> None:
+    store._owners._held.pop(owner).release()
+
+
+BACKENDS = {backend.name: backend for backend in (Backend("sqlite", "store.db", _let_go_of_lock),)}
+DEVIATIONS: dict[tuple[str, str], str] = {}  # (backend, test function): reason
+
+SQUARE = Function(b"square".ljust(16), "numbers.square", b"pickle of square")
+CUBE = Function(b"cube".ljust(16), "numbers.cube", b"pickle of cube")
+ERROR = ErrorInfo("ValueError", "no such thing: \u00e9\U0001f40d", "Traceback:\n  ...", b"pickle of it")
+
+tick = itertools.count(1_700_000_000_000_000).__next__  # the time of what a test does: always later
+_ids = itertools.count(os.getpid() << 24)  # in another process than other processes' ids
+
+
+def new_ids(count: int) -> range:
+    """Consecutive new ids."""
+    first = [next(_ids) for _ in range(count)][0]
+    return range(first, first + count)
+
+
+def call(*args: Any, **kwargs: Any) -> Call:
+    """A call as it is stored where JSON does."""
+    return Call(str(encode(list(args))), str(encode(kwargs)) if kwargs else None)
+
+
+def rows(values: Any) -> str:
+    """Arguments of calls with one argument each, or results, as one JSON text."""
+    return join(f"[{encode(value)}]" for value in values)
+
+
+class Client:
+    """An owner with a handle of its own on the store, and a run."""
+
+    def __init__(self, backend: Backend, address: Path, queue: str = "work", resume: Resume = "crashed") -> None:
+        self.backend = backend
+        self.store = backend.open(address)
+        self.store.reap(tick())
+        self.owner = self.store.enter(queue)
+        self.run = self.store.begin_run(queue, self.owner, resume, tick())
+
+    def turn(self, now: int | None = None, **work: Any) -> Turned:
+        return self.store.turn(self.owner, self.run, Turn(tick() if now is None else now, **work))
+
+    def add(self, *values: Any, function: Function = SQUARE, claimed: bool = False, key: str | None = None) -> list[int]:
+        """Add a call for each value; returns their ids."""
+        ids = new_ids(len(values))
+        calls = [call(value) for value in values]
+        self.turn(adds=[Batch(ids[0], len(ids), function, calls=calls, claimed=claimed, key=key)])
+        return list(ids)
+
+    def claim(self, most: int = 100) -> list[int]:
+        """Claim tasks; returns their ids in the order to run them."""
+        return [claimed.id for claimed in self.turn(claim=most).claimed]
+
+    def end(self, event: Event, *ids: int, attempt: int = 1, result: Any = None) -> set[int]:
+        """End claims, FAIL with ERROR; returns the ids of those that are refused."""
+        error = ERROR if event is Event.FAIL else None
+        return self.turn(outcomes=[Outcome(id, attempt, event, result, error) for id in ids]).refused
+
+    def complete_block(self, first: int, values: list[Any], attempt: int = 1) -> set[int]:
+        """Complete consecutive tasks; returns the ids of those that are refused."""
+        return self.turn(blocks=[Block(first, len(values), attempt, rows(values))]).refused
+
+    def statuses(self, ids: list[int]) -> list[Status]:
+        found = {found.id: found.status for found in self.store.states(ids)}
+        return [found[id] for id in ids]
+
+    def stop(self, *, clean: bool = True) -> None:
+        """End the run and leave, as an executor that is shut down."""
+        self.store.end_run(self.run, clean, tick())
+        self.store.leave(self.owner)
+
+    def die(self) -> None:
+        """Look, from now on, as if the process had died."""
+        self.backend.let_die(self.store, self.owner)
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class Model:
+    """What a store should hold: tasks, changed by model.apply() alone."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, Task] = {}
+
+    def add(self, queue: str, run: int, function: Function, id: int, call: Call, now: int) -> None:
+        self.tasks[id] = Task(
+            id=id, queue=queue, run=run, func_path=function.path, func=function.pickle, args=call.args,
+            kwargs=call.kwargs, enqueued_at=now,
+        )  # fmt: skip
+
+    def happen(self, id: int, event: Event, now: int, **what: Any) -> bool:
+        """Let something happen to a task; returns whether it may."""
+        try:
+            self.tasks[id] = apply(self.tasks[id], event, now, **what)
+        except (KeyError, Refused):
+            return False
+        return True
+
+    def claim(self, id: int, owner: int, now: int) -> int:
+        """Claim a task; returns the attempt."""
+        attempt = self.tasks[id].attempts + 1
+        assert self.happen(id, Event.CLAIM, now, claim=Claim(owner, attempt))
+        return attempt
+
+    def claimable(self, queue: str, now: int) -> list[int]:
+        """What may be claimed, in the order of claims."""
+        tasks = [task for task in self.all(queue=queue, status=Status.PENDING) if task.eta <= now]
+        return [task.id for task in sorted(tasks, key=lambda task: (-task.priority, task.eta, task.id))]
+
+    def release_all(self, owner: int, now: int) -> int:
+        """RELEASE what an owner has claimed; returns how many."""
+        mine = self.all(owner=owner, status=Status.RUNNING)
+        return sum(self.happen(t.id, Event.RELEASE, now, claim=Claim(owner, t.attempts)) for t in mine)
+
+    def all(self, **fields: Any) -> list[Task]:
+        """The tasks with these fields, oldest first."""
+        tasks = (self.tasks[id] for id in sorted(self.tasks))
+        return [task for task in tasks if all(getattr(task, name) == value for name, value in fields.items())]
