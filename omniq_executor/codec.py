@@ -107,9 +107,9 @@ def join(texts: Iterable[str]) -> str:
 def dump_function(function: Any) -> bytes:
     """A function as a pickle: by name where a worker can import it, else by value.
 
-    By value fails for what closes over, say, a lock. Then a function of the script travels by name
-    after all, which works where workers share the script's memory (fork) and fails its calls with a
-    clear error elsewhere. Raises SerializationError if neither is possible.
+    By value fails for what uses, say, a lock that the script made. Then a function of the script
+    travels by name after all, and the worker has to import the script (see engines.worker). Raises
+    SerializationError if neither is possible.
     """
     return _dump(function, in_worker=False)
 

@@ -124,7 +124,7 @@ def _code(code: CodeType) -> tuple[bytes, frozenset[str]]:
                 names.add(step.argval)
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _CODE_FLAGS)
     tables = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_exceptiontable)
-    head = _Encoder().encode((code.co_name, counts, tables))
+    head = _Encoder().encode((counts, tables))
     return _item(b"c", head + b"".join(steps)), frozenset(names)
 
 

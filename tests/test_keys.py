@@ -282,6 +282,25 @@ def test_a_reducer_in_copyreg_is_respected(monkeypatch: pytest.MonkeyPatch) -> N
     assert value_digest(Callback(1)) == value_digest(Callback("1"))
 
 
+def test_every_part_of_a_reduction_counts() -> None:
+    class Reduced:
+        def __init__(self, *parts: object) -> None:
+            self.parts = parts
+
+        def __reduce__(self) -> Any:
+            return self.parts
+
+    whole = (list, (1,), "state", [2], [(3, 4)], print)
+    changes = [set, (2,), "other", [3], [(3, 5)], len]
+    variants = [
+        whole,
+        *[(*whole[:n], change, *whole[n + 1 :]) for n, change in enumerate(changes)],
+        whole[:2],
+        whole[:3],
+    ]
+    assert len({value_digest(Reduced(*each)) for each in variants}) == len(variants)
+
+
 def test_a_set_that_reduces_itself_keeps_its_own_order() -> None:
     class Ordered(set):  # type: ignore[type-arg]
         def __init__(self, items: list[str]) -> None:
@@ -477,6 +496,7 @@ def test_a_class_within_a_function_may_move_and_may_not_change() -> None:
     [
         ("def f(x): return -x", "def f(x): return ~x"),
         ("def f(x): return x.a", "def f(x): return x.b"),
+        ("def f(x): return x", "def f(y): return y"),
         ("def f(*x): return x", "def f(**x): return x"),
         ("def f(x, /): return x", "def f(x): return x"),
         ("def f(*, x): return 1", "def f():\n    return 1\n    x = 2"),

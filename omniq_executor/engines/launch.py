@@ -61,7 +61,7 @@ class Launcher:
     def __init__(self, context: BaseContext, array: Any, initializer: Initializer, initargs: Sequence[Any]) -> None:
         self._context = context
         self._array = array
-        self._setup = _Setup(initializer, initargs)
+        self._setup = _Setup(initializer, initargs, _script())
         self._selector: selectors.BaseSelector | None = None
         self._alive: dict[Process, Any] = {}
 
@@ -102,7 +102,7 @@ class Launcher:
                 made.kill()
             self._ended(process)
         self._selector = None
-        self._setup = _Setup(None, ())
+        self._setup = _Setup(None, (), None)
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: these are not its processes."""
@@ -229,14 +229,15 @@ class _Setup:
     being started, and functions of the script, which must go by value.
     """
 
-    def __init__(self, initializer: Initializer, initargs: Sequence[Any]) -> None:
+    def __init__(self, initializer: Initializer, initargs: Sequence[Any], script: tuple[str, str] | None) -> None:
         self.initializer = initializer
         self.initargs = initargs
+        self.script = script  # how a worker can import it, if it must: ("path" or "name", which)
 
     def __reduce__(self) -> Any:
-        pair = self.initializer, self.initargs
+        setup = self.initializer, self.initargs, self.script
         try:
-            plain = bytes(reduction.ForkingPickler.dumps(pair))
+            plain = bytes(reduction.ForkingPickler.dumps(setup))
         except Exception as error:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
             plain, cause = b"", error
         if plain and b"__main__" not in plain:
@@ -248,7 +249,7 @@ class _Setup:
         forking = reduction.ForkingPickler(io.BytesIO()).dispatch_table
         pickler.dispatch_table = ChainMap(forking, pickler.dispatch_table)
         try:
-            pickler.dump(pair)
+            pickler.dump(setup)
         except Exception as error:
             raise error from (None if plain else cause)
         return _load_setup, (buffer.getvalue(),)
@@ -256,6 +257,15 @@ class _Setup:
 
 def _load_setup(data: bytes) -> _Setup:
     return _Setup(*reduction.ForkingPickler.loads(data))
+
+
+def _script() -> tuple[str, str] | None:
+    """How the main module can be imported, as multiprocessing knows it; None for a session or a notebook."""
+    data = spawn.get_preparation_data("")
+    for how in ("path", "name"):
+        if f"init_main_from_{how}" in data:
+            return how, data[f"init_main_from_{how}"]
+    return None
 
 
 _starting = threading.local()

@@ -50,7 +50,7 @@ BROKEN = "broken"  # traceback of the initializer; the number is 0
 def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, setup: Any) -> None:
     """The target of a worker process: runs calls, on the slot's row of the shared array."""
     cells = memoryview(array).cast("B").cast("q")[slot * CELLS : (slot + 1) * CELLS]
-    _main(data, control, cells, setup.initializer, setup.initargs)
+    _main(data, control, cells, setup.initializer, setup.initargs, setup.script)
 
 
 def _main(
@@ -59,11 +59,12 @@ def _main(
     cells: "memoryview[int]",
     initializer: Callable[..., object] | None,
     initargs: Iterable[Any],
+    script: tuple[str, str] | None,
 ) -> None:
     """Run calls until the parent closes its side."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     threading.Thread(target=_watch_parent, args=(control,), name="omniq-control", daemon=True).start()
-    worker = _Worker(data, cells)
+    worker = _Worker(data, cells, script)
     if initializer is not None:
         try:
             initializer(*initargs)
@@ -83,8 +84,9 @@ def _watch_parent(control: socket.socket) -> None:
 
 
 class _Worker:
-    def __init__(self, data: socket.socket, cells: "memoryview[int]") -> None:
+    def __init__(self, data: socket.socket, cells: "memoryview[int]", script: tuple[str, str] | None) -> None:
         self._socket = data
+        self._script = script  # how to import it; None once it is
         self._inbox = Inbox(data)
         self._cells = cells
         self._functions: dict[int, Any] = {}
@@ -129,7 +131,7 @@ class _Worker:
             try:
                 call = self._functions[function_id]
                 if type(call) is bytes:
-                    call = self._functions[function_id] = codec.load_function(call)
+                    call = self._functions[function_id] = self._load(call)
                     started = clock()  # loading is paid once, so it says nothing about the next calls
                 value = call(*row) if load is None else load(call, row)
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
@@ -150,6 +152,17 @@ class _Worker:
                 self.flush()
                 self._flush_at = now + FLUSH_S
         self._busy_s += clock() - started
+
+    def _load(self, function: bytes) -> Any:
+        try:
+            return codec.load_function(function)
+        except AttributeError:
+            if self._script is None:
+                raise
+        # A function of the script that cannot travel by value: this worker needs the script after all.
+        script, self._script = self._script, None
+        _import_script(*script)
+        return codec.load_function(function)
 
     def _decode(self, call: Callable[..., Any], row: tuple[str | bytes, str | None]) -> Any:
         args, kwargs = codec.decode_call(*row)
@@ -186,6 +199,21 @@ class _Worker:
         self._items, self._executed, self._busy_s = [], 0, 0.0
         for piece in frame(message):
             self._socket.sendall(piece)
+
+
+def _import_script(how: str, what: str) -> None:
+    """Import the main module, by "path" or by "name", as multiprocessing does, with its __name__ not "__main__".
+
+    An unguarded script that makes an executor is told so there, by RuntimeError.
+    """
+    from multiprocessing import process, spawn
+
+    current: Any = process.current_process()
+    current._inheriting = True
+    try:
+        spawn.prepare({f"init_main_from_{how}": what})
+    finally:
+        del current._inheriting
 
 
 def _readable(sock: socket.socket) -> bool:

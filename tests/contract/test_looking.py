@@ -1,0 +1,143 @@
+"""What can be asked of a store, and what a closed one says."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from backends import SQUARE, Backend, Client, call, new_ids, tick
+
+from omniq_executor import StoreError, TaskNotFound
+from omniq_executor.model import Event, Status, format_id
+from omniq_executor.stores.base import Found, Run, Store, Turn
+
+Enter = Callable[..., Client]
+
+
+def test_a_task_is_found_by_number_and_by_shown_id(client: Client) -> None:
+    first, second = client.add(1, 2)
+    assert client.store.get(second).id == second
+    assert client.store.get(format_id(first)) == client.store.get(first)
+
+
+@pytest.mark.parametrize("id", [0, 1, 2**63 - 1, format_id(1)])
+def test_an_unknown_task_is_named(store: Store, id: int | str) -> None:
+    shown = id if isinstance(id, str) else format_id(id)
+    with pytest.raises(TaskNotFound, match=shown):
+        store.get(id)
+
+
+@pytest.mark.parametrize("id", ["", "task-", "task-1", "1", "../task-0000000000001", "TASK-0000000000001", -1, 2**63])
+def test_what_is_no_id_is_refused(store: Store, id: int | str) -> None:
+    with pytest.raises(ValueError):
+        store.get(id)
+
+
+def test_an_unknown_function_raises_store_error(store: Store) -> None:
+    with pytest.raises(StoreError):
+        store.function(b"?" * 16)
+
+
+def test_states_tells_of_the_known_ones(client: Client, other: Client) -> None:
+    done, failed, pending = client.add(1, 2, 3)
+    assert other.claim(2) == [done, failed]
+    other.end(Event.COMPLETE, done, result="[1]")
+    other.end(Event.FAIL, failed)
+    assert sorted(client.store.states([pending, *new_ids(1), failed, done])) == [
+        Found(done, Status.COMPLETED, other.owner, "[1]", None),
+        Found(failed, Status.FAILED, other.owner, None, client.store.get(failed).error),
+        Found(pending, Status.PENDING, None, None, None),
+    ]
+    assert client.store.states([]) == []
+    assert len(client.store.states(id for id in range(done, done + 3))) == 3
+
+
+def test_a_task_is_found_by_its_key_in_its_queue(client: Client, enter: Enter) -> None:
+    (id,) = client.add(1, key="monday")
+    assert client.store.by_key("work", "monday") == Found(id, Status.PENDING, None, None, None)
+    assert client.store.by_key("work", "tuesday") is None
+    assert client.store.by_key("elsewhere", "monday") is None
+
+
+def test_counts_per_queue_and_state_without_empty_ones(client: Client, enter: Enter) -> None:
+    assert client.store.counts() == {}
+    client.add(1, 2, 3, 4)
+    client.end(Event.COMPLETE, *client.claim(2)[:1])
+    enter("elsewhere").add(5)
+    assert client.store.counts() == {
+        "work": {Status.PENDING: 2, Status.RUNNING: 1, Status.COMPLETED: 1},
+        "elsewhere": {Status.PENDING: 1},
+    }
+
+
+def test_find_gives_what_matches_all_filters_oldest_first(client: Client, enter: Enter) -> None:
+    ids = client.add(1, 2, 3, 4)
+    (strange,) = enter("elsewhere").add(5)
+    client.claim(2)
+
+    def found(**filters: Any) -> list[int]:
+        return [task.id for task in client.store.find(**filters)]
+
+    assert found() == [*ids, strange]
+    assert found(status=Status.PENDING) == [*ids[2:], strange]
+    assert found(status=Status.PENDING, queue="work") == ids[2:]
+    assert found(queue="nowhere") == []
+    assert found(limit=2) == [ids[3], strange]
+    assert found(queue="work", limit=3) == ids[1:]
+    assert found(limit=0) == []
+
+
+def test_find_by_a_tag_that_no_task_has_finds_nothing(client: Client) -> None:
+    client.add(1)
+    assert client.store.find(tags=["nightly"]) == []
+
+
+# --- Closing ---
+
+RUN = Run(1, "work")
+USES: dict[str, Callable[[Store], object]] = {
+    "enter": lambda store: store.enter("work"),
+    "leave": lambda store: store.leave(1),
+    "owners": lambda store: store.owners(),
+    "reap": lambda store: store.reap(tick()),
+    "bell_path": lambda store: store.bell_path(1),
+    "ring": lambda store: store.ring(1),
+    "hear": lambda store: store.hear(1),
+    "begin_run": lambda store: store.begin_run("work", 1, "crashed", tick()),
+    "end_run": lambda store: store.end_run(RUN, True, tick()),
+    "take_over": lambda store: store.take_over(RUN, SQUARE, [call(1)], tick()),
+    "turn": lambda store: store.turn(1, RUN, Turn(tick())),
+    "cancel": lambda store: store.cancel([1], tick()),
+    "revive": lambda store: store.revive([1], tick()),
+    "get": lambda store: store.get(1),
+    "function": lambda store: store.function(SQUARE.digest),
+    "states": lambda store: store.states([1]),
+    "by_key": lambda store: store.by_key("work", "monday"),
+    "counts": lambda store: store.counts(),
+    "find": lambda store: store.find(),
+}
+
+
+def test_every_verb_of_a_store_is_among_the_uses() -> None:
+    verbs = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if not name.startswith("_")}
+    assert verbs == {*USES, "close"}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_closed_store_refuses_every_use_but_another_close(store: Store, use: str) -> None:
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        USES[use](store)
+    store.close()
+
+
+def test_what_is_closed_is_on_disk(backend: Backend, client: Client) -> None:
+    ids = client.add(1, 2)
+    client.claim(1)
+    client.end(Event.COMPLETE, ids[0], result="1")
+    before = client.store.find()
+    client.store.leave(client.owner)
+    client.close()
+    again = backend.open(client.store.address, create=False)  # type: ignore[arg-type]
+    assert again.find() == before
+    again.close()

@@ -1,0 +1,187 @@
+"""Who is there: what the dead had claimed comes back, the living keep theirs, and each hears of the others."""
+
+import gc
+import os
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from backends import Backend, Client, tick
+
+from omniq_executor.model import Event, Status
+from omniq_executor.stores.base import Store
+
+Start = Callable[..., "subprocess.Popen[str]"]
+Enter = Callable[..., Client]
+
+CLAIMS_THREE = """
+client = Client(backend, address)
+assert len(client.claim(3)) == 3
+ready()
+input()
+"""
+
+
+def freeze(process: "subprocess.Popen[str]") -> None:
+    """Stop a process, and return when it stands still."""
+    process.send_signal(signal.SIGSTOP)
+    assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+
+
+def test_an_owner_is_registered_until_it_leaves(client: Client, enter: Enter, store: Store) -> None:
+    other = enter("elsewhere")
+    first, second = store.owners()
+    assert (first.id, second.id) == (client.owner, other.owner)
+    assert (first.queue, second.queue) == ("work", "elsewhere")
+    assert (first.pid, first.host, first.alive) == (os.getpid(), socket.gethostname(), True)
+    assert 0 < first.opened_at <= second.opened_at
+    client.store.leave(client.owner)
+    assert [owner.id for owner in store.owners()] == [other.owner]
+
+
+def test_what_an_owner_leaves_behind_is_pending(client: Client, other: Client) -> None:
+    ids = client.add(1, 2, claimed=True)
+    (kept,) = other.add(3, claimed=True)
+    client.store.leave(client.owner)
+    assert other.statuses([*ids, kept]) == [Status.PENDING, Status.PENDING, Status.RUNNING]
+    claimed = other.turn(claim=9).claimed
+    assert [(it.id, it.attempt, it.crashes) for it in claimed] == [(ids[0], 2, 0), (ids[1], 2, 0)]
+
+
+def test_what_a_killed_owner_had_claimed_is_pending(client: Client, start: Start) -> None:
+    ids = client.add(*range(4))
+    process = start(CLAIMS_THREE)
+    assert [owner.alive for owner in client.store.owners()] == [True, True]
+    process.kill()
+    process.wait(30)
+    assert [owner.alive for owner in client.store.owners()] == [True, False]
+    assert client.store.reap(tick()) == 3
+    assert [owner.id for owner in client.store.owners()] == [client.owner]
+    assert client.store.reap(tick()) == 0
+    claimed = client.turn(claim=9).claimed
+    assert [(it.id, it.attempt, it.crashes) for it in claimed] == [*((id, 2, 0) for id in ids[:3]), (ids[3], 1, 0)]
+
+
+def test_an_owner_that_ended_without_leaving_is_dead(client: Client, start: Start) -> None:
+    client.add(*range(3))
+    process = start(CLAIMS_THREE)
+    assert process.communicate("end\n", timeout=30) == ("", "")
+    assert client.store.reap(tick()) == 3
+
+
+def test_a_living_owner_is_not_robbed_whatever_the_clock_says(client: Client, start: Start) -> None:
+    ids = client.add(*range(3))
+    process = start(CLAIMS_THREE)
+    assert client.store.reap(tick() + 10**15) == 0  # thirty years on
+    freeze(process)  # nor one that stands still
+    assert client.store.reap(tick() + 10**15) == 0
+    assert [owner.alive for owner in client.store.owners()] == [True, True]
+    assert client.statuses(ids) == [Status.RUNNING] * 3
+    process.kill()
+    process.wait(30)
+    assert client.store.reap(0) == 3
+
+
+def test_nobody_reaps_itself_or_another_owner_of_its_process(client: Client, other: Client) -> None:
+    ids = client.add(1, claimed=True) + other.add(2, claimed=True)
+    assert client.store.reap(tick()) == other.store.reap(tick()) == 0
+    assert client.statuses(ids) == [Status.RUNNING] * 2
+
+
+def test_an_owner_lives_as_long_as_its_process_also_when_its_handle_is_closed(
+    backend: Backend, address: os.PathLike[str], other: Client
+) -> None:
+    client = Client(backend, address)  # type: ignore[arg-type]
+    client.close()
+    del client
+    gc.collect()
+    assert [owner.alive for owner in other.store.owners()] == [True, True, True]
+
+
+# --- News ---
+
+
+@pytest.mark.parametrize("event", [Event.COMPLETE, Event.FAIL])
+def test_an_owner_hears_once_what_another_finished(client: Client, other: Client, event: Event) -> None:
+    ids = client.add(1, 2, claimed=True)
+    assert client.end(event, *ids) == set()
+    assert sorted(other.store.hear(other.owner)) == ids
+    assert other.store.hear(other.owner) == []
+
+
+def test_a_block_is_heard(client: Client, other: Client) -> None:
+    ids = client.add(1, 2, 3, claimed=True)
+    client.end(Event.RELEASE, ids[1])
+    assert client.complete_block(ids[0], [1, 2, 3]) == {ids[1]}
+    assert sorted(other.store.hear(other.owner)) == [ids[0], ids[2]]
+
+
+def test_a_cancel_is_heard_also_when_it_is_by_no_owner(client: Client, other: Client, store: Store) -> None:
+    first, second = client.add(1, 2)
+    client.store.cancel([first], tick())
+    store.cancel([first, second], tick())
+    assert sorted(other.store.hear(other.owner)) == [first, second]
+
+
+def test_what_is_given_back_or_refused_is_no_news(client: Client, other: Client) -> None:
+    released, crashed, theirs = client.add(1, 2, 3, claimed=True)
+    client.end(Event.RELEASE, released)
+    client.end(Event.CRASH, crashed)
+    assert client.end(Event.COMPLETE, theirs, attempt=2) == {theirs}
+    assert other.store.hear(other.owner) == []
+
+
+def test_what_finished_before_an_owner_entered_is_no_news_to_it(client: Client, other: Client, enter: Enter) -> None:
+    early, late = client.add(1, 2, claimed=True)
+    client.end(Event.COMPLETE, early)
+    third = enter()
+    client.end(Event.COMPLETE, late)
+    assert third.store.hear(third.owner) == [late]
+    assert sorted(other.store.hear(other.owner)) == [early, late]
+
+
+def test_an_owner_does_not_hear_what_it_finished_itself(client: Client, other: Client) -> None:
+    mine, theirs = client.add(1, claimed=True), other.add(2, claimed=True)
+    client.end(Event.COMPLETE, *mine)
+    other.end(Event.COMPLETE, *theirs)
+    assert client.store.hear(client.owner) == theirs
+
+
+def test_owners_that_share_a_handle_hear_of_each_other(client: Client) -> None:
+    second = client.store.enter("work")
+    (id,) = client.add(1, claimed=True)
+    client.end(Event.COMPLETE, id)
+    assert client.store.hear(second) == [id]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_a_ring_wakes_all_other_owners(client: Client, other: Client, enter: Enter) -> None:
+    everyone = client, other, enter("elsewhere")
+    bells = [os.open(each.store.bell_path(each.owner), os.O_RDWR | os.O_NONBLOCK) for each in everyone]
+    try:
+        client.add(1)
+        client.store.ring(client.owner)
+        client.store.ring(client.owner)
+        assert select.select(bells, [], [], 0)[0] == bells[1:]
+    finally:
+        for bell in bells:
+            os.close(bell)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_a_ring_waits_for_nobody(client: Client, other: Client) -> None:
+    client.add(1)
+    client.store.ring(client.owner)  # nobody listens
+    bell = os.open(other.store.bell_path(other.owner), os.O_RDWR | os.O_NONBLOCK)
+    try:
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(bell, b"!" * 4096)
+        client.store.ring(client.owner)  # it is full
+    finally:
+        os.close(bell)
+    other.stop()
+    client.store.ring(client.owner)  # it is gone

@@ -1,0 +1,257 @@
+"""What a run continues, and which tasks it takes over."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from backends import CUBE, ERROR, SQUARE, Client, call, new_ids, tick
+
+from omniq_executor.model import Event, Status
+from omniq_executor.stores.base import Batch, Call, Found, Function
+
+Enter = Callable[..., Client]
+
+
+def take_over(client: Client, *values: Any, function: Function = SQUARE) -> list[int | None]:
+    """The ids that calls with these values are given."""
+    found = client.store.take_over(client.run, function, [call(value) for value in values], tick())
+    return [it and it.id for it in found]
+
+
+def crash(client: Client, values: Sequence[Any] = ()) -> list[int]:
+    """Die with these calls accepted."""
+    ids = client.add(*values) if values else []
+    client.die()
+    return ids
+
+
+# --- What is continued ---
+
+
+def test_the_first_run_continues_nothing(client: Client) -> None:
+    assert (client.run.queue, client.run.continues, client.run.done, client.run.total) == ("work", (), 0, 0)
+
+
+def test_a_run_whose_owner_died_is_continued(client: Client, enter: Enter) -> None:
+    ids = client.add(*range(4), claimed=True)
+    client.end(Event.COMPLETE, *ids[:2], result="1")
+    crash(client)
+    run = enter().run
+    assert (run.continues, run.done, run.total) == ((client.run.id,), 2, 4)
+    assert run.id > client.run.id
+
+
+def test_a_run_whose_dead_owner_is_still_registered_is_continued(client: Client) -> None:
+    dead = Client(client.backend, client.store.address)  # type: ignore[arg-type]
+    ids = crash(dead, [1])
+    dead.close()
+    run = client.store.begin_run("work", client.owner, "crashed", tick())
+    assert (run.continues, run.total) == ((dead.run.id,), len(ids))
+
+
+def test_a_run_that_ended_unclean_is_continued(client: Client, enter: Enter) -> None:
+    client.add(1)
+    client.stop(clean=False)
+    assert enter().run.continues == (client.run.id,)
+
+
+def test_a_run_that_ended_clean_is_not_continued(client: Client, enter: Enter) -> None:
+    client.add(1)
+    client.stop()
+    assert enter().run.continues == ()
+
+
+def test_a_run_whose_owner_lives_is_not_continued(client: Client, enter: Enter) -> None:
+    assert enter().run.continues == ()
+    client.store.end_run(client.run, False, tick())
+    assert enter().run.continues == ()
+
+
+def test_a_run_of_another_queue_is_not_continued(client: Client, enter: Enter) -> None:
+    crash(client, [1])
+    assert enter("elsewhere", "crashed").run.continues == ()
+    assert enter("elsewhere", "always").run.continues == ()
+
+
+def test_resume_never_continues_nothing_and_leaves_it_to_the_next(client: Client, enter: Enter) -> None:
+    crash(client, [1])
+    second = enter(resume="never")
+    assert (second.run.continues, second.run.total) == ((), 0)
+    second.stop()
+    assert enter().run.continues == (client.run.id,)
+
+
+def test_resume_always_continues_the_last_run_however_it_ended(client: Client, enter: Enter) -> None:
+    client.add(1)
+    client.stop()
+    second = enter()
+    ids = second.add(2)
+    second.stop()
+    third = enter(resume="always")
+    assert (third.run.continues, third.run.total) == ((second.run.id,), 1)
+    assert take_over(third, 1, 2) == [None, *ids]
+
+
+def test_resume_always_continues_what_the_last_run_continued(client: Client, enter: Enter) -> None:
+    ids = crash(client, [1])
+    second = enter()
+    assert take_over(second, 1) == ids
+    second.stop()
+    third = enter(resume="always")
+    assert take_over(third, 1) == ids
+
+
+def test_all_runs_of_a_chain_that_crashed_are_continued(client: Client, enter: Enter) -> None:
+    ids = client.add(1, 2, claimed=True)
+    client.end(Event.COMPLETE, ids[0], result="1")
+    crash(client)
+    second = enter()
+    assert take_over(second, 1) == ids[:1]
+    ids += crash(second, [3])
+    third = enter()
+    assert (third.run.continues, third.run.done, third.run.total) == ((client.run.id, second.run.id), 1, 3)
+    assert take_over(third, 1, 2, 3, 4) == [*ids, None]
+
+
+def test_a_clean_run_settles_the_runs_from_which_it_took_calls(client: Client, enter: Enter) -> None:
+    ids = crash(client, [1, 2])
+    second = enter()
+    assert take_over(second, 1) == ids[:1]
+    second.stop()
+    third = enter()
+    assert (third.run.continues, third.run.total) == ((), 0)
+
+
+def test_a_clean_run_settles_a_whole_chain(client: Client, enter: Enter) -> None:
+    ids = crash(client, [1])
+    second = enter()
+    assert take_over(second, 1) == ids
+    crash(second)
+    third = enter()
+    assert take_over(third, 1) == ids
+    third.stop()
+    fourth = enter()
+    assert fourth.run.total == 0
+    assert take_over(fourth, 1) == [None]
+
+
+def test_a_clean_run_that_took_nothing_settles_nothing(client: Client, enter: Enter) -> None:
+    ids = crash(client, [1])
+    second = enter()
+    assert take_over(second, 9) == [None]
+    second.stop()
+    third = enter()
+    assert third.run.continues == (client.run.id,)
+    assert take_over(third, 1) == ids
+
+
+def test_an_unclean_run_settles_nothing(client: Client, enter: Enter) -> None:
+    ids = crash(client, [1])
+    second = enter()
+    assert take_over(second, 1) == ids
+    second.stop(clean=False)
+    assert take_over(enter(), 1) == ids
+
+
+# --- What is taken over ---
+
+
+def test_a_run_that_continues_nothing_takes_nothing_over(client: Client) -> None:
+    client.add(1)
+    assert take_over(client, 1, 2) == [None, None]
+
+
+def test_a_run_that_continues_nothing_takes_nothing_from_what_an_earlier_run_of_its_handle_continued(
+    client: Client, enter: Enter
+) -> None:
+    crash(client, [1])
+    second = enter()
+    second.store.end_run(second.run, True, tick())
+    second.run = second.store.begin_run("work", second.owner, "never", tick())
+    assert take_over(second, 1) == [None]
+
+
+def test_the_nth_call_takes_over_the_nth_equal_call_and_none_twice(client: Client, enter: Enter) -> None:
+    ids = crash(client, [1, 2, 1, 1])
+    second = enter()
+    assert take_over(second, 1, 3, 1) == [ids[0], None, ids[2]]
+    assert take_over(second, 2, 1, 1, 2) == [ids[1], ids[3], None, None]
+
+
+def test_equal_calls_are_given_in_order_of_id_whichever_run_was_first(client: Client, enter: Enter) -> None:
+    later, sooner = new_ids(2)[::-1]
+    for id in (later, sooner):
+        client.turn(adds=[Batch(id, 1, SQUARE, calls=[call(1)])])
+    crash(client)
+    assert take_over(enter(), 1, 1) == [sooner, later]
+
+
+def test_another_function_or_another_digest_of_it_takes_nothing_over(client: Client, enter: Enter) -> None:
+    ids, cubes = client.add(1), client.add(1, function=CUBE)
+    crash(client)
+    second = enter()
+    changed = SQUARE._replace(digest=b"squared".ljust(16))
+    assert take_over(second, 1, function=changed) == [None]
+    assert take_over(second, 1, 1, function=CUBE) == [*cubes, None]
+    assert take_over(second, 1) == ids
+
+
+def test_calls_are_told_apart_by_their_arguments_names_and_types(client: Client, enter: Enter) -> None:
+    calls = [call(1), call(1.0), call("1"), call([1]), call(True), call(x=1), call(1, x=1), call(1, x=2), call()]
+    ids = new_ids(len(calls))
+    client.turn(adds=[Batch(ids[0], len(ids), SQUARE, calls=calls)])
+    crash(client)
+    second = enter()
+    found = second.store.take_over(second.run, SQUARE, calls[::-1], tick())
+    assert [it and it.id for it in found] == list(ids[::-1])
+
+
+def test_pickled_calls_are_told_apart_by_their_identity(client: Client, enter: Enter) -> None:
+    ids = new_ids(2)
+    calls = [Call(b"pickle", None, b"one"), Call(b"pickle", None, b"two")]
+    client.turn(adds=[Batch(ids[0], 2, SQUARE, calls=calls)])
+    crash(client)
+    second = enter()
+    again = [Call(b"another pickle of it", None, b"two"), Call(b"pickle", None, b"three")]
+    found = second.store.take_over(second.run, SQUARE, again, tick())
+    assert [it and it.id for it in found] == [ids[1], None]
+
+
+def test_calls_that_were_added_as_one_text_are_taken_over_one_by_one(client: Client, enter: Enter) -> None:
+    ids = new_ids(3)
+    client.turn(adds=[Batch(ids[0], 3, SQUARE, text='[[1],["\\u0001é"],[1.50]]')])
+    crash(client)
+    assert take_over(enter(), "\x01é", 1) == [ids[1], ids[0]]
+
+
+def test_where_a_task_that_is_taken_over_stands(client: Client, enter: Enter) -> None:
+    done, failed, running, pending, cancelled = client.add(*range(5))
+    client.store.cancel([cancelled], tick())
+    assert client.claim(3) == [done, failed, running]
+    client.end(Event.COMPLETE, done, result='"done"')
+    client.end(Event.FAIL, failed)
+    assert client.store.get(failed).error == ERROR
+    crash(client)
+    second = enter()
+    assert (second.run.done, second.run.total) == (1, 4)
+    found = second.store.take_over(second.run, SQUARE, [call(value) for value in range(5)], tick())
+    assert found[:2] == [
+        Found(done, Status.COMPLETED, client.owner, '"done"', None),
+        Found(failed, Status.PENDING, client.owner, None, None),
+    ]
+    assert [(it.id, it.status) for it in found[2:4] if it] == [(running, Status.PENDING), (pending, Status.PENDING)]
+    assert found[4] is None
+    assert second.store.get(failed).status is Status.PENDING
+    claimed = second.turn(claim=9).claimed
+    assert [(it.id, it.attempt) for it in claimed] == [(failed, 2), (running, 2), (pending, 1)]
+
+
+@pytest.mark.parametrize("resume", ["crashed", "always"])
+def test_tasks_stay_where_they_are_and_are_claimed_whether_or_not_they_are_taken_over(
+    client: Client, enter: Enter, resume: str
+) -> None:
+    ids = crash(client, [1, 2])
+    second = enter(resume=resume)
+    assert take_over(second, 2) == ids[1:]
+    assert second.claim() == ids
+    assert [task.run for task in second.store.find()] == [client.run.id] * 2
