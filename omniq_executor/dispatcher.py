@@ -258,6 +258,11 @@ class Dispatcher:
         """The outcomes of finished tasks with consecutive ids, as `put()` gives single ones."""
         return [_outcome(found) for found in sorted(self.store.states(range(first, first + count)))]
 
+    def stacks(self, timeout_s: float) -> dict[int, str]:
+        """The Python stacks of the calls that are running, by id."""
+        with self.lock:
+            return self.engine.stacks(timeout_s)
+
     def has_claimed(self, number: int | None) -> bool:
         """Whether the task is with a worker of this executor, or about to be."""
         with self.lock:

@@ -191,6 +191,14 @@ class PersistentExecutor(concurrent.futures.Executor):
         """Futures for all tasks of this queue that match, oldest first."""
         return [self.future(format_id(task.id)) for task in self.store.find(status, self.queue, tags)]
 
+    def stacks(self, timeout: float = 1.0) -> dict[str, str]:
+        """Where the running calls are: by task id, the Python stack of each, innermost line last.
+
+        The workers are asked and go on. One that does not answer within `timeout` seconds, because
+        it is stopped or holds the interpreter's lock, is there with a text that says so.
+        """
+        return {format_id(number): stack for number, stack in self._dispatcher.stacks(timeout).items()}
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end when those that were taken are done; with `wait`, return only then.
 

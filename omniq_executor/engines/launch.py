@@ -223,10 +223,11 @@ def make_launcher(context: BaseContext, array: Any, initializer: Initializer, in
 
 
 class _Setup:
-    """The initializer and its arguments, on their way to a worker.
+    """What a worker needs before its first call, on its way there.
 
-    They may hold locks and queues of multiprocessing, which can be pickled only while a process is
-    being started, and functions of the script, which must go by value.
+    The initializer and its arguments may hold locks and queues of multiprocessing, which can be
+    pickled only while a process is being started, and functions of the script, which must go by
+    value. The worker unpacks them itself, so that it can report what goes wrong there.
     """
 
     def __init__(self, initializer: Initializer, initargs: Sequence[Any], script: tuple[str, str] | None) -> None:
@@ -241,7 +242,7 @@ class _Setup:
         except Exception as error:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
             plain, cause = b"", error
         if plain and b"__main__" not in plain:
-            return _load_setup, (plain,)
+            return _Packed, (plain,)
         import cloudpickle
 
         buffer = io.BytesIO()
@@ -252,11 +253,23 @@ class _Setup:
             pickler.dump(setup)
         except Exception as error:
             raise error from (None if plain else cause)
-        return _load_setup, (buffer.getvalue(),)
+        return _Packed, (buffer.getvalue(),)
+
+    def unpack(self) -> worker.Setup:
+        """It is unpacked where it was inherited by a fork."""
+        return self.initializer, self.initargs, self.script
 
 
-def _load_setup(data: bytes) -> _Setup:
-    return _Setup(*reduction.ForkingPickler.loads(data))
+class _Packed:
+    """A _Setup that has arrived in a worker."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def unpack(self) -> worker.Setup:
+        """The initializer, its arguments, and the script. Raises whatever their loading raises."""
+        setup: worker.Setup = reduction.ForkingPickler.loads(self._data)
+        return setup
 
 
 def _script() -> tuple[str, str] | None:

@@ -100,6 +100,8 @@ class _Worker:
         self.cells = cells
         self.inbox = Inbox(sock)
         self.outbox = Outbox(sock)
+        self.answers = Inbox(control)  # stacks
+        self.unanswered = 0
         self.chunks: deque[Chunk] = deque()
         self.functions: set[int] = set()
         self.next = 0
@@ -370,6 +372,34 @@ class LocalEngine:
         """Whether a worker has the call of that id."""
         return any(number in chunk.ids for worker in self._slots if worker is not None for chunk in worker.chunks)
 
+    def stacks(self, timeout_s: float) -> dict[int, str]:
+        """The Python stack of each call that is running, by the call's id.
+
+        A worker that does not answer in `timeout_s` seconds is stopped, or holds the interpreter's
+        lock; its call is there with a text that says so.
+        """
+        stacks = {}
+        asked = []
+        for worker in self._slots:
+            number = self._running(worker) if worker is not None else None
+            if worker is not None and number is not None:
+                stacks[number] = (
+                    f"process {worker.process.pid} does not answer: stopped, or in code that holds the GIL\n"
+                )
+                with contextlib.suppress(OSError):
+                    worker.control.send(b"?")
+                    worker.unanswered += 1
+                    asked.append((worker, number))
+        deadline = time.monotonic() + timeout_s
+        for worker, number in asked:
+            with contextlib.suppress(OSError, EOFError):
+                while worker.unanswered:  # an answer to an earlier question may come first
+                    worker.control.settimeout(max(deadline - time.monotonic(), 0.001))
+                    for stack in worker.answers.read():
+                        worker.unanswered -= 1
+                        stacks[number] = stack
+        return stacks
+
     def leave_to_parent(self) -> None:
         """After a fork, in the child: let go of what is the parent's, without a word to the workers."""
         for worker in self._slots:
@@ -383,16 +413,13 @@ class LocalEngine:
         """The process ids of the workers."""
         return [worker.process.pid for worker in self._slots if worker is not None and worker.process.pid is not None]
 
-    def running(self) -> set[int]:
-        """The ids of the calls that workers are in."""
-        ids = set()
-        for worker in self._slots:
-            if worker is not None:
-                started = worker.cells[proc.STARTED]
-                for chunk in worker.chunks:
-                    if worker.reported <= started and chunk.number <= started < chunk.number + len(chunk.ids):
-                        ids.add(chunk.ids[started - chunk.number])
-        return ids
+    def _running(self, worker: _Worker) -> int | None:
+        """The id of the call that a worker is in."""
+        started = worker.cells[proc.STARTED]
+        if worker.reported <= started:
+            for chunk, start, _ in _parts(worker.chunks, started, started + 1):
+                return chunk.ids[start]
+        return None
 
     def close(self, signal_number: int | None = None) -> None:
         """End the workers: by letting them run out of work, or at once by a signal. Wait until they have ended.

@@ -2,7 +2,7 @@
 
     parent --data----> main thread: read a chunk, run its calls, write what came of them
            <--data---- (one socket, read by the main thread only while it has nothing to run)
-    parent --control-> a second thread: exits the process when the parent is gone
+    parent --control-> a second thread: exits the process when the parent is gone, shows the first one's stack
 
 No lock and no queue is shared with another process, so no death can leave one held. What is shared
 is a row of three numbers per worker (see `cells`), each written by one side only:
@@ -47,46 +47,46 @@ SKIPPED = "skipped"  # count of calls that were taken back
 BROKEN = "broken"  # traceback of the initializer; the number is 0
 
 
+Setup = tuple[Callable[..., object] | None, Iterable[Any], tuple[str, str] | None]  # initializer, initargs, script
+
+
 def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, setup: Any) -> None:
-    """The target of a worker process: runs calls, on the slot's row of the shared array."""
+    """Run calls until the parent closes its side: the target of a worker process, whose cells are those of `slot`."""
     cells = memoryview(array).cast("B").cast("q")[slot * CELLS : (slot + 1) * CELLS]
-    _main(data, control, cells, setup.initializer, setup.initargs, setup.script)
-
-
-def _main(
-    data: socket.socket,
-    control: socket.socket,
-    cells: "memoryview[int]",
-    initializer: Callable[..., object] | None,
-    initargs: Iterable[Any],
-    script: tuple[str, str] | None,
-) -> None:
-    """Run calls until the parent closes its side."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    threading.Thread(target=_watch_parent, args=(control,), name="omniq-control", daemon=True).start()
-    worker = _Worker(data, cells, script)
-    if initializer is not None:
-        try:
+    threading.Thread(
+        target=_heed_parent, args=(control, threading.get_ident()), name="omniq-control", daemon=True
+    ).start()
+    worker = _Worker(data, cells)
+    try:
+        initializer, initargs, worker.script = setup.unpack()
+        if initializer is not None:
             initializer(*initargs)
-        except BaseException:
-            logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
-            worker.send_broken()
-            return
+    except BaseException:  # whatever it is, this worker can run no calls, and the parent should know why
+        logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
+        worker.send_broken()
+        return
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         worker.run()
 
 
-def _watch_parent(control: socket.socket) -> None:
+def _heed_parent(control: socket.socket, main_thread: int) -> None:
+    """Send the main thread's stack whenever a byte asks for it, and exit the process when the parent is gone."""
     with contextlib.suppress(OSError):
         while control.recv(1):
-            pass
+            import traceback  # most workers are never asked
+
+            stack = traceback.extract_stack(sys._current_frames()[main_thread])
+            ours = [i for i, entry in enumerate(stack) if entry.filename == __file__]
+            for piece in frame("".join(traceback.format_list(stack[max(ours, default=-1) + 1 :]))):
+                control.sendall(piece)
     os._exit(1)  # nobody is left to tell; the store knows what to do
 
 
 class _Worker:
-    def __init__(self, data: socket.socket, cells: "memoryview[int]", script: tuple[str, str] | None) -> None:
+    def __init__(self, data: socket.socket, cells: "memoryview[int]") -> None:
+        self.script: tuple[str, str] | None = None  # how to import the script, if it can be and is not yet
         self._socket = data
-        self._script = script  # how to import it; None once it is
         self._inbox = Inbox(data)
         self._cells = cells
         self._functions: dict[int, Any] = {}
@@ -157,10 +157,10 @@ class _Worker:
         try:
             return codec.load_function(function)
         except AttributeError:
-            if self._script is None:
+            if self.script is None:
                 raise
         # A function of the script that cannot travel by value: this worker needs the script after all.
-        script, self._script = self._script, None
+        script, self.script = self.script, None
         _import_script(*script)
         return codec.load_function(function)
 
