@@ -38,9 +38,9 @@ import logging
 import os
 import pickle
 import selectors
-import signal
 import threading
 import time
+import traceback
 
 # The functions behind those of `signal`, which wrap handlers in enums at a tenth of the cost of a whole submit().
 from _signal import SIGINT, getsignal, signal as set_signal  # type: ignore[import-not-found]
@@ -52,7 +52,7 @@ from typing import Any, NamedTuple, Protocol
 from . import codec
 from .engines import worker as proc
 from .engines.local import CRASHED, RETURNED, Chunk, LocalEngine, Report
-from .errors import OmniqError, PoolBroken, StoreError, WorkerCrashed
+from .errors import PoolBroken, StoreError, WorkerCrashed
 from .future import DurableFuture
 from .model import FINISHED, ErrorInfo, Event, Status, format_id, now
 from .schedule import MOST_BYTES
@@ -62,6 +62,7 @@ from .stores.owners import NODES
 RETRY_S = 1.0  # until outcomes that could not be stored are offered again
 STANDBY_S = 0.005
 GRACE_S = 0.001
+KILL_AFTER_S = 5.0  # for workers that do not end by themselves when they should
 POLL_S = 0.002  # of a burst, after which a caller's turn brings in outcomes and gives what is held
 
 _log = logging.getLogger("omniq_executor")
@@ -132,7 +133,7 @@ class Dispatcher:
         self.engine = engine
         self.lock = _TurnLock()
         self.clean = True  # whether the run has gone well so far
-        self.failure: BaseException | None = None  # why nothing is taken any more
+        self.failure: str | None = None  # why nothing is taken any more
         self._crash_retries = crash_retries
         self._closing = False
         self._closed = False
@@ -273,7 +274,7 @@ class Dispatcher:
     def _enter(self) -> None:
         """Make ready for a turn in the thread of whoever adds something. The lock is held."""
         if self.failure is not None:
-            raise self.failure
+            raise PoolBroken(self.failure)
         if self._closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._thread is None:
@@ -406,8 +407,8 @@ class Dispatcher:
             engine.reports = []
         if engine.broken is not None:
             self._break(engine.broken)
-            if batch is not None and self.failure is not None:
-                raise self.failure
+            if batch is not None:
+                raise PoolBroken(self.failure)
             return
         work = Turn(now())
         outcomes = self._prepare_ends(work) if self._reports else []
@@ -717,7 +718,7 @@ class Dispatcher:
                 return
             self.clean = False
             self._closing = True
-            self.engine.close(signal_number)
+            self.engine.close(signal_number, KILL_AFTER_S)
             self._fail(PoolBroken(f"{why}; the call stays in the store and can be run again"))
         self._tell()
         self.close(wait=True)
@@ -730,7 +731,7 @@ class Dispatcher:
             if self._closed:
                 return
             self._closed = True
-            self.engine.close(None if self.failure is None else signal.SIGKILL)
+            self.engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
             try:
                 self.store.end_run(self.run, self.clean, now())
                 self.store.leave(self.owner)
@@ -747,7 +748,7 @@ class Dispatcher:
         if self._closed:
             return
         self._closed = self._closing = True
-        self.failure = OmniqError("this executor belongs to the parent process; make another one after the fork")
+        self.failure = "this executor belongs to the parent process; make another one after the fork"
         self.lock = _TurnLock()  # another thread of the parent's may have held it
         self.engine.leave_to_parent()
         os.close(self._selector.fileno())  # not unregistered: what it waits for is shared with the parent
@@ -763,9 +764,10 @@ class Dispatcher:
     def _fail(self, error: BaseException) -> None:
         """Give up: every open future fails with `error`. The store is not touched, so the calls are kept."""
         if self.failure is None:
-            self.failure = error
+            # As text: an exception would keep the frames of whoever it is raised to.
+            self.failure = str(error) if isinstance(error, PoolBroken) else "".join(traceback.format_exception(error))
             self.clean = False
-            _log.error("the executor has stopped: %s", error, exc_info=error)
+            _log.error("the executor has stopped: %s", self.failure)
         self._reports.clear()
         for number in list(self._futures):
             self._resolve(number, error)

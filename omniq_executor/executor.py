@@ -204,6 +204,7 @@ class PersistentExecutor(concurrent.futures.Executor):
 
         With `cancel_futures` what has not started is cancelled, for good.
         """
+        self._abandon.detach()
         self._dispatcher.close(wait, cancel_futures)
 
     def terminate_workers(self) -> None:
@@ -226,7 +227,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         return None
 
     @property
-    def _broken(self) -> BaseException | None:
+    def _broken(self) -> str | None:
         return self._dispatcher.failure
 
 

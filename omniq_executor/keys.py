@@ -49,6 +49,7 @@ _INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level c
 _MAX_DEPTH = 150  # of data; four Python frames a level at most, so reached before the recursion limit of 1000
 _MAX_DEFINITIONS = 10_000  # functions and classes by content in one digest
 _MAINS = ("__main__", "__mp_main__")  # the second is its name in a process that multiprocessing spawned
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, set on every class that Python code defines
 _CODE_FLAGS = 0x3FFFFFF  # without CO_HAS_DOCSTRING (3.14)
 _READS_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 # What the compiler or a mere look leaves in a class. The body of a class stores the first two (line numbers: 3.13).
@@ -184,9 +185,11 @@ class _Encoder:
 
     def _named(self, value: Any) -> bytes:
         """A function or class by its name, if that is enough to find it; or else `value` by content."""
-        if not issubclass(type(value), (type, FunctionType)):
+        is_class = issubclass(type(value), type)
+        if not is_class and type(value) is not FunctionType:
             return self.encode(value)
-        if _namesake(value) is value:
+        # A compiled class may be in its module under another name, or in none: FunctionType, NoneType.
+        if _namesake(value) is value or (is_class and not value.__flags__ & _HEAP_TYPE):
             return _item(b"n", _text(value.__module__) + _text(value.__qualname__))
         return self._reference(value)
 

@@ -151,6 +151,7 @@ def test_sharing_makes_no_difference(value: object) -> None:
         (ValueError("a"), TypeError("a")),
         (int, float),
         (type(None), None),
+        (types.FunctionType, types.GeneratorType),
         (len, abs),
         (math.sqrt, cmath.sqrt),
         (json, os),

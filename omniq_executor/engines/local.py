@@ -35,7 +35,6 @@ from . import worker as proc
 from .launch import Process, make_launcher
 from .wire import Inbox, Outbox
 
-KILL_AFTER_S = 5.0
 _START_DEATHS_ALLOWED = 3  # in a row, before the pool is called broken
 _VISIBLE_S = 0.001  # after which a write to shared memory is seen by every process, with much to spare
 
@@ -421,17 +420,17 @@ class LocalEngine:
                 return chunk.ids[start]
         return None
 
-    def close(self, signal_number: int | None = None) -> None:
-        """End the workers: by letting them run out of work, or at once by a signal. Wait until they have ended.
+    def close(self, signal_number: int | None = None, grace_s: float | None = None) -> None:
+        """End the workers, by a signal or by letting them run out of work, and wait until they have ended.
 
-        A worker that outlives another signal by KILL_AFTER_S is ended by SIGKILL.
+        Those that have not after `grace_s` seconds are killed.
         """
         workers = [worker for worker in self._slots if worker is not None]
         for worker in workers:
             if signal_number is not None:
                 worker.process.kill(signal_number)
             self._close(worker)
-        self._launcher.close(None if signal_number is None else KILL_AFTER_S)
+        self._launcher.close(grace_s)
         self._slots = [None] * self.max_workers
         self._selector = None
 

@@ -221,16 +221,24 @@ def test_a_block_completes_consecutive_tasks(client: Client) -> None:
     assert [task.result for task in client.store.find(Status.COMPLETED)] == ["1", '"zwei"', "[3.0]"]
 
 
-text = st.text(st.characters())  # surrogates too: a name of a file may have them
-
-
-@given(error=st.builds(ErrorInfo, text, text, text, st.none() | st.binary()))
+@given(error=st.builds(ErrorInfo, st.text(), st.text(), st.text(), st.none() | st.binary()))
 @on_one_store
 def test_a_failed_task_has_its_error(client: Client, error: ErrorInfo) -> None:
     (id,), now = client.add(1, claimed=True), tick()
     assert client.turn(now, outcomes=[Outcome(id, 1, Event.FAIL, error=error)]).refused == set()
     task = client.store.get(id)
     assert (task.status, task.error, task.finished_at, task.result) == (Status.FAILED, error, now, None)
+
+
+@pytest.mark.parametrize("message", ["a name of a file: \udcff", "NUL: \0, and on"])
+def test_an_error_of_any_text_can_be_kept(client: Client, message: str) -> None:
+    (id,) = client.add(1, claimed=True)
+    outcome = Outcome(id, 1, Event.FAIL, error=ERROR._replace(message=message))
+    assert client.turn(outcomes=[outcome]).refused == set()
+    (found,) = client.store.states([id])
+    assert found.error
+    assert found.error.message.startswith(message[:5])
+    assert found.error.traceback == ERROR.traceback
 
 
 @pytest.mark.parametrize(("event", "crashes"), [(Event.RELEASE, 0), (Event.CRASH, 1)])
@@ -244,13 +252,9 @@ def test_a_task_that_is_given_back_is_pending_again(client: Client, event: Event
     assert (claimed.attempt, claimed.crashes) == (2, crashes)
 
 
-def end_as_block(who: Client, id: int, attempt: int) -> set[int]:
-    return who.complete_block(id, [1], attempt)
-
-
 ENDS: dict[str, Callable[[Client, int, int], set[int]]] = {
     "complete": lambda who, id, attempt: who.end(Event.COMPLETE, id, attempt=attempt, result="1"),
-    "complete in a block": end_as_block,
+    "complete in a block": lambda who, id, attempt: who.complete_block(id, [1], attempt),
     "fail": lambda who, id, attempt: who.end(Event.FAIL, id, attempt=attempt),
     "release": lambda who, id, attempt: who.end(Event.RELEASE, id, attempt=attempt),
     "crash": lambda who, id, attempt: who.end(Event.CRASH, id, attempt=attempt),

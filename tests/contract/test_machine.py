@@ -1,0 +1,257 @@
+"""A store beside a model of it: whatever is done in whatever order, both hold the same tasks.
+
+The model holds Task objects that only model.apply() changes. A counterexample is printed as a program,
+with the seed that replays it. How many are tried is up to hypothesis' profile.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backends import CUBE, ERROR, SQUARE, Backend, Client, Model, call, rows
+from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis.stateful import (
+    Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, precondition, rule,
+    run_state_machine_as_test,
+)  # fmt: skip
+
+from omniq_executor.codec import encode
+from omniq_executor.model import ENDS_CLAIM, Claim, Event, Status
+from omniq_executor.stores.base import Batch, Block, Function, Outcome, Turn, Turned
+
+STEPS = 30
+
+functions = st.sampled_from([SQUARE, CUBE])
+events = st.sampled_from(sorted(ENDS_CLAIM, key=lambda event: event.value))
+values = st.integers(0, 3) | st.floats(0, 1) | st.text(max_size=2)
+places = st.lists(st.integers(0, 15), max_size=4, unique=True)
+
+
+class GivenClaim:
+    """A claim as it was given to a client, who may try to end it at any time."""
+
+    def __init__(self, client: Client, id: int, attempt: int) -> None:
+        self.client, self.id, self.attempt = client, id, attempt
+
+    def __repr__(self) -> str:
+        return f"<task {self.id}, attempt {self.attempt} by {self.client.owner}>"
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """What may happen to a store. Everything goes through the store first, then through the model."""
+
+    clients = Bundle("clients")  # living owners, each with a handle of its own
+    claims = Bundle("claims")  # all that were ever given, those that are lost or ended too
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__()
+        self.backend = backend
+        self.folder = tempfile.TemporaryDirectory()
+        self.address = backend.address(Path(self.folder.name))
+        self.observer = backend.open(self.address)  # of no owner
+        self.made: list[Client] = []
+        self.dead: list[Client] = []  # and not reaped yet
+        self.model = Model()
+        self.now = 10**15
+        self.next_id = 1
+        self.given: set[tuple[int, int]] = set()  # (id, attempt)
+        self.ended: set[tuple[int, int]] = set()
+        self.news: dict[int, set[int]] = {}  # by owner: what others finished since it last asked
+        self.all_news: dict[int, set[int]] = {}  # and what anybody finished
+
+    def teardown(self) -> None:
+        for client in self.made:
+            client.close()
+        self.observer.close()
+        self.folder.cleanup()
+
+    # who is there
+
+    @initialize(target=clients)
+    def first_enters(self) -> Client:
+        return self.enter("work")
+
+    @precondition(lambda self: len(self.made) < 8)
+    @rule(target=clients, queue=st.sampled_from(["work", "play"]))
+    def enters(self, queue: str) -> Client:
+        return self.enter(queue)
+
+    def enter(self, queue: str) -> Client:
+        client = Client(self.backend, self.address, queue, "never")
+        self.release_dead()  # a client reaps as it enters
+        self.made.append(client)
+        self.news[client.owner], self.all_news[client.owner] = set(), set()
+        return client
+
+    @rule(client=consumes(clients))
+    def leaves(self, client: Client) -> None:
+        client.store.leave(client.owner)
+        self.model.release_all(client.owner, self.now)
+
+    @rule(client=consumes(clients))
+    def dies(self, client: Client) -> None:
+        client.die()
+        self.dead.append(client)
+
+    @rule(target=clients, client=consumes(clients))
+    def dies_and_starts_again(self, client: Client) -> Client:
+        self.dies(client)
+        client.store.close()
+        client.store = self.observer  # what still comes in its name comes through this
+        return self.enter(client.run.queue)
+
+    @rule(client=clients)
+    def reaps(self, client: Client) -> None:
+        assert client.store.reap(self.now) == self.release_dead()
+
+    def release_dead(self) -> int:
+        released = sum(self.model.release_all(client.owner, self.now) for client in self.dead)
+        self.dead.clear()
+        return released
+
+    @rule(seconds=st.integers(-100_000, 100_000))
+    def clock_is_set(self, seconds: int) -> None:
+        self.now += seconds * 1_000_000
+
+    # the work
+
+    def turn(self, client: Client, **work: Any) -> Turned:
+        self.now += 1
+        return client.store.turn(client.owner, client.run, Turn(self.now, **work))
+
+    @rule(
+        target=claims, client=clients, function=functions, arguments=st.lists(values, min_size=1, max_size=4),
+        as_text=st.booleans(), claimed=st.booleans(), most=st.integers(0, 2),
+    )  # fmt: skip
+    def adds(
+        self, client: Client, function: Function, arguments: list[Any], as_text: bool, claimed: bool, most: int
+    ) -> Any:
+        ids = range(self.next_id, self.next_id + len(arguments))
+        self.next_id = ids.stop
+        calls = [call(argument) for argument in arguments]
+        form: dict[str, Any] = {"text": rows(arguments)} if as_text else {"calls": calls}
+        turned = self.turn(client, adds=[Batch(ids[0], len(ids), function, claimed=claimed, **form)], claim=most)
+        for id, added in zip(ids, calls, strict=True):
+            self.model.add(client.run.queue, client.run.id, function, id, added, self.now)
+        own = [self.give(client, id) for id in ids if claimed]
+        return multiple(*own, *self.give_claimed(client, turned, most))
+
+    @rule(target=claims, client=clients, most=st.integers(1, 4))
+    def claims_some(self, client: Client, most: int) -> Any:
+        return multiple(*self.give_claimed(client, self.turn(client, claim=most), most))
+
+    def give_claimed(self, client: Client, turned: Turned, most: int) -> list[GivenClaim]:
+        ids = self.model.claimable(client.run.queue, self.now)[:most]
+        assert [claimed.id for claimed in turned.claimed] == ids
+        given = [self.give(client, id) for id in ids]
+        for claimed in turned.claimed:
+            task = self.model.tasks[claimed.id]
+            digest = CUBE.digest if task.func_path == CUBE.path else SQUARE.digest
+            assert claimed[1:] == (task.attempts, task.crashes, task.run, digest, task.args, task.kwargs)
+        return given
+
+    def give(self, client: Client, id: int) -> GivenClaim:
+        attempt = self.model.claim(id, client.owner, self.now)
+        assert (id, attempt) not in self.given, "one attempt was claimed twice"
+        self.given.add((id, attempt))
+        return GivenClaim(client, id, attempt)
+
+    @rule(ends=st.lists(st.tuples(claims, events, values), min_size=1, max_size=3))
+    def ends_claims(self, ends: list[tuple[GivenClaim, Event, Any]]) -> None:
+        self.end(ends[0][0].client, ends)
+
+    @rule(client=clients, claim=claims, event=events, value=values)
+    def ends_a_claim_of_whomever(self, client: Client, claim: GivenClaim, event: Event, value: Any) -> None:
+        self.end(client, [(claim, event, value)])
+
+    def end(self, client: Client, ends: list[tuple[GivenClaim, Event, Any]]) -> None:
+        outcomes = {}
+        for claim, event, value in ends:
+            result = encode(value) if event is Event.COMPLETE else None
+            error = ERROR if event is Event.FAIL else None
+            outcomes[claim.id] = Outcome(claim.id, claim.attempt, event, result, error)
+        self.compare_refused(client, self.turn(client, outcomes=[*outcomes.values()]), [*outcomes.values()])
+
+    @rule(claim=claims, results=st.lists(values, min_size=1, max_size=4))
+    def completes_a_block(self, claim: GivenClaim, results: list[Any]) -> None:
+        """Completes the claim's task and those that follow it, whoever has them."""
+        block = Block(claim.id, len(results), claim.attempt, rows(results))
+        turned = self.turn(claim.client, blocks=[block])
+        texts = [encode(result) for result in results]
+        ends = [Outcome(id, claim.attempt, Event.COMPLETE, text) for id, text in enumerate(texts, claim.id)]
+        self.compare_refused(claim.client, turned, ends)
+
+    def compare_refused(self, client: Client, turned: Turned, ends: Sequence[Outcome]) -> None:
+        refused = set()
+        for id, attempt, event, result, error in ends:
+            claim = Claim(client.owner, attempt)
+            if not self.model.happen(id, event, self.now, claim=claim, result=result, error=error):
+                refused.add(id)
+                continue
+            assert (id, attempt) not in self.ended, "one claim was ended twice"
+            self.ended.add((id, attempt))
+            if event in (Event.COMPLETE, Event.FAIL):
+                self.publish(id, by=client.owner)
+        assert turned.refused == refused
+
+    @rule(which=places)
+    def cancels(self, which: list[int]) -> None:
+        ids = self.pick(which)
+        cancelled = [id for id in ids if self.model.happen(id, Event.CANCEL, self.now)]
+        assert sorted(self.observer.cancel(ids, self.now)) == sorted(cancelled)
+        for id in cancelled:
+            self.publish(id)
+
+    @rule(which=places)
+    def revives(self, which: list[int]) -> None:
+        ids = self.pick(which)
+        revived = [id for id in ids if self.model.happen(id, Event.REVIVE, self.now)]
+        assert sorted(self.observer.revive(ids, self.now)) == sorted(revived)
+
+    def pick(self, which: list[int]) -> list[int]:
+        return [self.next_id - 1 - place for place in which]  # rather the newest; some may not be there
+
+    # who hears of it
+
+    def publish(self, id: int, by: int | None = None) -> None:
+        for owner in self.news:
+            self.all_news[owner].add(id)
+            if owner != by:
+                self.news[owner].add(id)
+
+    @rule(client=clients)
+    def listens(self, client: Client) -> None:
+        heard = set(client.store.hear(client.owner))
+        assert self.news[client.owner] <= heard, "it was not told"
+        assert heard <= self.all_news[client.owner], "it was told what did not happen"
+        self.news[client.owner].clear()
+        self.all_news[client.owner].clear()
+
+    # what must hold
+
+    @invariant()
+    def holds_the_same_tasks(self) -> None:
+        assert self.observer.find() == self.model.all()
+
+    @invariant()
+    def counts_the_same_states(self) -> None:
+        counts: dict[str, dict[Status, int]] = {}
+        for task in self.model.all():
+            states = counts.setdefault(task.queue, {})
+            states[task.status] = states.get(task.status, 0) + 1
+        assert self.observer.counts() == counts
+
+    @invariant()
+    def has_one_living_or_unreaped_owner_for_each_running_task(self) -> None:
+        owners = {owner.id: owner.alive for owner in self.observer.owners()}
+        assert {client.owner for client in self.dead} == {owner for owner, alive in owners.items() if not alive}
+        for task in self.observer.find(Status.RUNNING):
+            assert task.owner in owners
+            assert (task.id, task.attempts) in self.given - self.ended
+
+
+def test_a_store_does_what_its_model_does(backend: Backend) -> None:
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    how = settings(stateful_step_count=STEPS, deadline=None, suppress_health_check=checks)
+    run_state_machine_as_test(lambda: StoreMachine(backend), settings=how)

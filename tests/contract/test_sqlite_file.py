@@ -1,0 +1,205 @@
+"""What holds of the SQLite store alone: its file is SQLite's, readable by all that reads SQLite, and never another's."""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backends import BACKENDS, CUBE, ERROR, Backend, Client, call, new_ids, tick
+from filelock import FileLock
+
+from omniq_executor import StoreError, StoreVersionError
+from omniq_executor.model import Event, Status, format_id, iso
+from omniq_executor.stores import sqlite
+from omniq_executor.stores.base import Batch, Call, Outcome
+from omniq_executor.stores.sqlite import SQLiteStore
+from omniq_executor.stores.transactions import SCHEMA_VERSION
+
+Connect = Callable[[Path], sqlite3.Connection]
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return BACKENDS["sqlite"]
+
+
+@pytest.fixture
+def plain(address: Path) -> Iterator[sqlite3.Connection]:
+    """The plain sqlite3 client, on the test's store."""
+    address.parent.mkdir(exist_ok=True)
+    with contextlib.closing(sqlite3.connect(address, isolation_level=None)) as connection:
+        connection.row_factory = sqlite3.Row
+        yield connection
+
+
+def shown(plain: sqlite3.Connection, id: int) -> dict[str, Any]:
+    (row,) = plain.execute("SELECT * FROM tasks WHERE id = ?", (format_id(id),)).fetchall()
+    return dict(row)
+
+
+# --- Whose file it is ---
+
+
+def test_a_store_of_a_newer_version_is_refused(store: SQLiteStore, plain: sqlite3.Connection, address: Path) -> None:
+    plain.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(StoreVersionError, match=f"{address} has schema version {SCHEMA_VERSION + 1}.*install"):
+        SQLiteStore(address)
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"not a database " * 1000, b"SQLite format 3\0" + b"\xff" * 4096])
+def test_a_file_that_is_no_database_is_refused_and_left_alone(address: Path, content: bytes) -> None:
+    address.parent.mkdir()
+    address.write_bytes(content)
+    with pytest.raises(StoreError, match=str(address)):
+        SQLiteStore(address)
+    assert address.read_bytes() == content
+
+
+@pytest.mark.parametrize("version", [-1, 0, SCHEMA_VERSION, SCHEMA_VERSION + 1])
+def test_the_database_of_another_program_is_refused_and_left_alone(
+    plain: sqlite3.Connection, address: Path, version: int
+) -> None:
+    plain.execute("CREATE TABLE theirs (a)")
+    plain.execute("INSERT INTO theirs VALUES (1)")
+    plain.execute(f"PRAGMA user_version = {version}")
+    before = address.read_bytes()
+    with pytest.raises(StoreError, match=str(address)):
+        SQLiteStore(address)
+    assert address.read_bytes() == before
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(address: Path) -> None:
+    address.mkdir(parents=True)
+    with pytest.raises(StoreError, match="is not a file"):
+        SQLiteStore(address)
+
+
+def test_an_empty_file_becomes_a_store(address: Path) -> None:
+    address.parent.mkdir()
+    address.touch()
+    with contextlib.closing(SQLiteStore(address)) as store:
+        assert store.counts() == {}
+
+
+def test_an_unknown_durability_is_refused(address: Path) -> None:
+    with pytest.raises(ValueError, match="durability"):
+        SQLiteStore(address, durability="maybe")  # type: ignore[arg-type]
+    assert not address.parent.exists()
+
+
+# --- When others hold it ---
+
+
+def test_a_store_that_another_process_is_opening_for_too_long_raises_store_error(
+    store: SQLiteStore, address: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.01)
+    with FileLock(address.with_name(f"{address.name}-owners") / "open.lock"), pytest.raises(StoreError):
+        SQLiteStore(address)
+
+
+def test_a_write_that_waits_too_long_for_another_program_raises_store_error(
+    client: Client, plain: sqlite3.Connection, address: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.01)
+    with contextlib.closing(SQLiteStore(address)) as impatient:
+        ids = client.add(1)
+        plain.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="held"):
+            impatient.cancel(ids, tick())
+        assert len(impatient.find()) == 1  # reading goes on
+        plain.execute("ROLLBACK")
+        assert impatient.cancel(ids, tick()) == ids
+
+
+def test_a_child_of_a_fork_has_no_use_of_its_parents_handle(start: Callable[..., Any]) -> None:
+    process = start(
+        "import os, omniq_executor\n"
+        "client = Client(backend, address)\n"
+        "if not (child := os.fork()):\n"
+        "    try: client.store.counts()\n"
+        "    except omniq_executor.StoreError: os._exit(3)\n"
+        "    finally: os._exit(4)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3\n"
+        "client.add(1); ready(); input()\n"
+    )
+    assert process.communicate("end\n", timeout=30) == ("", "")
+    assert process.returncode == 0
+
+
+# --- What people see ---
+
+
+def test_the_view_shows_what_people_want_to_know(client: Client, plain: sqlite3.Connection) -> None:
+    done, failed, pending = new_ids(3)
+    calls = [call(2, [1.5, "\u00e9"], base=3), call(3), Call(b"a pickle", None, b"identity")]
+    added, claimed, ended = tick(), tick(), tick()
+    client.turn(added, adds=[Batch(done, 3, CUBE, calls=calls)])
+    client.turn(claimed, claim=2)
+    outcomes = [Outcome(done, 1, Event.COMPLETE, '{"a":[1.0]}'), Outcome(failed, 1, Event.FAIL, error=ERROR)]
+    client.turn(ended, outcomes=outcomes)
+    row = shown(plain, done)
+    assert json.loads(row["args"]) == [2, [1.5, "\u00e9"]]
+    assert (json.loads(row["kwargs"]), json.loads(row["result"])) == ({"base": 3}, {"a": [1.0]})
+    assert (row["queue"], row["func_path"], row["status"], row["attempts"]) == ("work", "numbers.cube", "COMPLETED", 1)
+    assert (row["enqueued_at"], row["started_at"]) == (iso(added), iso(claimed))
+    assert (row["completed_at"], row["failed_at"]) == (iso(ended), None)
+    row = shown(plain, failed)
+    assert (row["status"], row["completed_at"], row["failed_at"]) == ("FAILED", None, iso(ended))
+    assert (row["error_type"], row["error_message"], row["traceback"]) == ERROR[:3]
+    row = shown(plain, pending)
+    assert (row["status"], row["args"], row["kwargs"], row["attempts"]) == ("PENDING", b"a pickle", None, 0)
+    assert (row["started_at"], row["owner"]) == (None, None)
+
+
+@pytest.mark.parametrize("message", ["a name of a file: \udcff", "NUL: \0, and on"])
+def test_the_view_shows_an_error_of_any_text(client: Client, plain: sqlite3.Connection, message: str) -> None:
+    (id,) = client.add(1, claimed=True)
+    client.turn(outcomes=[Outcome(id, 1, Event.FAIL, error=ERROR._replace(message=message))])
+    assert shown(plain, id)["error_message"].startswith(message[:5])
+
+
+def test_claims_come_by_priority_then_eta_then_id(client: Client, plain: sqlite3.Connection) -> None:
+    ids = client.add(*range(5))
+    for id, priority, eta in zip(ids, (0, 0, -1, 7, 0), (9, 5, 0, 9, 5), strict=True):
+        plain.execute("UPDATE task SET priority = ?, eta = ? WHERE id = ?", (priority, eta, id))
+    places = [3, 1, 4, 0, 2]
+    assert [claimed.id for claimed in client.turn(8, claim=9).claimed] == [ids[1], ids[4], ids[2]]
+    client.end(Event.RELEASE, ids[1], ids[2], ids[4])
+    assert client.claim() == [ids[place] for place in places]
+
+
+# --- What is left behind ---
+
+
+def test_the_log_does_not_grow_for_ever(
+    client: Client, other: Client, address: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = address.with_name(f"{address.name}-wal")
+    sizes = []
+    for _ in range(65):
+        client.add(1)
+        sizes.append(log.stat().st_size)
+    assert sizes == sorted(sizes)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", sizes[0])
+    for _ in range(64):
+        client.add(1)
+        sizes.append(log.stat().st_size)
+    assert 0 in sizes
+    assert len(other.claim(200)) == 129
+
+
+def test_owners_leave_no_files_behind(client: Client, enter: Callable[..., Client], address: Path) -> None:
+    folder = address.with_name(f"{address.name}-owners")
+    before = {path.name for path in folder.iterdir() if not path.name.startswith(str(client.owner))}
+    left, dead = enter(), enter()
+    assert left.store.counts() == {}
+    left.stop()
+    dead.die()
+    client.store.reap(tick())
+    client.stop()
+    assert {path.name for path in folder.iterdir()} == before
+    assert client.store.counts().get("work", {}).get(Status.RUNNING) is None

@@ -1,0 +1,58 @@
+"""How much work is given ahead."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from omniq_executor.schedule import LEAD_S, MOST_CALLS, PREFETCH_BELOW_S, Pace
+
+reports = st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 100)), max_size=20)
+
+
+def pace(*reports: tuple[int, float]) -> Pace:
+    made = Pace()
+    for calls, busy_s in reports:
+        made.learn(calls, busy_s)
+    return made
+
+
+def test_nothing_is_given_ahead_before_the_first_report() -> None:
+    assert (Pace().call_s, Pace().lead()) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("call_s", "lead"),
+    [
+        (LEAD_S / 100, 100),
+        (LEAD_S / 3, 3),
+        (LEAD_S, 2),  # one to run, one at hand
+        (PREFETCH_BELOW_S, 2),
+        (PREFETCH_BELOW_S * 1.01, 1),
+        (10.0, 1),
+        (LEAD_S / MOST_CALLS / 10, MOST_CALLS),
+        (0.0, MOST_CALLS),
+    ],
+)
+def test_a_worker_has_a_few_milliseconds_of_work(call_s: float, lead: int) -> None:
+    assert pace((1, call_s)).lead() == pytest.approx(lead, abs=1 if lead == 100 else 0)
+    assert pace((8, call_s * 8)).lead() == pace((1, call_s)).lead()
+
+
+def test_a_longer_call_counts_at_once_and_a_shorter_one_by_halves() -> None:
+    assert pace((1, 0.001), (1, 0.5)).call_s == 0.5
+    assert pace((1, 0.5), (1, 0.1)).call_s == pytest.approx(0.3)
+    assert pace((1, 0.5), (1, 0.1), (1, 0.1)).call_s == pytest.approx(0.2)
+
+
+def test_after_one_long_call_short_ones_are_soon_given_ahead_again() -> None:
+    after = pace((1, 10.0), *[(1, 0.000_01)] * 20)
+    assert after.lead() > 100
+
+
+@given(reports=reports)
+def test_the_lead_is_bounded_and_the_estimate_lies_between_the_extremes(reports: list[tuple[int, float]]) -> None:
+    made = pace(*reports)
+    assert 1 <= made.lead() <= MOST_CALLS
+    if reports:
+        durations = [busy_s / calls for calls, busy_s in reports]
+        assert made.call_s is not None
+        assert min(durations) <= made.call_s <= max(durations)
