@@ -34,6 +34,7 @@ In a burst, claimed calls are held for up to POLL_S and given to the workers man
 a worker costs more than storing a call. A call that comes alone is given at once.
 """
 
+import itertools
 import logging
 import os
 import pickle
@@ -97,6 +98,14 @@ class _Range(NamedTuple):
     sink: Sink
 
 
+class _Held(NamedTuple):
+    """A call that is claimed, and not given yet."""
+
+    number: int
+    function: Function
+    call: Call
+
+
 class Ids:
     """Makes the ids of one owner: ordered by time, and unique among the owners of a store.
 
@@ -141,12 +150,17 @@ class Dispatcher:
         self._futures: dict[int, DurableFuture] = {}
         self._ranges: list[_Range] = []  # of maps, in order of their ids
         self._singles: dict[int, tuple[Sink, int]] = {}  # of maps, where ids are not in the order of positions
-        self._open = 0  # tasks that somebody waits for and that are not resolved
-        self._resolved: deque[tuple[DurableFuture, Any]] = deque()  # committed, to be told outside the lock
+        self._open = 0  # tasks that somebody waits for and that are not resolved in the store
+        self._to_tell = 0  # futures that were resolved in the store, ever, and ...
+        self._told = 0  # ... those of them that know
+        self._told_lock = threading.Lock()
+        self._resolved: deque[tuple[DurableFuture, Any, bool]] = deque()  # committed, to be told outside the lock
         self._crashes: dict[int, int] = {}  # of tasks claimed here that have crashed before
         self._functions: dict[bytes, bytes] = {}  # pickles by digest
         self._returned: deque[Chunk] = deque()  # claimed by us, and with no worker at present ...
-        self._held = 0  # ... and how many calls that is
+        self._burst: list[_Held] = []  # likewise, and younger: held for a moment, to be given together
+        self._held = 0  # how many calls both are
+        self._room = 0  # of the workers, for how many calls, when it was last looked at
         self._reports: list[Report] = []  # taken in, not committed yet
         self._backlog = True  # whether the store may have PENDING tasks for us
         self._retry_at: float | None = None
@@ -159,6 +173,7 @@ class Dispatcher:
         self._serial = 0  # of turns
         self._driver: object | None = None
         self._driver_thread = 0
+        self._driver_lock = threading.Lock()
         self._standby = threading.Event()
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
@@ -186,17 +201,39 @@ class Dispatcher:
                 future.resumed = found.status is Status.COMPLETED and found.owner != self.owner
                 self._turn()
             else:
-                number = self._ids.take(1)
-                future = self._futures[number] = DurableFuture(self, number)
-                self._open += 1
-                try:
-                    self._turn(Batch(number, 1, function, calls=(call,), key=key))
-                except BaseException:
-                    del self._futures[number]
-                    self._open -= 1
-                    raise
-        self._tell()
+                future = self._submit_new(function, call, key)
+        if self._resolved:
+            self._tell()
         return future
+
+    def _submit_new(self, function: Function, call: Call, key: str | None) -> DurableFuture:
+        number = self._ids.take(1)
+        future = self._futures[number] = DurableFuture(self, number)
+        self._open += 1
+        try:
+            if key is None and self._has_room_for_one():
+                self.store.add_claimed(self.owner, self.run, number, function, call, now())
+                held = _Held(number, function, call)
+                if self._holds:
+                    self._hold(held)
+                else:
+                    self.engine.give(_chunk_of([held]))
+            else:
+                self._turn(Batch(number, 1, function, calls=(call,), key=key))
+        except BaseException:
+            del self._futures[number]
+            self._open -= 1
+            raise
+        return future
+
+    def _has_room_for_one(self) -> bool:
+        """Whether a new call can go to a worker, with no older one before it and nothing else to do in a turn."""
+        if self._backlog:
+            return False
+        if self._holds:
+            return self._held < self._room
+        engine = self.engine
+        return not (self._held or engine.reports or self._reports or engine.broken) and engine.room()[1] > 0
 
     def add(
         self, sink: Sink, position: int, count: int, function: Function, text: str | None, calls: Sequence[Call]
@@ -215,7 +252,7 @@ class Dispatcher:
     def room(self) -> int:
         """How many calls of a map are best added at once, for one worker to take; 0 if all have enough."""
         with self.lock:
-            return 0 if self._backlog or self._returned else self.engine.room()[1]
+            return 0 if self._backlog or self._held else self.engine.room()[1]
 
     def future(self, number: int) -> DurableFuture | None:
         """A future for any task of the store, or None if there is none of that id."""
@@ -267,7 +304,11 @@ class Dispatcher:
     def has_claimed(self, number: int | None) -> bool:
         """Whether the task is with a worker of this executor, or about to be."""
         with self.lock:
-            return self.engine.holds(number) or any(number in chunk.ids for chunk in self._returned)
+            return (
+                self.engine.holds(number)
+                or any(number in chunk.ids for chunk in self._returned)
+                or any(number == held.number for held in self._burst)
+            )
 
     # turns, and who takes them
 
@@ -299,7 +340,7 @@ class Dispatcher:
         Returns at once where another thread does so already: then waiting is all there is to do.
         """
         me = threading.get_ident()
-        with self.lock:
+        with self._driver_lock:
             nested = self._driver is not None and self._driver_thread == me  # in a callback of a future
             if self._closed or (self._driver is not None and not nested):
                 return
@@ -310,7 +351,7 @@ class Dispatcher:
         began = time.monotonic()
         deadline = None if timeout_s is None else began + timeout_s
         try:
-            if self._returned:  # held for a burst, which is over
+            if self._held:  # for a burst, which is over
                 self._take_turn(0)
             while not done() and not self._closed:
                 left = None if deadline is None else deadline - time.monotonic()
@@ -345,7 +386,7 @@ class Dispatcher:
             if self._driver is not None or self._visits != visits:
                 return
             self._grace = self._ticking = False  # before the look at what is held: see _give_or_hold()
-            timeout_s = 0 if self._returned else timeout_s
+            timeout_s = 0 if self._held else timeout_s
         serial = self._serial
         ready = self._selector.select(_earlier(timeout_s, self._next_alarm()))
         if gives_way and self._grace:
@@ -368,13 +409,12 @@ class Dispatcher:
 
     def _next_alarm(self) -> float | None:
         """Seconds until something is due that no event tells of."""
-        with self.lock:
-            check = self.engine.next_check(idle=self._is_idle())
-            due = _earlier(check, self._retry_at)
+        # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
+        due = _earlier(self.engine.next_check(self._is_idle), self._retry_at)
         return None if due is None else max(due - time.monotonic(), 0.0)
 
     def _is_idle(self) -> bool:
-        return not self._backlog and not self._returned and self.engine.room()[1] > 0
+        return not self._backlog and not self._held and self.engine.room()[1] > 0
 
     def _wake(self) -> None:
         """Have whoever waits for events look again."""
@@ -401,7 +441,7 @@ class Dispatcher:
         engine = self.engine
         self._serial += 1
         if not self._holds:
-            engine.take_back(time.monotonic(), self._is_idle())
+            engine.take_back(time.monotonic(), self._is_idle)
         if engine.reports:
             self._reports += engine.reports
             engine.reports = []
@@ -415,14 +455,15 @@ class Dispatcher:
         if not self._holds:
             self._give_returned()
         total, best = engine.room()
+        self._room = total
         if batch is not None:
             self._functions.setdefault(batch.function.digest, batch.function.pickle)
             # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
             claimed = not self._backlog and best >= batch.size and total >= batch.size + self._held
-            batch = batch._replace(claimed=claimed)
+            batch.claimed = claimed
             work.adds = (batch,)
             self._backlog = self._backlog or not claimed
-        if self._backlog and not self._returned:
+        if self._backlog and not self._held:
             work.claim = total
         if work.adds or work.blocks or work.outcomes or work.claim or self._rung:
             self._commit(work, outcomes)
@@ -442,7 +483,7 @@ class Dispatcher:
             self._backlog = len(turned.claimed) == work.claim
         for batch in work.adds:
             if batch.claimed:
-                self._give_or_hold(_chunk_of(batch))
+                self._give_or_hold(_chunk_of_batch(batch))
         self._give_claimed(turned.claimed)
         for numbers, outcome in outcomes:
             self._resolve_all(numbers, outcome, turned.refused)
@@ -497,32 +538,46 @@ class Dispatcher:
         resolutions.append((numbers, error))
 
     def _give_or_hold(self, chunk: Chunk) -> None:
-        if self._holds or self._returned:
+        if self._holds or self._held:
+            self._gather_burst()
             self._returned.append(chunk)
             self._held += len(chunk.ids)
-            if not self._ticking:  # after it is held: see _take_turn()
-                self._ticking = True
-                self._wake()
+            self._tick()
         else:
             self.engine.give(chunk)
 
+    def _hold(self, held: "_Held") -> None:
+        self._burst.append(held)
+        self._held += 1
+        self._tick()
+
+    def _tick(self) -> None:
+        """Have the dispatcher's own thread look within GRACE_S. After something is held: see _take_turn()."""
+        if not self._ticking:
+            self._ticking = True
+            self._wake()
+
+    def _gather_burst(self) -> None:
+        """Make chunks of the calls of a burst: one of each stretch of calls of one function."""
+        for _, held in itertools.groupby(self._burst, key=lambda held: held.function.digest):
+            self._returned.append(_chunk_of(list(held)))
+        self._burst.clear()
+
     def _give_returned(self) -> None:
         """Give what is claimed and held, as far as there is room, in order and many at a time."""
+        if self._burst:
+            self._gather_burst()
         while self._returned:
             _, best = self.engine.room()
             if best <= 0:
                 return
             most = min(best, self.engine.pace.share(self._held, self.engine.max_workers))
             chunk = self._returned.popleft()
-            if len(chunk.ids) > best:
-                self._returned.appendleft(chunk.part(best, len(chunk.ids)))
-                chunk = chunk.part(0, best)
-            parts, count = [chunk], len(chunk.ids)
-            while self._returned and chunk.joins(self._returned[0]) and count + len(self._returned[0].ids) <= most:
-                parts.append(self._returned.popleft())
-                count += len(parts[-1].ids)
-            self._held -= count
-            self.engine.give(chunk.joined(parts) if len(parts) > 1 else chunk)
+            if len(chunk.ids) > most:
+                self._returned.appendleft(chunk.part(most, len(chunk.ids)))
+                chunk = chunk.part(0, most)
+            self._held -= len(chunk.ids)
+            self.engine.give(chunk)
 
     def _give_claimed(self, claimed: Sequence[Claimed]) -> None:
         start = 0
@@ -636,7 +691,7 @@ class Dispatcher:
                 continue
             future = self._futures.pop(number, None)
             if future is not None:
-                self._resolved.append((future, _Value(value)))
+                self._hand_over(future, value, True)
             else:
                 self._resolve(number, codec.encode(value))
 
@@ -644,7 +699,7 @@ class Dispatcher:
         """Resolve one task: its future when the lock is left, its map at once."""
         future = self._futures.pop(number, None)
         if future is not None:
-            self._resolved.append((future, outcome))
+            self._hand_over(future, outcome)
             return
         single = self._singles.pop(number, None)
         if single is not None:
@@ -655,6 +710,12 @@ class Dispatcher:
         span = self._range_of(number)
         if span is not None:
             self._put(span, number, 1, outcome)
+
+    def _hand_over(self, future: DurableFuture, outcome: Any, is_read: bool = False) -> None:
+        """Have a future told its outcome, or the value of its result where that `is_read` already."""
+        self._open -= 1
+        self._to_tell += 1
+        self._resolved.append((future, outcome, is_read))
 
     def _put(self, span: _Range, number: int, count: int, outcome: Any) -> None:
         # A range is split where it is resolved, so that what is left of it tells what is still open.
@@ -680,15 +741,18 @@ class Dispatcher:
         try:
             while self._resolved:
                 try:
-                    future, outcome = self._resolved.popleft()
+                    future, outcome, is_read = self._resolved.popleft()
                 except IndexError:  # another thread was faster
                     break
                 told += 1
-                _tell(future, outcome)
+                if is_read:
+                    future._finish_value(outcome)
+                else:
+                    _tell(future, outcome)
         finally:
             if told:
-                with self.lock:
-                    self._open -= told
+                with self._told_lock:
+                    self._told += told
                 if (self._driver is not None and self._driver_thread != threading.get_ident()) or self._closing:
                     self._wake()  # what the driver waits for may be among them
 
@@ -724,7 +788,9 @@ class Dispatcher:
         self.close(wait=True)
 
     def _finished(self) -> bool:
-        return self._closing and self._open == 0 and (self.failure is not None or not self.engine.is_busy())
+        if not self._closing or self._open or self._told != self._to_tell:
+            return False
+        return self.failure is not None or not self.engine.is_busy()
 
     def _close(self) -> None:
         with self.lock:
@@ -778,16 +844,8 @@ class Dispatcher:
                 self._resolve(number, error)
 
 
-class _Value(NamedTuple):
-    """A result that is read already."""
-
-    value: Any
-
-
 def _tell(future: DurableFuture, outcome: Any) -> None:
-    if isinstance(outcome, _Value):
-        future._finish_value(outcome.value)
-    elif outcome is CANCELLED:
+    if outcome is CANCELLED:
         future._cancelled()
     elif isinstance(outcome, BaseException):
         future._fail(outcome)
@@ -802,12 +860,19 @@ def _outcome(found: Found) -> Any:
     return found.error if found.status is Status.FAILED else CANCELLED
 
 
-def _chunk_of(batch: Batch) -> Chunk:
-    """A batch that was claimed as it was added, as attempt 1."""
+def _chunk_of(held: Sequence[_Held]) -> Chunk:
+    """Calls of one function that were claimed as they were added, as attempt 1."""
+    function = held[0].function
+    calls = [one.call[:2] for one in held]
+    return Chunk([one.number for one in held], [1] * len(held), function.digest, function.pickle, calls=calls)
+
+
+def _chunk_of_batch(batch: Batch) -> Chunk:
+    """Likewise, of a batch."""
     ids = range(batch.first, batch.first + batch.size)
     chunk = Chunk(ids, [1] * batch.size, batch.function.digest, batch.function.pickle, batch.text)
     if batch.text is None:
-        chunk.calls = [(call.args, call.kwargs) for call in batch.calls or ()]
+        chunk.calls = [call[:2] for call in batch.calls or ()]
     return chunk
 
 

@@ -22,22 +22,22 @@ class Pace:
 
     def __init__(self) -> None:
         self.call_s: float | None = None  # unknown until the first report
+        self.lead = 1
+        """How many calls a worker should have, the one it runs included."""
 
     def learn(self, calls: int, busy_s: float) -> None:
         """Take in that `calls` calls took `busy_s` seconds together."""
-        latest = busy_s / calls
+        latest = max(busy_s / calls, 1e-9)
         if self.call_s is None or latest > self.call_s:
             self.call_s = latest
         else:
             self.call_s += (latest - self.call_s) / 2
+        if self.call_s > PREFETCH_BELOW_S:
+            self.lead = 1
+        else:
+            self.lead = min(max(int(LEAD_S / self.call_s), 2), MOST_CALLS)
 
     def share(self, calls: int, workers: int) -> int:
         """How many of so many calls one of the workers gets: its part, but not so few that the message costs more."""
-        least = 1 if self.call_s is None else int(LEAST_S / max(self.call_s, 1e-9))
+        least = 1 if self.call_s is None else int(LEAST_S / self.call_s)
         return max(-(-calls // workers), min(calls, least))
-
-    def lead(self) -> int:
-        """How many calls a worker should have, the one it runs included."""
-        if self.call_s is None or self.call_s > PREFETCH_BELOW_S:
-            return 1
-        return min(max(int(LEAD_S / max(self.call_s, 1e-9)), 2), MOST_CALLS)

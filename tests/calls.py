@@ -266,3 +266,19 @@ def die_on(path: Path, deadly: int, n: int) -> int:
     if n == deadly:
         kill_self()
     return n
+
+
+def noted_pid_slowly(path: Path, n: int) -> int:
+    note(path, f"{os.getpid()} {n}")
+    time.sleep(0.002)
+    return n
+
+
+def noted_pid_wait(path: Path, gate: Path) -> int:
+    note(path, os.getpid())
+    wait_for(gate)
+    return os.getpid()
+
+
+def die_with(_: bytes) -> NoReturn:
+    kill_self()

@@ -307,6 +307,15 @@ def test_an_initializer_can_be_given_queues_and_locks(context: BaseContext, make
     queue.join_thread()
 
 
+def test_an_initializer_can_be_a_lambda_and_be_given_a_queue(context: BaseContext, make_executor: Any) -> None:
+    queue = context.Queue()
+    executor = make_executor(1, context, lambda q, lock: calls.use_queue(q, lock), (queue, context.Lock()))
+    assert executor.submit(calls.pid).result(WAIT_S) == queue.get(timeout=WAIT_S)
+    executor.shutdown()
+    queue.close()
+    queue.join_thread()
+
+
 @pytest.mark.parametrize("initializer", [calls.fail_to_start, calls.die_at_start])
 def test_a_pool_that_cannot_start_says_so_on_every_future_and_stops_trying(
     context: BaseContext, make_executor: Any, journal: Any, open_store: Any, store: Path, initializer: Any
@@ -562,6 +571,20 @@ def test_a_cancelled_call_never_runs_here_or_later(
         assert later.submit(calls.noted, journal.path, "later").result(WAIT_S) == "later"
     assert journal.lines() == ["held", "later"]
     assert open_store(store).get(second.task_id).status is Status.CANCELLED
+
+
+def test_a_call_that_a_worker_has_but_not_started_can_be_cancelled(
+    make_executor: Any, journal: Any, tmp_path: Path
+) -> None:
+    executor = make_executor(1)
+    assert len(list(executor.map(calls.square, range(1000), timeout=WAIT_S))) == 1000  # now short calls are expected
+    executor.submit(calls.noted_wait, journal.path, "held", tmp_path / "gate")
+    waiting = [executor.submit(calls.noted, journal.path, n) for n in range(5)]
+    journal.wait_for(1)
+    assert [future.cancel() for future in waiting] == [True] * 5
+    (tmp_path / "gate").touch()
+    executor.shutdown()
+    assert journal.lines() == ["held"]
 
 
 def test_cancelling_wakes_whoever_waits(make_executor: Any, journal: Any, tmp_path: Path) -> None:

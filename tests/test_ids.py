@@ -41,7 +41,7 @@ counts = st.lists(st.integers(1, 20) | st.integers(1, MOST_AT_ONCE), min_size=1,
 def test_ids_are_unique_increasing_and_of_63_bits_while_the_clock_stands_still(owner: int, counts: list[int]) -> None:
     ids = take(owner, counts)
     assert all(a < b for a, b in itertools.pairwise(ids))
-    assert 0 < ids[0]
+    assert ids[0] > 0
     assert ids[-1] < 2**63
 
 

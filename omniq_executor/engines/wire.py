@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any
 
 _LENGTH = struct.Struct("!Q")
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16  # a buffer above 128 KiB would be mapped and unmapped for every read
 _JOIN_BELOW = 1 << 16  # smaller messages go out in one piece with their length
 
 Buffer = bytes | bytearray | memoryview
@@ -79,28 +79,26 @@ class Outbox:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._waiting: deque[memoryview] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+        self.waiting: deque[memoryview] = deque()
+        """What did not fit yet."""
 
     def send(self, message: Any) -> None:
         """Send now what fits, and keep the rest for `flush()`. A closed socket swallows it: its reader tells."""
-        self._waiting.extend(memoryview(piece) for piece in frame(message))
+        self.waiting.extend(map(memoryview, frame(message)))
         self.flush()
 
     def flush(self) -> None:
         """Send more of what is waiting, as far as it fits."""
-        while self._waiting:
-            piece = self._waiting[0]
+        while self.waiting:
+            piece = self.waiting[0]
             try:
                 sent = self._socket.send(piece)
             except BlockingIOError:
                 return
             except (BrokenPipeError, ConnectionResetError):
-                self._waiting.clear()
+                self.waiting.clear()
                 return
             if sent == len(piece):
-                self._waiting.popleft()
+                self.waiting.popleft()
             else:
-                self._waiting[0] = piece[sent:]
+                self.waiting[0] = piece[sent:]

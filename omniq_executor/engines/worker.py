@@ -22,7 +22,7 @@ them, whichever is earlier: a call of a millisecond or more never waits for anot
 import contextlib
 import logging
 import os
-import select
+import selectors
 import signal
 import socket
 import sys
@@ -88,6 +88,8 @@ class _Worker:
         self.script: tuple[str, str] | None = None  # how to import the script, if it can be and is not yet
         self._socket = data
         self._inbox = Inbox(data)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(data, selectors.EVENT_READ)
         self._cells = cells
         self._functions: dict[int, Any] = {}
         self._items: list[tuple[Any, ...]] = []  # encoded, not yet sent
@@ -101,7 +103,7 @@ class _Worker:
         messages: list[Any] = []
         while True:
             if not messages:
-                if (self._items or self._values) and not _readable(self._socket):
+                if (self._items or self._values) and not self._selector.select(0):
                     self.flush()
                 messages = self._inbox.read()
             for message in messages:
@@ -214,14 +216,6 @@ def _import_script(how: str, what: str) -> None:
         spawn.prepare({f"init_main_from_{how}": what})
     finally:
         del current._inheriting
-
-
-def _readable(sock: socket.socket) -> bool:
-    if hasattr(select, "poll"):  # select() cannot watch a descriptor above 1023
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([sock], [], [], 0)[0])
 
 
 def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:

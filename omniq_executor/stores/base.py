@@ -36,7 +36,8 @@ class Call(NamedTuple):
     identity: bytes | None = None  # of a pickled call; of a JSON call it is the text itself
 
 
-class Batch(NamedTuple):
+@dataclass(slots=True)
+class Batch:
     """New calls of one function; call i gets the id `first + i`.
 
     Either `text` is the JSON array of their argument arrays (the fast form), or `calls` has each.
@@ -217,6 +218,10 @@ class Store(abc.ABC):
         eta not after `work.now`, highest priority first, then earliest eta, then lowest id; each
         becomes RUNNING with the next attempt.
         """
+
+    @abc.abstractmethod
+    def add_claimed(self, owner: int, run: Run, number: int, function: Function, call: Call, now: int) -> None:
+        """Add one call with the id `number`, RUNNING as attempt 1 of `owner`: as a turn of one claimed add."""
 
     @abc.abstractmethod
     def cancel(self, ids: Sequence[int], now: int) -> list[int]:

@@ -222,6 +222,18 @@ class SQLiteStore(Store):
 
     # the work
 
+    def add_claimed(self, owner: int, run: Run, number: int, function: Function, call: Call, now: int) -> None:
+        queue, known = self._queues.get(run.queue), self._functions.get(function.digest)
+        if queue is None or known is None:
+            queue, known = self._queue(run.queue), self._function(function)
+        statement = transactions.add_claimed(owner, run.id, queue, known, number, call, now)
+        with self._lock:
+            try:
+                self._opened().execute(*statement)
+            except sqlite3.Error as error:
+                raise _explain(self.path, error) from error
+            self._count_turn()
+
     def turn(self, owner: int, run: Run, work: Turn) -> Turned:
         queue = self._queue(run.queue)
         for batch in work.adds:
@@ -230,10 +242,13 @@ class SQLiteStore(Store):
             version = self._version
             turned: Turned = self._write(transactions.turn(owner, run.id, queue, self._functions, work, self._peers))
             turned.foreign = self._version != version
-            self._turns += 1
-            if self._turns % _LOOK_AT_LOG_EVERY == 0:
-                self._checkpoint()
+            self._count_turn()
         return turned
+
+    def _count_turn(self) -> None:
+        self._turns += 1
+        if self._turns % _LOOK_AT_LOG_EVERY == 0:
+            self._checkpoint()
 
     def cancel(self, ids: Sequence[int], now: int) -> list[int]:
         cancelled: list[int] = self._write(transactions.cancel(ids, now, alone=False))

@@ -31,7 +31,8 @@ class Many(list[Any]):
     """Parameter sets: the statement runs once for each, and `changed` is their total."""
 
 
-Transaction = Generator[tuple[str, Any], Reply, Any]
+Statement = tuple[str, Any]
+Transaction = Generator[Statement, Reply, Any]
 
 SCHEMA_VERSION = 1
 
@@ -179,8 +180,16 @@ def _add(owner: int, run: int, queue: int, function: int, batch: Batch, now: int
     if batch.text is not None:
         yield _ADD_TEXT, (batch.first, queue, run, function, *claim, batch.text)
     else:
-        for number, (args, kwargs, identity) in enumerate(batch.calls or (), batch.first):
-            yield _ADD_CALL, (number, queue, run, function, args, kwargs, identity, batch.key, *claim)
+        for number, call in enumerate(batch.calls or (), batch.first):
+            yield _ADD_CALL, (number, queue, run, function, *call, batch.key, *claim)
+
+
+def add_claimed(owner: int, run: int, queue: int, function: int, number: int, call: Call, now: int) -> Statement:
+    """The one statement that stores and claims one call. It needs no BEGIN and COMMIT around it.
+
+    A lone statement that writes takes the writer's lock from its start, as BEGIN IMMEDIATE does.
+    """
+    return _ADD_CALL, (number, queue, run, function, *call, None, _CLAIMED, now, 1, owner, now)
 
 
 def _complete_block(owner: int, block: Block, now: int, refused: set[int]) -> Transaction:

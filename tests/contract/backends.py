@@ -50,8 +50,8 @@ _ids = itertools.count(os.getpid() << 24)  # in another process than other proce
 
 def new_ids(count: int) -> range:
     """Consecutive new ids."""
-    first = [next(_ids) for _ in range(count)][0]
-    return range(first, first + count)
+    ids = [next(_ids) for _ in range(count)]
+    return range(ids[0], ids[0] + count)
 
 
 def call(*args: Any, **kwargs: Any) -> Call:
@@ -77,7 +77,7 @@ class Client:
     def turn(self, now: int | None = None, **work: Any) -> Turned:
         return self.store.turn(self.owner, self.run, Turn(tick() if now is None else now, **work))
 
-    def add(self, *values: Any, function: Function = SQUARE, claimed: bool = False, key: str | None = None) -> list[int]:
+    def add(self, *values: Any, function: Function = SQUARE, claimed: bool = False, key: Any = None) -> list[int]:
         """Add a call for each value; returns their ids."""
         ids = new_ids(len(values))
         calls = [call(value) for value in values]

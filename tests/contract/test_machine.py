@@ -12,9 +12,16 @@ from typing import Any
 from backends import CUBE, ERROR, SQUARE, Backend, Client, Model, call, rows
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import (
-    Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, precondition, rule,
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
     run_state_machine_as_test,
-)  # fmt: skip
+)
 
 from omniq_executor.codec import encode
 from omniq_executor.model import ENDS_CLAIM, Claim, Event, Status

@@ -1,4 +1,4 @@
-"""What holds of the SQLite store alone: its file is SQLite's, readable by all that reads SQLite, and never another's."""
+"""What holds of the SQLite store alone: any client of SQLite can read its file, and it takes no other's."""
 
 import contextlib
 import json

@@ -1,0 +1,358 @@
+"""`map()`: results in the order of the items, as a lazy iterator, and nothing left behind when it ends early."""
+
+import gc
+import itertools
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+import calls
+import pytest
+
+from omniq_executor import PersistentExecutor, SerializationError, Status
+
+WAIT_S = 30.0
+
+
+def statuses(executor: PersistentExecutor) -> dict[str, int]:
+    """How many tasks of each state the executor's queue has."""
+    return {status.name: number for status, number in executor.store.counts().get(executor.queue, {}).items()}
+
+
+# --- Order and values ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunksize", [1, 7, 1000])
+def test_results_come_in_the_order_of_the_items(context: BaseContext, make_executor: Any, chunksize: int) -> None:
+    executor = make_executor(2, context)
+    results = executor.map(calls.square, range(200), timeout=WAIT_S, chunksize=chunksize)
+    assert list(results) == [n * n for n in range(200)]
+
+
+def test_order_is_kept_where_calls_take_different_times(executor: PersistentExecutor) -> None:
+    durations = [0.03, 0.0, 0.01, 0.0, 0.0, 0.02] * 5
+    results = executor.map(lambda n, s: (time.sleep(s), n)[1], range(30), durations, timeout=WAIT_S)
+    assert list(results) == list(range(30))
+
+
+def test_twenty_thousand_items(executor: PersistentExecutor) -> None:
+    results = executor.map(calls.square, range(20_000), timeout=60)
+    for n, result in enumerate(results):
+        assert result == n * n
+    assert statuses(executor) == {"COMPLETED": 20_000}
+
+
+def test_the_result_is_an_iterator(executor: PersistentExecutor) -> None:
+    results = executor.map(calls.square, [1, 2], timeout=WAIT_S)
+    assert iter(results) is results
+    assert [next(results), next(results)] == [1, 4]
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(results)
+
+
+@pytest.mark.parametrize("iterables", [((),), ([], range(5)), (range(5), [])])
+def test_nothing_to_map_gives_nothing(executor: PersistentExecutor, iterables: Any) -> None:
+    assert list(executor.map(calls.add, *iterables, timeout=WAIT_S)) == []
+    assert statuses(executor) == {}
+
+
+def test_the_shortest_of_several_iterables_ends_it(executor: PersistentExecutor) -> None:
+    assert list(executor.map(calls.add, range(10), itertools.count(100), [1, 2, 3], timeout=WAIT_S)) == [101, 104, 107]
+
+
+VALUES: list[Any] = [
+    None, 1, True, 1.0, 0.1 + 0.2, -0.0, 5e-324, float("inf"), "", "text", "\udc80", "\x00", "日本", b"", b"\x00\xff", (),
+    (1, (2,)), [], [1, [2.5]], {}, {"a": [None]}, {1: 2}, {1, 2}, 2**63, -(2**63), 2**1000, 1 + 2j, range(3), Counter("aab"),
+]  # fmt: skip
+
+
+def test_values_of_all_kinds_side_by_side_come_back_as_they_were(executor: PersistentExecutor) -> None:
+    results = list(executor.map(calls.echo, VALUES * 5, timeout=WAIT_S))
+    assert [(type(result), result) for result in results] == [(type(value), value) for value in VALUES * 5]
+    assert math.copysign(1, results[VALUES.index(-0.0)]) in (1, -1)
+    zeros = [repr(result) for result, value in zip(results, VALUES * 5, strict=True) if repr(value) == "-0.0"]
+    assert zeros == ["-0.0"] * 5
+
+
+def test_nan_among_numbers_comes_back_in_its_place(executor: PersistentExecutor) -> None:
+    items = [1.5, float("nan"), 2.5] * 10
+    results = list(executor.map(calls.echo, items, timeout=WAIT_S))
+    assert [repr(result) for result in results] == ["1.5", "nan", "2.5"] * 10
+
+
+def test_a_value_that_the_function_changes_later_is_what_it_was(executor: PersistentExecutor) -> None:
+    def grow(n: int, kept: list[int] = []) -> list[int]:  # noqa: B006 - that is the point
+        kept.append(n)
+        return kept
+
+    results = list(executor.map(grow, range(20), timeout=WAIT_S))
+    assert [result[-1] for result in results] == list(range(20))
+
+
+def test_large_arguments_and_results_go_both_ways_at_once(executor: PersistentExecutor) -> None:
+    items = [bytes([n]) * 3_000_000 for n in range(12)]
+    assert all(a == b for a, b in zip(executor.map(calls.echo, items, timeout=60), items, strict=True))
+
+
+def test_maps_can_be_read_in_turn_and_in_threads(executor: PersistentExecutor) -> None:
+    first, second = (executor.map(calls.square, range(n, n + 300), timeout=WAIT_S) for n in (0, 1000))
+    for n, (one, other) in enumerate(zip(first, second, strict=True)):
+        assert (one, other) == (n**2, (n + 1000) ** 2)
+    found: dict[int, list[int]] = {}
+    threads = [
+        threading.Thread(target=lambda n=n: found.update({n: list(executor.map(calls.add, range(500), [n] * 500))}))
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert found == {n: [i + n for i in range(500)] for n in range(4)}
+
+
+def test_every_item_is_a_task_of_its_own(executor: PersistentExecutor) -> None:
+    assert list(executor.map(calls.add, range(3), [10, 10, 10], timeout=WAIT_S)) == [10, 11, 12]
+    tasks = executor.store.find()
+    assert [(task.func_path, task.args, task.result, task.status) for task in tasks] == [
+        ("calls.add", f"[{n},10]", str(n + 10), Status.COMPLETED) for n in range(3)
+    ]
+
+
+# --- Arguments of map() itself -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunksize", [0, -1])
+def test_a_chunksize_below_one_is_refused(executor: PersistentExecutor, chunksize: int) -> None:
+    with pytest.raises(ValueError, match="chunksize"):
+        executor.map(calls.square, range(3), chunksize=chunksize)
+
+
+@pytest.mark.parametrize(("buffersize", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)])
+def test_a_buffersize_that_makes_no_sense_is_refused(executor: PersistentExecutor, buffersize: Any, error: Any) -> None:
+    with pytest.raises(error, match="buffersize"):
+        executor.map(calls.square, range(3), buffersize=buffersize)
+
+
+def test_the_end_of_the_timeout_raises_and_cancels_the_rest(
+    make_executor: Any, journal: Any, tmp_path: Path
+) -> None:
+    executor = make_executor(1)
+    results = executor.map(calls.noted_wait, [journal.path] * 5, range(5), [tmp_path / "gate"] * 5, timeout=0.2)
+    with pytest.raises(TimeoutError):
+        next(results)
+    assert list(results) == []
+    (tmp_path / "gate").touch()
+    executor.shutdown()
+    assert journal.lines() in ([], ["0"])
+
+
+def test_a_timeout_that_is_not_reached_changes_nothing(executor: PersistentExecutor) -> None:
+    assert list(executor.map(calls.square, range(5), timeout=1000)) == [0, 1, 4, 9, 16]
+
+
+# --- buffersize ----------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """An iterator that knows how much of it was taken."""
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self.items = items
+        self.taken = 0
+
+    def __iter__(self) -> "Counted":
+        return self
+
+    def __next__(self) -> Any:
+        item = next(self.items)
+        self.taken += 1
+        return item
+
+
+@pytest.mark.parametrize("buffersize", [1, 3, 100])
+def test_with_buffersize_items_are_taken_only_so_far_ahead(executor: PersistentExecutor, buffersize: int) -> None:
+    items = Counted(itertools.count())  # it has no end
+    results = executor.map(calls.square, items, timeout=WAIT_S, buffersize=buffersize)
+    assert items.taken <= buffersize
+    for n in range(50):
+        assert next(results) == n * n
+        assert items.taken <= n + 1 + buffersize
+    results = None
+    gc.collect()
+    executor.shutdown()
+    assert items.taken <= 50 + buffersize
+
+
+def test_with_buffersize_all_items_come(executor: PersistentExecutor) -> None:
+    assert list(executor.map(calls.square, range(500), timeout=WAIT_S, buffersize=7)) == [n * n for n in range(500)]
+    assert list(executor.map(calls.square, range(3), timeout=WAIT_S, buffersize=100)) == [0, 1, 4]
+    assert list(executor.map(calls.square, [], timeout=WAIT_S, buffersize=1)) == []
+
+
+def test_without_buffersize_all_items_are_stored_when_map_returns(make_executor: Any, journal: Any) -> None:
+    executor = make_executor(1)
+    items = Counted(iter(range(2000)))
+    results = executor.map(calls.square, items, timeout=WAIT_S)
+    assert items.taken == 2000
+    assert sum(statuses(executor).values()) == 2000
+    assert list(results)[-1] == 1999**2
+
+
+# --- Errors and early ends -----------------------------------------------------------------------------------------
+
+
+def test_an_exception_comes_in_its_place_and_ends_the_iterator(executor: PersistentExecutor) -> None:
+    results = executor.map(calls.fail_at, [5] * 20, range(20), timeout=WAIT_S)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="item 5") as caught:
+        next(results)
+    assert "fail_at" in str(caught.value.__cause__)
+    assert list(results) == []
+
+
+def test_after_an_exception_the_rest_is_cancelled(make_executor: Any, journal: Any, tmp_path: Path) -> None:
+    executor = make_executor(1)
+
+    def run(path: Path, gate: Path, n: int) -> int:
+        calls.note(path, n)
+        if n == 0:
+            raise ValueError("the first")
+        calls.wait_for(gate)
+        return n
+
+    results = executor.map(run, [journal.path] * 50, [tmp_path / "gate"] * 50, range(50), timeout=WAIT_S)
+    with pytest.raises(ValueError, match="the first"):
+        next(results)
+    (tmp_path / "gate").touch()
+    executor.submit(calls.square, 1).result(WAIT_S)
+    found = statuses(executor)
+    assert found["FAILED"] == 1
+    assert found["CANCELLED"] >= 40
+    executor.shutdown()
+    assert len(journal.lines()) == 50 - found["CANCELLED"]
+
+
+def test_dropping_the_iterator_cancels_what_has_not_started(make_executor: Any, journal: Any, tmp_path: Path) -> None:
+    executor = make_executor(1)
+    held = executor.submit(calls.noted_wait, journal.path, "held", tmp_path / "gate")
+    journal.wait_for(1)
+    results = executor.map(calls.noted, [journal.path] * 30, range(30))
+    del results
+    gc.collect()
+    assert statuses(executor) == {"RUNNING": 1, "CANCELLED": 30}
+    (tmp_path / "gate").touch()
+    assert held.result(WAIT_S) == "held"
+    executor.shutdown()
+    assert journal.lines() == ["held"]
+
+
+def test_shutdown_with_cancel_futures_ends_maps_with_cancelled_error(
+    make_executor: Any, journal: Any, tmp_path: Path
+) -> None:
+    executor = make_executor(1)
+    results = executor.map(calls.noted_wait, [journal.path] * 10, range(10), [tmp_path / "gate"] * 10)
+    journal.wait_for(1)
+    executor.shutdown(wait=False, cancel_futures=True)
+    (tmp_path / "gate").touch()
+    assert next(results) == 0
+    with pytest.raises(CancelledError):
+        for _ in results:
+            pass
+
+
+def test_results_can_be_read_after_shutdown(store: Path) -> None:
+    with PersistentExecutor(2, store=store) as executor:
+        results = executor.map(calls.square, range(100))
+    assert list(results) == [n * n for n in range(100)]
+
+
+def test_an_iterable_that_raises_does_so_to_the_caller_and_leaves_nothing_to_run(
+    make_executor: Any, journal: Any, tmp_path: Path
+) -> None:
+    executor = make_executor(1)
+    held = executor.submit(calls.noted_wait, journal.path, "held", tmp_path / "gate")
+    journal.wait_for(1)
+
+    def items() -> Iterator[int]:
+        yield from range(1000)
+        raise OSError("the items end here")
+
+    with pytest.raises(OSError, match="the items end here"):
+        executor.map(calls.noted, [journal.path] * 2000, items())
+    gc.collect()
+    (tmp_path / "gate").touch()
+    assert held.result(WAIT_S) == "held"
+    executor.shutdown()
+    assert journal.lines() == ["held"]
+
+
+def test_an_item_that_cannot_be_stored_fails_in_its_place(executor: PersistentExecutor) -> None:
+    results = executor.map(calls.echo, [1, (n for n in ()), 3], timeout=WAIT_S)
+    assert next(results) == 1
+    with pytest.raises(SerializationError, match="generator"):
+        next(results)
+    assert list(results) == []
+    assert "PENDING" not in statuses(executor)
+
+
+def test_a_function_that_cannot_be_stored_fails_with_the_first_result(executor: PersistentExecutor) -> None:
+    lock = threading.Lock()
+    with pytest.raises(SerializationError, match="lock"):
+        list(executor.map(lambda n: (lock, n), range(3), timeout=WAIT_S))
+    assert statuses(executor) == {}
+    assert executor.submit(calls.square, 2).result(WAIT_S) == 4
+
+
+def test_a_result_that_cannot_be_loaded_raises_in_its_place(executor: PersistentExecutor) -> None:
+    def make(n: int) -> Any:
+        return calls.make_unloadable() if n == 3 else n
+
+    results = executor.map(make, range(6), timeout=WAIT_S)
+    assert [next(results), next(results), next(results)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        next(results)
+    assert executor.submit(calls.square, 2).result(WAIT_S) == 4
+
+
+# --- Spreading the work --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("long", [0, 1, 150, 299])
+def test_short_calls_do_not_wait_behind_a_long_one(
+    executor: PersistentExecutor, journal: Any, tmp_path: Path, long: int
+) -> None:
+    gate = tmp_path / "gate"
+    count = 300
+    results = executor.map(calls.gated, [journal.path] * count, [gate] * count, [long] * count, range(count))
+    assert len(journal.wait_for(count - 1, timeout_s=10)) == count - 1  # all others, while the long one runs
+    gate.touch()
+    assert list(results) == list(range(count))
+
+
+@pytest.mark.parametrize("count", [2, 10, 500])
+def test_results_of_short_calls_do_not_wait_for_a_long_one_after_them(
+    make_executor: Any, tmp_path: Path, count: int
+) -> None:
+    executor = make_executor(1)
+    list(executor.map(calls.square, range(2000), timeout=WAIT_S))  # now many calls travel together
+    gate = tmp_path / "gate"
+    results = executor.map(calls.gated, [tmp_path / "journal"] * count, [gate] * count, [count - 1] * count, range(count), timeout=10)
+    assert [next(results) for _ in range(count - 1)] == list(range(count - 1))
+    gate.touch()
+    assert list(results) == [count - 1]
+
+
+def test_long_calls_are_spread_over_the_workers(executor: PersistentExecutor, journal: Any, tmp_path: Path) -> None:
+    list(executor.map(calls.square, range(2000), timeout=WAIT_S))  # now short calls are expected
+    gate = tmp_path / "gate"
+    results = executor.map(calls.noted_wait, [journal.path] * 4, range(4), [gate] * 4)
+    assert len(journal.wait_for(2, timeout_s=10)) == 2
+    gate.touch()
+    assert list(results) == [0, 1, 2, 3]
