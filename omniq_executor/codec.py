@@ -48,8 +48,11 @@ def decode(data: str | bytes) -> Any:
 
 def encode_json(value: Any) -> str | None:
     """`value` as JSON text, or None where JSON would not keep it exactly."""
-    if not _is_plain(value, set(), 0):
-        return None
+    return _encode_plain(value) if _is_plain(value, set(), 0) else None
+
+
+def _encode_plain(value: Any) -> str | None:
+    """As `encode_json`, for what is made of JSON's own types; a tuple is written as a list."""
     try:
         text = _encode_json(value)
     except ValueError:  # NaN, an infinity, or an int of more digits than Python converts
@@ -61,12 +64,10 @@ def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | by
     """The stored form of a call: (JSON array, JSON object or None), or (pickle of both, None)."""
     if len(args) == 1 and not kwargs and type(args[0]) is int and -(2**63) <= args[0] < 2**63:
         return f"[{args[0]}]", None
-    text = encode_json(list(args))
-    if text is not None:
-        if not kwargs:
-            return text, None
-        named = encode_json(kwargs)
-        if named is not None:
+    seen: set[int] = set()  # by both, so that what is given twice stays one
+    if all(_is_plain(value, seen, 0) for value in (*args, *kwargs.values())):
+        text, named = _encode_plain(args), _encode_plain(kwargs) if kwargs else None
+        if text is not None and (named is not None or not kwargs):
             return text, named
     return _dump((args, kwargs), in_worker=False), None
 
@@ -87,11 +88,7 @@ def encode_rows(rows: Sequence[Sequence[Any]]) -> str | None:
     for column in zip(*rows, strict=True):
         if not _SCALARS.issuperset(map(type, column)):
             return None
-    try:
-        text = _encode_json(rows)
-    except ValueError:
-        return None
-    return text if _is_unicode(text) else None
+    return _encode_plain(rows)
 
 
 def is_scalar(value: Any) -> bool:
@@ -181,10 +178,17 @@ def _value_pickler(in_worker: bool) -> Any:
     """The pickler for what plain pickle cannot do."""
     import cloudpickle  # 30 ms of imports, which most programs never need
 
-    if not in_worker:
-        return cloudpickle.Pickler
+    class ToWorker(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+        """Keeps what cloudpickle forgets: that a class is defined within another."""
 
-    class FromWorker(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+        def reducer_override(self, obj: Any) -> Any:
+            reduced = super().reducer_override(obj)
+            if isinstance(obj, type) and "." in obj.__qualname__ and isinstance(reduced, tuple) and len(reduced) == 6:
+                make, args, state, _, _, set_state = reduced
+                return make, args, (set_state, state, obj.__qualname__), None, None, set_class_state
+            return reduced
+
+    class FromWorker(cloudpickle.Pickler):  # type: ignore[misc]
         """Pickles classes of the script by name, also where this process has no such script."""
 
         def reducer_override(self, obj: Any) -> Any:
@@ -192,7 +196,13 @@ def _value_pickler(in_worker: bool) -> Any:
                 return script_class, (obj.__qualname__,)
             return super().reducer_override(obj)
 
-    return FromWorker
+    return FromWorker if in_worker else ToWorker
+
+
+def set_class_state(kind: Any, state: tuple[Any, Any, str]) -> None:
+    """Finish a class that is loaded by value."""
+    set_state, rest, kind.__qualname__ = state
+    set_state(kind, rest)
 
 
 def script_class(qualname: str) -> Any:

@@ -97,7 +97,6 @@ class PersistentExecutor(concurrent.futures.Executor):
         try:
             opened = open_store(store, durability=durability)
             try:
-                opened.reap(now())
                 owner = opened.enter(queue or default_queue())
                 run = opened.begin_run(queue or default_queue(), owner, resume, now())
             except BaseException:

@@ -21,7 +21,7 @@ WAIT_S = 30.0
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc")
 
 
-# --- A worker dies in a call -----------------------------------------------------------------------------------------
+# --- A worker dies in a call -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_workers_can_die_while_large_arguments_are_on_their_way(make_executor: A
         bad.result(WAIT_S)
 
 
-# --- The parent dies -------------------------------------------------------------------------------------------------
+# --- The parent dies ---------------------------------------------------------------------------------------------
 
 PARENT = """
 import multiprocessing, os, sys, time
@@ -205,7 +205,9 @@ def test_after_the_death_of_the_parent_all_its_processes_go(
     script.write(PARENT.format(method=method, body=body))
     process = script.start()
     pids_file = script.folder / "pids"
-    pids = wait_until(lambda: lines if len(lines := (pids_file.read_text().split() if pids_file.exists() else [])) >= 2 else None)
+    pids = wait_until(
+        lambda: lines if len(lines := (pids_file.read_text().split() if pids_file.exists() else [])) >= 2 else None
+    )
     workers = [int(pid) for pid in pids]
     assert all(map(is_alive, workers))
     process.kill()
@@ -252,7 +254,7 @@ def test_a_killed_parent_leaves_its_calls_to_the_next_run(script: Any, wait_unti
     assert store.owners() == []
 
 
-# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+# --- Ctrl-C ------------------------------------------------------------------------------------------------------
 
 INTERRUPTED = """
 import multiprocessing, os, sys, time

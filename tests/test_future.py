@@ -23,13 +23,13 @@ def works(executor: PersistentExecutor) -> bool:
     ) == [n * n for n in range(10)]
 
 
-# --- What a call raises ----------------------------------------------------------------------------------------------
+# --- What a call raises ------------------------------------------------------------------------------------------
 
 
 def test_the_calls_exception_comes_with_the_workers_traceback(context: BaseContext, make_executor: Any) -> None:
     executor = make_executor(1, context)
     future = executor.submit(calls.raise_value_error, "as text")
-    with pytest.raises(ValueError, match="^as text$") as caught:
+    with pytest.raises(ValueError, match=r"^as text$") as caught:
         future.result(WAIT_S)
     assert type(caught.value) is ValueError
     cause = str(caught.value.__cause__)
@@ -109,7 +109,7 @@ def test_wrong_arguments_are_the_calls_exception(executor: PersistentExecutor) -
         executor.submit(calls.square, m=1).result(WAIT_S)
 
 
-# --- What cannot travel ----------------------------------------------------------------------------------------------
+# --- What cannot travel ------------------------------------------------------------------------------------------
 
 
 def test_a_result_that_cannot_be_pickled_is_a_serialization_error(context: BaseContext, make_executor: Any) -> None:
@@ -149,7 +149,9 @@ def test_an_argument_of_any_depth_arrives_or_fails_its_future(executor: Persiste
     assert works(executor)
 
 
-@pytest.mark.parametrize("argument", [threading.Lock(), (n for n in ()), [threading.Lock()]], ids=["lock", "generator", "list"])
+@pytest.mark.parametrize(
+    "argument", [threading.Lock(), (n for n in ()), [threading.Lock()]], ids=["lock", "generator", "list"]
+)
 def test_an_argument_that_cannot_be_pickled_fails_its_future_and_leaves_no_task(
     executor: PersistentExecutor, argument: Any
 ) -> None:
@@ -190,7 +192,7 @@ class RefusesPickling:
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("no"), AttributeError("no"), RecursionError("no")], ids=repr)
 def test_whatever_pickling_raises_fails_the_future(executor: PersistentExecutor, error: BaseException) -> None:
-    with pytest.raises(SerializationError, match="no|recursion"):
+    with pytest.raises(SerializationError, match=r"no|recursion"):
         executor.submit(calls.echo, RefusesPickling(error)).result(WAIT_S)
     assert works(executor)
 
@@ -238,7 +240,7 @@ def test_waiting_sees_a_future_whose_result_cannot_be_loaded(executor: Persisten
     assert called.wait(WAIT_S)
 
 
-# --- The future itself -----------------------------------------------------------------------------------------------
+# --- The future itself -------------------------------------------------------------------------------------------
 
 
 def test_a_future_tells_all_that_the_store_knows(make_executor: Any) -> None:

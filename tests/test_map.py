@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import math
 import threading
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ def statuses(executor: PersistentExecutor) -> dict[str, int]:
     return {status.name: number for status, number in executor.store.counts().get(executor.queue, {}).items()}
 
 
-# --- Order and values ----------------------------------------------------------------------------------------------
+# --- Order and values --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunksize", [1, 7, 1000])
@@ -68,15 +67,15 @@ def test_the_shortest_of_several_iterables_ends_it(executor: PersistentExecutor)
 
 
 VALUES: list[Any] = [
-    None, 1, True, 1.0, 0.1 + 0.2, -0.0, 5e-324, float("inf"), "", "text", "\udc80", "\x00", "日本", b"", b"\x00\xff", (),
-    (1, (2,)), [], [1, [2.5]], {}, {"a": [None]}, {1: 2}, {1, 2}, 2**63, -(2**63), 2**1000, 1 + 2j, range(3), Counter("aab"),
+    None, 1, True, 1.0, 0.1 + 0.2, -0.0, 5e-324, float("inf"), "", "text", "\udc80", "\x00", "日本", b"", b"\x00\xff",
+    (), (1, (2,)), [], [1, [2.5]], {}, {"a": [None]}, {1: 2}, {1, 2}, 2**63, -(2**63), 2**1000, 1 + 2j, range(3),
+    Counter("aab"),
 ]  # fmt: skip
 
 
 def test_values_of_all_kinds_side_by_side_come_back_as_they_were(executor: PersistentExecutor) -> None:
     results = list(executor.map(calls.echo, VALUES * 5, timeout=WAIT_S))
     assert [(type(result), result) for result in results] == [(type(value), value) for value in VALUES * 5]
-    assert math.copysign(1, results[VALUES.index(-0.0)]) in (1, -1)
     zeros = [repr(result) for result, value in zip(results, VALUES * 5, strict=True) if repr(value) == "-0.0"]
     assert zeros == ["-0.0"] * 5
 
@@ -134,15 +133,15 @@ def test_a_chunksize_below_one_is_refused(executor: PersistentExecutor, chunksiz
         executor.map(calls.square, range(3), chunksize=chunksize)
 
 
-@pytest.mark.parametrize(("buffersize", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)])
+@pytest.mark.parametrize(
+    ("buffersize", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)]
+)
 def test_a_buffersize_that_makes_no_sense_is_refused(executor: PersistentExecutor, buffersize: Any, error: Any) -> None:
     with pytest.raises(error, match="buffersize"):
         executor.map(calls.square, range(3), buffersize=buffersize)
 
 
-def test_the_end_of_the_timeout_raises_and_cancels_the_rest(
-    make_executor: Any, journal: Any, tmp_path: Path
-) -> None:
+def test_the_end_of_the_timeout_raises_and_cancels_the_rest(make_executor: Any, journal: Any, tmp_path: Path) -> None:
     executor = make_executor(1)
     results = executor.map(calls.noted_wait, [journal.path] * 5, range(5), [tmp_path / "gate"] * 5, timeout=0.2)
     with pytest.raises(TimeoutError):
@@ -157,7 +156,7 @@ def test_a_timeout_that_is_not_reached_changes_nothing(executor: PersistentExecu
     assert list(executor.map(calls.square, range(5), timeout=1000)) == [0, 1, 4, 9, 16]
 
 
-# --- buffersize ----------------------------------------------------------------------------------------------------
+# --- buffersize --------------------------------------------------------------------------------------------------
 
 
 class Counted:
@@ -205,7 +204,7 @@ def test_without_buffersize_all_items_are_stored_when_map_returns(make_executor:
     assert list(results)[-1] == 1999**2
 
 
-# --- Errors and early ends -----------------------------------------------------------------------------------------
+# --- Errors and early ends ---------------------------------------------------------------------------------------
 
 
 def test_an_exception_comes_in_its_place_and_ends_the_iterator(executor: PersistentExecutor) -> None:
@@ -321,7 +320,7 @@ def test_a_result_that_cannot_be_loaded_raises_in_its_place(executor: Persistent
     assert executor.submit(calls.square, 2).result(WAIT_S) == 4
 
 
-# --- Spreading the work --------------------------------------------------------------------------------------------
+# --- Spreading the work ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("long", [0, 1, 150, 299])
@@ -343,7 +342,9 @@ def test_results_of_short_calls_do_not_wait_for_a_long_one_after_them(
     executor = make_executor(1)
     list(executor.map(calls.square, range(2000), timeout=WAIT_S))  # now many calls travel together
     gate = tmp_path / "gate"
-    results = executor.map(calls.gated, [tmp_path / "journal"] * count, [gate] * count, [count - 1] * count, range(count), timeout=10)
+    results = executor.map(
+        calls.gated, [tmp_path / "journal"] * count, [gate] * count, [count - 1] * count, range(count), timeout=10
+    )
     assert [next(results) for _ in range(count - 1)] == list(range(count - 1))
     gate.touch()
     assert list(results) == [count - 1]

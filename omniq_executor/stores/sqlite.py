@@ -26,6 +26,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import Timeout
+
 from ..errors import StoreError, StoreVersionError, TaskNotFound
 from ..model import Status, Task, format_id, now, parse_id
 from . import transactions
@@ -68,14 +70,20 @@ class SQLiteStore(Store):
         self._took: dict[int, set[int]] = {}  # by run: the runs it took calls over from
         self._version = -1  # of PRAGMA data_version: changes when another connection has committed
         self._peers: list[int] = []  # the registered owners, as of that version
+        self._foreign = False  # whether one has, since the last turn
         self._turns = 0
         self._connection: sqlite3.Connection | None = None
         if not create and not self.path.exists():
             raise StoreError(f"there is no store at {self.path}")
         self._prepare_files()
         self._owners = Owners(self.path.with_name(self.path.name + "-owners"))
-        with _explained(self.path), self._owners.gate(BUSY_TIMEOUT_S):
-            self._connection = self._connect(durability)
+        try:
+            with _explained(self.path), self._owners.gate(BUSY_TIMEOUT_S):
+                self._connection = self._connect(durability)
+        except Timeout as error:
+            raise StoreError(
+                f"the store {self.path} is being opened by another process for more than {BUSY_TIMEOUT_S:.0f} s"
+            ) from error
         _open_stores.add(self)
 
     # opening and closing
@@ -103,13 +111,14 @@ class SQLiteStore(Store):
         try:
             ((version,),) = connection.execute("PRAGMA user_version").fetchall()
             ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+            if (version or tables) and application != transactions.APPLICATION_ID:
+                raise StoreError(f"{self.path} is the database of another program; give the store a file of its own")
             if version > transactions.SCHEMA_VERSION:
                 raise StoreVersionError(
                     f"{self.path} has schema version {version}, and this omniq_executor reads up to"
                     f" {transactions.SCHEMA_VERSION}: install a newer one, or use another store"
                 )
-            if version == 0 and tables:
-                raise StoreError(f"{self.path} is the database of another program; give the store a file of its own")
             connection.execute(
                 "PRAGMA page_size = 2048"
             )  # a lone commit writes a page or two: half the bytes of the default
@@ -130,6 +139,7 @@ class SQLiteStore(Store):
                 with _explained(self.path):
                     self._connection.close()
                 self._connection = None
+            self._owners.outlive()
             _open_stores.discard(self)
 
     # how everything else reaches the database
@@ -168,10 +178,12 @@ class SQLiteStore(Store):
             owner = new_owner_id(id for (id,) in self._read("SELECT id FROM owner"))
             self._owners.hold(owner)
             self._write(transactions.enter(owner, queue, self._owners.host, os.getpid(), now()))
+            self._version = -1  # this connection's own change of the owners does not count there
             return owner
 
     def leave(self, owner: int) -> None:
         self._write(transactions.bury([owner]))
+        self._version = -1
         self._owners.let_go(owner)
 
     def owners(self) -> list[Owner]:
@@ -192,10 +204,12 @@ class SQLiteStore(Store):
 
     def bell_path(self, owner: int) -> Path:
         """The FIFO that others ring for this owner."""
+        self._opened()
         return self._owners.bell_path(owner)
 
     def ring(self, owner: int) -> None:
         """Wake the other owners: something that they may wait for is committed."""
+        self._opened()
         for peer in self._peers:
             if peer != owner:
                 self._owners.ring(peer)
@@ -208,6 +222,7 @@ class SQLiteStore(Store):
     # runs
 
     def begin_run(self, queue: str, owner: int, resume: Resume, now: int) -> Run:
+        self.reap(now)  # so that who is registered is alive
         run: Run = self._write(transactions.begin_run(self._queue(queue), queue, owner, resume, now))
         self._took[run.id] = set()
         return run
@@ -216,7 +231,10 @@ class SQLiteStore(Store):
         self._write(transactions.end_run(run, sorted(self._took.pop(run.id, ())), clean, now))
 
     def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
-        pairs = self._write(transactions.take_over(self._function(function), calls))
+        if not run.continues:
+            self._opened()
+            return [None] * len(calls)
+        pairs = self._write(transactions.take_over(run.id, self._function(function), calls))
         self._took[run.id].update(pair[0] for pair in pairs if pair is not None)
         return [pair and pair[1] for pair in pairs]
 
@@ -239,9 +257,12 @@ class SQLiteStore(Store):
         for batch in work.adds:
             self._function(batch.function)
         with self._lock:
-            version = self._version
-            turned: Turned = self._write(transactions.turn(owner, run.id, queue, self._functions, work, self._peers))
-            turned.foreign = self._version != version
+            known = self._functions
+            try:
+                turned: Turned = self._write(transactions.turn(owner, run.id, queue, known, work, self._peers))
+            except transactions.Inexact:
+                turned = self._write(transactions.turn(owner, run.id, queue, known, work, self._peers, exact=True))
+            turned.foreign, self._foreign = self._foreign, False
             self._count_turn()
         return turned
 
@@ -251,7 +272,7 @@ class SQLiteStore(Store):
             self._checkpoint()
 
     def cancel(self, ids: Sequence[int], now: int) -> list[int]:
-        cancelled: list[int] = self._write(transactions.cancel(ids, now, alone=False))
+        cancelled: list[int] = self._write(transactions.cancel(ids, now))
         return cancelled
 
     def revive(self, ids: Sequence[int], now: int) -> list[int]:
@@ -263,6 +284,7 @@ class SQLiteStore(Store):
         version = connection.execute("PRAGMA data_version").fetchone()[0]
         if version != self._version:
             self._version = version
+            self._foreign = True
             self._peers[:] = [id for (id,) in connection.execute("SELECT id FROM owner")]
 
     def _checkpoint(self) -> None:
@@ -292,7 +314,7 @@ class SQLiteStore(Store):
 
     def get(self, task_id: int | str) -> Task:
         number = parse_id(task_id) if isinstance(task_id, str) else task_id
-        rows = self._read(f"{_TASK} WHERE t.id = ?", (number,))
+        rows = self._read(f"{_TASK} WHERE t.id = ?", (number,)) if 0 <= number < 1 << 63 else []
         if not rows:
             raise TaskNotFound(f"{self.path} holds no {format_id(number)}; `omniq-executor list` shows what it holds")
         return _task(rows[0])
@@ -329,6 +351,9 @@ class SQLiteStore(Store):
         tags: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> list[Task]:
+        if tags:  # nothing gives a task any, so far
+            self._opened()
+            return []
         conditions = [("t.status = ?", status), ("q.name = ?", queue)]
         given = [(sql, value) for sql, value in conditions if value is not None]
         where = "WHERE " + " AND ".join(sql for sql, _ in given) if given else ""

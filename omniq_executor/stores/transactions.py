@@ -35,6 +35,7 @@ Statement = tuple[str, Any]
 Transaction = Generator[Statement, Reply, Any]
 
 SCHEMA_VERSION = 1
+APPLICATION_ID = 0x6F6D6E71  # "omnq": tells a store from the databases of other programs
 
 _TASK_COLUMNS = """
     id INTEGER PRIMARY KEY,
@@ -79,7 +80,7 @@ SCHEMA = (
     "CREATE TABLE run (id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, owner INTEGER NOT NULL, continues TEXT NOT NULL,"
     " started_at INTEGER NOT NULL, ended_at INTEGER, clean INTEGER, settled INTEGER NOT NULL DEFAULT 0)",
     # What finished, in order: kept only while several owners are there, for those who wait for others.
-    "CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL)",
+    "CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL, owner INTEGER)",
     f"CREATE TABLE task ({_TASK_COLUMNS})",
     f"CREATE INDEX claimable ON task (queue, priority DESC, eta, id) WHERE status = {Status.PENDING:d}",
     "CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL",
@@ -95,6 +96,7 @@ SCHEMA = (
         t.error ->> 'traceback' AS traceback, t.id AS number
     FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
     """,
+    f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
@@ -143,27 +145,42 @@ _CLAIM = f"""
     RETURNING priority, eta, id, attempts, crashes, run, args, kwargs,
         (SELECT digest FROM function WHERE function.id = task.function)
 """
+_NEWS = "INSERT INTO news (task, owner) VALUES (?, ?)"
 _RELEASE_ALL = f"""
     UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL WHERE {_RUNNING} AND owner = ?
 """
 
 
+class Inexact(Exception):
+    """A bulk statement changed fewer rows than it should have: roll back, and do the turn with `exact=True`."""
+
+
 def turn(
-    owner: int, run: int, queue: int, functions: dict[bytes, int], work: Turn, peers: Sequence[int]
+    owner: int,
+    run: int,
+    queue: int,
+    functions: dict[bytes, int],
+    work: Turn,
+    peers: Sequence[int],
+    exact: bool = False,
 ) -> Transaction:
-    """One turn of a dispatcher: returns a Turned. See Store.turn()."""
+    """One turn of a dispatcher: returns a Turned. See Store.turn().
+
+    Ends go by bulk statements, and it is enough to count what they changed, since claims are hardly
+    ever lost. If one was, Inexact is raised; with `exact` the turn then finds out which.
+    """
     turned = Turned()
     for batch in work.adds:
         yield from _add(owner, run, queue, functions[batch.function.digest], batch, work.now)
     for block in work.blocks:
-        yield from _complete_block(owner, block, work.now, turned.refused)
+        yield from _complete_block(owner, block, work.now, exact, turned.refused)
     if work.outcomes:
         for event, sql in _END.items():
             ends = [end for end in work.outcomes if end.event is event]
             if ends:
-                yield from _end(owner, event, sql, ends, work.now, turned.refused)
+                yield from _end(owner, event, sql, ends, work.now, exact, turned.refused)
     if len(peers) > 1:
-        yield from _publish(work, turned.refused)
+        yield from _publish(owner, work, turned.refused)
     if work.claim > 0:
         rows, _ = yield _CLAIM, (owner, work.now, queue, work.now, work.claim)
         rows.sort(key=lambda row: (-row[0], row[1], row[2]))
@@ -192,52 +209,55 @@ def add_claimed(owner: int, run: int, queue: int, function: int, number: int, ca
     return _ADD_CALL, (number, queue, run, function, *call, None, _CLAIMED, now, 1, owner, now)
 
 
-def _complete_block(owner: int, block: Block, now: int, refused: set[int]) -> Transaction:
-    _, changed = yield _COMPLETE_BLOCK, (now, block.text, block.first, owner, block.attempt)
+def _complete_block(owner: int, block: Block, now: int, exact: bool, refused: set[int]) -> Transaction:
+    values = (now, block.text, block.first, owner, block.attempt)
+    if exact:
+        rows, _ = yield f"{_COMPLETE_BLOCK} RETURNING id", values
+        refused.update({*range(block.first, block.first + block.size)}.difference(id for (id,) in rows))
+        return
+    _, changed = yield _COMPLETE_BLOCK, values
     if changed != block.size:
-        ends = [(number, block.attempt) for number in range(block.first, block.first + block.size)]
-        yield from _find_refused(owner, Event.COMPLETE, ends, refused)
+        raise Inexact
 
 
-def _end(owner: int, event: Event, sql: str, ends: Sequence[Outcome], now: int, refused: set[int]) -> Transaction:
-    fences = [(end.id, owner, end.attempt) for end in ends]
-    match event:
-        case Event.COMPLETE:
-            values = Many((now, end.result, *fence) for end, fence in zip(ends, fences, strict=True))
-        case Event.FAIL:
-            values = Many((now, *_error_columns(end.error), *fence) for end, fence in zip(ends, fences, strict=True))
-        case _:
-            values = Many(fences)
+def _end(
+    owner: int, event: Event, sql: str, ends: Sequence[Outcome], now: int, exact: bool, refused: set[int]
+) -> Transaction:
+    values = Many((*_end_columns(end, now), end.id, owner, end.attempt) for end in ends)
+    if exact:
+        for end, row in zip(ends, values, strict=True):
+            _, changed = yield sql, row
+            if not changed:
+                refused.add(end.id)
+        return
     _, changed = yield sql, values
     if changed != len(ends):
-        yield from _find_refused(owner, event, [(end.id, end.attempt) for end in ends], refused)
+        raise Inexact
 
 
-def _find_refused(owner: int, event: Event, ends: Iterable[tuple[int, int]], refused: set[int]) -> Transaction:
-    """Which of these ends changed nothing. Rare, so it asks for each."""
-    for id, attempt in ends:
-        rows, _ = yield "SELECT status, owner, attempts FROM task WHERE id = ?", (id,)
-        if target(event) is Status.PENDING:
-            taken = bool(rows) and rows[0][0] == Status.PENDING and rows[0][2] == attempt
-        else:
-            taken = bool(rows) and tuple(rows[0]) == (target(event), owner, attempt)
-        if not taken:
-            refused.add(id)
+def _end_columns(end: Outcome, now: int) -> tuple[Any, ...]:
+    if end.event is Event.COMPLETE:
+        return now, end.result
+    if end.event is Event.FAIL:
+        return now, *_error_columns(end.error)
+    return ()
 
 
-def _publish(work: Turn, refused: set[int]) -> Transaction:
+def _publish(owner: int, work: Turn, refused: set[int]) -> Transaction:
     """Tell other owners what finished."""
     ids = [block.first + i for block in work.blocks for i in range(block.size)]
     ids += [end.id for end in work.outcomes if end.event in (Event.COMPLETE, Event.FAIL)]
     if ids:
-        yield "INSERT INTO news (task) VALUES (?)", Many((id,) for id in ids if id not in refused)
+        yield _NEWS, Many((id, owner) for id in ids if id not in refused)
 
 
 def _error_columns(error: ErrorInfo | None) -> tuple[str | None, bytes | None]:
     if error is None:
         return None, None
-    text = json.dumps({"type": error.type, "message": error.message, "traceback": error.traceback})
-    return text, error.pickle
+    fields = {"type": error.type, "message": error.message, "traceback": error.traceback}
+    # The name of a file, say, may be no Unicode; what is shown must be.
+    shown = {name: text.encode(errors="backslashreplace").decode() for name, text in fields.items()}
+    return json.dumps(shown, ensure_ascii=False), error.pickle
 
 
 def error_info(text: str | None, exception: bytes | None) -> ErrorInfo | None:
@@ -259,11 +279,10 @@ def ensure_function(function: Function) -> Transaction:
     return id
 
 
-def cancel(ids: Sequence[int], now: int, alone: bool) -> Transaction:
-    """CANCEL the PENDING ones of ids, and return them."""
+def cancel(ids: Sequence[int], now: int) -> Transaction:
+    """CANCEL the PENDING ones of ids, and return them. It is news to all owners, whoever asked for it."""
     changed = yield from _change(Event.CANCEL, f"finished_at = {now:d}", ids)
-    if changed and not alone:
-        yield "INSERT INTO news (task) VALUES (?)", Many((id,) for id in changed)
+    yield _NEWS, Many((id, None) for id in changed)
     return changed
 
 
@@ -305,11 +324,11 @@ def bury(owners: Sequence[int]) -> Transaction:
 
 def hear(owner: int) -> Transaction:
     """The tasks that others finished since this owner last asked. What all have heard is dropped."""
-    rows, _ = yield "SELECT id, task FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?)", (owner,)
+    rows, _ = yield "SELECT id, task, owner FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?)", (owner,)
     if rows:
-        yield "UPDATE owner SET heard = ? WHERE id = ?", (max(id for id, _ in rows), owner)
+        yield "UPDATE owner SET heard = ? WHERE id = ?", (max(id for id, *_ in rows), owner)
         yield "DELETE FROM news WHERE id <= (SELECT min(heard) FROM owner)", ()
-    return [task for _, task in rows]
+    return [task for _, task, by in rows if by != owner]
 
 
 # Runs
@@ -340,16 +359,16 @@ def begin_run(queue: int, queue_name: str, owner: int, resume: Resume, now: int)
     ((run,),), _ = yield "SELECT last_insert_rowid()", ()
     done = total = 0
     if continues:
-        yield "DROP TABLE IF EXISTS temp.resumable", ()
+        yield f"DROP TABLE IF EXISTS temp.resumable_{run}", ()  # of a store that was deleted and made again
         yield (
-            "CREATE TEMP TABLE resumable AS"
+            f"CREATE TEMP TABLE resumable_{run} AS"
             " SELECT function, coalesce(identity, args || coalesce(kwargs, '')) AS call, id"
             f" FROM task WHERE run IN (SELECT value FROM json_each(?)) AND status <> {Status.CANCELLED:d}",
             (chain,),
         )
-        yield "CREATE INDEX temp.resumable_call ON resumable (function, call, id)", ()
+        yield f"CREATE INDEX temp.resumable_call_{run} ON resumable_{run} (function, call, id)", ()
         ((total, done),), _ = yield (
-            f"SELECT count(*), sum(status = {Status.COMPLETED:d}) FROM resumable JOIN task USING (id)",
+            f"SELECT count(*), sum(status = {Status.COMPLETED:d}) FROM resumable_{run} JOIN task USING (id)",
             (),
         )
     return Run(run, queue_name, tuple(sorted(continues)), done or 0, total)
@@ -357,12 +376,13 @@ def begin_run(queue: int, queue_name: str, owner: int, resume: Resume, now: int)
 
 def end_run(run: Run, took: Sequence[int], clean: bool, now: int) -> Transaction:
     """Close a run, and settle it and what it took over from if it is clean."""
+    yield f"DROP TABLE IF EXISTS temp.resumable_{run.id}", ()
     yield "UPDATE run SET ended_at = ?, clean = ?, settled = ? WHERE id = ?", (now, clean, clean, run.id)
     if clean:
         yield "UPDATE run SET settled = 1 WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(took)),)
 
 
-def take_over(function: int, calls: Sequence[Call]) -> Transaction:
+def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction:
     """For each call (run of the task, Found), or None. See Store.take_over()."""
     wanted: dict[str | bytes, list[int]] = {}
     for place, call in enumerate(calls):
@@ -371,8 +391,9 @@ def take_over(function: int, calls: Sequence[Call]) -> Transaction:
     given: dict[int, int] = {}
     for identity, places in wanted.items():
         rows, _ = yield (
-            "DELETE FROM temp.resumable WHERE rowid IN"
-            " (SELECT rowid FROM temp.resumable WHERE function = ? AND call = ? ORDER BY id LIMIT ?) RETURNING id",
+            f"DELETE FROM temp.resumable_{run} WHERE rowid IN"
+            f" (SELECT rowid FROM temp.resumable_{run} WHERE function = ? AND call = ? ORDER BY id LIMIT ?)"
+            " RETURNING id",
             (function, identity, len(places)),
         )
         given.update(zip(sorted(id for (id,) in rows), places, strict=False))  # as many as are left
@@ -384,8 +405,8 @@ def take_over(function: int, calls: Sequence[Call]) -> Transaction:
         yield from revive([id for (id,) in failed])
     rows, _ = yield f"SELECT run, {_FOUND} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(given)),)
     found: list[tuple[int, Found] | None] = [None] * len(calls)
-    for run, *row in rows:
-        found[given[row[0]]] = run, _found(row)
+    for of_run, *row in rows:
+        found[given[row[0]]] = of_run, _found(row)
     return found
 
 

@@ -1,0 +1,113 @@
+"""Importing the package is cheap, and all that it promises is there."""
+
+import importlib
+import pickle
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+
+import omniq_executor
+from omniq_executor import OmniqError, errors
+
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, OmniqError)]
+
+
+def run(code: str) -> str:
+    """What a fresh interpreter prints."""
+    root = str(Path(omniq_executor.__file__).parents[1])
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{code}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_importing_the_package_loads_only_itself() -> None:
+    assert run("import omniq_executor; print([name for name in sys.modules if name.startswith('omniq')])") == (
+        "['omniq_executor']\n"
+    )
+
+
+@pytest.mark.parametrize("use", ["import omniq_executor", "from omniq_executor import OmniqError, WorkerCrashed, Task"])
+def test_importing_the_package_loads_nothing_heavy(use: str) -> None:
+    heavy = {"asyncio", "sqlite3", "aiosqlite", "click", "rich", "cloudpickle", "filelock"}
+    assert run(f"{use}\nprint(sorted({heavy!r} & set(sys.modules)))") == "[]\n"
+
+
+def test_importing_the_executor_loads_nothing_of_the_command_line_and_no_asyncio() -> None:
+    heavy = {"asyncio", "click", "rich", "matplotlib"}
+    code = f"from omniq_executor import PersistentExecutor, open_store\nprint(sorted({heavy!r} & set(sys.modules)))"
+    assert run(code) == "[]\n"
+
+
+def test_a_worker_loads_neither_the_store_nor_asyncio(tmp_path: Path) -> None:
+    code = f"""
+from omniq_executor import PersistentExecutor
+def loaded():
+    import sys
+    return sorted({{"asyncio", "sqlite3", "filelock", "click", "omniq_executor.dispatcher"}} & set(sys.modules))
+with PersistentExecutor(1, store={str(tmp_path / "s.db")!r}) as executor:
+    print(executor.submit(loaded).result(30))
+"""
+    assert run(code) == "[]\n"
+
+
+@pytest.mark.parametrize("name", omniq_executor.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    value = getattr(omniq_executor, name)
+    assert value.__name__ == name
+    assert name in dir(omniq_executor)
+    assert value.__doc__
+
+
+def test_the_public_names_are_those_of_the_design() -> None:
+    assert set(omniq_executor.__all__) >= {
+        "PersistentExecutor", "DurableFuture", "open_store", "OmniqError", "WorkerCrashed", "TaskTimeout",
+        "SerializationError", "StoreError", "StoreVersionError", "TaskNotFound",
+    }  # fmt: skip
+    namespace: dict[str, object] = {}
+    exec("from omniq_executor import *", namespace)
+    assert set(omniq_executor.__all__) <= namespace.keys()
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="Nonsense"):
+        omniq_executor.Nonsense  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(ImportError, match="Nonsense"):
+        exec("from omniq_executor import Nonsense")
+
+
+def test_the_version_is_there() -> None:
+    assert omniq_executor.__version__.count(".") >= 2
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_errors_can_be_pickled(kind: type[OmniqError]) -> None:
+    error = kind("what happened, and to what")
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(error, protocol))
+        assert type(again) is kind
+        assert (again.args, str(again)) == (error.args, "what happened, and to what")
+    assert getattr(omniq_executor, kind.__name__) is kind
+
+
+def test_errors_are_caught_by_what_callers_of_process_pools_catch() -> None:
+    assert issubclass(errors.WorkerCrashed, BrokenProcessPool)
+    assert issubclass(errors.PoolBroken, BrokenProcessPool)
+    assert issubclass(errors.TaskTimeout, TimeoutError)
+    assert issubclass(errors.SerializationError, pickle.PicklingError)
+    assert issubclass(errors.TaskNotFound, LookupError)
+    assert issubclass(errors.StoreVersionError, errors.StoreError)
+
+
+def test_every_module_can_be_imported_by_itself() -> None:
+    root = Path(omniq_executor.__file__).parent
+    names = [
+        ".".join(["omniq_executor", *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
+        for path in root.rglob("*.py")
+        if path.name != "__main__.py"
+    ]
+    assert len(names) > 10
+    code = "import importlib, subprocess\n" + "".join(f"importlib.import_module({name!r})\n" for name in sorted(names))
+    assert run(code + "print('all')") == "all\n"
+    assert importlib.import_module("omniq_executor.model")

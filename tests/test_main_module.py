@@ -1,0 +1,263 @@
+"""What is defined in the script itself can be called, guarded or not, in a session, with -c and with -m."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+METHODS_ALL = """
+import multiprocessing, os, sys
+with open("starts", "a") as starts:
+    starts.write(f"{os.getpid()} {__name__}\\n")
+from omniq_executor import PersistentExecutor
+"""
+
+DEFINITIONS = """
+from dataclasses import dataclass
+import enum
+
+BASE = 100
+
+def based(n):
+    return BASE + n
+
+def make_adder(m):
+    def add(n):
+        return based(n) + m
+    return add
+
+@dataclass
+class Point:
+    x: int
+    y: int = 0
+
+    def moved(self, by):
+        return Point(self.x + by, self.y)
+
+class Colour(enum.Enum):
+    RED = "red"
+
+class Refused(Exception):
+    pass
+
+def move(point, by):
+    assert isinstance(point, Point)
+    return point.moved(by)
+
+def refuse(point):
+    raise Refused(point)
+
+class Callable:
+    def __call__(self, n):
+        return Point(n, n)
+"""
+
+BODY = """
+with PersistentExecutor(2, multiprocessing.get_context({method!r})) as executor:
+    assert executor.submit(based, 1).result(30) == 101
+    assert list(executor.map(based, range(50), timeout=30)) == list(range(100, 150))
+    assert executor.submit(lambda: BASE).result(30) == 100
+    assert executor.submit(make_adder(5), 1).result(30) == 106
+    result = executor.submit(move, Point(1), 2).result(30)
+    assert type(result) is Point and result == Point(3), result
+    points = list(executor.map(move, [Point(n) for n in range(5)], [1] * 5, timeout=30))
+    assert points == [Point(n + 1) for n in range(5)], points
+    assert executor.submit(Point(1).moved, 1).result(30) == Point(2)
+    assert executor.submit(Point, 5, y=6).result(30) == Point(5, 6)
+    assert executor.submit(Callable(), 3).result(30) == Point(3, 3)
+    assert executor.submit(lambda c: c, Colour.RED).result(30) is Colour.RED
+    assert executor.submit(lambda: [{{Colour.RED: Point(1)}}]).result(30) == [{{Colour.RED: Point(1)}}]
+    error = executor.submit(refuse, Point(1)).exception(30)
+    assert type(error) is Refused and error.args == (Point(1),), repr(error)
+print("all right")
+"""
+
+
+def indented(text: str) -> str:
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def starts(folder: Path) -> list[str]:
+    return [line.split()[1] for line in (folder / "starts").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("guard", ["guarded", "unguarded"])
+def test_all_that_a_script_defines_can_be_called(method: str, script: Any, guard: str) -> None:
+    body = BODY.format(method=method)
+    if guard == "guarded":
+        body = f'if __name__ == "__main__":\n{indented(body)}'
+    script.write(METHODS_ALL + DEFINITIONS + body)
+    done = script.run(timeout_s=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all right\n", "")
+    assert starts(script.folder) == ["__main__"]
+
+
+def test_an_unguarded_script_with_a_bare_map_runs_once(method: str, script: Any) -> None:
+    script.write(
+        METHODS_ALL
+        + f"""
+executor = PersistentExecutor(2, multiprocessing.get_context({method!r}))
+print(sum(executor.map(lambda n: n * n, range(100))))
+"""
+    )
+    done = script.run()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "328350\n", "")
+    assert starts(script.folder) == ["__main__"]
+
+
+def test_a_function_with_what_cannot_travel_works_in_a_guarded_script(method: str, script: Any) -> None:
+    script.write(
+        METHODS_ALL
+        + f"""
+import threading
+LOCK = threading.Lock()
+
+def locked(n):
+    with LOCK:
+        return n + 1
+
+if __name__ == "__main__":
+    with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
+        print(executor.submit(locked, 1).result(30), list(executor.map(locked, range(3), timeout=30)))
+"""
+    )
+    done = script.run()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2 [1, 2, 3]\n", "")
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_it_ends_with_one_clear_error_in_an_unguarded_script(method: str, script: Any) -> None:
+    script.write(
+        METHODS_ALL
+        + f"""
+import threading
+LOCK = threading.Lock()
+
+def locked(n):
+    with LOCK:
+        return n + 1
+
+with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
+    print(executor.submit(locked, 1).result(30))
+"""
+    )
+    done = script.run(timeout_s=60)
+    assert done.returncode == 1
+    assert "if __name__ == '__main__'" in done.stderr
+    assert len(starts(script.folder)) <= 2  # the second is the import that says so
+
+
+def test_an_initializer_of_the_script(method: str, script: Any) -> None:
+    script.write(
+        METHODS_ALL
+        + f"""
+import builtins
+
+def prepare(value):
+    builtins.prepared = value
+
+with PersistentExecutor(2, multiprocessing.get_context({method!r}), prepare, ("yes",)) as executor:
+    print({{executor.submit(lambda: builtins.prepared).result(30) for _ in range(5)}})
+"""
+    )
+    done = script.run()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{'yes'}\n", "")
+    assert starts(script.folder) == ["__main__"]
+
+
+def test_an_interactive_session(method: str, script: Any) -> None:
+    session = f"""
+import multiprocessing
+from omniq_executor import PersistentExecutor
+executor = PersistentExecutor(2, multiprocessing.get_context({method!r}))
+def double(n):
+    return 2 * n
+
+print(list(executor.map(double, range(5))))
+def double(n):
+    return 20 * n
+
+print(list(executor.map(double, range(5))))
+class Point:
+    def __init__(self, x):
+        self.x = x
+
+point = executor.submit(Point, 7).result()
+print(type(point) is Point, point.x)
+1 / 0
+future = executor.submit(lambda: sum(executor_free))
+executor_free = [1, 2]
+print(executor.submit(lambda: sum(executor_free)).result())
+print(executor.queue)
+executor.shutdown()
+"""
+    done = script.run(python=["-i", "-q"], text=session)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == ["[0, 2, 4, 6, 8]", "[0, 20, 40, 60, 80]", "True 7", "3", "interactive"]
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_an_interactive_session_that_is_left_without_shutdown(script: Any) -> None:
+    session = """
+from omniq_executor import PersistentExecutor
+executor = PersistentExecutor(2)
+futures = [executor.submit(lambda n: open(f"ran{n}", "w").close(), n) for n in range(10)]
+"""
+    done = script.run(python=["-i", "-q"], text=session)
+    assert done.returncode == 0
+    assert sorted(path.name for path in script.folder.glob("ran*")) == [f"ran{n}" for n in range(10)]
+
+
+def test_a_command_given_by_c(method: str, script: Any) -> None:
+    code = METHODS_ALL + DEFINITIONS + BODY.format(method=method)
+    done = script.run(python=["-c", code])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all right\n", "")
+    assert starts(script.folder) == ["__main__"]
+
+
+def test_a_script_read_from_stdin(method: str, script: Any) -> None:
+    done = script.run(python=["-"], text=METHODS_ALL + DEFINITIONS + BODY.format(method=method))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all right\n", "")
+    assert starts(script.folder) == ["__main__"]
+
+
+@pytest.mark.parametrize(("name", "queue"), [("job", "job"), ("package", "package"), ("package.job", "package.job")])
+def test_a_module_run_by_m(method: str, script: Any, name: str, queue: str) -> None:
+    package = script.folder / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    source = METHODS_ALL + DEFINITIONS + BODY.format(method=method) + "print(executor.queue)\n"
+    for path in (script.folder / "job.py", package / "__main__.py", package / "job.py"):
+        path.write_text(source)
+    done = script.run(python=["-m", name])
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"all right\n{queue}\n", "")
+    assert starts(script.folder) == ["__main__"]
+
+
+def test_the_queue_is_named_after_the_script(script: Any, open_store: Any) -> None:
+    script.write("from omniq_executor import PersistentExecutor\nwith PersistentExecutor(1) as e: e.submit(abs, 1)\n")
+    assert script.run().returncode == 0
+    assert list(open_store(script.store).counts()) == ["script"]
+
+
+def test_a_worker_of_a_script_is_no_place_to_make_an_executor_by_import(method: str, script: Any) -> None:
+    """ProcessPoolExecutor beside it imports the script in its workers: an unguarded script must not multiply there."""
+    script.write(
+        METHODS_ALL
+        + f"""
+from concurrent.futures import ProcessPoolExecutor
+with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
+    print(executor.submit(abs, -1).result(30), flush=True)
+    if {method!r} != "fork":
+        with ProcessPoolExecutor(1, multiprocessing.get_context({method!r})) as other:
+            try:
+                other.submit(abs, -1).result(30)
+            except Exception as error:
+                print(type(error).__name__)
+"""
+    )
+    process = script.start(stdin=subprocess.DEVNULL)
+    done = script.finished(process)
+    assert done.stdout.splitlines()[0] == "1"
+    assert len(starts(script.folder)) <= 3
