@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bench import report, rounds
 def main() -> int:
     """Measure, print the table, write the files. The exit status is 1 if a measurement failed, not if it was slow."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what runs is ended, as by Ctrl-C
     if not Path("/proc/self/stat").exists():
         sys.exit("python -m bench: this needs /proc, as Linux has it, for processor time and memory")
     chosen = [m for m in rounds.PLAN if not options.only or m.name in options.only]

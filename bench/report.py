@@ -36,7 +36,7 @@ class Report:
 
 
 def report(results: list[Result], *, durability: str, quick: bool, load_before: float) -> Report:
-    """The report of a run that has just ended. The load tells whether others shared the machine; the bench makes 1 to 2."""
+    """The report of a run that has just ended. The loads tell whether others shared the machine."""
     return Report(
         date=datetime.now().astimezone().isoformat(" ", "minutes"),
         python=platform.python_version(),
@@ -54,8 +54,9 @@ def report(results: list[Result], *, durability: str, quick: bool, load_before: 
 
 def heading(of: Report) -> str:
     """The run in one line."""
+    load = f"load {of.load_before:.1f} before, {of.load_after:.1f} after"
     return (
-        f"{of.date} · Python {of.python} · SQLite {of.sqlite} · {of.cores} cores, load {of.load_before:.1f} before and {of.load_after:.1f} after · "
+        f"{of.date} · Python {of.python} · SQLite {of.sqlite} · {of.cores} cores, {load} · "
         f'{of.workers} workers, {of.start_method} · durability="{of.durability}"'
         + (" · QUICK: small sizes, rough figures" if of.quick else "")
     )

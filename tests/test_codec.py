@@ -92,6 +92,10 @@ class Number(int):
     pass
 
 
+class Rows(list[int]):
+    pass
+
+
 class Colour(enum.IntEnum):
     RED = 1
 
@@ -104,6 +108,7 @@ PICKLED = {
     "set": {1},
     "str subclass": Text("a"),
     "int subclass": Number(1),
+    "list subclass": Rows([1]),
     "enum": Colour.RED,
     "dict subclass": collections.OrderedDict(a=1),
     "key of a str subclass": {Text("a"): 1},

@@ -44,7 +44,7 @@ SQUARE = Function(b"square".ljust(16), "numbers.square", b"pickle of square")
 CUBE = Function(b"cube".ljust(16), "numbers.cube", b"pickle of cube")
 ERROR = ErrorInfo("ValueError", "no such thing: \u00e9\U0001f40d", "Traceback:\n  ...", b"pickle of it")
 
-tick = itertools.count(1_700_000_000_000_000).__next__  # the time of what a test does: always later
+tick = itertools.count(1_700_000_000_012_345).__next__  # the time of what a test does: always later
 _ids = itertools.count(os.getpid() << 24)  # in another process than other processes' ids
 
 

@@ -112,6 +112,7 @@ USES: dict[str, Callable[[Store], object]] = {
     "begin_run": lambda store: store.begin_run("work", 1, "crashed", tick()),
     "end_run": lambda store: store.end_run(RUN, True, tick()),
     "take_over": lambda store: store.take_over(RUN, SQUARE, [call(1)], tick()),
+    "add_claimed": lambda store: store.add_claimed(1, RUN, 1, SQUARE, call(1), tick()),
     "turn": lambda store: store.turn(1, RUN, Turn(tick())),
     "cancel": lambda store: store.cancel([1], tick()),
     "revive": lambda store: store.revive([1], tick()),

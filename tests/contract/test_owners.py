@@ -73,6 +73,25 @@ def test_an_owner_that_ended_without_leaving_is_dead(client: Client, start: Star
     assert client.store.reap(tick()) == 3
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_killed_owner_is_dead_though_a_forked_child_of_it_lives_on(client: Client, start: Start) -> None:
+    client.add(*range(3))
+    process = start("""
+import os
+client = Client(backend, address)
+assert len(client.claim(3)) == 3
+if not os.fork():
+    ready()
+    input()
+    os._exit(0)
+os.wait()
+""")
+    process.kill()
+    process.wait(30)
+    assert client.store.reap(tick()) == 3
+    process.communicate("end\n", timeout=30)
+
+
 def test_a_living_owner_is_not_robbed_whatever_the_clock_says(client: Client, start: Start) -> None:
     ids = client.add(*range(3))
     process = start(CLAIMS_THREE)

@@ -169,10 +169,27 @@ def test_claims_come_by_priority_then_eta_then_id(client: Client, plain: sqlite3
     places = [3, 1, 4, 0, 2]
     assert [claimed.id for claimed in client.turn(8, claim=9).claimed] == [ids[1], ids[4], ids[2]]
     client.end(Event.RELEASE, ids[1], ids[2], ids[4])
+    assert client.claim(1) + client.claim(2) + client.claim(2) == [ids[place] for place in places]
+    for id in ids:
+        client.end(Event.RELEASE, id, attempt=client.store.get(id).attempts)
     assert client.claim() == [ids[place] for place in places]
 
 
 # --- What is left behind ---
+
+
+@pytest.mark.parametrize("end", ["stops", "dies"])
+def test_news_is_kept_only_while_several_owners_are_there(
+    client: Client, other: Client, plain: sqlite3.Connection, end: str
+) -> None:
+    (first,), later = client.add(1, claimed=True), client.add(2, 3, claimed=True)
+    client.end(Event.COMPLETE, first)
+    assert plain.execute("SELECT count(*) FROM news").fetchone()[0] == 1
+    other.stop() if end == "stops" else other.die()
+    client.store.reap(tick())
+    client.store.hear(client.owner)
+    client.end(Event.COMPLETE, *later)  # there is nobody left to hear it
+    assert plain.execute("SELECT count(*) FROM news").fetchone()[0] == 0
 
 
 def test_the_log_does_not_grow_for_ever(
