@@ -164,6 +164,7 @@ class Dispatcher:
         self._reports: list[Report] = []  # taken in, not committed yet
         self._backlog = True  # whether the store may have PENDING tasks for us
         self._retry_at: float | None = None
+        self._dropped: deque[Sink] = deque()  # by whoever waited
         self._turns = 0  # taken by callers
         self._visits = 0  # of threads that drive, or submit while other calls are open
         self._grace = False
@@ -201,7 +202,15 @@ class Dispatcher:
                 future.resumed = found.status is Status.COMPLETED and found.owner != self.owner
                 self._turn()
             else:
-                future = self._submit_new(function, call, key)
+                try:
+                    future = self._submit_new(function, call, key)
+                except StoreError:
+                    # Another process may have been faster with the same key.
+                    found = self.store.by_key(self.run.queue, key) if key is not None else None
+                    if found is None:
+                        raise
+                    future = self._future_of(found)
+                    self._turn()
         if self._resolved:
             self._tell()
         return future
@@ -267,30 +276,73 @@ class Dispatcher:
         return future
 
     def cancel(self, numbers: Sequence[int]) -> None:
-        """Cancel those of the tasks that are PENDING, for good."""
+        """Cancel those of the tasks that have not started, for good."""
         with self.lock:
             if not self._closed:
-                for number in self.store.cancel(numbers, now()):
-                    self._resolve(number, CANCELLED)
-                self.store.ring(self.owner)
+                self._cancel(numbers)
         self._tell()
 
+    def _cancel(self, numbers: Sequence[int]) -> None:
+        cancelled = self.store.cancel(numbers, now())
+        mine = self._recall(set(numbers).difference(cancelled))
+        if mine:
+            releases = [Outcome(number, attempt, Event.RELEASE) for number, attempt in mine.items()]
+            self.store.turn(self.owner, self.run, Turn(now(), outcomes=releases))
+            self._backlog = True
+            cancelled += self.store.cancel([*mine], now())
+        for number in cancelled:
+            self._resolve(number, CANCELLED)
+        self.store.ring(self.owner)
+
+    def _recall(self, numbers: set[int]) -> dict[int, int]:
+        """Those of the tasks that are claimed here and not started, with their attempts; nobody has them any more."""
+        self.engine.recall(numbers)
+        self._take_reports()
+        self._gather_burst()
+        mine: dict[int, int] = {}
+        for _ in range(len(self._returned)):
+            chunk = self._returned.popleft()
+            found = {
+                number: attempt for number, attempt in zip(chunk.ids, chunk.attempts, strict=True) if number in numbers
+            }
+            if found:
+                mine |= found
+                chunk = chunk.without(found)
+            if chunk.ids:
+                self._returned.append(chunk)
+        self._held -= len(mine)
+        if self._held:
+            self._tick()
+        return mine
+
     def cancel_all(self) -> None:
-        """Cancel whatever is PENDING of what somebody here waits for."""
+        """Cancel whatever has not started of what somebody here waits for."""
         with self.lock:
             numbers = [*self._futures, *self._singles]
             for span in self._ranges:
                 numbers += range(span.first, span.end)
-            self.cancel(numbers)
+            self._cancel(numbers)
+        self._tell()
 
     def forget(self, sink: Sink) -> None:
         """Nobody waits for the sink's tasks any more: cancel those that have not started."""
         with self.lock:
-            numbers = [number for number, (other, _) in self._singles.items() if other is sink]
-            for span in self._ranges:
-                if span.sink is sink:
-                    numbers += range(span.first, span.end)
-            self.cancel(numbers)
+            if not self._closed:
+                self._forget(sink)
+        self._tell()
+
+    def _forget(self, sink: Sink) -> None:
+        numbers = [number for number, (other, _) in self._singles.items() if other is sink]
+        for span in self._ranges:
+            if span.sink is sink:
+                numbers += range(span.first, span.end)
+        if numbers:
+            self._cancel(numbers)
+
+    def drop(self, sink: Sink) -> None:
+        """As `forget()`, but at the next turn: an iterator can be collected anywhere, also within a turn."""
+        self._dropped.append(sink)
+        self._standby.set()
 
     def read(self, first: int, count: int) -> list[Any]:
         """The outcomes of finished tasks with consecutive ids, as `put()` gives single ones."""
@@ -410,6 +462,8 @@ class Dispatcher:
     def _next_alarm(self) -> float | None:
         """Seconds until something is due that no event tells of."""
         # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
+        if self._dropped:
+            return 0
         due = _earlier(self.engine.next_check(self._is_idle), self._retry_at)
         return None if due is None else max(due - time.monotonic(), 0.0)
 
@@ -440,11 +494,11 @@ class Dispatcher:
     def _turn(self, batch: Batch | None = None) -> None:
         engine = self.engine
         self._serial += 1
+        while self._dropped:
+            self._forget(self._dropped.popleft())
         if not self._holds:
             engine.take_back(time.monotonic(), self._is_idle)
-        if engine.reports:
-            self._reports += engine.reports
-            engine.reports = []
+        self._take_reports()
         if engine.broken is not None:
             self._break(engine.broken)
             if batch is not None:
@@ -469,6 +523,16 @@ class Dispatcher:
             self._commit(work, outcomes)
         else:
             self._reports.clear()
+
+    def _take_reports(self) -> None:
+        """Take over what the engine reports; a part that came back is with us again, whatever else happens."""
+        for report in self.engine.reports:
+            if report.kind == RETURNED:
+                self._returned.append(report.payload)
+                self._held += len(report.ids)
+            else:
+                self._reports.append(report)
+        self.engine.reports = []
 
     def _commit(self, work: Turn, outcomes: list[tuple[Sequence[int], Any]]) -> None:
         try:
@@ -518,11 +582,6 @@ class Dispatcher:
                 else:
                     outcomes.append(Outcome(numbers[0], attempts[0], Event.CRASH))
                     self._backlog = True
-            elif kind == RETURNED:
-                self._returned.append(payload)
-                self._held += len(numbers)
-        # A part that came back is with us again, whether or not the rest can be stored.
-        self._reports = [report for report in self._reports if report.kind != RETURNED]
         work.blocks, work.outcomes = blocks, outcomes
         return resolutions
 

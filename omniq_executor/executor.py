@@ -222,7 +222,11 @@ class PersistentExecutor(concurrent.futures.Executor):
             if not issubclass(kind, Exception):  # Ctrl-C, or an exit: whoever wants to leave is not made to wait
                 self._dispatcher.stop(signal.SIGTERM, f"the executor was left by {kind.__name__}")
                 return None
-        self.shutdown(wait=True)
+        try:
+            self.shutdown(wait=True)
+        except KeyboardInterrupt:
+            self._dispatcher.stop(signal.SIGTERM, "waiting for the calls was interrupted")
+            raise
         return None
 
     @property
@@ -283,10 +287,14 @@ def _refuse_in_worker_start() -> None:
 
 def _close_at_exit() -> None:
     """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
+    ended_by = getattr(sys, "last_value", None)  # the exception that nobody caught
     for dispatcher in list(_open_dispatchers):
-        if getattr(sys, "last_value", None) is not None:  # the script ended by an exception
+        if ended_by is not None:
             dispatcher.clean = False
-        dispatcher.close(wait=True)
+        if isinstance(ended_by, KeyboardInterrupt):
+            dispatcher.stop(signal.SIGTERM, "the script was interrupted")
+        else:
+            dispatcher.close(wait=True)
 
 
 def _after_fork_in_child() -> None:

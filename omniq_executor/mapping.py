@@ -3,29 +3,61 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
 from . import codec
 from .dispatcher import CANCELLED, Dispatcher, Text
+from .errors import CallError
 from .functions import stored_call
 from .future import rebuild
 from .model import ErrorInfo
-from .stores.base import Function
+from .stores.base import Call, Function
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
 _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
 _KEPT_BYTES = 16 << 20  # of results that arrived before their turn
 
 
+class _Arrivals:
+    """Outcomes that came before their turn, by position, as they came.
+
+    The dispatcher holds this, and not the iterator, so that it is seen when the iterator is dropped.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0  # of the outcome to take next
+        self._arrived: dict[int, tuple[int, int, Any]] = {}  # id, count, outcome
+        self._kept_bytes = 0
+
+    def put(self, position: int, number: int, count: int, outcome: Any) -> None:
+        """Called by the dispatcher with what became of `count` positions; beyond _KEPT_BYTES it is not kept."""
+        size = _size(outcome)
+        if size and self._kept_bytes + size > _KEPT_BYTES and position != self.position:
+            outcome = _IN_STORE
+        else:
+            self._kept_bytes += size
+        self._arrived[position] = number, count, outcome
+
+    def has_next(self) -> bool:
+        """Whether the next outcome is there."""
+        return self.position in self._arrived
+
+    def take(self) -> tuple[int, int, Any]:
+        """The next outcome, as (id, count, outcome); it may be of several positions."""
+        number, count, outcome = self._arrived.pop(self.position)
+        self.position += count
+        self._kept_bytes -= _size(outcome)
+        return number, count, outcome
+
+
 class Results(Iterator[Any]):
     """Results of a map in the order of its items, waiting for each as long as it takes.
 
-    Outcomes arrive in any order, many at a time, and are kept as they arrived until it is their
-    turn; beyond _KEPT_BYTES they are read from the store again. Like ProcessPoolExecutor's, the
-    iterator ends with the first error that it raises, and then, or when it is dropped, cancels what
-    has not started.
+    Results that arrive early are kept in their stored form, and beyond a limit they are read from
+    the store again. Like ProcessPoolExecutor's, the iterator ends with the first error that it
+    raises, and then, or when it is dropped, cancels what has not started.
     """
 
     def __init__(
@@ -43,14 +75,16 @@ class Results(Iterator[Any]):
         self._buffersize = buffersize
         self._piece = _PIECE
         self._added = 0
-        self._position = 0  # of the next result to take from `_arrived`
-        self._arrived: dict[int, tuple[int, int, Any]] = {}  # by position: id, count, outcome
-        self._kept_bytes = 0
+        self._arrivals = _Arrivals()
         self._values: deque[Any] = deque()  # read, to be given next
         self._exhausted = False
         self._ended = False
-        while not self._exhausted and (buffersize is None or self._added < buffersize):
-            self._add_piece(buffersize)
+        try:
+            while not self._exhausted and (buffersize is None or self._added < buffersize):
+                self._add_piece(buffersize)
+        except BaseException as error:
+            self._end(error)
+            raise
 
     def _add_piece(self, limit: int | None) -> None:
         """Store the calls of the next items."""
@@ -64,22 +98,33 @@ class Results(Iterator[Any]):
             return
         text = codec.encode_rows(rows)
         if text is None:
-            calls = [stored_call(row, {}) for row in rows]
-            size = sum(len(call.args) for call in calls)
+            size = self._add_calls(rows)
         else:
-            calls, size = [], len(text)
-        self._dispatcher.add(self, self._added, len(rows), self._function, text, calls)
-        self._added += len(rows)
+            size = len(text)
+            self._dispatcher.add(self._arrivals, self._added, len(rows), self._function, text, ())
+            self._added += len(rows)
         self._piece = max(1, self._piece // 2) if size > _PIECE_BYTES else min(self._piece * 2, 1024)
 
-    def put(self, position: int, number: int, count: int, outcome: Any) -> None:
-        """Called by the dispatcher with what became of `count` positions."""
-        size = _size(outcome)
-        if size and self._kept_bytes + size > _KEPT_BYTES and position != self._position:
-            outcome = _IN_STORE
-        else:
-            self._kept_bytes += size
-        self._arrived[position] = number, count, outcome
+    def _add_calls(self, rows: Iterable[tuple[Any, ...]]) -> int:
+        """Store calls one by one encoded. One that has no stored form fails in its place."""
+        calls: list[Call] = []
+        size = 0
+        for row in rows:
+            try:
+                calls.append(stored_call(row, {}))
+                size += len(calls[-1].args)
+            except CallError as error:
+                self._add(calls)
+                calls = []
+                self._arrivals.put(self._added, 0, 1, error)
+                self._added += 1
+        self._add(calls)
+        return size
+
+    def _add(self, calls: list[Call]) -> None:
+        if calls:
+            self._dispatcher.add(self._arrivals, self._added, len(calls), self._function, None, calls)
+            self._added += len(calls)
 
     def __iter__(self) -> "Results":
         return self
@@ -92,21 +137,23 @@ class Results(Iterator[Any]):
         try:
             return self._next()
         except BaseException as error:
-            self._ended = True
-            if isinstance(error, Exception) and not isinstance(error, StopIteration):
-                self._dispatcher.forget(self)
+            self._end(error)
             raise
+
+    def _end(self, error: BaseException) -> None:
+        self._ended = True
+        # Ctrl-C is no wish to cancel: what has not started is left for the next run.
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            self._dispatcher.forget(self._arrivals)
 
     def _next(self) -> Any:
         if self._buffersize is not None and not self._exhausted:
-            self._add_piece(self._position + self._buffersize)
-        if self._position == self._added:
+            self._add_piece(self._arrivals.position + self._buffersize)
+        if self._arrivals.position == self._added:
             raise StopIteration
-        if not self._has_arrived():
+        if not self._arrivals.has_next():
             self._wait()
-        number, count, outcome = self._arrived.pop(self._position)
-        self._position += count
-        self._kept_bytes -= _size(outcome)
+        number, count, outcome = self._arrivals.take()
         if outcome is _IN_STORE:
             # Several at once are plain JSON, so reading them ahead of their turn cannot fail.
             first, *others = self._dispatcher.read(number, count)
@@ -117,20 +164,16 @@ class Results(Iterator[Any]):
             return self._values.popleft()
         return _value(outcome)
 
-    def _has_arrived(self) -> bool:
-        return self._position in self._arrived
-
     def _wait(self) -> None:
-        while not self._has_arrived():
+        while not self._arrivals.has_next():
             left = None if self._deadline is None else self._deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError
-            self._dispatcher.drive(self._has_arrived, left)
+            self._dispatcher.drive(self._arrivals.has_next, left)
 
     def __del__(self) -> None:
-        if not self._ended and self._position < self._added:
-            self._ended = True
-            self._dispatcher.forget(self)
+        if not self._ended and self._arrivals.position < self._added:
+            self._dispatcher.drop(self._arrivals)
 
 
 _IN_STORE = object()  # an outcome that is to be read from there

@@ -26,7 +26,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, reduction, spawn
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, ClassVar
 
 from . import worker
 
@@ -164,6 +164,8 @@ class NurseryLauncher(Launcher):
 
     def close(self, kill_after_s: float | None = None) -> None:
         """Wait until all workers and the nursery have ended."""
+        if self._socket.fileno() == -1:  # closed before
+            return
         self._socket.shutdown(socket.SHUT_WR)
         self._socket.settimeout(kill_after_s)
         hearing = True
@@ -245,12 +247,16 @@ class _Setup:
             return _Packed, (plain,)
         import cloudpickle
 
+        class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+            """By value, and with what multiprocessing knows of connections. The table must be the class's own."""
+
+            dispatch_table: ClassVar[Any] = ChainMap(
+                reduction.ForkingPickler(io.BytesIO()).dispatch_table, cloudpickle.Pickler.dispatch_table
+            )
+
         buffer = io.BytesIO()
-        pickler = cloudpickle.Pickler(buffer, 5)
-        forking = reduction.ForkingPickler(io.BytesIO()).dispatch_table
-        pickler.dispatch_table = ChainMap(forking, pickler.dispatch_table)
         try:
-            pickler.dump(setup)
+            Pickler(buffer, 5).dump(setup)
         except Exception as error:
             raise error from (None if plain else cause)
         return _Packed, (buffer.getvalue(),)

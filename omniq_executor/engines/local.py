@@ -24,7 +24,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
@@ -50,6 +50,15 @@ class Chunk:
     text: str | None = None  # JSON array of argument arrays
     calls: Sequence[tuple[str | bytes, str | None]] | None = None  # stored forms of (args, kwargs)
     number: int = 0  # of its first call, given by the engine
+
+    def without(self, ids: Container[int]) -> "Chunk":
+        """The chunk less the calls with these ids."""
+        whole = self.part(0, len(self.ids))
+        kept = [i for i, number in enumerate(self.ids) if number not in ids]
+        return Chunk(
+            [self.ids[i] for i in kept], [self.attempts[i] for i in kept], self.digest, self.function,
+            calls=[(whole.calls or ())[i] for i in kept],
+        )  # fmt: skip
 
     def part(self, start: int, stop: int) -> "Chunk":
         """The calls from `start` up to `stop` as a chunk of their own."""
@@ -94,6 +103,7 @@ class _Worker:
         self.taken = proc.NEVER  # calls from this number on were taken back
         self.take_at = 0.0  # when a taking back that is under way can be concluded, or 0
         self.heard_at = time.monotonic()
+        self.asked_at = 0.0  # to send what results lie there
         self.spoke = False
         self.watched = False
 
@@ -289,7 +299,7 @@ class LocalEngine:
                 continue
             if worker.take_at:
                 at = worker.take_at
-            elif self._is_hoarding(worker) and is_idle():
+            elif self._is_hoarding(worker) and (worker.asked_at < worker.heard_at or is_idle()):
                 at = worker.heard_at + STEAL_AFTER_S
             else:
                 continue
@@ -297,22 +307,52 @@ class LocalEngine:
         return due
 
     def take_back(self, now: float, is_idle: Callable[[], bool]) -> None:
-        """Take back calls that wait behind a long one, where a worker could take more than there is."""
+        """Take back calls that wait behind a long one, where a worker could take more than there is.
+
+        And have a worker that is silent for long send the results of the calls before the long one.
+        """
         for worker in self._slots:
             if worker is None:
                 continue
+            if self._is_hoarding(worker) and worker.asked_at < worker.heard_at <= now - STEAL_AFTER_S:
+                worker.asked_at = now
+                with contextlib.suppress(OSError):
+                    worker.control.send(proc.FLUSH)
             if worker.take_at:
                 if worker.take_at <= now:
-                    # Below STOP everything is the worker's, also what it has not started yet.
-                    started = max(worker.cells[proc.STARTED], worker.cells[proc.STOP] - 1)
-                    worker.taken, worker.take_at = max(started + 1, worker.reported), 0.0
-                    self._return(worker, worker.taken, worker.next)
+                    self._conclude(worker)
             elif self._is_hoarding(worker) and worker.heard_at + STEAL_AFTER_S <= now and is_idle():
-                started = max(worker.cells[proc.STARTED], worker.reported)
-                # RESUME first: a worker that sees STOP must find the end of the range there.
-                worker.cells[proc.RESUME] = worker.next
-                worker.cells[proc.STOP] = started + 1
+                self._stop(worker)
                 worker.take_at = now + _VISIBLE_S
+
+    def recall(self, ids: Container[int]) -> None:
+        """Take back, at once, what waits in workers that have unstarted calls with one of these ids."""
+        stopped = []
+        for worker in self._slots:
+            if worker is not None and self._is_hoarding(worker):
+                first = max(worker.cells[proc.STARTED], worker.reported) + 1
+                parts = _parts(worker.chunks, first, worker.next)
+                if any(chunk.ids[i] in ids for chunk, start, stop in parts for i in range(start, stop)):
+                    self._stop(worker)
+                    stopped.append(worker)
+        if stopped:
+            time.sleep(_VISIBLE_S)  # no event tells that a write has become visible
+        for worker in stopped:
+            self._conclude(worker)
+
+    def _stop(self, worker: _Worker) -> None:
+        """Have the worker start nothing after the call that it is in."""
+        started = max(worker.cells[proc.STARTED], worker.reported)
+        # RESUME first: a worker that sees STOP must find the end of the range there.
+        worker.cells[proc.RESUME] = worker.next
+        worker.cells[proc.STOP] = started + 1
+
+    def _conclude(self, worker: _Worker) -> None:
+        """Report as RETURNED what the worker did not start; _VISIBLE_S have passed since `_stop()`."""
+        # Below STOP everything is the worker's, also what it has not started yet.
+        started = max(worker.cells[proc.STARTED], worker.cells[proc.STOP] - 1)
+        worker.taken, worker.take_at = max(started + 1, worker.reported), 0.0
+        self._return(worker, worker.taken, worker.next)
 
     def _is_hoarding(self, worker: _Worker) -> bool:
         return worker.queued > 1 and not worker.take_at and worker.taken == proc.NEVER
@@ -378,7 +418,7 @@ class LocalEngine:
                     f"process {worker.process.pid} does not answer: stopped, or in code that holds the GIL\n"
                 )
                 with contextlib.suppress(OSError):
-                    worker.control.send(b"?")
+                    worker.control.send(proc.STACK)
                     worker.unanswered += 1
                     asked.append((worker, number))
         deadline = time.monotonic() + timeout_s

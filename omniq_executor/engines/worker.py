@@ -2,7 +2,8 @@
 
     parent --data----> main thread: read a chunk, run its calls, write what came of them
            <--data---- (one socket, read by the main thread only while it has nothing to run)
-    parent --control-> a second thread: exits the process when the parent is gone, shows the first one's stack
+    parent --control-> a second thread: exits the process when the parent is gone; on request it shows the
+                       first one's stack, or sends the results that lie there while a long call runs
 
 No lock and no queue is shared with another process, so no death can leave one held. What is shared
 is a row of three numbers per worker (see `cells`), each written by one side only:
@@ -15,8 +16,9 @@ is a row of three numbers per worker (see `cells`), each written by one side onl
   For either the worker reads STOP after it wrote STARTED and sees the parent's, or the parent sees
   the worker's. This works without the worker's help, so also when it is stopped or holds the GIL.
 
-Results are written when the chunk is done and nothing more is there, or FLUSH_S after the first of
-them, whichever is earlier: a call of a millisecond or more never waits for another.
+Results are written when the chunk is done and nothing more is there, or with the first call that
+ends FLUSH_S after the first of them. What lies there while a later call takes long, the parent asks
+for: it sees that the worker is silent.
 """
 
 import contextlib
@@ -44,6 +46,7 @@ BLOCK = "block"  # count, JSON array of [result] arrays
 RESULT = "result"  # stored form of one result
 ERROR = "error"  # type, message, traceback, pickle of the exception or None
 SKIPPED = "skipped"  # count of calls that were taken back
+FLUSH, STACK = b"!", b"?"  # what the parent may ask for
 BROKEN = "broken"  # traceback of the initializer; the number is 0
 
 
@@ -54,10 +57,9 @@ def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, se
     """Run calls until the parent closes its side: the target of a worker process, whose cells are those of `slot`."""
     cells = memoryview(array).cast("B").cast("q")[slot * CELLS : (slot + 1) * CELLS]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    threading.Thread(
-        target=_heed_parent, args=(control, threading.get_ident()), name="omniq-control", daemon=True
-    ).start()
     worker = _Worker(data, cells)
+    arguments = control, worker, threading.get_ident()
+    threading.Thread(target=_heed_parent, args=arguments, name="omniq-control", daemon=True).start()
     try:
         initializer, initargs, worker.script = setup.unpack()
         if initializer is not None:
@@ -70,11 +72,14 @@ def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, se
         worker.run()
 
 
-def _heed_parent(control: socket.socket, main_thread: int) -> None:
-    """Send the main thread's stack whenever a byte asks for it, and exit the process when the parent is gone."""
+def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) -> None:
+    """Do what single bytes ask for, and exit the process when the parent is gone."""
     with contextlib.suppress(OSError):
-        while control.recv(1):
-            import traceback  # most workers are never asked
+        while asked := control.recv(1):
+            if asked == FLUSH:
+                worker.flush()
+                continue
+            import traceback  # most workers are never asked for a stack
 
             stack = traceback.extract_stack(sys._current_frames()[main_thread])
             ours = [i for i, entry in enumerate(stack) if entry.filename == __file__]
@@ -92,6 +97,7 @@ class _Worker:
         self._selector.register(data, selectors.EVENT_READ)
         self._cells = cells
         self._functions: dict[int, Any] = {}
+        self._lock = threading.Lock()  # of what follows: the second thread may flush
         self._items: list[tuple[Any, ...]] = []  # encoded, not yet sent
         self._values: list[tuple[Any]] = []  # scalars not yet encoded, of calls with consecutive numbers ...
         self._first = 0  # ... from this one on
@@ -128,7 +134,7 @@ class _Worker:
         for row in rows:
             cells[STARTED] = number
             if cells[STOP] <= number < cells[RESUME]:
-                self._put((SKIPPED, number, end - number))
+                self._put((SKIPPED, number, end - number), executed=0)
                 break
             try:
                 call = self._functions[function_id]
@@ -140,13 +146,14 @@ class _Worker:
                 self._put((ERROR, number, *_describe(error)))
             else:
                 if codec.is_scalar(value):
-                    if not self._values:
-                        self._first = number
-                    self._values.append((value,))
+                    with self._lock:
+                        if not self._values:
+                            self._first = number
+                        self._values.append((value,))
+                        self._executed += 1
                 else:
                     self._put_result(number, value)
             number += 1
-            self._executed += 1
             now = clock()
             if now >= self._flush_at:
                 self._busy_s += now - started
@@ -177,9 +184,11 @@ class _Worker:
         except BaseException as error:  # noqa: BLE001 - as above: pickling runs code of the user's
             self._put((ERROR, number, *_describe(error)))
 
-    def _put(self, item: tuple[Any, ...]) -> None:
-        self._encode_values()
-        self._items.append(item)
+    def _put(self, item: tuple[Any, ...], executed: int = 1) -> None:
+        with self._lock:
+            self._encode_values()
+            self._items.append(item)
+            self._executed += executed
 
     def _encode_values(self) -> None:
         values, self._values = self._values, []
@@ -196,11 +205,14 @@ class _Worker:
 
     def flush(self) -> None:
         """Send what is there."""
-        self._encode_values()
-        message = (self._executed, self._busy_s, self._items)
-        self._items, self._executed, self._busy_s = [], 0, 0.0
-        for piece in frame(message):
-            self._socket.sendall(piece)
+        with self._lock:
+            self._encode_values()
+            if not self._items:
+                return
+            message = (self._executed, self._busy_s, self._items)
+            self._items, self._executed, self._busy_s = [], 0, 0.0
+            for piece in frame(message):
+                self._socket.sendall(piece)
 
 
 def _import_script(how: str, what: str) -> None:
@@ -240,4 +252,18 @@ def _traceback_text() -> str:
     return "".join(traceback.format_exception(*sys.exc_info()))
 
 
-__all__ = ["BLOCK", "BROKEN", "CELLS", "ERROR", "NEVER", "RESULT", "RESUME", "SKIPPED", "STARTED", "STOP", "enter"]
+__all__ = [
+    "BLOCK",
+    "BROKEN",
+    "CELLS",
+    "ERROR",
+    "FLUSH",
+    "NEVER",
+    "RESULT",
+    "RESUME",
+    "SKIPPED",
+    "STACK",
+    "STARTED",
+    "STOP",
+    "enter",
+]

@@ -145,6 +145,15 @@ class StoreMachine(RuleBasedStateMachine):
         own = [self.give(client, id) for id in ids if claimed]
         return multiple(*own, *self.give_claimed(client, turned, most))
 
+    @rule(target=claims, client=clients, function=functions, argument=values)
+    def adds_one_claimed(self, client: Client, function: Function, argument: Any) -> GivenClaim:
+        id, added = self.next_id, call(argument)
+        self.next_id += 1
+        self.now += 1
+        client.store.add_claimed(client.owner, client.run, id, function, added, self.now)
+        self.model.add(client.run.queue, client.run.id, function, id, added, self.now)
+        return self.give(client, id)
+
     @rule(target=claims, client=clients, most=st.integers(1, 4))
     def claims_some(self, client: Client, most: int) -> Any:
         return multiple(*self.give_claimed(client, self.turn(client, claim=most), most))

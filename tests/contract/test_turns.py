@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,6 +54,25 @@ def test_calls_added_as_claimed_run_as_first_attempt_of_who_adds_them(client: Cl
     assert (task.status, task.owner, task.attempts) == (Status.RUNNING, client.owner, 1)
     assert (task.enqueued_at, task.started_at) == (now, now)
     assert other.claim() == []
+
+
+@pytest.mark.parametrize("added", [call(2, base=3), Call(b"a pickle", None, b"identity")])
+def test_add_claimed_does_what_a_turn_of_one_claimed_add_does(client: Client, other: Client, added: Call) -> None:
+    (one, two), now = new_ids(2), tick()
+    client.turn(now, adds=[Batch(one, 1, CUBE, calls=[added], claimed=True)])
+    client.store.add_claimed(client.owner, client.run, two, CUBE, added, now)
+    assert client.store.get(two) == replace(client.store.get(one), id=two)
+    assert other.claim() == []
+    assert other.end(Event.COMPLETE, two) == {two}
+    assert client.end(Event.COMPLETE, two, result="8") == set()
+
+
+def test_add_claimed_of_an_id_that_is_there_changes_nothing(client: Client) -> None:
+    (id,) = client.add(1)
+    before = client.store.find()
+    with pytest.raises(StoreError):
+        client.store.add_claimed(client.owner, client.run, id, SQUARE, call(2), tick())
+    assert client.store.find() == before
 
 
 def test_a_call_is_kept_with_its_named_arguments_or_as_a_pickle(client: Client) -> None:
@@ -338,7 +358,7 @@ def test_a_turn_tells_whether_another_has_changed_the_store(client: Client, othe
     assert not client.turn().foreign
 
 
-@pytest.mark.parametrize("between", ["adding a new function", "listening", "cancelling"])
+@pytest.mark.parametrize("between", ["adding a new function", "adding one", "listening", "cancelling"])
 def test_what_another_changed_is_told_by_the_next_turns_whatever_comes_between(
     client: Client, other: Client, between: str
 ) -> None:
@@ -347,6 +367,8 @@ def test_what_another_changed_is_told_by_the_next_turns_whatever_comes_between(
     turns = []
     if between == "adding a new function":
         turns.append(client.turn(adds=[Batch(new_ids(1)[0], 1, CUBE, calls=[call(1)])]))
+    elif between == "adding one":
+        client.store.add_claimed(client.owner, client.run, new_ids(1)[0], CUBE, call(1), tick())
     elif between == "listening":
         client.store.hear(client.owner)
     else:
