@@ -340,9 +340,15 @@ class Dispatcher:
             self._cancel(numbers)
 
     def drop(self, sink: Sink) -> None:
-        """As `forget()`, but at the next turn: an iterator can be collected anywhere, also within a turn."""
-        self._dropped.append(sink)
-        self._standby.set()
+        """As `forget()`, from anywhere: an iterator can be collected within a turn, and then is left to the next."""
+        if not self.lock.enter_if_free():
+            self._dropped.append(sink)
+            return
+        try:
+            if not self._closed:
+                self._forget(sink)
+        finally:
+            self.lock.__exit__()
 
     def read(self, first: int, count: int) -> list[Any]:
         """The outcomes of finished tasks with consecutive ids, as `put()` gives single ones."""
@@ -980,6 +986,16 @@ class _TurnLock:
                 # Between these two lines nothing is under way yet that an interrupt could harm.
                 self._before = before
                 set_signal(SIGINT, self._miss)
+
+    def enter_if_free(self) -> bool:
+        """Take the lock if nobody has it, not even the calling thread."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        free = self._depth == 0
+        if free:
+            self.__enter__()
+        self._lock.release()
+        return free
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
