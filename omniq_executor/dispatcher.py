@@ -63,6 +63,7 @@ from .stores.owners import NODES
 RETRY_S = 1.0  # until outcomes that could not be stored are offered again
 STANDBY_S = 0.005
 GRACE_S = 0.001
+ANSWER_S = 0.2  # in which workers that are to be ended can send what they have
 KILL_AFTER_S = 5.0  # for workers that do not end by themselves when they should
 POLL_S = 0.002  # of a burst, after which a caller's turn brings in outcomes and gives what is held
 
@@ -146,6 +147,7 @@ class Dispatcher:
         self._crash_retries = crash_retries
         self._closing = False
         self._closed = False
+        self._stopping = False  # whether nothing is given to workers any more
         self._ids = Ids(owner)
         self._futures: dict[int, DurableFuture] = {}
         self._ranges: list[_Range] = []  # of maps, in order of their ids
@@ -512,7 +514,7 @@ class Dispatcher:
             return
         work = Turn(now())
         outcomes = self._prepare_ends(work) if self._reports else []
-        if not self._holds:
+        if not self._holds and not self._stopping:
             self._give_returned()
         total, best = engine.room()
         self._room = total
@@ -523,7 +525,7 @@ class Dispatcher:
             batch.claimed = claimed
             work.adds = (batch,)
             self._backlog = self._backlog or not claimed
-        if self._backlog and not self._held:
+        if self._backlog and not self._held and not self._stopping:
             work.claim = total
         if work.adds or work.blocks or work.outcomes or work.claim or self._rung:
             self._commit(work, outcomes)
@@ -846,11 +848,24 @@ class Dispatcher:
             if self._closed:
                 return
             self.clean = False
-            self._closing = True
+            self._closing = self._stopping = True
+            self._save_results()
             self.engine.close(signal_number, KILL_AFTER_S)
             self._fail(PoolBroken(f"{why}; the call stays in the store and can be run again"))
         self._tell()
         self.close(wait=True)
+
+    def _save_results(self) -> None:
+        """Bring in the results of calls that are done, before their workers are ended."""
+        self.engine.ask_for_results()
+        deadline = time.monotonic() + ANSWER_S
+        while self.engine.awaits_results() and (left := deadline - time.monotonic()) > 0:
+            for key, mask in self._selector.select(left):
+                key.data(mask)
+        try:
+            self._turn()
+        except StoreError as error:
+            _log.error("the last results could not be stored, and their calls will run again: %s", error)
 
     def _finished(self) -> bool:
         if not self._closing or self._open or self._told != self._to_tell:

@@ -16,6 +16,7 @@ import contextlib
 import functools
 import io
 import os
+import pickle
 import selectors
 import signal
 import socket
@@ -61,7 +62,8 @@ class Launcher:
     def __init__(self, context: BaseContext, array: Any, initializer: Initializer, initargs: Sequence[Any]) -> None:
         self._context = context
         self._array = array
-        self._setup = _Setup(initializer, initargs, _script())
+        # Without an initializer nobody sees its arguments, and they need not travel.
+        self._setup = _Setup(initializer, initargs if initializer is not None else (), _script())
         self._selector: selectors.BaseSelector | None = None
         self._alive: dict[Process, Any] = {}
 
@@ -239,13 +241,9 @@ class _Setup:
 
     def __reduce__(self) -> Any:
         setup = self.initializer, self.initargs, self.script
-        try:
-            plain = bytes(reduction.ForkingPickler.dumps(setup))
-        except Exception as error:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
-            plain, cause = b"", error
-        if plain and b"__main__" not in plain:
-            return _Packed, (plain,)
-        import cloudpickle
+        if self.initializer is None:
+            return _Packed, (pickle.dumps(setup),)
+        import cloudpickle  # 30 ms of imports
 
         class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             """By value, and with what multiprocessing knows of connections. The table must be the class's own."""
@@ -254,11 +252,9 @@ class _Setup:
                 reduction.ForkingPickler(io.BytesIO()).dispatch_table, cloudpickle.Pickler.dispatch_table
             )
 
+        # Once only: each time, the connections in it are handed to the process that is being started.
         buffer = io.BytesIO()
-        try:
-            Pickler(buffer, 5).dump(setup)
-        except Exception as error:
-            raise error from (None if plain else cause)
+        Pickler(buffer, 5).dump(setup)
         return _Packed, (buffer.getvalue(),)
 
     def unpack(self) -> worker.Setup:

@@ -193,6 +193,10 @@ class LocalEngine:
         data.setblocking(False)
         try:
             process = self._launcher.start(slot, theirs, their_control, lambda: self._on_death(slot, worker))
+        except BaseException:
+            data.close()
+            control.close()
+            raise
         finally:
             theirs.close()
             their_control.close()
@@ -324,6 +328,18 @@ class LocalEngine:
             elif self._is_hoarding(worker) and worker.heard_at + STEAL_AFTER_S <= now and is_idle():
                 self._stop(worker)
                 worker.take_at = now + _VISIBLE_S
+
+    def ask_for_results(self) -> None:
+        """Have all workers send what results lie there."""
+        for worker in self._slots:
+            if worker is not None and worker.queued:
+                worker.asked_at = time.monotonic()
+                with contextlib.suppress(OSError):
+                    worker.control.send(proc.FLUSH)
+
+    def awaits_results(self) -> bool:
+        """Whether a worker that was asked has not answered."""
+        return any(worker is not None and worker.queued and worker.heard_at < worker.asked_at for worker in self._slots)
 
     def recall(self, ids: Container[int]) -> None:
         """Take back, at once, what waits in workers that have unstarted calls with one of these ids."""

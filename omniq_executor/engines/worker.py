@@ -77,7 +77,7 @@ def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) ->
     with contextlib.suppress(OSError):
         while asked := control.recv(1):
             if asked == FLUSH:
-                worker.flush()
+                worker.flush(always=True)
                 continue
             import traceback  # most workers are never asked for a stack
 
@@ -203,11 +203,11 @@ class _Worker:
                 for number, (value,) in enumerate(values, self._first)
             ]
 
-    def flush(self) -> None:
-        """Send what is there."""
+    def flush(self, always: bool = False) -> None:
+        """Send what is there; `always` also if it is nothing."""
         with self._lock:
             self._encode_values()
-            if not self._items:
+            if not (self._items or always):
                 return
             message = (self._executed, self._busy_s, self._items)
             self._items, self._executed, self._busy_s = [], 0, 0.0
