@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import StoreError
 
@@ -17,6 +17,13 @@ class Address(NamedTuple):
     path: Path
 
 
+def _path_text(address: Any) -> str:
+    text = os.fspath(address) if isinstance(address, os.PathLike) else address
+    if not isinstance(text, str):
+        raise TypeError(f"the address of a store is a text or a path, not {address!r}")
+    return text
+
+
 def parse_address(address: str | os.PathLike[str] | None) -> Address:
     """The backend and path that an address names; None is `omniq_data/omniq.db` in the current folder.
 
@@ -24,7 +31,7 @@ def parse_address(address: str | os.PathLike[str] | None) -> Address:
     folder. `sqlite:///x` is relative to the current folder and `sqlite:////x` absolute, as usual for
     such addresses. Raises StoreError for a scheme that is neither.
     """
-    text = os.fspath(address) if address is not None else DEFAULT_ADDRESS
+    text = DEFAULT_ADDRESS if address is None else address if isinstance(address, str) else _path_text(address)
     scheme, separator, rest = text.partition("://")
     if separator:
         if scheme in ("sqlite", "file") and len(rest) > 1 and rest.startswith("/"):

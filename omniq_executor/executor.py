@@ -77,8 +77,14 @@ class PersistentExecutor(concurrent.futures.Executor):
         _refuse_in_worker_start()
         if max_workers is None:
             max_workers = _usable_cpus()
-        elif max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")
+        _check_whole("max_workers", max_workers, at_least=1)
+        _check_whole("crash_retries", crash_retries, at_least=0)
+        if mp_context is not None and not isinstance(mp_context, BaseContext):
+            raise TypeError(f"mp_context is a context of multiprocessing, as get_context() returns, not {mp_context!r}")
+        if queue is not None and not isinstance(queue, str):
+            raise TypeError(f"queue is a text, not {queue!r}")
+        if queue == "":
+            raise ValueError("queue is empty: give it a name, or leave it out")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if max_tasks_per_child is not None:
@@ -90,8 +96,6 @@ class PersistentExecutor(concurrent.futures.Executor):
             raise ValueError(f"resume is 'crashed', 'always' or 'never', not {resume!r}")
         if engine != "local":
             raise ValueError(f"engine is 'local', not {engine!r}")
-        if crash_retries < 0:
-            raise ValueError(f"crash_retries cannot be negative, as {crash_retries} is")
         # Before anything is opened: with fork, this forks.
         pool = LocalEngine(max_workers, mp_context or _default_context(), initializer, initargs, max_tasks_per_child)
         try:
@@ -134,7 +138,7 @@ class PersistentExecutor(concurrent.futures.Executor):
     ) -> DurableFuture:
         try:
             function = self._functions.describe(fn)
-            call = stored_call(args, kwargs)
+            call = stored_call(function, args, kwargs)
         except CallError as error:
             future = DurableFuture(None, None)
             future.set_exception(error)
@@ -254,6 +258,13 @@ class _WithOptions(concurrent.futures.Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As PersistentExecutor.shutdown(): it is the same pool."""
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _check_whole(name: str, value: Any, at_least: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be greater than {at_least - 1}, not {value}")
 
 
 def default_queue() -> str:

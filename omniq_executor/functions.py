@@ -6,6 +6,7 @@ import types
 from typing import Any
 
 from . import codec, keys
+from .errors import SerializationError
 from .stores.base import Call, Function
 
 _CACHE_SIZE = 1024
@@ -41,9 +42,16 @@ class Functions:
         return described
 
 
-def stored_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def stored_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """The stored form of a call's arguments. Raises SerializationError if they have none."""
-    first, second = codec.encode_call(args, kwargs)
+    try:
+        first, second = codec.encode_call(args, kwargs)
+    except SerializationError as error:
+        cause = error.__cause__
+        raise SerializationError(
+            f"an argument of {function.path} can be neither written as JSON nor pickled:"
+            f" {type(cause).__name__}: {cause}"
+        ) from cause
     if isinstance(first, str):
         return Call(first, second)
     try:

@@ -111,7 +111,7 @@ class Results(Iterator[Any]):
         size = 0
         for row in rows:
             try:
-                calls.append(stored_call(row, {}))
+                calls.append(stored_call(self._function, row, {}))
                 size += len(calls[-1].args)
             except CallError as error:
                 self._add(calls)

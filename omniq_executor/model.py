@@ -190,7 +190,7 @@ def format_id(number: int) -> str:
 
 def parse_id(text: str) -> int:
     """The number of a shown id. Raises ValueError for anything that `format_id` does not write."""
-    digits = text.removeprefix("task-")
+    digits = text.removeprefix("task-") if isinstance(text, str) else ""  # type: ignore[redundant-expr]
     if len(digits) == _DIGITS and digits != text and set(digits) <= set(ALPHABET) and digits[0] in "01234567":
         number = 0
         for digit in digits:

@@ -75,8 +75,8 @@ class SQLiteStore(Store):
         self._connection: sqlite3.Connection | None = None
         if not create and not self.path.exists():
             raise StoreError(f"there is no store at {self.path}")
-        self._prepare_files()
         self._owners = Owners(self.path.with_name(self.path.name + "-owners"))
+        self._prepare_files()
         try:
             with _explained(self.path), self._owners.gate(BUSY_TIMEOUT_S):
                 self._connection = self._connect(durability)
@@ -90,35 +90,42 @@ class SQLiteStore(Store):
 
     def _prepare_files(self) -> None:
         try:
-            for folder in (*reversed(self.path.parents), self.path.with_name(self.path.name + "-owners")):
-                if not folder.exists():
-                    with contextlib.suppress(FileExistsError):
-                        folder.mkdir(mode=0o700)
+            for folder in reversed(self.path.parents):
+                _make_folder(folder)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             if not stat.S_ISREG(self.path.stat().st_mode):
                 raise StoreError(f"{self.path} is not a file; give the path of a database file")
+            with _explained(self.path), contextlib.closing(self._look()) as connection:
+                self._check_format(connection)  # before anything is left beside a file that is not ours
+            _make_folder(self._owners.folder)
         except OSError as error:
             raise StoreError(
                 f"the store {self.path} cannot be created: {error.strerror} ({error.filename});"
                 " choose a folder that you can write to"
             ) from error
 
-    def _connect(self, durability: Durability) -> sqlite3.Connection:
-        connection = sqlite3.connect(
+    def _look(self) -> sqlite3.Connection:
+        return sqlite3.connect(
             self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
         )
+
+    def _check_format(self, connection: sqlite3.Connection) -> None:
+        ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+        ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+        if (version or tables) and application != transactions.APPLICATION_ID:
+            raise StoreError(f"{self.path} is the database of another program; give the store a file of its own")
+        if version > transactions.SCHEMA_VERSION:
+            raise StoreVersionError(
+                f"{self.path} has schema version {version}, and this omniq_executor reads up to"
+                f" {transactions.SCHEMA_VERSION}: install a newer one, or use another store"
+            )
+
+    def _connect(self, durability: Durability) -> sqlite3.Connection:
+        connection = self._look()
         try:
-            ((version,),) = connection.execute("PRAGMA user_version").fetchall()
-            ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
-            ((application,),) = connection.execute("PRAGMA application_id").fetchall()
-            if (version or tables) and application != transactions.APPLICATION_ID:
-                raise StoreError(f"{self.path} is the database of another program; give the store a file of its own")
-            if version > transactions.SCHEMA_VERSION:
-                raise StoreVersionError(
-                    f"{self.path} has schema version {version}, and this omniq_executor reads up to"
-                    f" {transactions.SCHEMA_VERSION}: install a newer one, or use another store"
-                )
+            self._check_format(connection)
             connection.execute(
                 "PRAGMA page_size = 2048"
             )  # a lone commit writes a page or two: half the bytes of the default
@@ -198,6 +205,7 @@ class SQLiteStore(Store):
         if not dead:
             return 0
         released: int = self._write(transactions.bury(dead))
+        self._version = -1
         for owner in dead:
             self._owners.forget(owner)
         return released
@@ -376,6 +384,12 @@ def _drive(connection: sqlite3.Connection, transaction: Transaction) -> Any:
             sql, parameters = transaction.send(reply)
     except StopIteration as done:
         return done.value
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.exists():
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ client = Client(backend, address)
 assert len(client.claim(3)) == 3
 ready()
 input()
+client.close()
 """
 
 

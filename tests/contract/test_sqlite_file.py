@@ -124,7 +124,7 @@ def test_a_child_of_a_fork_has_no_use_of_its_parents_handle(start: Callable[...,
         "    except omniq_executor.StoreError: os._exit(3)\n"
         "    finally: os._exit(4)\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3\n"
-        "client.add(1); ready(); input()\n"
+        "client.add(1); ready(); input(); client.close()\n"
     )
     assert process.communicate("end\n", timeout=30) == ("", "")
     assert process.returncode == 0
