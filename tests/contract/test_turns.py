@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from omniq_executor import StoreError
 from omniq_executor.codec import decode, encode
-from omniq_executor.model import ErrorInfo, Event, Status, Task
+from omniq_executor.model import ENDS_CLAIM, ErrorInfo, Event, Status, Task, target
 from omniq_executor.stores.base import Batch, Block, Call, Outcome
 
 plain = st.recursive(
@@ -338,6 +338,16 @@ def test_one_claim_that_is_lost_does_not_harm_the_other_ends_of_its_turn(client:
     assert turned.refused == {ids[1], ids[4]}
     assert [client.store.get(id).result for id in ids] == ['"a"', None, '"c"', None, None, "2"]
     assert [client.store.get(id).owner for id in (ids[1], ids[4])] == [other.owner] * 2
+
+
+@pytest.mark.parametrize("event", sorted(ENDS_CLAIM, key=lambda event: event.value))
+def test_of_several_like_ends_only_those_of_lost_claims_are_refused(client: Client, event: Event) -> None:
+    ids = client.add(*range(4), claimed=True)
+    client.end(Event.RELEASE, ids[2])
+    assert client.claim() == [ids[2]]  # as attempt 2
+    assert client.end(event, *ids) == {ids[2]}
+    assert client.statuses(ids) == [target(event), target(event), Status.RUNNING, target(event)]
+    assert client.complete_block(ids[2], ["a", "b"], attempt=2) == {ids[3]}
 
 
 def test_an_end_of_an_unknown_task_is_refused(client: Client) -> None:
