@@ -125,7 +125,8 @@ class Script:
         self.folder = folder
         self.store = folder / "omniq_data" / "omniq.db"  # the default of what runs in that folder
         self.journal = Journal(folder / "journal")
-        self._env = {**os.environ, "PYTHONPATH": str(Path(omniq_executor.__file__).parents[1])}
+        self._env = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+        self._env["PYTHONPATH"] = str(Path(omniq_executor.__file__).parents[1])
         self._env.pop("PYTHONSTARTUP", None)
         self._processes: list[subprocess.Popen[str]] = []
 
@@ -149,8 +150,19 @@ class Script:
     ) -> "subprocess.CompletedProcess[str]":
         """Run it to its end, whatever that is."""
         process = self.start(*args, python=python, stdin=subprocess.PIPE)
-        process.communicate(text, timeout=timeout_s)
+        try:
+            process.communicate(text, timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"not ended after {timeout_s} s:\n{self._stacks(process)}") from error
         return self.finished(process)
+
+    def _stacks(self, process: "subprocess.Popen[str]") -> str:
+        """What its processes are doing; it ends them."""
+        members = self.members(process)
+        for member in members:
+            os.kill(member, signal.SIGABRT)  # PYTHONFAULTHANDLER prints the stacks
+        process.wait(WAIT_S)
+        return f"{members}\n" + self._output(self._processes.index(process), "err").read_text()
 
     def finished(self, process: "subprocess.Popen[str]", timeout_s: float = WAIT_S) -> Any:
         """Wait for its end; returns its exit status and what it printed."""

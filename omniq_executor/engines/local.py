@@ -105,6 +105,7 @@ class _Worker:
         self.heard_at = time.monotonic()
         self.asked_at = 0.0  # to send what results lie there
         self.spoke = False
+        self.broken: str | None = None  # why it could not start
         self.watched = False
 
     @property
@@ -263,7 +264,7 @@ class LocalEngine:
                 worker.reported = max(worker.reported, end)
                 self._drop_reported(worker)
             case proc.BROKEN:
-                self.broken = rest[0]
+                worker.broken = rest[0]
 
     def _report(self, worker: _Worker, kind: str, number: int, count: int, payload: Any) -> None:
         """Report on calls with consecutive numbers."""
@@ -384,6 +385,8 @@ class LocalEngine:
         while worker.watched and self._read(worker):
             pass
         how = _describe_exit(worker.process.exit_code)
+        if worker.broken is not None:  # known now, and told only now: its last log records are out
+            self.broken = worker.broken
         if self._slots[slot] is worker:
             self._slots[slot] = None
             started, end = worker.cells[proc.STARTED], min(worker.taken, worker.next)
