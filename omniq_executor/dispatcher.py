@@ -122,7 +122,9 @@ class Ids:
         self._used = 0
 
     def take(self, count: int) -> int:
-        """The first of `count` consecutive new ids."""
+        """The first of `count` consecutive new ids. Raises ValueError for more than a tick has."""
+        if count > 1 << self._COUNT_BITS:
+            raise ValueError(f"{count} ids at once are more than {1 << self._COUNT_BITS}")
         tick = time.time_ns() // 16_000_000
         if tick > self._tick:  # a clock that was set back is ignored until time has caught up
             self._tick, self._used = tick, 0
@@ -294,6 +296,7 @@ class Dispatcher:
             cancelled += self.store.cancel([*mine], now())
         for number in cancelled:
             self._resolve(number, CANCELLED)
+            self._rung = True  # it is news to this owner too, to be cleared with the next turn
         self.store.ring(self.owner)
 
     def _recall(self, numbers: set[int]) -> dict[int, int]:

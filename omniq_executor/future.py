@@ -43,7 +43,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
         return self._dispatcher.store.get(self._number)
 
     def cancel(self) -> bool:
-        """Cancel the call if no process has claimed it; True if it is cancelled, now or before.
+        """Cancel the call if it has not started; True if it is cancelled, now or before.
 
         A cancelled call never runs: not here, not in another process, not after a restart.
         """

@@ -32,7 +32,7 @@ from ..errors import StoreError, StoreVersionError, TaskNotFound
 from ..model import Status, Task, format_id, now, parse_id
 from . import transactions
 from .base import Call, Found, Function, Owner, Resume, Run, Store, Turn, Turned
-from .owners import Owners, new_owner_id
+from .owners import NODES, Owners, new_owner_id
 from .transactions import Many, Reply, Transaction
 
 Durability = Literal["process", "power"]
@@ -182,11 +182,13 @@ class SQLiteStore(Store):
 
     def enter(self, queue: str) -> int:
         with self._lock:
-            owner = new_owner_id(id for (id,) in self._read("SELECT id FROM owner"))
-            self._owners.hold(owner)
-            self._write(transactions.enter(owner, queue, self._owners.host, os.getpid(), now()))
-            self._version = -1  # this connection's own change of the owners does not count there
-            return owner
+            while True:
+                owner = new_owner_id(id for (id,) in self._read("SELECT id FROM owner"))
+                self._owners.hold(owner)
+                if self._write(transactions.enter(owner, NODES, queue, self._owners.host, os.getpid(), now())):
+                    self._version = -1  # this connection's own change of the owners does not count there
+                    return owner
+                self._owners.let_go(owner)  # another was faster with such an id
 
     def leave(self, owner: int) -> None:
         self._write(transactions.bury([owner]))

@@ -304,12 +304,17 @@ def _change(event: Event, columns: str, ids: Sequence[int]) -> Transaction:
 # Owners
 
 
-def enter(id: int, queue: str, host: str, pid: int, now: int) -> Transaction:
-    """Register an owner. What finished before is no news to it."""
-    yield (
-        "INSERT INTO owner SELECT ?, ?, ?, ?, ?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'news'), 0)",
-        (id, queue, host, pid, now),
+def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Transaction:
+    """Register an owner, unless its id is another's modulo `nodes`; returns whether it is.
+
+    What finished before is no news to it.
+    """
+    _, changed = yield (
+        "INSERT INTO owner SELECT ?, ?, ?, ?, ?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'news'), 0)"
+        " WHERE NOT EXISTS (SELECT 1 FROM owner WHERE id % ? = ?)",
+        (id, queue, host, pid, now, nodes, id % nodes),
     )
+    return changed == 1
 
 
 def bury(owners: Sequence[int]) -> Transaction:
