@@ -158,6 +158,7 @@ class Dispatcher:
         self._to_tell = 0  # futures that were resolved in the store, ever, and ...
         self._told = 0  # ... those of them that know
         self._told_lock = threading.Lock()
+        self._sunk = False  # whether a sink was given something that a driver may wait for
         self._resolved: deque[tuple[DurableFuture, Any, bool]] = deque()  # committed, to be told outside the lock
         self._crashes: dict[int, int] = {}  # of tasks claimed here that have crashed before
         self._functions: dict[bytes, bytes] = {}  # pickles by digest
@@ -215,7 +216,7 @@ class Dispatcher:
                         raise
                     future = self._future_of(found)
                     self._turn()
-        if self._resolved:
+        if self._resolved or self._sunk:
             self._tell()
         return future
 
@@ -775,6 +776,7 @@ class Dispatcher:
         if single is not None:
             sink, position = single
             self._open -= 1
+            self._sunk = True
             sink.put(position, number, 1, outcome)
             return
         span = self._range_of(number)
@@ -797,6 +799,7 @@ class Dispatcher:
         ]
         self._ranges[index : index + 1] = rest
         self._open -= count
+        self._sunk = True
         span.sink.put(span.position + number - span.first, number, count, outcome)
 
     def _range_of(self, number: int) -> _Range | None:
@@ -823,8 +826,18 @@ class Dispatcher:
             if told:
                 with self._told_lock:
                     self._told += told
-                if (self._driver is not None and self._driver_thread != threading.get_ident()) or self._closing:
-                    self._wake()  # what the driver waits for may be among them
+            if told or self._sunk or self._closing:
+                self._sunk = False
+                if self._looks_elsewhere():
+                    # What it waits for may have come, after it looked and before it waits for events.
+                    self._wake()
+
+    def _looks_elsewhere(self) -> bool:
+        """Whether another thread than this one takes the turns, and may be waiting for events."""
+        me = threading.current_thread()
+        if self._driver is not None:
+            return self._driver_thread != me.ident
+        return self._closing and me is not self._thread
 
     # endings
 

@@ -1,0 +1,58 @@
+"""Races of the dispatcher's threads, each made to happen."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import calls
+import pytest
+
+from omniq_executor import PersistentExecutor
+
+WAIT_S = 30.0
+
+
+@pytest.fixture
+def executor(tmp_path: Path) -> Iterator[PersistentExecutor]:
+    with PersistentExecutor(1, store=tmp_path / "store.db") as made:
+        yield made
+
+
+def drive_past_a_turn_of_another_thread(executor: PersistentExecutor, is_done: Any) -> None:
+    """Drive until `is_done()`, with a whole turn by another thread between the driver's first look and its wait."""
+    dispatcher = executor._dispatcher
+    looked = threading.Event()
+
+    def look() -> bool:
+        if not looked.is_set():
+            looked.set()
+            other = threading.Thread(target=dispatcher._take_turn, args=(WAIT_S,))
+            other.start()
+            other.join()
+            assert is_done()
+            return False  # what the driver saw is out of date by now
+        return bool(is_done())
+
+    ended = threading.Event()
+
+    def drive() -> None:
+        dispatcher.drive(look, None)
+        ended.set()
+
+    threading.Thread(target=drive, daemon=True).start()
+    assert ended.wait(WAIT_S / 3)
+
+
+def test_a_driver_sees_an_item_of_a_map_that_came_between_its_look_and_its_wait(executor: PersistentExecutor) -> None:
+    executor.submit(calls.square, 1).result(WAIT_S)
+    results: Any = executor.map(calls.square, [3])
+    drive_past_a_turn_of_another_thread(executor, results._arrivals.has_next)
+    assert list(results) == [9]
+
+
+def test_a_driver_sees_a_future_that_was_done_between_its_look_and_its_wait(executor: PersistentExecutor) -> None:
+    executor.submit(calls.square, 1).result(WAIT_S)
+    future = executor.submit(calls.square, 3)
+    drive_past_a_turn_of_another_thread(executor, future.done)
+    assert future.result(WAIT_S) == 9
