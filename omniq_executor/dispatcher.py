@@ -577,7 +577,11 @@ class Dispatcher:
         outcomes: list[Outcome] = []
         resolutions: list[tuple[Sequence[int], Any]] = []
         for kind, numbers, attempts, payload in self._reports:
-            if kind == proc.BLOCK:
+            if kind == proc.BLOCK and len(numbers) == 1:
+                result = payload[2:-2]  # of [[result]]
+                outcomes.append(Outcome(numbers[0], attempts[0], Event.COMPLETE, result=result))
+                resolutions.append((numbers, result))
+            elif kind == proc.BLOCK:
                 for first, part, attempt, text in _consecutive(numbers, attempts, payload):
                     blocks.append(Block(first, part, attempt, text))
                     resolutions.append((range(first, first + part), Text(text)))

@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any
 
 _LENGTH = struct.Struct("!Q")
-_READ_BYTES = 1 << 16  # a buffer above 128 KiB would be mapped and unmapped for every read
+_READ_BYTES = 1 << 16
 _JOIN_BELOW = 1 << 16  # smaller messages go out in one piece with their length
 
 Buffer = bytes | bytearray | memoryview
@@ -30,7 +30,8 @@ class Inbox:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._partial = bytearray()  # less than one frame, of a small one
+        self._buffer = bytearray(_READ_BYTES)
+        self._partial = b""  # less than one frame, of a small one
         self._body: memoryview | None = None  # the body of a large frame under way ...
         self._filled = 0  # ... and how much of it is there
 
@@ -41,27 +42,33 @@ class Inbox:
         """
         if self._body is not None:
             return self._read_body(self._body)
-        data: Buffer = self._socket.recv(_READ_BYTES)
-        if not data:
+        count = self._socket.recv_into(self._buffer)
+        if not count:
             raise EOFError
+        data = memoryview(self._buffer)[:count]
         if self._partial:
-            self._partial += data
-            data = self._partial
-        messages, start = [], 0
-        while len(data) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(data, start)
-            end = start + _LENGTH.size + length
+            data = memoryview(self._partial + data)
+            self._partial = b""
+        messages = []
+        while len(data) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
             if end > len(data):
-                if length >= _READ_BYTES:  # large: its rest is read straight into place
-                    self._body = memoryview(bytearray(length))
-                    self._filled = len(data) - start - _LENGTH.size
-                    self._body[: self._filled] = memoryview(data)[start + _LENGTH.size :]
-                    start = len(data)
                 break
-            messages.append(pickle.loads(memoryview(data)[start + _LENGTH.size : end]))
-            start = end
-        self._partial = bytearray(memoryview(data)[start:])
+            messages.append(pickle.loads(data[_LENGTH.size : end]))
+            data = data[end:]
+        if data:
+            self._keep(data)
         return messages
+
+    def _keep(self, data: memoryview) -> None:
+        """The beginning of a frame, until there is more of it."""
+        length = _LENGTH.unpack_from(data)[0] if len(data) >= _LENGTH.size else 0
+        if length >= _READ_BYTES:  # the rest of a large one is read straight into place
+            self._body = memoryview(bytearray(length))
+            self._filled = len(data) - _LENGTH.size
+            self._body[: self._filled] = data[_LENGTH.size :]
+        else:
+            self._partial = bytes(data)
 
     def _read_body(self, body: memoryview) -> list[Any]:
         count = self._socket.recv_into(body[self._filled :])

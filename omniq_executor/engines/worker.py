@@ -161,6 +161,8 @@ class _Worker:
                 self.flush()
                 self._flush_at = now + FLUSH_S
         self._busy_s += clock() - started
+        if len(rows) == 1:  # a call that came alone is waited for
+            self.flush()
 
     def _load(self, function: bytes) -> Any:
         try:

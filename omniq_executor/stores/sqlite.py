@@ -169,6 +169,13 @@ class SQLiteStore(Store):
                 raise _explain(self.path, error) from error
             return result
 
+    def _execute(self, statement: transactions.Statement) -> sqlite3.Cursor:
+        """Run a statement that is a transaction by itself."""
+        try:
+            return self._opened().execute(*statement)
+        except sqlite3.Error as error:
+            raise _explain(self.path, error) from error
+
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         with self._lock, _explained(self.path):
             return self._opened().execute(sql, parameters).fetchall()
@@ -256,10 +263,7 @@ class SQLiteStore(Store):
             queue, known = self._queue(run.queue), self._function(function)
         statement = transactions.add_claimed(owner, run.id, queue, known, number, call, now)
         with self._lock:
-            try:
-                self._opened().execute(*statement)
-            except sqlite3.Error as error:
-                raise _explain(self.path, error) from error
+            self._execute(statement)
             self._count_turn()
 
     def turn(self, owner: int, run: Run, work: Turn) -> Turned:
@@ -267,6 +271,10 @@ class SQLiteStore(Store):
         for batch in work.adds:
             self._function(batch.function)
         with self._lock:
+            statement = transactions.lone_end(owner, work) if len(self._peers) == 1 else None
+            if statement is not None and self._execute(statement).rowcount == 1:
+                self._count_turn()
+                return Turned()
             known = self._functions
             try:
                 turned: Turned = self._write(transactions.turn(owner, run.id, queue, known, work, self._peers))

@@ -138,6 +138,7 @@ _END = {
     Event.CRASH: f"UPDATE task SET status = {target(Event.CRASH):d}, owner = NULL, started_at = NULL,"
     f" crashes = crashes + 1 WHERE id = ? AND {_FENCE}",
 }
+_ALONE = " AND (SELECT count(*) FROM owner) = 1"
 _CLAIM = f"""
     UPDATE task SET status = {target(Event.CLAIM):d}, owner = ?, attempts = attempts + 1, started_at = ?
     WHERE id IN (
@@ -153,6 +154,18 @@ _RELEASE_ALL = f"""
 
 class Inexact(Exception):
     """A bulk statement changed fewer rows than it should have: roll back, and do the turn with `exact=True`."""
+
+
+def lone_end(owner: int, work: Turn) -> Statement | None:
+    """The one statement of a turn that ends one claim and nothing else, or None for any other turn.
+
+    It needs no transaction around it (see `add_claimed`), and changes nothing where another owner is
+    there who has to be told, or where the claim is lost: then the turn is done in the general way.
+    """
+    if len(work.outcomes) != 1 or work.blocks or work.adds or work.claim:
+        return None
+    (end,) = work.outcomes
+    return _END[end.event] + _ALONE, (*_end_columns(end, work.now), end.id, owner, end.attempt)
 
 
 def turn(
