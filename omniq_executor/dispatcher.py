@@ -34,31 +34,27 @@ In a burst, claimed calls are held for up to POLL_S and given to the workers man
 a worker costs more than storing a call. A call that comes alone is given at once.
 """
 
-import itertools
 import logging
 import os
-import pickle
 import selectors
 import threading
 import time
 import traceback
-
-# The functions behind those of `signal`, which wrap handlers in enums at a tenth of the cost of a whole submit().
-from _signal import SIGINT, getsignal, signal as set_signal  # type: ignore[import-not-found]
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from . import codec
-from .engines import worker as proc
-from .engines.local import CRASHED, RETURNED, Chunk, LocalEngine, Report
-from .errors import PoolBroken, StoreError, WorkerCrashed
+from .engines.local import RETURNED, LocalEngine, Report
+from .errors import PoolBroken, StoreError
 from .future import DurableFuture
-from .model import FINISHED, ErrorInfo, Event, Status, format_id, now
-from .schedule import MOST_BYTES
-from .stores.base import Batch, Block, Call, Claimed, Found, Function, Outcome, Run, Store, Turn
-from .stores.owners import NODES
+from .handout import Handout
+from .ids import Ids
+from .model import FINISHED, Event, Status, now
+from .outcomes import Ends, ends_of
+from .stores.base import Batch, Call, Found, Function, Outcome, Run, Store, Turn
+from .turnlock import TurnLock
+from .waiting import CANCELLED, Sink, Waiting, outcome_of
 
 RETRY_S = 1.0  # until outcomes that could not be stored are offered again
 STANDBY_S = 0.005
@@ -70,71 +66,6 @@ POLL_S = 0.002  # of a burst, after which a caller's turn brings in outcomes and
 _log = logging.getLogger("omniq_executor")
 
 
-class Sink(Protocol):
-    """Who waits for tasks by position: the iterator of a map."""
-
-    def put(self, position: int, number: int, count: int, outcome: Any) -> None:
-        """Take what became of `count` consecutive positions, whose tasks have the ids from `number` on.
-
-        The outcome is a Text of all of them, or of a single one its stored result, its ErrorInfo,
-        CANCELLED, or an exception of this process's own. It is committed, unless it is the last.
-        """
-
-
-class Text(NamedTuple):
-    """Results of consecutive positions: a JSON array of [result] arrays."""
-
-    json: str
-
-
-CANCELLED = Status.CANCELLED
-
-
-class _Range(NamedTuple):
-    """Consecutive ids that are consecutive positions of a sink."""
-
-    first: int
-    end: int
-    position: int
-    sink: Sink
-
-
-class _Held(NamedTuple):
-    """A call that is claimed, and not given yet."""
-
-    number: int
-    function: Function
-    call: Call
-
-
-class Ids:
-    """Makes the ids of one owner: ordered by time, and unique among the owners of a store.
-
-    63 bits: 37 of time in ticks of 16 ms (until 2039 and beyond: 69 years from 1970 on), 12 of the
-    owner, 14 that count within a tick. Ids that are taken together are consecutive.
-    """
-
-    _COUNT_BITS, _NODE_BITS = 14, NODES.bit_length() - 1
-
-    def __init__(self, owner: int) -> None:
-        self._node = owner % NODES << self._COUNT_BITS
-        self._tick = 0
-        self._used = 0
-
-    def take(self, count: int) -> int:
-        """The first of `count` consecutive new ids. Raises ValueError for more than a tick has."""
-        if count > 1 << self._COUNT_BITS:
-            raise ValueError(f"{count} ids at once are more than {1 << self._COUNT_BITS}")
-        tick = time.time_ns() // 16_000_000
-        if tick > self._tick:  # a clock that was set back is ignored until time has caught up
-            self._tick, self._used = tick, 0
-        elif self._used + count > 1 << self._COUNT_BITS:
-            self._tick, self._used = self._tick + 1, 0
-        first = self._tick << self._COUNT_BITS + self._NODE_BITS | self._node | self._used
-        self._used += count
-        return first
-
-
 class Dispatcher:
     """See the module's docstring. Executors make one each; it is not for direct use."""
 
@@ -143,7 +74,7 @@ class Dispatcher:
         self.owner = owner
         self.run = run
         self.engine = engine
-        self.lock = _TurnLock()
+        self.lock = TurnLock()
         self.clean = True  # whether the run has gone well so far
         self.failure: str | None = None  # why nothing is taken any more
         self._crash_retries = crash_retries
@@ -151,26 +82,14 @@ class Dispatcher:
         self._closed = False
         self._stopping = False  # whether nothing is given to workers any more
         self._ids = Ids(owner)
-        self._futures: dict[int, DurableFuture] = {}
-        self._ranges: list[_Range] = []  # of maps, in order of their ids
-        self._singles: dict[int, tuple[Sink, int]] = {}  # of maps, where ids are not in the order of positions
-        self._open = 0  # tasks that somebody waits for and that are not resolved in the store
-        self._to_tell = 0  # futures that were resolved in the store, ever, and ...
-        self._told = 0  # ... those of them that know
-        self._told_lock = threading.Lock()
-        self._sunk = False  # whether a sink was given something that a driver may wait for
-        self._resolved: deque[tuple[DurableFuture, Any, bool]] = deque()  # committed, to be told outside the lock
-        self._crashes: dict[int, int] = {}  # of tasks claimed here that have crashed before
-        self._functions: dict[bytes, bytes] = {}  # pickles by digest
-        self._returned: deque[Chunk] = deque()  # claimed by us, and with no worker at present ...
-        self._burst: list[_Held] = []  # likewise, and younger: held for a moment, to be given together
-        self._held = 0  # how many calls both are
+        self._waiting = Waiting()
+        self._dropped: deque[Sink] = deque()  # by whoever waited
+        self._handout = Handout(store, engine)
         self._room = 0  # of the workers, for how many calls, when it was last looked at
+        self._crashes: dict[int, int] = {}  # of tasks claimed here that have crashed before
         self._reports: list[Report] = []  # taken in, not committed yet
         self._backlog = True  # whether the store may have PENDING tasks for us
         self._retry_at: float | None = None
-        self._dropped: deque[Sink] = deque()  # by whoever waited
-        self._turns = 0  # taken by callers
         self._visits = 0  # of threads that drive, or submit while other calls are open
         self._grace = False
         self._holds = False  # whether the present turn gives nothing to workers
@@ -216,38 +135,9 @@ class Dispatcher:
                         raise
                     future = self._future_of(found)
                     self._turn()
-        if self._resolved or self._sunk:
+        if self._waiting.has_news:
             self._tell()
         return future
-
-    def _submit_new(self, function: Function, call: Call, key: str | None) -> DurableFuture:
-        number = self._ids.take(1)
-        future = self._futures[number] = DurableFuture(self, number)
-        self._open += 1
-        try:
-            if key is None and self._has_room_for_one():
-                self.store.add_claimed(self.owner, self.run, number, function, call, now())
-                held = _Held(number, function, call)
-                if self._holds:
-                    self._hold(held)
-                else:
-                    self.engine.give(_chunk_of([held]))
-            else:
-                self._turn(Batch(number, 1, function, calls=(call,), key=key))
-        except BaseException:
-            del self._futures[number]
-            self._open -= 1
-            raise
-        return future
-
-    def _has_room_for_one(self) -> bool:
-        """Whether a new call can go to a worker, with no older one before it and nothing else to do in a turn."""
-        if self._backlog:
-            return False
-        if self._holds:
-            return self._held < self._room
-        engine = self.engine
-        return not (self._held or engine.reports or self._reports or engine.broken) and engine.room()[1] > 0
 
     def add(
         self, sink: Sink, position: int, count: int, function: Function, text: str | None, calls: Sequence[Call]
@@ -266,7 +156,7 @@ class Dispatcher:
     def room(self) -> int:
         """How many calls of a map are best added at once, for one worker to take; 0 if all have enough."""
         with self.lock:
-            return 0 if self._backlog or self._held else self.engine.room()[1]
+            return 0 if self._backlog or self._handout.size else self.engine.room()[1]
 
     def future(self, number: int) -> DurableFuture | None:
         """A future for any task of the store, or None if there is none of that id."""
@@ -287,63 +177,12 @@ class Dispatcher:
                 self._cancel(numbers)
         self._tell()
 
-    def _cancel(self, numbers: Sequence[int]) -> None:
-        cancelled = self.store.cancel(numbers, now())
-        mine = self._recall(set(numbers).difference(cancelled))
-        if mine:
-            releases = [Outcome(number, attempt, Event.RELEASE) for number, attempt in mine.items()]
-            self.store.turn(self.owner, self.run, Turn(now(), outcomes=releases))
-            self._backlog = True
-            cancelled += self.store.cancel([*mine], now())
-        for number in cancelled:
-            self._resolve(number, CANCELLED)
-            self._rung = True  # it is news to this owner too, to be cleared with the next turn
-        self.store.ring(self.owner)
-
-    def _recall(self, numbers: set[int]) -> dict[int, int]:
-        """Those of the tasks that are claimed here and not started, with their attempts; nobody has them any more."""
-        self.engine.recall(numbers)
-        self._take_reports()
-        self._gather_burst()
-        mine: dict[int, int] = {}
-        for _ in range(len(self._returned)):
-            chunk = self._returned.popleft()
-            found = {
-                number: attempt for number, attempt in zip(chunk.ids, chunk.attempts, strict=True) if number in numbers
-            }
-            if found:
-                mine |= found
-                chunk = chunk.without(found)
-            if chunk.ids:
-                self._returned.append(chunk)
-        self._held -= len(mine)
-        if self._held:
-            self._tick()
-        return mine
-
-    def cancel_all(self) -> None:
-        """Cancel whatever has not started of what somebody here waits for."""
-        with self.lock:
-            numbers = [*self._futures, *self._singles]
-            for span in self._ranges:
-                numbers += range(span.first, span.end)
-            self._cancel(numbers)
-        self._tell()
-
     def forget(self, sink: Sink) -> None:
         """Nobody waits for the sink's tasks any more: cancel those that have not started."""
         with self.lock:
             if not self._closed:
-                self._forget(sink)
+                self._cancel(self._waiting.numbers(sink))
         self._tell()
-
-    def _forget(self, sink: Sink) -> None:
-        numbers = [number for number, (other, _) in self._singles.items() if other is sink]
-        for span in self._ranges:
-            if span.sink is sink:
-                numbers += range(span.first, span.end)
-        if numbers:
-            self._cancel(numbers)
 
     def drop(self, sink: Sink) -> None:
         """As `forget()`, from anywhere: an iterator can be collected within a turn, and then is left to the next."""
@@ -352,27 +191,122 @@ class Dispatcher:
             return
         try:
             if not self._closed:
-                self._forget(sink)
+                self._cancel(self._waiting.numbers(sink))
         finally:
             self.lock.__exit__()
 
     def read(self, first: int, count: int) -> list[Any]:
-        """The outcomes of finished tasks with consecutive ids, as `put()` gives single ones."""
-        return [_outcome(found) for found in sorted(self.store.states(range(first, first + count)))]
+        """The outcomes of finished tasks with consecutive ids, as a Sink is given single ones."""
+        return [outcome_of(found) for found in sorted(self.store.states(range(first, first + count)))]
 
     def stacks(self, timeout_s: float) -> dict[int, str]:
         """The Python stacks of the calls that are running, by id."""
         with self.lock:
             return self.engine.stacks(timeout_s)
 
-    def has_claimed(self, number: int | None) -> bool:
+    def has_claimed(self, number: int) -> bool:
         """Whether the task is with a worker of this executor, or about to be."""
         with self.lock:
-            return (
-                self.engine.holds(number)
-                or any(number in chunk.ids for chunk in self._returned)
-                or any(number == held.number for held in self._burst)
-            )
+            return self.engine.holds(number) or number in self._handout
+
+    # adding
+
+    def _known(self, function: Function, call: Call, key: str | None) -> Found | None:
+        """The task that a new call turns out to be."""
+        if key is not None:
+            found = self.store.by_key(self.run.queue, key)
+            if found is not None:
+                return found
+        if self.run.continues:
+            return self.store.take_over(self.run, function, [call], now())[0]
+        return None
+
+    def _submit_new(self, function: Function, call: Call, key: str | None) -> DurableFuture:
+        number = self._ids.take(1)
+        future = DurableFuture(self, number)
+        self._waiting.add_future(number, future)
+        try:
+            if key is None and self._has_room_for_one():
+                self.store.add_claimed(self.owner, self.run, number, function, call, now())
+                if self._holds:
+                    self._handout.hold_one(number, function, call)
+                    self._tick()
+                else:
+                    self._handout.give_one(number, function, call)
+            else:
+                self._turn(Batch(number, 1, function, calls=(call,), key=key))
+        except BaseException:
+            self._waiting.remove_future(number)
+            raise
+        return future
+
+    def _has_room_for_one(self) -> bool:
+        """Whether a new call can go to a worker, with no older one before it and nothing else to do in a turn."""
+        if self._backlog:
+            return False
+        if self._holds:
+            return self._handout.size < self._room
+        engine = self.engine
+        return not (self._handout.size or engine.reports or self._reports or engine.broken) and engine.room()[1] > 0
+
+    def _future_of(self, found: Found) -> DurableFuture:
+        """The future of a task that is in the store already."""
+        future = self._waiting.future(found.id)
+        if future is None:
+            future = DurableFuture(self, found.id)
+            self._waiting.add_future(found.id, future)
+            self._settle(found)
+        return future
+
+    def _add_new(
+        self, sink: Sink, position: int, count: int, function: Function, text: str | None, calls: Sequence[Call]
+    ) -> None:
+        first = self._ids.take(count)
+        self._waiting.add_range(first, count, sink, position)
+        try:
+            self._turn(Batch(first, count, function, text, calls))
+        except BaseException:
+            self._waiting.remove_range(first)
+            raise
+
+    def _add_resumed(self, sink: Sink, position: int, function: Function, calls: Sequence[Call]) -> None:
+        """Add calls of which some may be in the store already, by the runs that this one continues."""
+        found = self.store.take_over(self.run, function, calls, now())
+        start = 0
+        for place, known in enumerate([*found, None]):
+            if known is None and place < len(calls):
+                continue
+            if start < place:  # new ones in between
+                self._add_new(sink, position + start, place - start, function, None, calls[start:place])
+            start = place + 1
+            if known is not None:
+                self._waiting.add_single(known.id, sink, position + place)
+                self._settle(known)
+        self._turn()
+
+    def _cancel(self, numbers: Sequence[int]) -> None:
+        if not numbers:
+            return
+        cancelled = self.store.cancel(numbers, now())
+        mine = self._recall(set(numbers).difference(cancelled))
+        if mine:
+            releases = [Outcome(number, attempt, Event.RELEASE) for number, attempt in mine.items()]
+            self.store.turn(self.owner, self.run, Turn(now(), outcomes=releases))
+            self._backlog = True
+            cancelled += self.store.cancel([*mine], now())
+        for number in cancelled:
+            self._waiting.resolve(number, CANCELLED)
+            self._rung = True  # it is news to this owner too, to be cleared with the next turn
+        self.store.ring(self.owner)
+
+    def _recall(self, numbers: set[int]) -> dict[int, int]:
+        """Those of the tasks that are claimed here and not started, with their attempts; nobody has them any more."""
+        self.engine.recall(numbers)
+        self._take_reports()
+        mine = self._handout.take_out(numbers)
+        if self._handout.size:
+            self._tick()
+        return mine
 
     # turns, and who takes them
 
@@ -385,9 +319,8 @@ class Dispatcher:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="omniq-dispatcher", daemon=True)
             self._thread.start()
-        self._turns += 1
         self._holds = False
-        if self._open:  # a burst
+        if self._waiting.open:  # a burst
             self._visits += 1
             self._grace = True
             moment = time.monotonic()
@@ -415,7 +348,7 @@ class Dispatcher:
         began = time.monotonic()
         deadline = None if timeout_s is None else began + timeout_s
         try:
-            if self._held:  # for a burst, which is over
+            if self._handout.size:  # for a burst, which is over
                 self._take_turn(0)
             while not done() and not self._closed:
                 left = None if deadline is None else deadline - time.monotonic()
@@ -449,8 +382,8 @@ class Dispatcher:
             self._standby.wait(GRACE_S)
             if self._driver is not None or self._visits != visits:
                 return
-            self._grace = self._ticking = False  # before the look at what is held: see _give_or_hold()
-            timeout_s = 0 if self._held else timeout_s
+            self._grace = self._ticking = False  # before the look at what is held: see _tick()
+            timeout_s = 0 if self._handout.size else timeout_s
         serial = self._serial
         ready = self._selector.select(_earlier(timeout_s, self._next_alarm()))
         if gives_way and self._grace:
@@ -480,7 +413,13 @@ class Dispatcher:
         return None if due is None else max(due - time.monotonic(), 0.0)
 
     def _is_idle(self) -> bool:
-        return not self._backlog and not self._held and self.engine.room()[1] > 0
+        return not self._backlog and not self._handout.size and self.engine.room()[1] > 0
+
+    def _tick(self) -> None:
+        """Have the dispatcher's own thread look within GRACE_S. After something is held: see _take_turn()."""
+        if not self._ticking:
+            self._ticking = True
+            self._wake()
 
     def _wake(self) -> None:
         """Have whoever waits for events look again."""
@@ -507,46 +446,43 @@ class Dispatcher:
         engine = self.engine
         self._serial += 1
         while self._dropped:
-            self._forget(self._dropped.popleft())
+            self._cancel(self._waiting.numbers(self._dropped.popleft()))
         if not self._holds:
             engine.take_back(time.monotonic(), self._is_idle)
         self._take_reports()
         if engine.broken is not None:
-            self._break(engine.broken)
+            self._fail(
+                PoolBroken(f"no worker can be started; the calls stay in the store. In a worker:\n{engine.broken}")
+            )
             if batch is not None:
                 raise PoolBroken(self.failure)
             return
-        work = Turn(now())
-        outcomes = self._prepare_ends(work) if self._reports else []
+        ends = ends_of(self._reports, self._crashes, self._crash_retries)
         if not self._holds and not self._stopping:
-            self._give_returned()
+            self._handout.give()
         total, best = engine.room()
         self._room = total
+        work = Turn(now(), blocks=ends.blocks, outcomes=ends.outcomes)
         if batch is not None:
-            self._functions.setdefault(batch.function.digest, batch.function.pickle)
             # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
-            claimed = not self._backlog and best >= batch.size and total >= batch.size + self._held
-            batch.claimed = claimed
+            batch.claimed = not self._backlog and best >= batch.size and total >= batch.size + self._handout.size
             work.adds = (batch,)
-            self._backlog = self._backlog or not claimed
-        if self._backlog and not self._held and not self._stopping:
+        self._backlog = self._backlog or ends.has_crash or (batch is not None and not batch.claimed)
+        if self._backlog and not self._handout.size and not self._stopping:
             work.claim = total
         if work.adds or work.blocks or work.outcomes or work.claim or self._rung:
-            self._commit(work, outcomes)
-        else:
-            self._reports.clear()
+            self._commit(work, ends)
 
     def _take_reports(self) -> None:
         """Take over what the engine reports; a part that came back is with us again, whatever else happens."""
         for report in self.engine.reports:
             if report.kind == RETURNED:
-                self._returned.append(report.payload)
-                self._held += len(report.ids)
+                self._handout.hold(report.payload)
             else:
                 self._reports.append(report)
         self.engine.reports = []
 
-    def _commit(self, work: Turn, outcomes: list[tuple[Sequence[int], Any]]) -> None:
+    def _commit(self, work: Turn, ends: Ends) -> None:
         try:
             turned = self.store.turn(self.owner, self.run, work)
         except StoreError:
@@ -558,186 +494,28 @@ class Dispatcher:
         if work.claim:
             self._backlog = len(turned.claimed) == work.claim
         for batch in work.adds:
-            if batch.claimed:
-                self._give_or_hold(_chunk_of_batch(batch))
-        self._give_claimed(turned.claimed)
-        for numbers, outcome in outcomes:
-            self._resolve_all(numbers, outcome, turned.refused)
+            if not batch.claimed:
+                continue
+            if self._holds or self._handout.size:
+                self._handout.hold_batch(batch)
+                self._tick()
+            else:
+                self._handout.give_batch(batch)
+        for task in turned.claimed:
+            if task.crashes:
+                self._crashes[task.id] = task.crashes
+        self._handout.give_claimed(turned.claimed)
+        for numbers, outcome in ends.resolutions:
+            self._waiting.resolve_all(numbers, outcome, turned.refused)
+            for number in numbers if self._crashes else ():
+                self._crashes.pop(number, None)
         if turned.refused:
             self._look(turned.refused)
         if turned.foreign or self._rung:
             self._rung = False
             self._backlog = True
-            self._look(number for number in self.store.hear(self.owner) if self._is_awaited(number))
+            self._look(number for number in self.store.hear(self.owner) if number in self._waiting)
         self.store.ring(self.owner)
-
-    def _prepare_ends(self, work: Turn) -> list[tuple[Sequence[int], Any]]:
-        """Write the reports into the turn; returns what to resolve once it is committed."""
-        blocks: list[Block] = []
-        outcomes: list[Outcome] = []
-        resolutions: list[tuple[Sequence[int], Any]] = []
-        for kind, numbers, attempts, payload in self._reports:
-            if kind == proc.BLOCK and len(numbers) == 1:
-                result = payload[2:-2]  # of [[result]]
-                outcomes.append(Outcome(numbers[0], attempts[0], Event.COMPLETE, result=result))
-                resolutions.append((numbers, result))
-            elif kind == proc.BLOCK:
-                for first, part, attempt, text in _consecutive(numbers, attempts, payload):
-                    blocks.append(Block(first, part, attempt, text))
-                    resolutions.append((range(first, first + part), Text(text)))
-            elif kind == proc.RESULT:
-                outcomes.append(Outcome(numbers[0], attempts[0], Event.COMPLETE, result=payload))
-                resolutions.append((numbers, payload))
-            elif kind == proc.ERROR:
-                self._prepare_failure(numbers, attempts, ErrorInfo(*payload), outcomes, resolutions)
-            elif kind == CRASHED:
-                crashes = self._crashes.pop(numbers[0], 0) + 1
-                if crashes > self._crash_retries:
-                    error = _crash_error(numbers[0], attempts[0], crashes, payload)
-                    self._prepare_failure(numbers, attempts, error, outcomes, resolutions)
-                else:
-                    outcomes.append(Outcome(numbers[0], attempts[0], Event.CRASH))
-                    self._backlog = True
-        work.blocks, work.outcomes = blocks, outcomes
-        return resolutions
-
-    def _prepare_failure(
-        self,
-        numbers: Sequence[int],
-        attempts: Sequence[int],
-        error: ErrorInfo,
-        outcomes: list[Outcome],
-        resolutions: list[tuple[Sequence[int], Any]],
-    ) -> None:
-        outcomes.append(Outcome(numbers[0], attempts[0], Event.FAIL, error=error))
-        resolutions.append((numbers, error))
-
-    def _give_or_hold(self, chunk: Chunk) -> None:
-        if self._holds or self._held:
-            self._gather_burst()
-            self._returned.append(chunk)
-            self._held += len(chunk.ids)
-            self._tick()
-        else:
-            self.engine.give(chunk)
-
-    def _hold(self, held: "_Held") -> None:
-        self._burst.append(held)
-        self._held += 1
-        self._tick()
-
-    def _tick(self) -> None:
-        """Have the dispatcher's own thread look within GRACE_S. After something is held: see _take_turn()."""
-        if not self._ticking:
-            self._ticking = True
-            self._wake()
-
-    def _gather_burst(self) -> None:
-        """Make chunks of the calls of a burst: one of each stretch of calls of one function."""
-        for _, held in itertools.groupby(self._burst, key=lambda held: held.function.digest):
-            self._returned.append(_chunk_of(list(held)))
-        self._burst.clear()
-
-    def _give_returned(self) -> None:
-        """Give what is claimed and held, as far as there is room, in order and many at a time."""
-        if self._burst:
-            self._gather_burst()
-        while self._returned:
-            _, best = self.engine.room()
-            if best <= 0:
-                return
-            most = min(best, self.engine.pace.share(self._held, self.engine.max_workers))
-            chunk = self._returned.popleft()
-            if len(chunk.ids) > most:
-                self._returned.appendleft(chunk.part(most, len(chunk.ids)))
-                chunk = chunk.part(0, most)
-            self._held -= len(chunk.ids)
-            self.engine.give(chunk)
-
-    def _give_claimed(self, claimed: Sequence[Claimed]) -> None:
-        start = 0
-        while start < len(claimed):
-            _, best = self.engine.room()
-            stop = start + max(1, min(best, self.engine.pace.share(len(claimed) - start, self.engine.max_workers)))
-            digest, size = claimed[start].digest, 0
-            for i in range(start, stop):
-                size += len(claimed[i].args)
-                if claimed[i].digest != digest or (size > MOST_BYTES and i > start):
-                    stop = i
-                    break
-            part = claimed[start:stop]
-            self._crashes.update((task.id, task.crashes) for task in part if task.crashes)
-            self.engine.give(self._chunk(part))
-            start = stop
-
-    def _chunk(self, tasks: Sequence[Claimed]) -> Chunk:
-        digest = tasks[0].digest
-        pickled = self._functions.get(digest)
-        if pickled is None:
-            pickled = self._functions[digest] = self.store.function(digest).pickle
-        chunk = Chunk([task.id for task in tasks], [task.attempt for task in tasks], digest, pickled)
-        texts = [task.args for task in tasks if isinstance(task.args, str) and task.kwargs is None]
-        if len(texts) == len(tasks):
-            chunk.text = codec.join(texts)
-        else:
-            chunk.calls = [(task.args, task.kwargs) for task in tasks]
-        return chunk
-
-    # adding
-
-    def _known(self, function: Function, call: Call, key: str | None) -> Found | None:
-        """The task that a new call turns out to be."""
-        if key is not None:
-            found = self.store.by_key(self.run.queue, key)
-            if found is not None:
-                return found
-        if self.run.continues:
-            return self.store.take_over(self.run, function, [call], now())[0]
-        return None
-
-    def _future_of(self, found: Found) -> DurableFuture:
-        future = self._futures.get(found.id)
-        if future is None:
-            future = self._futures[found.id] = DurableFuture(self, found.id)
-            self._open += 1
-            self._settle(found)
-            self._backlog = self._backlog or found.status is Status.PENDING
-        return future
-
-    def _add_new(
-        self, sink: Sink, position: int, count: int, function: Function, text: str | None, calls: Sequence[Call]
-    ) -> None:
-        first = self._ids.take(count)
-        self._ranges.append(_Range(first, first + count, position, sink))
-        self._open += count
-        try:
-            self._turn(Batch(first, count, function, text, calls))
-        except BaseException:
-            self._ranges = [span for span in self._ranges if span.first != first]
-            self._open -= count
-            raise
-
-    def _add_resumed(self, sink: Sink, position: int, function: Function, calls: Sequence[Call]) -> None:
-        """Add calls of which some may be in the store already, by the runs that this one continues."""
-        found = self.store.take_over(self.run, function, calls, now())
-        start = 0
-        for place, known in enumerate([*found, None]):
-            if known is None and place < len(calls):
-                continue
-            if start < place:  # new ones in between
-                self._add_new(sink, position + start, place - start, function, None, calls[start:place])
-            start = place + 1
-            if known is not None:
-                self._singles[known.id] = sink, position + place
-                self._open += 1
-                self._settle(known)
-                self._backlog = self._backlog or known.status is Status.PENDING
-        self._turn()
-
-    # resolving
-
-    def _is_awaited(self, number: int) -> bool:
-        return number in self._futures or number in self._singles or self._range_of(number) is not None
 
     def _look(self, numbers: Iterable[int]) -> None:
         """Ask the store how tasks stand, and resolve those that are finished."""
@@ -747,94 +525,20 @@ class Dispatcher:
                 self._settle(found)
 
     def _settle(self, found: Found) -> None:
-        """Resolve a task that the store says is finished."""
+        """Resolve a task that the store says is finished, or see to it that it is run."""
         if found.status in FINISHED:
-            self._resolve(found.id, _outcome(found))
-
-    def _resolve_all(self, numbers: Sequence[int], outcome: Any, refused: set[int]) -> None:
-        """Resolve tasks with the outcomes that are committed, other than the refused ones."""
-        if not isinstance(outcome, Text):
-            if numbers[0] not in refused:
-                self._resolve(numbers[0], outcome)
-            return
-        span = self._range_of(numbers[0])
-        if span is not None and numbers[-1] < span.end and not refused:
-            self._put(span, numbers[0], len(numbers), outcome)
-            return
-        for number, (value,) in zip(numbers, codec.decode(outcome.json), strict=True):
-            if number in refused:
-                continue
-            future = self._futures.pop(number, None)
-            if future is not None:
-                self._hand_over(future, value, True)
-            else:
-                self._resolve(number, codec.encode(value))
-
-    def _resolve(self, number: int, outcome: Any) -> None:
-        """Resolve one task: its future when the lock is left, its map at once."""
-        future = self._futures.pop(number, None)
-        if future is not None:
-            self._hand_over(future, outcome)
-            return
-        single = self._singles.pop(number, None)
-        if single is not None:
-            sink, position = single
-            self._open -= 1
-            self._sunk = True
-            sink.put(position, number, 1, outcome)
-            return
-        span = self._range_of(number)
-        if span is not None:
-            self._put(span, number, 1, outcome)
-
-    def _hand_over(self, future: DurableFuture, outcome: Any, is_read: bool = False) -> None:
-        """Have a future told its outcome, or the value of its result where that `is_read` already."""
-        self._open -= 1
-        self._to_tell += 1
-        self._resolved.append((future, outcome, is_read))
-
-    def _put(self, span: _Range, number: int, count: int, outcome: Any) -> None:
-        # A range is split where it is resolved, so that what is left of it tells what is still open.
-        index = bisect_right(self._ranges, number, key=lambda r: r.first) - 1
-        rest = [
-            _Range(first, end, span.position + first - span.first, span.sink)
-            for first, end in ((span.first, number), (number + count, span.end))
-            if first < end
-        ]
-        self._ranges[index : index + 1] = rest
-        self._open -= count
-        self._sunk = True
-        span.sink.put(span.position + number - span.first, number, count, outcome)
-
-    def _range_of(self, number: int) -> _Range | None:
-        index = bisect_right(self._ranges, number, key=lambda r: r.first) - 1
-        if index >= 0 and number < self._ranges[index].end:
-            return self._ranges[index]
-        return None
+            self._waiting.resolve(found.id, outcome_of(found))
+        elif found.status is Status.PENDING:
+            self._backlog = True
 
     def _tell(self) -> None:
-        """Resolve the futures of what was committed. Outside the lock: their callbacks are code of the user's."""
-        told = 0
-        try:
-            while self._resolved:
-                try:
-                    future, outcome, is_read = self._resolved.popleft()
-                except IndexError:  # another thread was faster
-                    break
-                told += 1
-                if is_read:
-                    future._finish_value(outcome)
-                else:
-                    _tell(future, outcome)
-        finally:
-            if told:
-                with self._told_lock:
-                    self._told += told
-            if told or self._sunk or self._closing:
-                self._sunk = False
-                if self._looks_elsewhere():
-                    # What it waits for may have come, after it looked and before it waits for events.
-                    self._wake()
+        """Outside the lock: tell those who wait, and whoever takes turns for them."""
+        told = self._waiting.tell()
+        if told or self._waiting.put or self._closing:
+            self._waiting.put = False
+            if self._looks_elsewhere():
+                # What it waits for may have come, after it looked and before it waits for events.
+                self._wake()
 
     def _looks_elsewhere(self) -> bool:
         """Whether another thread than this one takes the turns, and may be waiting for events."""
@@ -852,7 +556,7 @@ class Dispatcher:
                 return
             self._closing = True
             if cancel_futures:
-                self.cancel_all()
+                self._cancel(self._waiting.numbers())
         self._tell()
         self._rouse()
         if self._thread is None:
@@ -888,7 +592,7 @@ class Dispatcher:
             _log.error("the last results could not be stored, and their calls will run again: %s", error)
 
     def _finished(self) -> bool:
-        if not self._closing or self._open or self._told != self._to_tell:
+        if not self._closing or self._waiting.open or not self._waiting.all_told:
             return False
         return self.failure is not None or not self.engine.is_busy()
 
@@ -915,17 +619,12 @@ class Dispatcher:
             return
         self._closed = self._closing = True
         self.failure = "this executor belongs to the parent process; make another one after the fork"
-        self.lock = _TurnLock()  # another thread of the parent's may have held it
+        self.lock = TurnLock()  # another thread of the parent's may have held it
         self.engine.leave_to_parent()
         os.close(self._selector.fileno())  # not unregistered: what it waits for is shared with the parent
         for fd in (self._wake_r, self._wake_w, self._bell):
             if fd is not None:
                 os.close(fd)
-
-    def _break(self, text: str) -> None:
-        """No worker can be started."""
-        self.clean = False
-        self._fail(PoolBroken(f"the workers cannot be started; the calls stay in the store. In a worker:\n{text}"))
 
     def _fail(self, error: BaseException) -> None:
         """Give up: every open future fails with `error`. The store is not touched, so the calls are kept."""
@@ -935,116 +634,7 @@ class Dispatcher:
             self.clean = False
             _log.error("the executor has stopped: %s", self.failure)
         self._reports.clear()
-        for number in list(self._futures):
-            self._resolve(number, error)
-        for number in list(self._singles):
-            self._resolve(number, error)
-        for span in list(self._ranges):
-            for number in range(span.first, span.end):
-                self._resolve(number, error)
-
-
-def _tell(future: DurableFuture, outcome: Any) -> None:
-    if outcome is CANCELLED:
-        future._cancelled()
-    elif isinstance(outcome, BaseException):
-        future._fail(outcome)
-    else:
-        future._finish(outcome)
-
-
-def _outcome(found: Found) -> Any:
-    """What a finished task has to show."""
-    if found.status is Status.COMPLETED:
-        return found.result
-    return found.error if found.status is Status.FAILED else CANCELLED
-
-
-def _chunk_of(held: Sequence[_Held]) -> Chunk:
-    """Calls of one function that were claimed as they were added, as attempt 1."""
-    function = held[0].function
-    calls = [one.call[:2] for one in held]
-    return Chunk([one.number for one in held], [1] * len(held), function.digest, function.pickle, calls=calls)
-
-
-def _chunk_of_batch(batch: Batch) -> Chunk:
-    """Likewise, of a batch."""
-    ids = range(batch.first, batch.first + batch.size)
-    chunk = Chunk(ids, [1] * batch.size, batch.function.digest, batch.function.pickle, batch.text)
-    if batch.text is None:
-        chunk.calls = [call[:2] for call in batch.calls or ()]
-    return chunk
-
-
-def _consecutive(numbers: Sequence[int], attempts: Sequence[int], text: str) -> Iterator[tuple[int, int, int, str]]:
-    """A block of results as parts with consecutive ids and one attempt: (first id, count, attempt, text)."""
-    count = len(numbers)
-    if numbers[-1] - numbers[0] == count - 1 and attempts.count(attempts[0]) == count:
-        yield numbers[0], count, attempts[0], text
-        return
-    values = codec.decode(text)
-    start = 0
-    for i in range(1, count + 1):
-        if i == count or numbers[i] != numbers[i - 1] + 1 or attempts[i] != attempts[start]:
-            yield numbers[start], i - start, attempts[start], codec.encode_rows(values[start:i]) or ""
-            start = i
-
-
-def _crash_error(number: int, attempt: int, crashes: int, how: str) -> ErrorInfo:
-    error = WorkerCrashed(
-        f"the process running {format_id(number)} ended by {how}, as attempt {attempt};"
-        f" it has happened {crashes} times to this call, so it is not tried again"
-    )
-    return ErrorInfo("omniq_executor.errors.WorkerCrashed", str(error), "", pickle.dumps(error))
-
-
-class _TurnLock:
-    """The dispatcher's lock, which also puts off Ctrl-C while it is held. Reentrant.
-
-    Turns are also taken in the main thread, where KeyboardInterrupt may be raised between any two
-    steps: after a commit, say, and before the claimed calls are handed on.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._main = threading.main_thread().ident
-        self._depth = 0  # of the thread that holds it
-        self._before: Any = None  # the handler that is put off, while one is
-        self._missed: Any = None
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._depth += 1
-        if self._depth == 1 and threading.get_ident() == self._main:
-            before = getsignal(SIGINT)
-            if callable(before):
-                # Between these two lines nothing is under way yet that an interrupt could harm.
-                self._before = before
-                set_signal(SIGINT, self._miss)
-
-    def enter_if_free(self) -> bool:
-        """Take the lock if nobody has it, not even the calling thread."""
-        if not self._lock.acquire(blocking=False):
-            return False
-        free = self._depth == 0
-        if free:
-            self.__enter__()
-        self._lock.release()
-        return free
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        before: Any = None
-        if self._depth == 0 and self._before is not None:
-            before, self._before = self._before, None
-            set_signal(SIGINT, before)
-        missed, self._missed = (self._missed, None) if before is not None else (None, self._missed)
-        self._lock.release()
-        if missed is not None:
-            before(*missed)
-
-    def _miss(self, number: int, frame: Any) -> None:
-        self._missed = number, frame
+        self._waiting.fail_all(error)
 
 
 def _earlier(one: float | None, other: float | None) -> float | None:
@@ -1057,6 +647,3 @@ def _drain(fd: int) -> None:
             pass
     except BlockingIOError:
         pass
-
-
-__all__ = ["CANCELLED", "Dispatcher", "Sink", "Text"]

@@ -1,8 +1,9 @@
 """The future of a durable call."""
 
 import concurrent.futures
+import time
 from collections.abc import Generator
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any
 
 from . import codec
@@ -11,6 +12,7 @@ from .model import ErrorInfo, Task, format_id
 if TYPE_CHECKING:
     from .dispatcher import Dispatcher
 
+_DONE = frozenset({CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED})
 _UNREAD = object()
 _FAILED = Exception("not read yet")
 
@@ -53,7 +55,9 @@ class DurableFuture(concurrent.futures.Future[Any]):
 
     def running(self) -> bool:
         """Whether a worker of this executor is in the call, or has it among the calls to run next."""
-        return not self.done() and self._dispatcher is not None and self._dispatcher.has_claimed(self._number)
+        if self.done() or self._dispatcher is None or self._number is None:
+            return False
+        return self._dispatcher.has_claimed(self._number)
 
     def result(self, timeout: float | None = None) -> Any:
         """The call's result. `timeout` is in seconds.
@@ -64,13 +68,13 @@ class DurableFuture(concurrent.futures.Future[Any]):
         """
         self._wait(timeout)
         self._read()
-        return super().result(timeout)
+        return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, or None. `timeout` and what is raised are as for `result()`."""
         self._wait(timeout)
         self._read()
-        return super().exception(timeout)
+        return super().exception(0)
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
@@ -78,10 +82,19 @@ class DurableFuture(concurrent.futures.Future[Any]):
         return asyncio.wrap_future(self).__await__()
 
     def _wait(self, timeout: float | None) -> None:
-        # A thread that has nothing else to do than wait takes the dispatcher's turns itself: the
-        # result then needs no switch between threads.
-        if not self.done() and self._dispatcher is not None:
+        """Wait until it is done, or raise TimeoutError."""
+        if self.done():
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._dispatcher is not None:
+            # A thread that has nothing else to do than wait takes the dispatcher's turns itself: the
+            # result then needs no switch between threads.
             self._dispatcher.drive(self.done, timeout)
+        if not self.done():  # another thread drives
+            left = None if deadline is None else deadline - time.monotonic()
+            with self._condition:
+                if not self._condition.wait_for(lambda: self._state in _DONE, left):
+                    raise TimeoutError
 
     def _read(self) -> None:
         if self._stored is _UNREAD:

@@ -8,12 +8,13 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from . import codec
-from .dispatcher import CANCELLED, Dispatcher, Text
+from .dispatcher import Dispatcher
 from .errors import CallError
 from .functions import stored_call
 from .future import rebuild
 from .model import ErrorInfo
 from .stores.base import Call, Function
+from .waiting import CANCELLED, Text
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
 _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller

@@ -56,3 +56,26 @@ def test_a_driver_sees_a_future_that_was_done_between_its_look_and_its_wait(exec
     future = executor.submit(calls.square, 3)
     drive_past_a_turn_of_another_thread(executor, future.done)
     assert future.result(WAIT_S) == 9
+
+
+def test_a_thread_that_waits_while_another_drives_gets_the_result_itself(executor: PersistentExecutor) -> None:
+    """A future is resolved with the stored form of its result, which the waiting thread must read."""
+    dispatcher = executor._dispatcher
+    future = executor.submit(calls.square, 3)
+    driving = threading.Event()
+
+    def drive() -> None:
+        dispatcher.drive(lambda: driving.set() or future.done(), None)  # type: ignore[func-returns-value]
+
+    driver = threading.Thread(target=drive)
+    with dispatcher.lock:  # so that it is not done before the other thread waits
+        driver.start()
+        assert driving.wait(WAIT_S)
+        results: list[Any] = []
+        waiter = threading.Thread(target=lambda: results.append(future.result(WAIT_S)))
+        waiter.start()
+        while not future._condition._waiters:  # type: ignore[attr-defined]
+            assert waiter.is_alive()
+    waiter.join(WAIT_S)
+    driver.join(WAIT_S)
+    assert results == [9]

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from omniq_executor import StoreError, dispatcher
-from omniq_executor.dispatcher import Ids
+import omniq_executor.ids
+from omniq_executor import StoreError
+from omniq_executor.ids import Ids
 from omniq_executor.stores.owners import NODES, new_owner_id
 
 owners = st.integers(0, 2**31 - 1)
@@ -29,7 +30,7 @@ class Clock:
 def take(owner: int, counts: list[int], times: Any = None) -> list[int]:
     """The ids that an owner takes, with its clock showing these times."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatcher, "time", Clock(times))
+        patch.setattr(omniq_executor.ids, "time", Clock(times))
         ids = Ids(owner)
         return [first + place for count in counts for first in [ids.take(count)] for place in range(count)]
 

@@ -418,7 +418,7 @@ class LocalEngine:
         """Whether a worker has calls that are not reported."""
         return any(worker is not None and worker.queued for worker in self._slots)
 
-    def holds(self, number: int | None) -> bool:
+    def holds(self, number: int) -> bool:
         """Whether a worker has the call of that id."""
         return any(number in chunk.ids for worker in self._slots if worker is not None for chunk in worker.chunks)
 

@@ -1,0 +1,86 @@
+"""From what workers report to what the store is told. Pure: reports in, ends of claims out."""
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from . import codec
+from .engines import worker as proc
+from .engines.local import CRASHED, Report
+from .errors import WorkerCrashed
+from .model import ErrorInfo, Event, format_id
+from .stores.base import Block, Outcome
+from .waiting import Text
+
+
+class Ends(NamedTuple):
+    """The ends of claims that a turn commits, and what whoever waits is told then."""
+
+    blocks: list[Block]
+    outcomes: list[Outcome]
+    resolutions: list[tuple[Sequence[int], Any]]  # as Waiting.resolve_all() takes them
+
+    @property
+    def has_crash(self) -> bool:
+        """Whether a task becomes PENDING again."""
+        return any(outcome.event is Event.CRASH for outcome in self.outcomes)
+
+
+def ends_of(reports: Sequence[Report], crashes: Mapping[int, int], crash_retries: int) -> Ends:
+    """The ends that reports stand for.
+
+    `crashes` says of tasks how often they have crashed before; one that crashes more often than
+    `crash_retries` fails.
+    """
+    ends = Ends([], [], [])
+    for kind, numbers, attempts, payload in reports:
+        number, attempt = numbers[0], attempts[0]
+        if kind == proc.BLOCK and len(numbers) == 1:
+            _complete(ends, number, attempt, payload[2:-2])  # of [[result]]
+        elif kind == proc.BLOCK:
+            for first, size, attempt, text in _consecutive(numbers, attempts, payload):
+                ends.blocks.append(Block(first, size, attempt, text))
+                ends.resolutions.append((range(first, first + size), Text(text)))
+        elif kind == proc.RESULT:
+            _complete(ends, number, attempt, payload)
+        elif kind == proc.ERROR:
+            _fail(ends, number, attempt, ErrorInfo(*payload))
+        elif kind == CRASHED:
+            count = crashes.get(number, 0) + 1
+            if count > crash_retries:
+                _fail(ends, number, attempt, _crash_error(number, attempt, count, payload))
+            else:
+                ends.outcomes.append(Outcome(number, attempt, Event.CRASH))
+    return ends
+
+
+def _complete(ends: Ends, number: int, attempt: int, result: str | bytes) -> None:
+    ends.outcomes.append(Outcome(number, attempt, Event.COMPLETE, result=result))
+    ends.resolutions.append(((number,), result))
+
+
+def _fail(ends: Ends, number: int, attempt: int, error: ErrorInfo) -> None:
+    ends.outcomes.append(Outcome(number, attempt, Event.FAIL, error=error))
+    ends.resolutions.append(((number,), error))
+
+
+def _consecutive(numbers: Sequence[int], attempts: Sequence[int], text: str) -> Iterator[tuple[int, int, int, str]]:
+    """A block of results as parts with consecutive ids and one attempt: (first id, size, attempt, text)."""
+    count = len(numbers)
+    if numbers[-1] - numbers[0] == count - 1 and attempts.count(attempts[0]) == count:
+        yield numbers[0], count, attempts[0], text
+        return
+    values = codec.decode(text)
+    start = 0
+    for i in range(1, count + 1):
+        if i == count or numbers[i] != numbers[i - 1] + 1 or attempts[i] != attempts[start]:
+            yield numbers[start], i - start, attempts[start], codec.encode_rows(values[start:i]) or ""
+            start = i
+
+
+def _crash_error(number: int, attempt: int, crashes: int, how: str) -> ErrorInfo:
+    error = WorkerCrashed(
+        f"the process running {format_id(number)} ended by {how}, as attempt {attempt};"
+        f" it has happened {crashes} times to this call, so it is not tried again"
+    )
+    return ErrorInfo("omniq_executor.errors.WorkerCrashed", str(error), "", pickle.dumps(error))
