@@ -23,6 +23,7 @@ import selectors
 import signal
 import socket
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from .launch import Process, make_launcher
 from .wire import Inbox, Outbox
 
 _START_DEATHS_ALLOWED = 3  # in a row, before the pool is called broken
+_START_FAILURES_ALLOWED = 5  # likewise, of starts that the system refused, while no worker lives
+_START_AGAIN_S = 0.2
 _VISIBLE_S = 0.001  # after which a write to shared memory is seen by every process, with much to spare
 
 
@@ -135,7 +138,10 @@ class LocalEngine:
         self._launcher = make_launcher(context, array, initializer, tuple(initargs))
         self._slots: list[_Worker | None] = [None] * max_workers
         self._function_ids: dict[bytes, int] = {}
+        self._last_function = 0
         self._start_deaths = 0
+        self._start_failures = 0
+        self._start_at = 0.0  # before which no worker is started, after a failure
         self._selector: selectors.BaseSelector | None = None
 
     def attach(self, selector: selectors.BaseSelector) -> None:
@@ -159,6 +165,8 @@ class LocalEngine:
     def _room(self, worker: _Worker | None) -> int:
         lead = self.pace.lead
         if worker is None:
+            if self._start_at and time.monotonic() < self._start_at:
+                return 0
             return lead if self._max_tasks is None else min(lead, self._max_tasks)
         if worker.outbox.waiting or worker.take_at or worker.taken != proc.NEVER:
             return 0
@@ -173,10 +181,11 @@ class LocalEngine:
             room = self._room(worker), worker is not None
             if room > most:
                 slot, most = i, room
-        worker = self._slots[slot] or self._start(slot)
-        function = self._function_ids.setdefault(chunk.digest, len(self._function_ids))
-        pickled = None if function in worker.functions else chunk.function
-        worker.functions.add(function)
+        worker = self._slots[slot] or self._try_to_start(slot)
+        if worker is None:
+            self.reports.append(Report(RETURNED, chunk.ids, chunk.attempts, chunk))
+            return
+        function, pickled = self._function_for(worker, chunk)
         chunk.number = worker.next
         if not worker.queued:
             worker.heard_at = time.monotonic()
@@ -185,6 +194,37 @@ class LocalEngine:
         worker.outbox.send((chunk.number, function, pickled, chunk.text, chunk.calls))
         if worker.outbox.waiting:
             self._watch(worker)
+
+    def _function_for(self, worker: _Worker, chunk: Chunk) -> tuple[int, bytes | None]:
+        """The number of a chunk's function, and its pickle if the worker does not have it."""
+        number = self._function_ids.get(chunk.digest)
+        if number is None:
+            if len(self._function_ids) == proc.FUNCTIONS:
+                self._function_ids.clear()
+            self._last_function += 1
+            number = self._function_ids[chunk.digest] = self._last_function
+        if number in worker.functions:
+            return number, None
+        if len(worker.functions) == proc.FUNCTIONS:  # as the worker does
+            worker.functions.clear()
+        worker.functions.add(number)
+        return number, chunk.function
+
+    def _try_to_start(self, slot: int) -> _Worker | None:
+        """Start a worker. If it cannot be started, it is tried again later, or the pool is broken."""
+        try:
+            worker = self._start(slot)
+        except OSError as error:  # too many processes or open files, say
+            self._start_failures += 1
+            self._start_at = time.monotonic() + _START_AGAIN_S
+            if self._start_failures >= _START_FAILURES_ALLOWED and not any(self._slots):
+                self.broken = f"{type(error).__name__}: {error}, {self._start_failures} times in a row"
+        except Exception:  # noqa: BLE001 - pickling the initializer's arguments runs code of the user's
+            self.broken = traceback.format_exc()
+        else:
+            self._start_failures = 0
+            return worker
+        return None
 
     def _start(self, slot: int) -> _Worker:
         cells = self._cells[slot * proc.CELLS : (slot + 1) * proc.CELLS]
@@ -298,7 +338,7 @@ class LocalEngine:
 
     def next_check(self, is_idle: Callable[[], bool]) -> float | None:
         """When `take_back()` has something to do, in seconds of time.monotonic(), or None."""
-        due = None
+        due = self._start_at if self._start_at > time.monotonic() or self.reports else None
         for worker in self._slots:
             if worker is None:
                 continue

@@ -40,6 +40,7 @@ STARTED, STOP, RESUME = range(3)
 CELLS = 3  # per worker
 NEVER = 1 << 62  # a STOP that stops nothing
 FLUSH_S = 0.001
+FUNCTIONS = 1024  # that a worker keeps at most
 
 # Kinds of items in a worker's message, all followed by the number of the (first) call:
 BLOCK = "block"  # count, JSON array of [result] arrays
@@ -125,6 +126,8 @@ class _Worker:
     ) -> None:
         clock, cells = time.perf_counter, self._cells
         if function is not None:
+            if len(self._functions) == FUNCTIONS:  # the parent forgets which ones we have at the same moment
+                self._functions.clear()
             self._functions[function_id] = function
         rows, load = (codec.decode(text), None) if text is not None else (calls or (), self._decode)
         end = number + len(rows)

@@ -41,6 +41,7 @@ BUSY_TIMEOUT_S = 30.0
 CHECKPOINT_BYTES = 64 << 20  # of write-ahead log; a checkpoint syncs the disk, so the fewer the better
 _CHECKPOINT_TIMEOUT_S = 1.0
 _LOOK_AT_LOG_EVERY = 64  # turns
+_KNOWN_FUNCTIONS = 4096  # whose numbers are kept
 
 _TASK = """
     SELECT t.id, q.name, t.run, f.path, f.pickle, t.args, t.kwargs, t.status, t.priority, t.eta, t.attempts, t.crashes,
@@ -325,6 +326,8 @@ class SQLiteStore(Store):
     def _function(self, function: Function) -> int:
         number = self._functions.get(function.digest)
         if number is None:
+            if len(self._functions) == _KNOWN_FUNCTIONS:
+                self._functions.clear()
             number = self._functions[function.digest] = self._write(transactions.ensure_function(function))
         return number
 
