@@ -118,6 +118,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         """The open store: for looking, as with `open_store()`."""
         self.queue = run.queue
         """The name of the queue that the executor works off."""
+        self._max_workers = max_workers  # the name under which dask and others read it from a process pool
         self._functions = Functions()
         self._dispatcher = Dispatcher(opened, owner, run, pool, crash_retries)
         _open_dispatchers.add(self._dispatcher)
@@ -244,6 +245,7 @@ class _WithOptions(concurrent.futures.Executor):
     def __init__(self, executor: PersistentExecutor, key: str | None) -> None:
         self._executor = executor
         self._key = key
+        self._max_workers = executor._max_workers
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture:
         """As PersistentExecutor.submit()."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import threading
 import time
@@ -282,3 +283,41 @@ def noted_pid_wait(path: Path, gate: Path) -> int:
 
 def die_with(_: bytes) -> NoReturn:
     kill_self()
+
+
+# --- What holds the interpreter's lock, or has a stack to show ---
+
+
+def noted_hold_gil(path: Path, fifo: Path) -> int:
+    """Append this process's id; then hold the interpreter's lock until a byte comes through a FIFO."""
+    fd = os.open(fifo, os.O_RDONLY)
+    note(path, os.getpid())
+    ctypes.PyDLL(None).read(fd, ctypes.create_string_buffer(1), 1)  # PyDLL: as a C function that keeps the lock
+    os.close(fd)
+    return os.getpid()
+
+
+def noted_match(path: Path) -> Any:
+    """As good as endless, in C and with the lock held: a pattern that backtracks."""
+    note(path, os.getpid())
+    return re.fullmatch("(a+)+", "a" * 200 + "b")
+
+
+def noted_power(path: Path) -> int:
+    """Likewise: the multiplications of one pow()."""
+    note(path, os.getpid())
+    big = (1 << 400_000) - 1
+    return pow(3, big, big)
+
+
+def noted_descent(path: Path, gate: Path, depth: int) -> str:
+    """Wait for a file some frames down."""
+    if depth:
+        return noted_descent(path, gate, depth - 1)
+    note(path, os.getpid())
+    return wait_for(gate)
+
+
+def sum_below(n: int) -> int:
+    """Busy for a millisecond or so with 20,000."""
+    return sum(range(n))

@@ -135,12 +135,12 @@ def test_a_timeout_cancels_what_has_not_started(make_executor: Any, journal: Any
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(run_in(executor, calls.noted, journal.path, "cancelled"), 0.05)
         gate.touch()
-        await running
+        assert await running == "running"
+        assert await run_in(executor, calls.noted, journal.path, "later") == "later"
 
     run(main())
-    executor.shutdown()
-    assert journal.lines() == ["running"]
-    assert statuses(executor) == [Status.COMPLETED, Status.CANCELLED]
+    assert journal.lines() == ["running", "later"]
+    assert statuses(executor) == [Status.COMPLETED, Status.CANCELLED, Status.COMPLETED]
 
 
 def test_a_call_that_was_timed_out_in_its_midst_keeps_its_result(
@@ -182,6 +182,6 @@ def test_the_failure_of_one_task_of_a_group_cancels_what_has_not_started(
     with pytest.raises(ExceptionGroup, match="unhandled errors in a TaskGroup"):
         run(main())
     gate.touch()
-    executor.shutdown()
-    assert journal.lines() == ["running"]
-    assert statuses(executor) == [Status.COMPLETED, Status.CANCELLED, Status.CANCELLED]
+    assert executor.submit(calls.noted, journal.path, "later").result(WAIT_S) == "later"
+    assert journal.lines() == ["running", "later"]
+    assert statuses(executor) == [Status.COMPLETED, Status.CANCELLED, Status.CANCELLED, Status.COMPLETED]
