@@ -93,7 +93,7 @@ class Dispatcher:
         self._visits = 0  # of threads that drive, or submit while other calls are open
         self._grace = False
         self._holds = False  # whether the present turn gives nothing to workers
-        self._ticking = False  # whether the dispatcher's own thread will look within GRACE_S
+        self._ticking = False  # whether a wake for what is held is under way
         self._polled_at = 0.0
         self._serial = 0  # of turns
         self._driver: object | None = None
@@ -105,7 +105,7 @@ class Dispatcher:
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
-        self._selector.register(self._wake_r, selectors.EVENT_READ, lambda _: _drain(self._wake_r))
+        self._selector.register(self._wake_r, selectors.EVENT_READ, lambda _: self._on_wake())
         self._rung = False
         self._bell: int | None = None
         bell = store.bell_path(owner)
@@ -200,9 +200,20 @@ class Dispatcher:
         return [outcome_of(found) for found in sorted(self.store.states(range(first, first + count)))]
 
     def stacks(self, timeout_s: float) -> dict[int, str]:
-        """The Python stacks of the calls that are running, by id."""
+        """The Python stacks of the calls that are running, by id. Those that wait meanwhile are not held up."""
+        deadline = time.monotonic() + timeout_s
+        ended = threading.Event()
+
+        def end() -> None:
+            ended.set()
+            self._wake()  # another thread may have taken in the answer
+
         with self.lock:
-            return self.engine.stacks(timeout_s)
+            look = self.engine.look(end)
+        self.drive(ended.is_set, timeout_s)
+        ended.wait(max(deadline - time.monotonic(), 0))
+        with self.lock:
+            return dict(look.stacks)
 
     def has_claimed(self, number: int) -> bool:
         """Whether the task is with a worker of this executor, or about to be."""
@@ -382,7 +393,7 @@ class Dispatcher:
             self._standby.wait(GRACE_S)
             if self._driver is not None or self._visits != visits:
                 return
-            self._grace = self._ticking = False  # before the look at what is held: see _tick()
+            self._grace = False
             timeout_s = 0 if self._handout.size else timeout_s
         serial = self._serial
         ready = self._selector.select(_earlier(timeout_s, self._next_alarm()))
@@ -416,7 +427,7 @@ class Dispatcher:
         return not self._backlog and not self._handout.size and self.engine.room()[1] > 0
 
     def _tick(self) -> None:
-        """Have the dispatcher's own thread look within GRACE_S. After something is held: see _take_turn()."""
+        """Have somebody give what is held: whoever drives, or the dispatcher's own thread within GRACE_S."""
         if not self._ticking:
             self._ticking = True
             self._wake()
@@ -429,6 +440,10 @@ class Dispatcher:
                     os.write(self._wake_w, b"!")
                 except BlockingIOError:
                     pass  # full of wakes already
+
+    def _on_wake(self) -> None:
+        _drain(self._wake_r)
+        self._ticking = False  # whoever took it in gives what is held now; what is held later needs a wake again
 
     def _rouse(self) -> None:
         """Have the dispatcher's own thread look again, whatever it waits for."""
@@ -463,11 +478,12 @@ class Dispatcher:
         total, best = engine.room()
         self._room = total
         work = Turn(now(), blocks=ends.blocks, outcomes=ends.outcomes)
+        self._backlog = self._backlog or ends.has_crash
         if batch is not None:
             # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
             batch.claimed = not self._backlog and best >= batch.size and total >= batch.size + self._handout.size
             work.adds = (batch,)
-        self._backlog = self._backlog or ends.has_crash or (batch is not None and not batch.claimed)
+            self._backlog = self._backlog or not batch.claimed
         if self._backlog and not self._handout.size and not self._stopping:
             work.claim = total
         if work.adds or work.blocks or work.outcomes or work.claim or self._rung:

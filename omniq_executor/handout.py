@@ -82,7 +82,7 @@ class Handout:
             self._engine.give(chunk)
 
     def give_claimed(self, claimed: Sequence[Claimed]) -> None:
-        """Give tasks that were claimed because there was room for them."""
+        """Give tasks that were claimed because there was room for them; hold those for which there is none any more."""
         start = 0
         while start < len(claimed):
             _, best = self._engine.room()
@@ -94,7 +94,11 @@ class Handout:
                 if claimed[i].digest != digest or (size > MOST_BYTES and i > start):
                     stop = i
                     break
-            self._engine.give(self._chunk_of_claimed(claimed[start:stop]))
+            chunk = self._chunk_of_claimed(claimed[start:stop])
+            if best > 0:
+                self._engine.give(chunk)
+            else:  # large arguments have filled a worker's socket, say
+                self.hold(chunk)
             start = stop
 
     def take_out(self, numbers: set[int]) -> dict[int, int]:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -47,12 +48,13 @@ def stop(pid: int, wait_until: Any) -> None:
 
 def wait_until_it_rests(thread: threading.Thread, wait_until: Any) -> None:
     """Wait until a thread waits for something, within the package: it is in the same place at two looks."""
-    places: list[tuple[str, int]] = []
+    places: list[tuple[object, int]] = []
 
     def rests() -> bool:
-        frame = sys._current_frames()[thread.ident or 0]
-        places.append((frame.f_code.co_filename, frame.f_lasti))
-        return len(places) > 1 and places[-1] == places[-2] and "omniq_executor" in places[-1][0]
+        stack = [frame for frame, _ in traceback.walk_stack(sys._current_frames()[thread.ident or 0])]
+        places.append((stack[0].f_code, stack[0].f_lasti))
+        is_inside = any("omniq_executor" in frame.f_code.co_filename for frame in stack)
+        return is_inside and len(places) > 1 and places[-1] == places[-2]
 
     wait_until(rests, what="the thread to wait")
 

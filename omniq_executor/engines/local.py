@@ -36,7 +36,7 @@ from . import worker as proc
 from .launch import Process, make_launcher
 from .wire import Inbox, Outbox
 
-_START_DEATHS_ALLOWED = 3  # in a row, before the pool is called broken
+_START_DEATHS_ALLOWED = 3  # in a row, while no worker has come to a call, before the pool is called broken
 _START_FAILURES_ALLOWED = 5  # likewise, of starts that the system refused, while no worker lives
 _START_AGAIN_S = 0.2
 _VISIBLE_S = 0.001  # after which a write to shared memory is seen by every process, with much to spare
@@ -87,6 +87,23 @@ CRASHED = "crashed"  # the process died in this call; the payload says how
 RETURNED = "returned"  # not started, or its result was lost with the process: the payload is a Chunk to run elsewhere
 
 
+class Look:
+    """The question to all workers where they are in their calls, and what came of it so far."""
+
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        self.stacks: dict[int, str] = {}
+        """By the id of the call."""
+        self.open = 0
+        """How many workers have not answered."""
+        self._on_end = on_end
+
+    def close_one(self) -> None:
+        """A worker has answered, or never will."""
+        self.open -= 1
+        if not self.open:
+            self._on_end()
+
+
 class _Worker:
     """The parent's record of a worker process."""
 
@@ -97,8 +114,7 @@ class _Worker:
         self.cells = cells
         self.inbox = Inbox(sock)
         self.outbox = Outbox(sock)
-        self.answers = Inbox(control)  # stacks
-        self.unanswered = 0
+        self.questions: deque[tuple[Look, int]] = deque()  # not answered, with the call that was running then
         self.chunks: deque[Chunk] = deque()
         self.functions: set[int] = set()
         self.next = 0
@@ -174,7 +190,7 @@ class LocalEngine:
         return free if self._max_tasks is None else min(free, self._max_tasks - worker.next)
 
     def give(self, chunk: Chunk) -> None:
-        """Hand a chunk to the worker that has the most room, starting one where none is idle."""
+        """Hand a chunk to the worker that has the most room, starting one where none is idle. One must have room."""
         # Among equals: an idle worker, then a new one. A running worker is never preferred to a new one.
         slot, most = 0, (-1, False)
         for i, worker in enumerate(self._slots):
@@ -232,6 +248,7 @@ class LocalEngine:
         data, theirs = socket.socketpair()
         control, their_control = socket.socketpair()
         data.setblocking(False)
+        control.setblocking(False)
         try:
             process = self._launcher.start(slot, theirs, their_control, lambda: self._on_death(slot, worker))
         except BaseException:
@@ -277,12 +294,14 @@ class LocalEngine:
         except (EOFError, ConnectionResetError):
             self._unwatch(worker)  # its death is told by the launcher
             return False
-        worker.heard_at = time.monotonic()
-        worker.spoke = True
+        if not worker.spoke:
+            worker.spoke = True
+            self._start_deaths = 0
         for executed, busy_s, items in messages:
+            if not items or items[0][0] != proc.STACK:  # who looks often keeps no call from being taken back
+                worker.heard_at = time.monotonic()
             if executed:
                 self.pace.learn(executed, busy_s)
-                self._start_deaths = 0
             for item in items:
                 self._take(worker, *item)
         if not worker.queued:
@@ -303,6 +322,8 @@ class LocalEngine:
                 self._return(worker, number, min(end, worker.taken))
                 worker.reported = max(worker.reported, end)
                 self._drop_reported(worker)
+            case proc.STACK:
+                self._answer(worker, number, rest[0])
             case proc.BROKEN:
                 worker.broken = rest[0]
 
@@ -436,12 +457,25 @@ class LocalEngine:
                 self._report(worker, CRASHED, started, 1, how)
             else:
                 self._return(worker, worker.reported, end)
-            if started < 0 and not worker.spoke:
-                self._start_deaths += 1
-                if self._start_deaths >= _START_DEATHS_ALLOWED and self.broken is None:
-                    self.broken = f"{self._start_deaths} workers in a row ended before their first call, by {how}"
+            if started >= 0:
+                self._start_deaths = 0
+            elif not worker.spoke:
+                self._on_start_death(how)
         self._close(worker)
         worker.control.close()
+        for look, asked in worker.questions:
+            look.stacks.pop(asked, None)
+            look.close_one()
+        worker.questions.clear()
+
+    def _on_start_death(self, how: str) -> None:
+        self._start_deaths += 1
+        if self._start_deaths < _START_DEATHS_ALLOWED or self.broken is not None:
+            return
+        if any(worker is not None and worker.cells[proc.STARTED] >= 0 for worker in self._slots):
+            self._start_at = time.monotonic() + _START_AGAIN_S  # the pool works; it need not grow at once
+        else:
+            self.broken = f"{self._start_deaths} workers in a row ended before their first call, by {how}"
 
     def _unwatch(self, worker: _Worker) -> None:
         if worker.watched and self._selector is not None:
@@ -462,33 +496,36 @@ class LocalEngine:
         """Whether a worker has the call of that id."""
         return any(number in chunk.ids for worker in self._slots if worker is not None for chunk in worker.chunks)
 
-    def stacks(self, timeout_s: float) -> dict[int, str]:
-        """The Python stack of each call that is running, by the call's id.
+    def look(self, on_end: Callable[[], None]) -> Look:
+        """Ask the workers for the Python stacks of the calls that are running.
 
-        A worker that does not answer in `timeout_s` seconds is stopped, or holds the interpreter's
-        lock; its call is there with a text that says so.
+        The answers come with the other events; after the last one `on_end` is called. A worker that
+        does not answer is stopped, or holds the interpreter's lock: until it does, a text says so.
         """
-        stacks = {}
-        asked = []
+        look = Look(on_end)
+        look.open = 1  # this loop
         for worker in self._slots:
             number = self._running(worker) if worker is not None else None
-            if worker is not None and number is not None:
-                stacks[number] = (
-                    f"process {worker.process.pid} does not answer: stopped, or in code that holds the GIL\n"
-                )
-                with contextlib.suppress(OSError):
-                    worker.control.send(proc.STACK)
-                    worker.unanswered += 1
-                    asked.append((worker, number))
-        deadline = time.monotonic() + timeout_s
-        for worker, number in asked:
-            with contextlib.suppress(OSError, EOFError):
-                while worker.unanswered:  # an answer to an earlier question may come first
-                    worker.control.settimeout(max(deadline - time.monotonic(), 0.001))
-                    for stack in worker.answers.read():
-                        worker.unanswered -= 1
-                        stacks[number] = stack
-        return stacks
+            if worker is None or number is None:
+                continue
+            look.stacks[number] = (
+                f"process {worker.process.pid} does not answer: stopped, or in code that holds the GIL\n"
+            )
+            with contextlib.suppress(OSError):
+                worker.control.send(proc.SHOW)
+                worker.questions.append((look, number))
+                look.open += 1
+        look.close_one()
+        return look
+
+    def _answer(self, worker: _Worker, number: int, stack: str) -> None:
+        """Take the answer to the oldest question. The reports of calls that ended before it came before it."""
+        look, asked = worker.questions.popleft()
+        look.stacks.pop(asked, None)
+        if stack and worker.reported <= number:
+            for chunk, start, _ in _parts(worker.chunks, number, number + 1):
+                look.stacks[chunk.ids[start]] = stack
+        look.close_one()
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: let go of what is the parent's, without a word to the workers."""

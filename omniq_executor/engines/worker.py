@@ -2,8 +2,8 @@
 
     parent --data----> main thread: read a chunk, run its calls, write what came of them
            <--data---- (one socket, read by the main thread only while it has nothing to run)
-    parent --control-> a second thread: exits the process when the parent is gone; on request it shows the
-                       first one's stack, or sends the results that lie there while a long call runs
+    parent --control-> a second thread: exits the process when the parent is gone; on request it sends the
+                       results that lie there while a long call runs, or shows where the first thread is
 
 No lock and no queue is shared with another process, so no death can leave one held. What is shared
 is a row of three numbers per worker (see `cells`), each written by one side only:
@@ -47,7 +47,8 @@ BLOCK = "block"  # count, JSON array of [result] arrays
 RESULT = "result"  # stored form of one result
 ERROR = "error"  # type, message, traceback, pickle of the exception or None
 SKIPPED = "skipped"  # count of calls that were taken back
-FLUSH, STACK = b"!", b"?"  # what the parent may ask for
+STACK = "stack"  # where that call is, as text; empty if it is over
+FLUSH, SHOW = b"!", b"?"  # what the parent may ask for
 BROKEN = "broken"  # traceback of the initializer; the number is 0
 
 
@@ -79,13 +80,8 @@ def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) ->
         while asked := control.recv(1):
             if asked == FLUSH:
                 worker.flush(always=True)
-                continue
-            import traceback  # most workers are never asked for a stack
-
-            stack = traceback.extract_stack(sys._current_frames()[main_thread])
-            ours = [i for i, entry in enumerate(stack) if entry.filename == __file__]
-            for piece in frame("".join(traceback.format_list(stack[max(ours, default=-1) + 1 :]))):
-                control.sendall(piece)
+            else:
+                worker.show(main_thread)
     os._exit(1)  # nobody is left to tell; the store knows what to do
 
 
@@ -119,6 +115,25 @@ class _Worker:
 
     def send_broken(self) -> None:
         self._items.append((BROKEN, 0, _traceback_text()))
+        self.flush()
+
+    def show(self, main_thread: int) -> None:
+        """Send where the main thread is in its call, and before that the results that are there."""
+        import traceback  # most workers are never asked
+
+        number = self._cells[STARTED]
+        entries: list[traceback.FrameSummary] = []
+        for place, line in traceback.walk_stack(sys._current_frames()[main_thread]):
+            code = place.f_code
+            if code.co_filename == __file__:
+                if code is _Worker.run.__code__:  # it waits for the next call
+                    entries.clear()
+                break
+            # Not the frames themselves: who keeps them keeps what is in them from being freed where it should.
+            entries.append(traceback.FrameSummary(code.co_filename, line, code.co_name, lookup_line=False))
+        if self._cells[STARTED] != number:  # it went on while it was looked at
+            entries.clear()
+        self._put((STACK, number, "".join(traceback.format_list(entries[::-1]))), executed=0)
         self.flush()
 
     def _run_chunk(
@@ -266,6 +281,7 @@ __all__ = [
     "NEVER",
     "RESULT",
     "RESUME",
+    "SHOW",
     "SKIPPED",
     "STACK",
     "STARTED",

@@ -1,0 +1,50 @@
+"""What waits between a claim and a worker."""
+
+from typing import Any
+
+from omniq_executor.handout import Handout
+from omniq_executor.schedule import Pace
+from omniq_executor.stores.base import Claimed
+
+
+class Engine:
+    """An engine with room for so many calls."""
+
+    max_workers = 2
+    pace = Pace()
+
+    def __init__(self, room: int) -> None:
+        self.room_left = room
+        self.given: list[int] = []
+
+    def room(self) -> tuple[int, int]:
+        """As of LocalEngine."""
+        return self.room_left, self.room_left
+
+    def give(self, chunk: Any) -> None:
+        """Likewise, which asks for room."""
+        assert self.room_left > 0
+        self.room_left -= len(chunk.ids)
+        self.given += chunk.ids
+
+
+class Store:
+    """A store with one function."""
+
+    pickle = b"function"
+
+    def function(self, _: bytes) -> "Store":
+        """As of a store."""
+        return self
+
+
+def test_what_was_claimed_for_room_that_is_gone_is_held() -> None:
+    # The arguments of the first filled its worker's socket. Workers without room may be ones that are being taken
+    # back from, and what they were given then was lost with their death.
+    engine: Any = Engine(2)
+    handout = Handout(Store(), engine)  # type: ignore[arg-type]
+    handout.give_claimed([Claimed(n, 1, 0, 1, b"digest", f"[{n}]", None) for n in range(5)])
+    assert (engine.given, handout.size) == ([0, 1], 3)
+    engine.room_left = 9
+    handout.give()
+    assert (engine.given, handout.size) == ([0, 1, 2, 3, 4], 0)
