@@ -95,7 +95,7 @@ class Dispatcher:
         self._holds = False  # whether the present turn gives nothing to workers
         self._ticking = False  # whether a wake for what is held is under way
         self._polled_at = 0.0
-        self._serial = 0  # of turns
+        self._heard = 0  # how often events were taken in
         self._driver: object | None = None
         self._driver_thread = 0
         self._driver_lock = threading.Lock()
@@ -192,6 +192,8 @@ class Dispatcher:
         try:
             if not self._closed:
                 self._cancel(self._waiting.numbers(sink))
+                if self._waiting.has_news:  # futures of its items; their callbacks are not for whoever drops it
+                    self._wake()
         finally:
             self.lock.__exit__()
 
@@ -246,8 +248,9 @@ class Dispatcher:
                     self._handout.give_one(number, function, call)
             else:
                 self._turn(Batch(number, 1, function, calls=(call,), key=key))
-        except BaseException:
+        except BaseException as error:
             self._waiting.remove_future(number)
+            self._fail_by(error)
             raise
         return future
 
@@ -337,8 +340,7 @@ class Dispatcher:
             moment = time.monotonic()
             if moment - self._polled_at > POLL_S:
                 self._polled_at = moment
-                for key, mask in self._selector.select(0):
-                    key.data(mask)
+                self._hear(self._selector.select(0))
             else:
                 self._holds = True
 
@@ -361,7 +363,7 @@ class Dispatcher:
         try:
             if self._handout.size:  # for a burst, which is over
                 self._take_turn(0)
-            while not done() and not self._closed:
+            while not done() and self.failure is None and not self._closed:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left < 0:
                     return
@@ -378,7 +380,11 @@ class Dispatcher:
         while not self._finished():
             self._standby.clear()
             driver = self._driver
-            if driver is None:
+            if self.failure is not None:  # no turns are taken any more
+                self._tell()
+                if not self._finished():
+                    self._standby.wait()
+            elif driver is None:
                 self._take_turn(None, gives_way=True)
             else:
                 # The second look at the same driver is STANDBY_S after the first, so it wakes us.
@@ -395,30 +401,42 @@ class Dispatcher:
                 return
             self._grace = False
             timeout_s = 0 if self._handout.size else timeout_s
-        serial = self._serial
-        ready = self._selector.select(_earlier(timeout_s, self._next_alarm()))
-        if gives_way and self._grace:
-            return
-        with self.lock:
-            if self._closed:
+        heard = self._heard
+        try:
+            ready = self._selector.select(_earlier(timeout_s, self._next_alarm()))
+            if gives_way and (self._grace or self._driver is not None):
                 return
-            try:
-                if self._serial != serial:  # another thread took a turn: what was ready may be gone by now
+            with self.lock:
+                if self._closed:
+                    return
+                if self._heard != heard:  # by another thread: what was ready may be gone by now
                     ready = self._selector.select(0)
-                for key, mask in ready:
-                    key.data(mask)
+                self._hear(ready)
                 self._holds = False
                 self._turn()
-            except StoreError as error:
-                _log.error("%s; it is tried again every %s s", error, RETRY_S)
-            except Exception as error:  # noqa: BLE001 - a fault of our own: nobody may wait for ever because of it
-                self._fail(error)
+        except StoreError as error:
+            _log.error("%s; it is tried again every %s s", error, RETRY_S)
+        except Exception as error:  # noqa: BLE001 - a fault of our own: nobody may wait for ever because of it
+            with self.lock:
+                self._fail_by(error)
         self._tell()
+
+    def _hear(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """Take in what events say. The lock is held, and nobody has taken in any since `ready` was found."""
+        try:
+            for key, mask in ready:
+                key.data(mask)
+        except Exception as error:
+            self._fail_by(error)
+            raise
+        finally:
+            # Last: who finds something ready while it is being taken in must see another count afterwards.
+            self._heard += 1
 
     def _next_alarm(self) -> float | None:
         """Seconds until something is due that no event tells of."""
         # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
-        if self._dropped:
+        if self._dropped or self.engine.reports:  # the latter where a submit took them in, and then failed
             return 0
         due = _earlier(self.engine.next_check(self._is_idle), self._retry_at)
         return None if due is None else max(due - time.monotonic(), 0.0)
@@ -441,14 +459,16 @@ class Dispatcher:
                 except BlockingIOError:
                     pass  # full of wakes already
 
-    def _on_wake(self) -> None:
-        _drain(self._wake_r)
-        self._ticking = False  # whoever took it in gives what is held now; what is held later needs a wake again
-
     def _rouse(self) -> None:
         """Have the dispatcher's own thread look again, whatever it waits for."""
         self._standby.set()
         self._wake()
+
+    def _on_wake(self) -> None:
+        # A driver may be between its look and its wait: it must find what wakes it, whoever wakes before.
+        if self._driver is None or self._driver_thread == threading.get_ident():
+            _drain(self._wake_r)
+            self._ticking = False  # a turn follows, and gives what is held; what is held later needs another wake
 
     def _on_bell(self) -> None:
         assert self._bell is not None
@@ -458,8 +478,14 @@ class Dispatcher:
     # the turn
 
     def _turn(self, batch: Batch | None = None) -> None:
+        try:
+            self._do_turn(batch)
+        except Exception as error:
+            self._fail_by(error)
+            raise
+
+    def _do_turn(self, batch: Batch | None) -> None:
         engine = self.engine
-        self._serial += 1
         while self._dropped:
             self._cancel(self._waiting.numbers(self._dropped.popleft()))
         if not self._holds:
@@ -555,6 +581,8 @@ class Dispatcher:
             if self._looks_elsewhere():
                 # What it waits for may have come, after it looked and before it waits for events.
                 self._wake()
+                if self.failure is not None:
+                    self._standby.set()  # for the end of the dispatcher's own thread
 
     def _looks_elsewhere(self) -> bool:
         """Whether another thread than this one takes the turns, and may be waiting for events."""
@@ -589,8 +617,10 @@ class Dispatcher:
                 return
             self.clean = False
             self._closing = self._stopping = True
-            self._save_results()
-            self.engine.close(signal_number, KILL_AFTER_S)
+            try:
+                self._save_results()
+            finally:
+                self.engine.close(signal_number, KILL_AFTER_S)
             self._fail(PoolBroken(f"{why}; the call stays in the store and can be run again"))
         self._tell()
         self.close(wait=True)
@@ -600,8 +630,7 @@ class Dispatcher:
         self.engine.ask_for_results()
         deadline = time.monotonic() + ANSWER_S
         while self.engine.awaits_results() and (left := deadline - time.monotonic()) > 0:
-            for key, mask in self._selector.select(left):
-                key.data(mask)
+            self._hear(self._selector.select(left))
         try:
             self._turn()
         except StoreError as error:
@@ -642,6 +671,11 @@ class Dispatcher:
             if fd is not None:
                 os.close(fd)
 
+    def _fail_by(self, error: BaseException) -> None:
+        """What is to be done after any exception: one that is not the store's is a fault of our own, and the end."""
+        if not isinstance(error, StoreError | PoolBroken):
+            self._fail(error)
+
     def _fail(self, error: BaseException) -> None:
         """Give up: every open future fails with `error`. The store is not touched, so the calls are kept."""
         if self.failure is None:
@@ -651,6 +685,7 @@ class Dispatcher:
             _log.error("the executor has stopped: %s", self.failure)
         self._reports.clear()
         self._waiting.fail_all(error)
+        self._rouse()  # to tell them, where this thread does not
 
 
 def _earlier(one: float | None, other: float | None) -> float | None:
