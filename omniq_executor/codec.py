@@ -22,6 +22,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from .model import ErrorInfo
+
 _PROTOCOL = 5
 _MAX_DEPTH = 60  # deeper values are pickled; SQLite's own JSON parser stops at 1000
 _SCALARS = frozenset({int, str, float, bool, type(None)})
@@ -101,6 +103,11 @@ def join(texts: Iterable[str]) -> str:
     return f"[{','.join(texts)}]"
 
 
+def split(text: str) -> list[str]:
+    """The JSON texts in an array that `join` made, or that `encode_rows` wrote."""
+    return [_encode_json(value) for value in json.loads(text)]
+
+
 def dump_function(function: Any) -> bytes:
     """A function as a pickle: by name where a worker can import it, else by value.
 
@@ -114,6 +121,19 @@ def dump_function(function: Any) -> bytes:
 def load_function(data: bytes) -> Any:
     """The function of a stored pickle."""
     return pickle.loads(data)
+
+
+def encode_error(error: ErrorInfo) -> str:
+    """What is shown of an error, as a JSON object. Its pickle is kept apart."""
+    fields = {"type": error.type, "message": error.message, "traceback": error.traceback}
+    # The name of a file, say, may be no Unicode; what is shown must be.
+    shown = {name: text.encode(errors="backslashreplace").decode() for name, text in fields.items()}
+    return _encode_json(shown)
+
+
+def decode_error(text: str | None, exception: bytes | None) -> ErrorInfo | None:
+    """The error of a stored form, or None where there is none."""
+    return ErrorInfo(**json.loads(text), pickle=exception) if text is not None else None
 
 
 def _is_unicode(text: str) -> bool:

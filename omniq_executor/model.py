@@ -20,10 +20,12 @@ that arrives after its claim was lost finds another number there and is refused.
 import enum
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: sorts like the numbers do
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _DIGITS = 13  # 13 digits of 5 bits hold the 63 bits of an id
 
 
@@ -205,3 +207,11 @@ def iso(microseconds: int | None) -> str | None:
         return None
     seconds, rest = divmod(microseconds, 1_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_iso(text: str) -> int:
+    """The microseconds of an ISO-8601 time. Raises ValueError where it is none, or does not say its zone."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} does not say in which time zone it is")
+    return (moment - _EPOCH) // _MICROSECOND

@@ -3,7 +3,6 @@
 import os
 
 from ..config import parse_address
-from ..errors import StoreError
 from .base import Store
 
 
@@ -20,4 +19,6 @@ def open_store(
         from .sqlite import SQLiteStore
 
         return SQLiteStore(path, create=create, durability=durability)  # type: ignore[arg-type]  # checked there
-    raise StoreError(f"{path} would be a folder of files, which this version cannot keep; give a name that ends in .db")
+    from .file import FileStore
+
+    return FileStore(path, create=create, durability=durability)  # type: ignore[arg-type]

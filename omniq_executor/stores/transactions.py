@@ -16,6 +16,7 @@ import json
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..codec import decode_error, encode_error
 from ..model import ErrorInfo, Event, Status, source, target
 from .base import Batch, Block, Call, Claimed, Found, Function, Outcome, Resume, Run, Turn, Turned
 
@@ -265,17 +266,7 @@ def _publish(owner: int, work: Turn, refused: set[int]) -> Transaction:
 
 
 def _error_columns(error: ErrorInfo | None) -> tuple[str | None, bytes | None]:
-    if error is None:
-        return None, None
-    fields = {"type": error.type, "message": error.message, "traceback": error.traceback}
-    # The name of a file, say, may be no Unicode; what is shown must be.
-    shown = {name: text.encode(errors="backslashreplace").decode() for name, text in fields.items()}
-    return json.dumps(shown, ensure_ascii=False), error.pickle
-
-
-def error_info(text: str | None, exception: bytes | None) -> ErrorInfo | None:
-    """The error that a task's row holds."""
-    return ErrorInfo(**json.loads(text), pickle=exception) if text is not None else None
+    return (None, None) if error is None else (encode_error(error), error.pickle)
 
 
 def ensure_queue(name: str) -> Transaction:
@@ -435,7 +426,7 @@ _FOUND = "id, status, owner, result, error, exception FROM task"
 
 def _found(row: Sequence[Any]) -> Found:
     id, status, owner, result, error, exception = row
-    return Found(id, Status(status), owner, result, error_info(error, exception))
+    return Found(id, Status(status), owner, result, decode_error(error, exception))
 
 
 def states(ids: Iterable[int]) -> Transaction:

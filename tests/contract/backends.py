@@ -37,7 +37,11 @@ def _let_go_of_lock(store: Any, owner: int) -> None:
     store._owners._held.pop(owner).release()
 
 
-BACKENDS = {backend.name: backend for backend in (Backend("sqlite", "store.db", _let_go_of_lock),)}
+PROOF = os.environ.get("OMNIQ_PROOF") == "1"  # the long run, which is asked of a release
+BACKENDS = {
+    backend.name: backend
+    for backend in (Backend("sqlite", "store.db", _let_go_of_lock), Backend("file", "store", _let_go_of_lock))
+}
 DEVIATIONS: dict[tuple[str, str], str] = {}  # (backend, test function): reason
 
 SQUARE = Function(b"square".ljust(16), "numbers.square", b"pickle of square")
@@ -69,7 +73,7 @@ class Client:
 
     def __init__(self, backend: Backend, address: Path, queue: str = "work", resume: Resume = "crashed") -> None:
         self.backend = backend
-        self.store = backend.open(address)
+        self.store = self.entered = backend.open(address)
         self.store.reap(tick())
         self.owner = self.store.enter(queue)
         self.run = self.store.begin_run(queue, self.owner, resume, tick())
@@ -108,7 +112,12 @@ class Client:
 
     def die(self) -> None:
         """Look, from now on, as if the process had died."""
-        self.backend.let_die(self.store, self.owner)
+        self.backend.let_die(self.entered, self.owner)
+
+    def reopen(self) -> None:
+        """Close the handle and open another. The owner stays, as its process does."""
+        self.store.close()
+        self.store = self.backend.open(Path(self.store.address))
 
     def close(self) -> None:
         self.store.close()
@@ -120,10 +129,12 @@ class Model:
     def __init__(self) -> None:
         self.tasks: dict[int, Task] = {}
 
-    def add(self, queue: str, run: int, function: Function, id: int, call: Call, now: int) -> None:
+    def add(
+        self, queue: str, run: int, function: Function, id: int, call: Call, now: int, key: str | None = None
+    ) -> None:
         self.tasks[id] = Task(
             id=id, queue=queue, run=run, func_path=function.path, func=function.pickle, args=call.args,
-            kwargs=call.kwargs, enqueued_at=now,
+            kwargs=call.kwargs, enqueued_at=now, key=key,
         )  # fmt: skip
 
     def happen(self, id: int, event: Event, now: int, **what: Any) -> bool:

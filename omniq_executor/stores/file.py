@@ -1,0 +1,741 @@
+"""The file store: a folder in which every task is a JSON file that anybody can read.
+
+    ROOT/omniq.json    says that this is a store, and of which version
+    ROOT/turn.lock     the lock that each turn holds (filelock)
+    ROOT/journal       what makes a turn one transaction, see journal.py
+    ROOT/tasks/ ...    see folders.py
+    ROOT/runs/N.json   the runs
+    ROOT/owners/       a file, a lock and a doorbell for each owner, see owners.py
+
+Everything happens under the lock, after a look at what others have done meanwhile. What a process knows
+without reading: which tasks are PENDING, in order, by queue (heaps), and those that it claimed itself.
+So a claim reads the files that it takes and lists nothing. A heap may hold entries that are out of date;
+each is compared with its file when it is taken out.
+"""
+
+import base64
+import contextlib
+import errno
+import heapq
+import logging
+import os
+import stat
+import threading
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from .. import codec
+from ..errors import StoreError, StoreVersionError, TaskNotFound
+from ..model import FINISHED, Claim, Event, Refused, Status, Task, format_id, now, parse_id
+from .base import Batch, Block, Call, Claimed, Found, Function, Outcome, Owner, Resume, Run, Store, Turn, Turned
+from .folders import STATUS_FOLDERS, Folders
+from .journal import Entry, Journal
+from .owners import Owners, new_owner_id
+from .records import Damaged, Record, from_text, to_text
+
+FORMAT = "omniq-executor file store"
+VERSION = 1
+BUSY_TIMEOUT_S = 30.0
+_POLL_S = 0.001  # how often filelock tries; a turn takes about that long
+_MARK = "omniq.json"
+_LOCK = "turn.lock"
+_KNOWN_FUNCTIONS = 4096
+
+_log = logging.getLogger("omniq_executor")
+_open_stores: "weakref.WeakSet[FileStore]" = weakref.WeakSet()
+
+
+class FileStore(Store):
+    """See the module's docstring, and Store for the methods.
+
+    `durability="process"` keeps what is acknowledged through the death of any process; "power"
+    also through a cut of the machine's power, at one fsync a turn.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durability: Literal["process", "power"] = "process",
+        create: bool = True,
+    ):
+        if durability not in ("process", "power"):
+            raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
+        self.path = Path(path).absolute()
+        self.address = str(self.path)
+        durable = durability == "power"
+        self._lock = threading.RLock()
+        self._depth = 0  # of uses of the lock within one another
+        self._closed = False
+        self._folders = Folders(self.path, durable)
+        self._journal = Journal(self.path / "journal", durable)
+        self._durable = durable
+        self._owners = Owners(self.path / "owners")
+        self._claimed: dict[int, Record] = {}  # RUNNING, by a claim of this process
+        self._queues: dict[str, _Queue] | None = None  # None until somebody claims
+        self._functions: dict[bytes, Function] = {}
+        self._resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]] = {}  # by run, see begin_run()
+        self._took: dict[int, set[int]] = {}  # by run: the runs it took calls over from
+        self._heard: dict[int, list[int]] = {}  # by owner of this process: what others finished
+        self._peers: list[int] | None = None  # the registered owners
+        self._foreign = False  # whether another process has changed something since the last turn
+        self._prepare(create)
+        self._file_lock = FileLock(
+            self.path / _LOCK, BUSY_TIMEOUT_S, mode=0o600, thread_local=False, poll_interval=_POLL_S
+        )
+        _open_stores.add(self)
+        try:
+            with self._locked():
+                pass
+        except BaseException:
+            self.close()
+            raise
+
+    # opening and closing
+
+    def _prepare(self, create: bool) -> None:
+        """Make the folder, or see that it is one of ours; nothing is put in one that is not."""
+        if not create and not (self.path / _MARK).exists():
+            raise StoreError(f"there is no store at {self.path}")
+        try:
+            for folder in [*reversed(self.path.parents), self.path]:
+                if not folder.exists():
+                    with contextlib.suppress(FileExistsError):
+                        folder.mkdir(mode=0o700)
+            if not stat.S_ISDIR(self.path.stat().st_mode):
+                raise StoreError(f"{self.path} is not a folder; give a name that ends in .db, or the path of a folder")
+            if not (self.path / _MARK).exists():
+                others = [n for n in os.listdir(self.path) if n not in (_LOCK, _MARK) and not n.startswith("omniq.db")]
+                if others and not (self.path / _MARK).exists():  # again: another process may have made it meanwhile
+                    raise StoreError(
+                        f"{self.path} holds other files, {others[0]!r} for one; give the store a folder of its own"
+                    )
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.path} cannot be created: {error.strerror} ({error.filename});"
+                " choose a folder that you can write to"
+            ) from error
+
+    def _open(self) -> None:
+        """Under the lock, the first time: see to everything."""
+        mark = self._folders.root / _MARK
+        text = mark.read_bytes() if mark.exists() else b""
+        if text.strip():
+            self._check_mark(text)
+        else:  # first of all: a folder that holds it is ours, however far the making of it came
+            fd = os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+            with open(fd, "w") as file:
+                file.write(f'{{"format": "{FORMAT}", "version": {VERSION}}}\n')
+        self._folders.open()
+        is_new_boot = self._journal.open()
+        self._redo(self._journal.unapplied())
+        self._folders.check()
+        if is_new_boot:
+            if self._durable:
+                self._folders.sync(_numbers_in(self._journal.entries()))
+            self._journal.mark_boot()
+
+    def _check_mark(self, text: bytes) -> None:
+        content = None
+        with contextlib.suppress(ValueError):
+            content = codec.decode(text.decode())
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise StoreError(f"{self.path / _MARK} is not of a store; give the store a folder of its own")
+        if content.get("version", 0) > VERSION:
+            raise StoreVersionError(
+                f"{self.path} has version {content['version']}, and this omniq_executor reads up to {VERSION}:"
+                " install a newer one, or use another store"
+            )
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._folders.close()
+            self._journal.close()
+            self._is_open = False
+            self._owners.outlive()
+            _open_stores.discard(self)
+
+    _is_open = False
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock, with everything as it was committed last. OSErrors come out as StoreError."""
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"the store {self.path} has been closed")
+            if self._depth:
+                yield
+                return
+            try:
+                self._file_lock.acquire()
+                self._depth = 1
+                try:
+                    self._catch_up()
+                    yield
+                finally:
+                    self._depth = 0
+                    self._file_lock.release()
+            except Timeout as error:
+                raise StoreError(
+                    f"the store {self.path}: another process has held it for more than {BUSY_TIMEOUT_S:.0f} s"
+                ) from error
+            except OSError as error:
+                raise _explain(self.path, error) from error
+
+    # what others did, and what is left to do
+
+    def _catch_up(self) -> None:
+        if not self._is_open:
+            self._open()
+            self._is_open = True
+            return
+        entries, missed = self._journal.news()
+        unapplied = self._journal.unapplied()
+        if unapplied:
+            self._redo(unapplied)
+        for entry in entries:
+            self._foreign = True
+            if not entry.texts:
+                self._peers = None
+            self._take_in(entry.by, [_parse(text) for text in entry.texts])
+        if missed:
+            self._look_again()
+
+    def _redo(self, entries: list[Entry]) -> None:
+        """Write the files of entries, whose writer may have died over it."""
+        for entry in entries:
+            for text in entry.texts:
+                self._folders.restore(_parse(text), text)
+        if entries:
+            self._journal.mark_applied()
+
+    def _look_again(self) -> None:
+        """Forget what is known, where it cannot be told what has changed."""
+        self._queues = self._peers = None
+        self._claimed.clear()
+        self._foreign = True
+        for heard in self._heard.values():
+            for status in FINISHED:
+                heard.extend(self._folders.names(STATUS_FOLDERS[status]))
+
+    def _take_in(self, by: int, records: Iterable[Record]) -> None:
+        """Know of what is committed: by an owner, or by 0 for what is news to all."""
+        finished = []
+        for record in records:
+            task = record.task
+            if task.status is Status.RUNNING and task.owner in self._heard:
+                self._claimed[task.id] = record
+            else:
+                self._claimed.pop(task.id, None)
+            if task.status is Status.PENDING and self._queues is not None:
+                self._queue(task.queue).push(task)
+            elif task.status in FINISHED:
+                finished.append(task.id)
+        for owner, heard in self._heard.items():
+            if owner != by:
+                heard.extend(finished)
+
+    def _queue(self, name: str) -> "_Queue":
+        """What is PENDING in a queue. The first time this reads all tasks that are PENDING, once."""
+        if self._queues is None:
+            self._queues = {}
+            for number in self._folders.names(STATUS_FOLDERS[Status.PENDING]):
+                record = self._load(number)
+                if record is not None and record.task.status is Status.PENDING:
+                    self._queue(record.task.queue).push(record.task)
+        found = self._queues.get(name)
+        if found is None:
+            found = self._queues[name] = _Queue()
+        return found
+
+    def _load(self, number: int) -> Record | None:
+        """A task as it is committed, or None if there is none; one that is damaged is put aside."""
+        record = self._claimed.get(number)
+        if record is None:
+            try:
+                record = self._folders.read(number)
+            except Damaged:
+                for entry in self._journal.entries():
+                    for text in entry.texts:
+                        if (kept := _parse(text)).task.id == number:
+                            self._folders.restore(kept, text)
+                record = self._folders.relink(number)
+        return record
+
+    def _commit(self, by: int, changes: "_Changes") -> None:
+        """Commit changes. Raises OSError, with nothing changed, where that is not possible."""
+        if not changes.new:
+            return
+        texts = []
+        for record in changes.new.values():
+            text = to_text(record)
+            record.size = max(len(text), record.size)
+            texts.append(text)
+        self._journal.append(by, texts)
+        added: list[Record] = []
+        try:
+            for record, text in zip(changes.new.values(), texts, strict=True):
+                if record.task.id not in changes.old:
+                    self._folders.create(record, text)
+                    added.append(record)
+        except OSError:
+            for record in added:
+                self._folders.remove(record)
+            self._journal.take_back()
+            raise
+        try:
+            for number, text in zip(changes.new, texts, strict=True):
+                old = changes.old.get(number)
+                if old is not None:
+                    record = changes.new[number]
+                    self._folders.rewrite(old, record, text)
+                    record.size = len(text)
+            self._journal.mark_applied()
+        except OSError as error:
+            # It is committed, since the journal has it. Whoever takes the lock next writes the files.
+            _log.warning("%s: the files are written later: %s", self.path, error)
+        self._take_in(by, changes.new.values())
+        if self._journal.is_long and not self._journal.unapplied():
+            self._rotate()
+
+    def _rotate(self) -> None:
+        try:
+            if self._durable:
+                self._folders.sync(_numbers_in(self._journal.entries()))
+            self._journal.rotate()
+        except OSError as error:
+            _log.warning("%s: the journal is begun anew later: %s", self.path, error)
+
+    # who is there
+
+    def enter(self, queue: str) -> int:
+        with self._locked():
+            owner = new_owner_id(map(int, self._folders.json_names("owners")))
+            self._owners.hold(owner)
+            try:
+                about = {"queue": queue, "host": self._owners.host, "pid": os.getpid(), "opened_at": now()}
+                self._folders.write_json("owners", f"{owner}.json", about)
+                self._journal.append(owner, [])
+                self._journal.mark_applied()
+            except OSError:
+                self._owners.let_go(owner)
+                raise
+            self._peers = None
+            self._heard[owner] = []
+            return owner
+
+    def leave(self, owner: int) -> None:
+        with self._locked():
+            self._bury([owner])
+            self._heard.pop(owner, None)
+        self._owners.let_go(owner)
+
+    def owners(self) -> list[Owner]:
+        with self._locked():
+            return self._registered()
+
+    def _registered(self) -> list[Owner]:
+        owners = []
+        for name in self._folders.json_names("owners"):
+            about = self._folders.read_json("owners", f"{name}.json")
+            alive = self._owners.is_alive(int(name), about["host"])
+            owners.append(Owner(int(name), about["queue"], about["host"], about["pid"], about["opened_at"], alive))
+        return sorted(owners, key=lambda owner: (owner.opened_at, owner.id))
+
+    def reap(self, now: int) -> int:
+        with self._locked():
+            dead = [owner.id for owner in self._registered() if not owner.alive]
+            if not dead:
+                return 0
+            released = self._bury(dead)
+        for owner in dead:
+            self._owners.forget(owner)
+        return released
+
+    def _bury(self, owners: Sequence[int]) -> int:
+        """RELEASE the tasks of owners that are gone, forget them, and return how many tasks that were."""
+        changes = _Changes()
+        for number in self._folders.names(STATUS_FOLDERS[Status.RUNNING]):
+            record = self._load(number)
+            if record is not None and record.task.status is Status.RUNNING and record.task.owner in owners:
+                changes.change(record, record.release(now()))
+        self._commit(0, changes)
+        for owner in owners:
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / "owners" / f"{owner}.json").unlink()
+        self._journal.append(0, [])
+        self._journal.mark_applied()
+        self._peers = None
+        return len(changes.new)
+
+    def bell_path(self, owner: int) -> Path:
+        """The FIFO that others ring for this owner."""
+        if self._closed:
+            raise StoreError(f"the store {self.path} has been closed")
+        return self._owners.bell_path(owner)
+
+    def ring(self, owner: int) -> None:
+        """Wake the other owners: something that they may wait for is committed."""
+        if self._peers is None:
+            with self._locked():
+                self._peers = [int(name) for name in self._folders.json_names("owners")]
+        for peer in self._peers:
+            if peer != owner:
+                self._owners.ring(peer)
+
+    def hear(self, owner: int) -> list[int]:
+        with self._locked():
+            heard, self._heard[owner] = self._heard.get(owner, []), []
+            return heard
+
+    # runs
+
+    def begin_run(self, queue: str, owner: int, resume: Resume, now: int) -> Run:
+        self.reap(now)  # so that who is registered is alive
+        with self._locked():
+            runs = {int(name): self._folders.read_json("runs", f"{name}.json") for name in self._run_names()}
+            here = {int(name) for name in self._folders.json_names("owners")}
+            of_queue = {id: run for id, run in runs.items() if run["queue"] == queue and run["owner"] not in here}
+            continues: set[int] = set()
+            if resume != "never":
+                continues.update(id for id, run in of_queue.items() if not run["settled"])
+            if resume == "always" and of_queue:
+                last = max(of_queue)
+                continues.update([last, *of_queue[last]["continues"]])
+            number = max(runs, default=0) + 1
+            fields = {
+                "queue": queue, "owner": owner, "continues": sorted(continues), "started_at": now, "ended_at": None,
+                "clean": None, "settled": False,
+            }  # fmt: skip
+            self._folders.write_json("runs", f"{number}.json", fields)
+            tasks = [r for r in self._all() if r.task.run in continues and r.task.status is not Status.CANCELLED]
+            resumable = self._resumable[number] = defaultdict(deque)
+            for record in tasks:
+                resumable[_call_of(record)].append(record.task.id)
+            self._took[number] = set()
+            done = sum(record.task.status is Status.COMPLETED for record in tasks)
+            return Run(number, queue, tuple(sorted(continues)), done, len(tasks))
+
+    def _run_names(self) -> list[str]:
+        return list(self._folders.json_names("runs"))
+
+    def end_run(self, run: Run, clean: bool, now: int) -> None:
+        with self._locked():
+            self._resumable.pop(run.id, None)
+            took = self._took.pop(run.id, set())
+            # The run itself last: if it ends half-way it is broken, and continues the others by its own list.
+            for number in [*sorted(took if clean else ()), run.id]:
+                name = f"{number}.json"
+                fields = self._folders.read_json("runs", name)
+                if number == run.id:
+                    fields.update(ended_at=now, clean=clean)
+                self._folders.write_json("runs", name, {**fields, "settled": clean})
+
+    def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
+        if not run.continues:
+            self._opened()
+            return [None] * len(calls)
+        with self._locked():
+            given: list[Record | None] = []
+            changes = _Changes()
+            for call in calls:
+                left = self._resumable[run.id][function.digest, _identity(call)]
+                record = None
+                while left and record is None:
+                    record = self._load(left.popleft())
+                if record is not None and record.task.status is Status.FAILED:
+                    record = changes.change(record, record.after(Event.REVIVE, now))
+                given.append(record)
+            self._commit(0, changes)
+            self._took[run.id].update(record.task.run for record in given if record is not None)
+            return [None if record is None else _found(record) for record in given]
+
+    # the work
+
+    def turn(self, owner: int, run: Run, work: Turn) -> Turned:
+        with self._locked():
+            changes, refused = _Changes(), set[int]()
+            for batch in work.adds:
+                self._add(changes, owner, run, batch, work.now)
+            for block in work.blocks:
+                for number, outcome in _outcomes(block):
+                    self._end(changes, refused, owner, number, outcome, work.now)
+            for end in work.outcomes:
+                self._end(changes, refused, owner, end.id, end, work.now)
+            claimed = self._claim(changes, owner, run.queue, work.claim, work.now) if work.claim > 0 else []
+            try:
+                self._commit(owner, changes)
+            except OSError:
+                for record in claimed:
+                    self._queue(run.queue).push(record.task)
+                raise
+            foreign, self._foreign = self._foreign, False
+        return Turned([_claimed(record) for record in claimed], refused, foreign)
+
+    def add_claimed(self, owner: int, run: Run, number: int, function: Function, call: Call, now: int) -> None:
+        batch = Batch(number, 1, function, calls=(call,), claimed=True)
+        with self._locked():
+            changes = _Changes()
+            self._add(changes, owner, run, batch, now)
+            self._commit(owner, changes)
+
+    def _add(self, changes: "_Changes", owner: int, run: Run, batch: Batch, now: int) -> None:
+        function = batch.function
+        self._keep(function)
+        if batch.key is not None and self._folders.by_key(run.queue, batch.key) is not None:
+            raise StoreError(f"the store {self.path}: the queue {run.queue} has a task with the key {batch.key!r}")
+        claim = {"status": Status.RUNNING, "attempts": 1, "owner": owner, "started_at": now} if batch.claimed else {}
+        for number, call in enumerate(_calls(batch), batch.first):
+            task = Task(
+                id=number, queue=run.queue, run=run.id, func_path=function.path, func=b"", args=call.args,
+                kwargs=call.kwargs, enqueued_at=now, key=batch.key, **claim,  # type: ignore[arg-type]
+            )  # fmt: skip
+            changes.new[number] = Record(task, function.digest, call.identity, 1 + batch.claimed)
+
+    def _end(self, changes: "_Changes", refused: set[int], owner: int, number: int, end: Outcome, now: int) -> None:
+        record = changes.new.get(number) or self._load(number)
+        if record is None:
+            refused.add(number)
+            return
+        try:
+            claim = Claim(owner, end.attempt)
+            ended = record.after(end.event, now, claim=claim, result=end.result, error=end.error)
+        except Refused:
+            refused.add(number)
+        else:
+            changes.change(record, ended)
+
+    def _claim(self, changes: "_Changes", owner: int, queue: str, most: int, now: int) -> list[Record]:
+        pending = self._queue(queue)
+        for record in changes.new.values():
+            if record.task.status is Status.PENDING and record.task.queue == queue:
+                pending.push(record.task)
+        claimed: list[Record] = []
+        while len(claimed) < most and (entry := pending.pop(now)) is not None:
+            number = entry[-1]
+            found = changes.new.get(number) or self._load(number)
+            if found is not None and found.task.status is Status.PENDING and _order(found.task) == entry:
+                claimed.append(changes.change(found, found.claim(owner, now)))
+        return claimed
+
+    def cancel(self, ids: Sequence[int], now: int) -> list[int]:
+        return self._change(ids, Event.CANCEL, now)
+
+    def revive(self, ids: Sequence[int], now: int) -> list[int]:
+        return self._change(ids, Event.REVIVE, now)
+
+    def _change(self, ids: Sequence[int], event: Event, now: int) -> list[int]:
+        with self._locked():
+            changes = _Changes()
+            for number in ids:
+                record = self._load(number)
+                if record is not None:
+                    with contextlib.suppress(Refused):
+                        changes.change(record, record.after(event, now))
+            self._commit(0, changes)
+            return list(changes.new)
+
+    # functions
+
+    def _keep(self, function: Function) -> None:
+        if function.digest not in self._functions:
+            name = f"{function.digest.hex()}.json"
+            if not (self.path / "functions" / name).exists():
+                content = {"path": function.path, "pickle": base64.b64encode(function.pickle).decode()}
+                self._folders.write_json("functions", name, content)
+            self._remember(function)
+
+    def _remember(self, function: Function) -> None:
+        if len(self._functions) == _KNOWN_FUNCTIONS:
+            self._functions.clear()
+        self._functions[function.digest] = function
+
+    def function(self, digest: bytes) -> Function:
+        found = self._functions.get(digest)
+        if found is None:
+            with self._locked():
+                content = self._folders.read_json("functions", f"{digest.hex()}.json")
+            if content is None:
+                raise StoreError(f"{self.path} holds no function {digest.hex()}")
+            found = Function(digest, content["path"], base64.b64decode(content["pickle"]))
+            self._remember(found)
+        return found
+
+    # looking
+
+    def get(self, task_id: int | str) -> Task:
+        number = parse_id(task_id) if isinstance(task_id, str) else task_id
+        with self._locked():
+            record = self._load(number) if 0 <= number < 1 << 63 else None
+            if record is None:
+                raise TaskNotFound(
+                    f"{self.path} holds no {format_id(number)}; `omniq-executor list` shows what it holds"
+                )
+            return self._task(record)
+
+    def states(self, ids: Iterable[int]) -> list[Found]:
+        with self._locked():
+            return [_found(record) for number in ids if (record := self._load(number)) is not None]
+
+    def by_key(self, queue: str, key: str) -> Found | None:
+        with self._locked():
+            number = self._folders.by_key(queue, key)
+            record = None if number is None else self._load(number)
+            return None if record is None else _found(record)
+
+    def counts(self) -> dict[str, dict[Status, int]]:
+        counts: dict[str, dict[Status, int]] = {}
+        with self._locked():
+            for record in self._all():
+                of_queue = counts.setdefault(record.task.queue, {})
+                of_queue[record.task.status] = of_queue.get(record.task.status, 0) + 1
+        return {queue: dict(sorted(of_queue.items())) for queue, of_queue in sorted(counts.items())}
+
+    def find(
+        self,
+        status: Status | None = None,
+        queue: str | None = None,
+        tags: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> list[Task]:
+        tasks: list[Task] = []
+        with self._locked():
+            if tags:  # nothing gives a task any, so far
+                return []
+            for number in reversed(self._folders.names("tasks" if status is None else STATUS_FOLDERS[status])):
+                if limit is not None and len(tasks) >= limit:
+                    break
+                record = self._load(number)
+                if record is None or (status is not None and record.task.status is not status):
+                    continue
+                if queue is None or record.task.queue == queue:
+                    tasks.append(self._task(record))
+        return tasks[::-1]
+
+    def _all(self) -> Iterator[Record]:
+        for number in self._folders.names("tasks"):
+            record = self._load(number)
+            if record is not None:
+                yield record
+
+    def _task(self, record: Record) -> Task:
+        return replace(record.task, func=self.function(record.digest).pickle)
+
+    def _opened(self) -> None:
+        if self._closed:
+            raise StoreError(f"the store {self.path} has been closed")
+
+
+class _Changes:
+    """What a transaction changes: of each task the record before it, if there was one, and the one after it."""
+
+    def __init__(self) -> None:
+        self.old: dict[int, Record] = {}
+        self.new: dict[int, Record] = {}
+
+    def change(self, old: Record, new: Record) -> Record:
+        number = new.task.id
+        if number not in self.new:
+            self.old[number] = old
+        self.new[number] = new
+        return new
+
+
+_Entry = tuple[int, int, int]  # minus the priority, eta, id: the order of claims
+
+
+class _Queue:
+    """The PENDING tasks of a queue in the order of claims. It may hold entries that are out of date."""
+
+    def __init__(self) -> None:
+        self._due: list[_Entry] = []
+        self._later: list[tuple[int, _Entry]] = []  # by eta
+
+    def push(self, task: Task) -> None:
+        heapq.heappush(self._due, _order(task))
+
+    def pop(self, now: int) -> _Entry | None:
+        """The first entry that is due, or None."""
+        while self._later and self._later[0][0] <= now:
+            heapq.heappush(self._due, heapq.heappop(self._later)[1])
+        while self._due:
+            entry = heapq.heappop(self._due)
+            if entry[1] <= now:
+                return entry
+            heapq.heappush(self._later, (entry[1], entry))
+        return None
+
+
+def _order(task: Task) -> _Entry:
+    return -task.priority, task.eta, task.id
+
+
+def _calls(batch: Batch) -> Sequence[Call]:
+    if batch.text is None:
+        return batch.calls or ()
+    return [Call(text) for text in codec.split(batch.text)]
+
+
+def _outcomes(block: Block) -> Iterator[tuple[int, Outcome]]:
+    for number, text in enumerate(codec.split(block.text), block.first):
+        yield number, Outcome(number, block.attempt, Event.COMPLETE, text[1:-1])
+
+
+def _parse(text: bytes) -> Record:
+    """The record of a text in the journal, whose checksum is right."""
+    number = parse_id(text[text.index(b'"task-') + 1 : text.index(b'",')].decode())
+    return from_text(number, text)
+
+
+def _numbers_in(entries: Iterable[Entry]) -> set[int]:
+    return {_parse(text).task.id for entry in entries for text in entry.texts}
+
+
+def _found(record: Record) -> Found:
+    task = record.task
+    return Found(task.id, task.status, task.owner, task.result, task.error)
+
+
+def _claimed(record: Record) -> Claimed:
+    task = record.task
+    return Claimed(task.id, task.attempts, task.crashes, task.run, record.digest, task.args, task.kwargs)
+
+
+def _identity(call: Call) -> str | bytes:
+    return call.identity if call.identity is not None else str(call.args) + (call.kwargs or "")
+
+
+def _call_of(record: Record) -> tuple[bytes, str | bytes]:
+    return record.digest, _identity(Call(record.task.args, record.task.kwargs, record.identity))
+
+
+def _explain(path: Path, error: OSError) -> StoreError:
+    """Say of an error of the system's what can be done."""
+    hint = {
+        errno.ENOSPC: "the disk is full; free some space, nothing that was acknowledged is lost",
+        errno.EDQUOT: "the quota is used up; nothing that was acknowledged is lost",
+        errno.EMFILE: "this process has too many files open",
+        errno.EROFS: "it cannot be written; check its permissions",
+        errno.EACCES: "it cannot be written; check its permissions",
+    }.get(error.errno or 0, f"{error.strerror or error} ({error.filename})" if error.filename else str(error))
+    return StoreError(f"the store {path}: {hint}")
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_open_stores):
+        store._closed = True
+        store._lock = threading.RLock()
+        store._folders.close()
+        store._journal.close()
+    _open_stores.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
