@@ -20,9 +20,10 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from ..errors import StoreError
+from . import safety
 
 NODES = 4096  # owners of one store that live at a time differ in id modulo this; see new_owner_id()
 
@@ -56,10 +57,15 @@ class Owners:
     def hold(self, owner: int) -> None:
         """Prove from now on that this process lives."""
         lock = FileLock(self._lock_path(owner), mode=0o600)
-        lock.acquire(blocking=False)
-        self._held[owner] = lock
-        if hasattr(os, "mkfifo"):
-            os.mkfifo(self.bell_path(owner), 0o600)
+        try:
+            lock.acquire(blocking=False)
+            self._held[owner] = lock
+            if hasattr(os, "mkfifo"):
+                os.mkfifo(self.bell_path(owner), 0o600)
+                self.bell_path(owner).chmod(0o600)  # whatever the umask took
+        except OSError as error:
+            self.let_go(owner)
+            raise StoreError(f"no owner can be registered in {self.folder}: {safety.explain(error)}") from error
 
     def let_go(self, owner: int) -> None:
         """Prove no more; the owner must be unregistered already."""
@@ -79,16 +85,17 @@ class Owners:
             return True
         probe = FileLock(self._lock_path(owner), mode=0o600)
         try:
+            safety.check_private(self._lock_path(owner))  # a lock file is emptied as it is opened
             probe.acquire(blocking=False)
-        except Timeout:
+        except OSError:  # Timeout among them; others, such as too many open files, prove nothing
             return True
         probe.release()
         return False
 
     def forget(self, owner: int) -> None:
-        """Remove the files of an owner that is gone."""
+        """Remove the files of an owner that is gone. One that cannot be removed says nothing any more."""
         for path in (self._lock_path(owner), self.bell_path(owner)):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 path.unlink()
 
     def bell_path(self, owner: int) -> Path:
@@ -98,7 +105,7 @@ class Owners:
     def ring(self, owner: int) -> None:
         """Wake an owner, if it listens. A full FIFO rings already, and a missing one has nobody behind it."""
         try:
-            bell = os.open(self.bell_path(owner), os.O_WRONLY | os.O_NONBLOCK)
+            bell = os.open(self.bell_path(owner), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         except (FileNotFoundError, OSError):
             return
         try:

@@ -28,10 +28,9 @@ from typing import Any, Literal
 
 from filelock import Timeout
 
-from ..codec import decode_error
 from ..errors import StoreError, StoreVersionError, TaskNotFound
 from ..model import Status, Task, format_id, now, parse_id
-from . import transactions
+from . import safety, transactions
 from .base import Call, Found, Function, Owner, Resume, Run, Store, Turn, Turned
 from .owners import NODES, Owners, new_owner_id
 from .transactions import Many, Reply, Transaction
@@ -75,37 +74,44 @@ class SQLiteStore(Store):
         self._foreign = False  # whether one has, since the last turn
         self._turns = 0
         self._connection: sqlite3.Connection | None = None
-        if not create and not self.path.exists():
-            raise StoreError(f"there is no store at {self.path}")
-        self._owners = Owners(self.path.with_name(self.path.name + "-owners"))
-        self._prepare_files()
+        self._owners = Owners(self._beside("-owners"))
         try:
+            if not create and not self.path.exists():
+                raise StoreError(f"there is no store at {self.path}")
+            self._prepare_files()
             with _explained(self.path), self._owners.gate(BUSY_TIMEOUT_S):
                 self._connection = self._connect(durability)
         except Timeout as error:
             raise StoreError(
                 f"the store {self.path} is being opened by another process for more than {BUSY_TIMEOUT_S:.0f} s"
             ) from error
+        except OSError as error:
+            what = "opened" if os.path.exists(self.path) else "created"
+            raise StoreError(f"the store {self.path} cannot be {what}: {safety.explain(error)}") from error
         _open_stores.add(self)
 
     # opening and closing
 
     def _prepare_files(self) -> None:
-        try:
-            for folder in reversed(self.path.parents):
-                _make_folder(folder)
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            if not stat.S_ISREG(self.path.stat().st_mode):
-                raise StoreError(f"{self.path} is not a file; give the path of a database file")
-            with _explained(self.path), contextlib.closing(self._look()) as connection:
-                self._check_format(connection)  # before anything is left beside a file that is not ours
-            _make_folder(self._owners.folder)
-        except OSError as error:
-            raise StoreError(
-                f"the store {self.path} cannot be created: {error.strerror} ({error.filename});"
-                " choose a folder that you can write to"
-            ) from error
+        safety.check_place(self.path.parent)
+        self._check_private()
+        for folder in reversed(self.path.parents):
+            safety.make_folder(folder)
+        with contextlib.suppress(FileExistsError):
+            safety.make_file(self.path)
+        if not stat.S_ISREG(self.path.stat().st_mode):
+            raise StoreError(f"{self.path} is not a file; give the path of a database file")
+        with _explained(self.path), contextlib.closing(self._look()) as connection:
+            self._check_format(connection)  # before anything is left beside a file that is not ours
+        safety.make_folder(self._owners.folder)
+
+    def _check_private(self) -> None:
+        """Refuse files that others could have written. SQLite reads those beside the database as part of it."""
+        for ending in ("", "-wal", "-shm", "-journal", "-owners", "-owners/open.lock"):
+            safety.check_private(self._beside(ending))
+
+    def _beside(self, ending: str) -> Path:
+        return Path(f"{self.path}{ending}")
 
     def _look(self) -> sqlite3.Connection:
         return sqlite3.connect(
@@ -137,6 +143,7 @@ class SQLiteStore(Store):
             connection.execute("BEGIN IMMEDIATE")
             _drive(connection, transactions.create())
             connection.execute("COMMIT")
+            self._check_private()  # again: now SQLite has its files open, and takes no others any more
         except BaseException:
             connection.close()
             raise
@@ -400,12 +407,6 @@ def _drive(connection: sqlite3.Connection, transaction: Transaction) -> Any:
         return done.value
 
 
-def _make_folder(folder: Path) -> None:
-    if not folder.exists():
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-
-
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Raise SQLite's errors as StoreError."""
@@ -419,7 +420,7 @@ def _explain(path: Path, error: sqlite3.Error) -> StoreError:
     """Say of an error of SQLite's what it was about, and what can be done."""
     hint = {
         "SQLITE_NOTADB": "the file is not an SQLite database; give the store a file of its own",
-        "SQLITE_CANTOPEN": "it cannot be opened; check the folder and its permissions",
+        "SQLITE_CANTOPEN": f"it cannot be opened: {safety.why_nothing_opens(path.parent)}",
         "SQLITE_READONLY": "it cannot be written; check its permissions",
         "SQLITE_FULL": "the disk is full; free some space, nothing that was acknowledged is lost",
         "SQLITE_BUSY": f"another process has held it for more than {BUSY_TIMEOUT_S:.0f} s",
@@ -434,7 +435,7 @@ def _task(row: Sequence[Any]) -> Task:
         id=id, queue=queue, run=run, func_path=path, func=function, args=args, kwargs=kwargs, status=Status(status),
         priority=priority, eta=eta, attempts=attempts, crashes=crashes, owner=owner, enqueued_at=enqueued,
         started_at=started, finished_at=finished, result=result, key=key,
-        error=decode_error(error, exception),
+        error=transactions.error_info(error, exception),
     )  # fmt: skip
 
 

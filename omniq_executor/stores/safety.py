@@ -1,0 +1,104 @@
+"""Who may write a store. Whoever can, can run code as its user: functions and values are pickles.
+
+So a store is private. What we make is 0700 (folders) and 0600 (files) whatever the umask, and what is
+there already is looked at before anything in it is read: see docs/security.md for the rules and why.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+
+from ..errors import StoreError
+
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH  # with an access list, the group's bits show what it grants at most
+
+
+def check_private(path: Path) -> None:
+    """Refuse, with StoreError, a file or folder of a store that another user could have written.
+
+    It must be no symbolic link, belong to this process's user or to root, and be writable by its
+    owner alone. What is missing is fine. Raises OSError where it cannot be looked at.
+    """
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise StoreError(
+            f"{path} is a symbolic link, which a store does not follow: give the path of what it points to"
+        )
+    if not hasattr(os, "geteuid"):
+        return  # where there are no users to tell apart by number
+    if found.st_uid not in (os.geteuid(), 0):
+        raise StoreError(
+            f"{path} belongs to the user {found.st_uid}, and this process to {os.geteuid()}: whoever can write a store"
+            f" can run code in your name. Use a store of your own, or, if you trust all that is in it,"
+            f" `chown {os.geteuid()} {path}`"
+        )
+    if found.st_mode & _WRITABLE_BY_OTHERS:
+        raise StoreError(
+            f"{path} can be written by other users (its mode is {stat.S_IMODE(found.st_mode):04o}): whoever can write a"
+            f" store can run code in your name. If you trust all that is in it, `chmod go-w {path}`"
+        )
+
+
+def check_place(folder: Path) -> None:
+    """Refuse, with StoreError, to have a store right in a folder where everybody can exchange files of others.
+
+    A folder such as /tmp, where only the owner of a file can remove it, is fine, and so is one that
+    a group can write: see docs/security.md.
+    """
+    try:
+        mode = folder.stat().st_mode
+    except OSError:
+        return  # it is not there, and will be made private; or whoever opens the store says why not
+    if stat.S_ISDIR(mode) and mode & stat.S_IWOTH and not mode & stat.S_ISVTX and hasattr(os, "geteuid"):
+        raise StoreError(
+            f"everybody can exchange files in {folder} (its mode is {stat.S_IMODE(mode):04o}), and whoever can write a"
+            f" store can run code in your name: give the store a folder of its own in it, which is made private, or"
+            f" `chmod o-w {folder}`"
+        )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that only its user can look into, whatever the umask, unless it is there."""
+    if not folder.exists():
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            folder.chmod(0o700)  # an umask can only take away; here it may have taken too much
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file that only its user can read, whatever the umask. Raises FileExistsError if it is there."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        os.fchmod(fd, 0o600)
+    finally:
+        os.close(fd)
+
+
+def explain(error: OSError) -> str:
+    """Say what an error of the system's was about, and what can be done."""
+    remedy = {
+        errno.EMFILE: "close some, or raise the limit (`ulimit -n`)",
+        errno.ENFILE: "close some, or raise the system's limit",
+        errno.ENOSPC: "free some space, or some files; nothing that was acknowledged is lost",
+        errno.EDQUOT: "free some space; nothing that was acknowledged is lost",
+        errno.EIO: "check the disk; nothing that was acknowledged is lost as far as it kept what was synced",
+    }.get(error.errno or 0, "choose a folder that you can write to")
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror}{where}; {remedy}"
+
+
+def why_nothing_opens(folder: Path) -> str:
+    """The probable reason for which a library, that does not tell, could not open a file in a folder."""
+    try:
+        os.close(os.open(folder, os.O_RDONLY))
+        disk = os.statvfs(folder)
+    except OSError as error:
+        return explain(error)
+    if disk.f_files and not disk.f_favail:
+        return explain(OSError(errno.ENOSPC, "no more files can be made on that disk", str(folder)))
+    return "check the folder and its permissions"
