@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from filelock import Timeout
 
+from ..codec import decode_error
 from ..errors import StoreError, StoreVersionError, TaskNotFound
 from ..model import Status, Task, format_id, now, parse_id
 from . import safety, transactions
@@ -435,7 +436,7 @@ def _task(row: Sequence[Any]) -> Task:
         id=id, queue=queue, run=run, func_path=path, func=function, args=args, kwargs=kwargs, status=Status(status),
         priority=priority, eta=eta, attempts=attempts, crashes=crashes, owner=owner, enqueued_at=enqueued,
         started_at=started, finished_at=finished, result=result, key=key,
-        error=transactions.error_info(error, exception),
+        error=decode_error(error, exception),
     )  # fmt: skip
 
 
