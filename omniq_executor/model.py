@@ -26,6 +26,7 @@ from typing import NamedTuple
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: sorts like the numbers do
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_PAIRS = [one + other for one in ALPHABET for other in ALPHABET]
 _DIGITS = 13  # 13 digits of 5 bits hold the 63 bits of an id
 
 
@@ -187,7 +188,11 @@ def now() -> int:
 
 def format_id(number: int) -> str:
     """The shown form of a task's number."""
-    return "task-" + "".join(ALPHABET[number >> shift & 31] for shift in range(5 * (_DIGITS - 1), -1, -5))
+    pairs = _PAIRS
+    return (
+        f"task-{ALPHABET[number >> 60 & 31]}{pairs[number >> 50 & 1023]}{pairs[number >> 40 & 1023]}"
+        f"{pairs[number >> 30 & 1023]}{pairs[number >> 20 & 1023]}{pairs[number >> 10 & 1023]}{pairs[number & 1023]}"
+    )
 
 
 def parse_id(text: str) -> int:

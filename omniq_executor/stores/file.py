@@ -8,14 +8,13 @@
     ROOT/owners/       a file, a lock and a doorbell for each owner, see owners.py
 
 Everything happens under the lock, after a look at what others have done meanwhile. What a process knows
-without reading: which tasks are PENDING, in order, by queue (heaps), and those that it claimed itself.
+without reading: which tasks are PENDING, in order, by queue (heaps), and those that it changed last.
 So a claim reads the files that it takes and lists nothing. A heap may hold entries that are out of date;
 each is compared with its file when it is taken out.
 """
 
 import base64
 import contextlib
-import errno
 import heapq
 import logging
 import os
@@ -26,13 +25,14 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from .. import codec
 from ..errors import StoreError, StoreVersionError, TaskNotFound
 from ..model import FINISHED, Claim, Event, Refused, Status, Task, format_id, now, parse_id
+from . import safety
 from .base import Batch, Block, Call, Claimed, Found, Function, Outcome, Owner, Resume, Run, Store, Turn, Turned
 from .folders import STATUS_FOLDERS, Folders
 from .journal import Entry, Journal
@@ -45,7 +45,9 @@ BUSY_TIMEOUT_S = 30.0
 _POLL_S = 0.001  # how often filelock tries; a turn takes about that long
 _MARK = "omniq.json"
 _LOCK = "turn.lock"
+_JOURNAL = "journal"
 _KNOWN_FUNCTIONS = 4096
+_KNOWN_TASKS = 8192
 
 _log = logging.getLogger("omniq_executor")
 _open_stores: "weakref.WeakSet[FileStore]" = weakref.WeakSet()
@@ -74,10 +76,10 @@ class FileStore(Store):
         self._depth = 0  # of uses of the lock within one another
         self._closed = False
         self._folders = Folders(self.path, durable)
-        self._journal = Journal(self.path / "journal", durable)
+        self._journal = Journal(self.path / _JOURNAL, durable)
         self._durable = durable
         self._owners = Owners(self.path / "owners")
-        self._claimed: dict[int, Record] = {}  # RUNNING, by a claim of this process
+        self._known: dict[int, Record] = {}  # not finished, and last changed by this process
         self._queues: dict[str, _Queue] | None = None  # None until somebody claims
         self._functions: dict[bytes, Function] = {}
         self._resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]] = {}  # by run, see begin_run()
@@ -103,11 +105,12 @@ class FileStore(Store):
         """Make the folder, or see that it is one of ours; nothing is put in one that is not."""
         if not create and not (self.path / _MARK).exists():
             raise StoreError(f"there is no store at {self.path}")
+        safety.check_place(self.path.parent)
         try:
             for folder in [*reversed(self.path.parents), self.path]:
-                if not folder.exists():
-                    with contextlib.suppress(FileExistsError):
-                        folder.mkdir(mode=0o700)
+                safety.make_folder(folder)
+            for path in (self.path, self.path / _MARK, self.path / _LOCK, self.path / _JOURNAL):
+                safety.check_private(path)
             if not stat.S_ISDIR(self.path.stat().st_mode):
                 raise StoreError(f"{self.path} is not a folder; give a name that ends in .db, or the path of a folder")
             if not (self.path / _MARK).exists():
@@ -117,10 +120,7 @@ class FileStore(Store):
                         f"{self.path} holds other files, {others[0]!r} for one; give the store a folder of its own"
                     )
         except OSError as error:
-            raise StoreError(
-                f"the store {self.path} cannot be created: {error.strerror} ({error.filename});"
-                " choose a folder that you can write to"
-            ) from error
+            raise StoreError(f"the store {self.path} cannot be created: {safety.explain(error)}") from error
 
     def _open(self) -> None:
         """Under the lock, the first time: see to everything."""
@@ -131,6 +131,7 @@ class FileStore(Store):
         else:  # first of all: a folder that holds it is ours, however far the making of it came
             fd = os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
             with open(fd, "w") as file:
+                safety.have_mode(fd)
                 file.write(f'{{"format": "{FORMAT}", "version": {VERSION}}}\n')
         self._folders.open()
         is_new_boot = self._journal.open()
@@ -187,7 +188,7 @@ class FileStore(Store):
                     f"the store {self.path}: another process has held it for more than {BUSY_TIMEOUT_S:.0f} s"
                 ) from error
             except OSError as error:
-                raise _explain(self.path, error) from error
+                raise StoreError(f"the store {self.path}: {safety.explain(error)}") from error
 
     # what others did, and what is left to do
 
@@ -204,7 +205,10 @@ class FileStore(Store):
             self._foreign = True
             if not entry.texts:
                 self._peers = None
-            self._take_in(entry.by, [_parse(text) for text in entry.texts])
+            records = [_parse(text) for text in entry.texts]
+            self._take_in(entry.by, records)
+            for record in records:
+                self._known.pop(record.task.id, None)
         if missed:
             self._look_again()
 
@@ -219,7 +223,7 @@ class FileStore(Store):
     def _look_again(self) -> None:
         """Forget what is known, where it cannot be told what has changed."""
         self._queues = self._peers = None
-        self._claimed.clear()
+        self._known.clear()
         self._foreign = True
         for heard in self._heard.values():
             for status in FINISHED:
@@ -230,10 +234,10 @@ class FileStore(Store):
         finished = []
         for record in records:
             task = record.task
-            if task.status is Status.RUNNING and task.owner in self._heard:
-                self._claimed[task.id] = record
-            else:
-                self._claimed.pop(task.id, None)
+            if task.status in FINISHED:
+                self._known.pop(task.id, None)
+            elif task.id in self._known or len(self._known) < _KNOWN_TASKS:
+                self._known[task.id] = record
             if task.status is Status.PENDING and self._queues is not None:
                 self._queue(task.queue).push(task)
             elif task.status in FINISHED:
@@ -257,7 +261,7 @@ class FileStore(Store):
 
     def _load(self, number: int) -> Record | None:
         """A task as it is committed, or None if there is none; one that is damaged is put aside."""
-        record = self._claimed.get(number)
+        record = self._known.get(number)
         if record is None:
             try:
                 record = self._folders.read(number)
@@ -714,18 +718,6 @@ def _identity(call: Call) -> str | bytes:
 
 def _call_of(record: Record) -> tuple[bytes, str | bytes]:
     return record.digest, _identity(Call(record.task.args, record.task.kwargs, record.identity))
-
-
-def _explain(path: Path, error: OSError) -> StoreError:
-    """Say of an error of the system's what can be done."""
-    hint = {
-        errno.ENOSPC: "the disk is full; free some space, nothing that was acknowledged is lost",
-        errno.EDQUOT: "the quota is used up; nothing that was acknowledged is lost",
-        errno.EMFILE: "this process has too many files open",
-        errno.EROFS: "it cannot be written; check its permissions",
-        errno.EACCES: "it cannot be written; check its permissions",
-    }.get(error.errno or 0, f"{error.strerror or error} ({error.filename})" if error.filename else str(error))
-    return StoreError(f"the store {path}: {hint}")
 
 
 def _after_fork_in_child() -> None:

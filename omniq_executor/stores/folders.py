@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model import Status, format_id, parse_id
+from . import safety
 from .journal import sync_folder
 from .records import Damaged, Record, from_text
 
@@ -41,10 +42,10 @@ class Folders:
         self._fds: dict[str, int] = {}
 
     def open(self) -> None:
-        """Make those that are missing, and get hold of all."""
+        """Make those that are missing, and get hold of all. Raises StoreError where others can write one."""
         for name in FOLDERS:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self.root / name, 0o700)
+            safety.make_folder(self.root / name)
+            safety.check_private(self.root / name)
             if name not in ("owners", "runs", "functions"):
                 self._fds[name] = os.open(self.root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
@@ -173,6 +174,7 @@ class Folders:
             fresh.unlink()
         fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
+            safety.have_mode(fd)
             _write_all(fd, (json.dumps(content, indent=2) + "\n").encode())
             if self._durable:
                 os.fsync(fd)
@@ -248,6 +250,8 @@ class Folders:
         # without the lock may find half of it, and a process may die there; the journal has it whole.
         fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | flags, 0o600, dir_fd=self._fds["tasks"])
         try:
+            if flags:
+                safety.have_mode(fd)
             _write_all(fd, text)
             if shorter:
                 os.ftruncate(fd, len(text))

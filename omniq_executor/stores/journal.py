@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import StoreError, StoreVersionError
+from . import safety
 from .records import END
 
 VERSION = 1
@@ -154,6 +155,7 @@ class Journal:
             fresh.unlink()
         fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
+            safety.have_mode(fd)
             os.write(fd, _header(generation, _HEADER_BYTES, self._boot))
             if self._durable:
                 os.fsync(fd)

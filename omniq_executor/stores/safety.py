@@ -74,9 +74,15 @@ def make_file(path: Path) -> None:
     """Make an empty file that only its user can read, whatever the umask. Raises FileExistsError if it is there."""
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     try:
-        os.fchmod(fd, 0o600)
+        have_mode(fd)
     finally:
         os.close(fd)
+
+
+def have_mode(fd: int) -> None:
+    """Have a file that was just made be read and written by its user alone, whatever the umask."""
+    if os.fstat(fd).st_mode & 0o777 != 0o600:  # a look costs less than the change, which is hardly ever needed
+        os.fchmod(fd, 0o600)
 
 
 def explain(error: OSError) -> str:
