@@ -254,6 +254,8 @@ class FileStore(Store):
                 record = self._load(number)
                 if record is not None and record.task.status is Status.PENDING:
                     self._queue(record.task.queue).push(record.task)
+                elif record is not None:
+                    self._folders.link(record)
         found = self._queues.get(name)
         if found is None:
             found = self._queues[name] = _Queue()
