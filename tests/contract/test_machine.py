@@ -1,7 +1,11 @@
 """A store beside a model of it: whatever is done in whatever order, both hold the same tasks.
 
-The model holds Task objects that only model.apply() changes. A counterexample is printed as a program,
-with the seed that replays it. How many are tried is up to hypothesis' profile.
+The model holds Task objects that only model.apply() changes. Besides, each task's history as it is seen
+from outside is held against the table of transitions.
+
+A counterexample is printed as the shortest program that was found, and with a blob:
+@reproduce_failure() with that blob, put on `machine` at the end of this file, runs it again. Every run
+tries other programs, also in CI. There are 500, and 10,000 where the environment has OMNIQ_PROOF=1.
 """
 
 import tempfile
@@ -9,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backends import CUBE, ERROR, SQUARE, Backend, Client, Model, call, rows
+import pytest
+from backends import CUBE, ERROR, PROOF, SQUARE, Backend, Client, Model, call, rows
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -24,14 +29,27 @@ from hypothesis.stateful import (
 )
 
 from omniq_executor.codec import encode
-from omniq_executor.model import ENDS_CLAIM, Claim, Event, Status
-from omniq_executor.stores.base import Batch, Block, Function, Outcome, Turn, Turned
+from omniq_executor.errors import StoreError
+from omniq_executor.model import ENDS_CLAIM, TRANSITIONS, Claim, Event, Status, Task
+from omniq_executor.stores.base import Batch, Block, Call, Found, Function, Outcome, Turn, Turned
 
+EXAMPLES = 10_000 if PROOF else 500
 STEPS = 30
+
+CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+SETTINGS = settings(
+    max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, suppress_health_check=CHECKS,
+    derandomize=False, print_blob=True,
+)  # fmt: skip
+
+# What a task may be after one call of the store; if that ended a claim and took the task again, RUNNING as before.
+NEXT = {status: {status} | {to for (of, _), to in TRANSITIONS.items() if of is status} for status in Status}
 
 functions = st.sampled_from([SQUARE, CUBE])
 events = st.sampled_from(sorted(ENDS_CLAIM, key=lambda event: event.value))
 values = st.integers(0, 3) | st.floats(0, 1) | st.text(max_size=2)
+results = values | st.binary(max_size=2)  # those are stored as pickles
+keys = st.sampled_from(["monday", "tuesday"])
 places = st.lists(st.integers(0, 9), max_size=4, unique=True)
 
 
@@ -64,6 +82,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.next_id = 1
         self.given: set[tuple[int, int]] = set()  # (id, attempt)
         self.ended: set[tuple[int, int]] = set()
+        self.completed: set[int] = set()  # as the store said
+        self.seen: dict[int, Task] = {}  # the store's tasks when it was looked at last
         self.news: dict[Client, set[int]] = {}  # by living client: what others finished since it last asked
 
     def teardown(self) -> None:
@@ -110,6 +130,18 @@ class StoreMachine(RuleBasedStateMachine):
         return self.enter(client.run.queue)
 
     @rule(client=clients)
+    def opens_its_handle_again(self, client: Client) -> None:
+        client.reopen()
+
+    @rule()
+    def is_opened_again(self) -> None:
+        closed, self.observer = self.observer, self.backend.open(self.address)
+        closed.close()
+        for client in self.made:
+            if client.store is closed:
+                client.store = self.observer
+
+    @rule(client=clients)
     def reaps(self, client: Client) -> None:
         assert client.store.reap(self.now) == self.release_dead()
 
@@ -135,15 +167,40 @@ class StoreMachine(RuleBasedStateMachine):
     def adds(
         self, client: Client, function: Function, arguments: list[Any], as_text: bool, claimed: bool, most: int
     ) -> Any:
-        ids = range(self.next_id, self.next_id + len(arguments))
-        self.next_id = ids.stop
-        calls = [call(argument) for argument in arguments]
-        form: dict[str, Any] = {"text": rows(arguments)} if as_text else {"calls": calls}
-        turned = self.turn(client, adds=[Batch(ids[0], len(ids), function, claimed=claimed, **form)], claim=most)
-        for id, added in zip(ids, calls, strict=True):
-            self.model.add(client.run.queue, client.run.id, function, id, added, self.now)
-        own = [self.give(client, id) for id in ids if claimed]
-        return multiple(*own, *self.give_claimed(client, turned, most))
+        form: dict[str, Any] = {"text": rows(arguments)} if as_text else {}
+        batch = self.batch(function, [call(argument) for argument in arguments], claimed=claimed, **form)
+        turned = self.turn(client, adds=[batch], claim=most)
+        return multiple(*self.add(client, batch), *self.give_claimed(client, turned, most))
+
+    def batch(self, function: Function, calls: list[Call], **how: Any) -> Batch:
+        first, self.next_id = self.next_id, self.next_id + len(calls)
+        return Batch(first, len(calls), function, calls=calls, **how)
+
+    def add(self, client: Client, batch: Batch) -> list[GivenClaim]:
+        for id, added in enumerate(batch.calls or (), batch.first):
+            self.model.add(client.run.queue, client.run.id, batch.function, id, added, self.now, batch.key)
+        return [self.give(client, id) for id in range(batch.first, self.next_id) if batch.claimed]
+
+    @rule(target=claims, client=clients, pickled=st.binary(max_size=3), claimed=st.booleans())
+    def adds_a_pickled_call(self, client: Client, pickled: bytes, claimed: bool) -> Any:
+        batch = self.batch(SQUARE, [Call(pickled, identity=b"identity")], claimed=claimed)
+        self.turn(client, adds=[batch])
+        return multiple(*self.add(client, batch))
+
+    @rule(target=claims, client=clients, key=keys, argument=values, claimed=st.booleans(), end=claims | st.none())
+    def adds_with_a_key(self, client: Client, key: str, argument: Any, claimed: bool, end: GivenClaim | None) -> Any:
+        """Adds it unless the queue has that key. If it has, a turn that adds it all the same does nothing."""
+        batch = self.batch(SQUARE, [call(argument)], claimed=claimed, key=key)
+        found = client.store.by_key(client.run.queue, key)
+        there = self.model.all(queue=client.run.queue, key=key)
+        assert found == (found_of(there[0]) if there else None)
+        if not there:
+            self.turn(client, adds=[batch])
+            return multiple(*self.add(client, batch))
+        ends = [Outcome(end.id, end.attempt, Event.COMPLETE, "0")] if end else []
+        with pytest.raises(StoreError):
+            self.turn(client, adds=[batch], outcomes=ends, claim=1)
+        return multiple()
 
     @rule(target=claims, client=clients, function=functions, argument=values)
     def adds_one_claimed(self, client: Client, function: Function, argument: Any) -> GivenClaim:
@@ -174,28 +231,52 @@ class StoreMachine(RuleBasedStateMachine):
         self.given.add((id, attempt))
         return GivenClaim(client, id, attempt)
 
-    @rule(ends=st.lists(st.tuples(claims, events, values), min_size=1, max_size=3))
+    @rule(
+        target=claims, client=clients, arguments=st.lists(values, min_size=1, max_size=2), claimed=st.booleans(),
+        ends=st.lists(st.tuples(claims, events, results), max_size=2), most=st.integers(0, 4),
+    )  # fmt: skip
+    def adds_ends_and_claims(
+        self, client: Client, arguments: list[Any], claimed: bool, ends: list[tuple[GivenClaim, Event, Any]], most: int
+    ) -> Any:
+        batch = self.batch(CUBE, [call(argument) for argument in arguments], claimed=claimed)
+        outcomes = self.outcomes(ends)
+        turned = self.turn(client, adds=[batch], outcomes=outcomes, claim=most)
+        added = self.add(client, batch)
+        self.compare_refused(client, turned, outcomes)
+        return multiple(*added, *self.give_claimed(client, turned, most))
+
+    @rule(ends=st.lists(st.tuples(claims, events, results), min_size=1, max_size=3))
     def ends_claims(self, ends: list[tuple[GivenClaim, Event, Any]]) -> None:
         self.end(ends[0][0].client, ends)
 
-    @rule(client=clients, claim=claims, event=events, value=values)
+    @rule(claim=claims, event=events, value=results)
+    def ends_one_claim_and_all_listen(self, claim: GivenClaim, event: Event, value: Any) -> None:
+        self.end(claim.client, [(claim, event, value)])
+        self.all_listen()
+
+    @rule(client=clients, claim=claims, event=events, value=results)
     def ends_a_claim_of_whomever(self, client: Client, claim: GivenClaim, event: Event, value: Any) -> None:
         self.end(client, [(claim, event, value)])
 
     def end(self, client: Client, ends: list[tuple[GivenClaim, Event, Any]]) -> None:
+        outcomes = self.outcomes(ends)
+        self.compare_refused(client, self.turn(client, outcomes=outcomes), outcomes)
+
+    def outcomes(self, ends: list[tuple[GivenClaim, Event, Any]]) -> list[Outcome]:
+        """One for each task, in the order of events in which a turn ends claims."""
         outcomes = {}
         for claim, event, value in ends:
             result = encode(value) if event is Event.COMPLETE else None
             error = ERROR if event is Event.FAIL else None
             outcomes[claim.id] = Outcome(claim.id, claim.attempt, event, result, error)
-        self.compare_refused(client, self.turn(client, outcomes=[*outcomes.values()]), [*outcomes.values()])
+        return [*outcomes.values()]
 
-    @rule(claim=claims, results=st.lists(values, min_size=1, max_size=4))
-    def completes_a_block(self, claim: GivenClaim, results: list[Any]) -> None:
+    @rule(claim=claims, returned=st.lists(values, min_size=1, max_size=4))
+    def completes_a_block(self, claim: GivenClaim, returned: list[Any]) -> None:
         """Completes the claim's task and those that follow it, whoever has them."""
-        block = Block(claim.id, len(results), claim.attempt, rows(results))
+        block = Block(claim.id, len(returned), claim.attempt, rows(returned))
         turned = self.turn(claim.client, blocks=[block])
-        texts = [encode(result) for result in results]
+        texts = [encode(value) for value in returned]
         ends = [Outcome(id, claim.attempt, Event.COMPLETE, text) for id, text in enumerate(texts, claim.id)]
         self.compare_refused(claim.client, turned, ends)
 
@@ -203,6 +284,9 @@ class StoreMachine(RuleBasedStateMachine):
         refused = set()
         for id, attempt, event, result, error in ends:
             claim = Claim(client.owner, attempt)
+            if event is Event.COMPLETE and id not in turned.refused:
+                assert id not in self.completed, "two outcomes of one task were accepted"
+                self.completed.add(id)
             if not self.model.happen(id, event, self.now, claim=claim, result=result, error=error):
                 refused.add(id)
                 continue
@@ -249,6 +333,18 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.observer.find() == self.model.all()
 
     @invariant()
+    def loses_and_invents_nothing_and_changes_by_the_table(self) -> None:
+        now = {task.id: task for task in self.observer.find()}
+        assert self.seen.keys() <= now.keys() <= self.model.tasks.keys()
+        for id, was in self.seen.items():
+            task = now[id]
+            assert task.status in NEXT[was.status]
+            assert task.attempts - was.attempts in (0, 1)
+            assert was.status is not Status.COMPLETED or task == was
+        assert self.completed == {task.id for task in now.values() if task.status is Status.COMPLETED}
+        self.seen = now
+
+    @invariant()
     def counts_the_same_states(self) -> None:
         counts: dict[str, dict[Status, int]] = {}
         for task in self.model.all():
@@ -265,7 +361,13 @@ class StoreMachine(RuleBasedStateMachine):
             assert (task.id, task.attempts) in self.given - self.ended
 
 
+def found_of(task: Task) -> Found:
+    return Found(task.id, task.status, task.owner, task.result, task.error)
+
+
+@pytest.mark.timeout(120 + EXAMPLES // 2)
 def test_a_store_does_what_its_model_does(backend: Backend) -> None:
-    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    how = settings(stateful_step_count=STEPS, deadline=None, suppress_health_check=checks)
-    run_state_machine_as_test(lambda: StoreMachine(backend), settings=how)
+    def machine() -> StoreMachine:
+        return StoreMachine(backend)
+
+    run_state_machine_as_test(machine, settings=SETTINGS)

@@ -133,6 +133,13 @@ def test_an_owner_hears_once_what_another_finished(client: Client, other: Client
     assert other.store.hear(other.owner) == []
 
 
+def test_one_who_has_just_entered_hears_of_the_end_of_a_lone_claim(client: Client, enter: Enter) -> None:
+    (id,) = client.add(1, claimed=True)  # in a turn in which nobody else was there
+    other = enter()
+    client.end(Event.COMPLETE, id)
+    assert other.store.hear(other.owner) == [id]
+
+
 def test_a_block_is_heard(client: Client, other: Client) -> None:
     ids = client.add(1, 2, 3, claimed=True)
     client.end(Event.RELEASE, ids[1])

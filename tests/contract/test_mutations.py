@@ -1,0 +1,21 @@
+"""The tests of a store beside its model can fail: a store that is broken on purpose is found out."""
+
+import pytest
+from backends import BACKENDS
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from mutations import MUTATIONS
+from test_machine import SETTINGS, StoreMachine
+
+ALL = [(backend, name) for backend, mutations in MUTATIONS.items() for name in mutations]
+
+
+@pytest.mark.parametrize(("backend", "mutation"), ALL)
+def test_the_model_sees_a_broken_store(backend: str, mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTATIONS[backend][mutation](monkeypatch.setattr)
+    how = settings(
+        SETTINGS, max_examples=500, phases=[Phase.generate], derandomize=True, database=None, print_blob=False,
+        report_multiple_bugs=False,
+    )  # fmt: skip
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(lambda: StoreMachine(BACKENDS[backend]), settings=how)
