@@ -38,8 +38,8 @@ def context(method: str) -> BaseContext:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """The path of a store that is not there yet."""
-    return tmp_path / "store.db"
+    """The path of a store that is not there yet: SQLite, or what the environment says."""
+    return tmp_path / os.environ.get("OMNIQ_TEST_STORE", "store.db")
 
 
 @pytest.fixture
