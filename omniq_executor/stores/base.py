@@ -179,7 +179,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def hear(self, owner: int) -> list[int]:
-        """The tasks that were finished or cancelled by others since `owner` entered or last asked."""
+        """The tasks that were finished or cancelled by others since `owner` entered or last asked.
+
+        It is asked through the handle with which the owner entered.
+        """
 
     # runs
 

@@ -113,13 +113,13 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(client=consumes(clients))
     def leaves(self, client: Client) -> None:
         client.store.leave(client.owner)
-        del self.news[client]
+        self.news.pop(client, None)
         self.model.release_all(client.owner, self.now)
 
     @rule(client=consumes(clients))
     def dies(self, client: Client) -> None:
         client.die()
-        del self.news[client]
+        self.news.pop(client, None)
         self.dead.append(client)
 
     @rule(target=clients, client=consumes(clients))
@@ -132,6 +132,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(client=clients)
     def opens_its_handle_again(self, client: Client) -> None:
         client.reopen()
+        self.news.pop(client, None)  # which is for the handle with which it entered
 
     @rule()
     def is_opened_again(self) -> None:
