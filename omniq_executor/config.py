@@ -33,7 +33,7 @@ def parse_address(address: str | os.PathLike[str] | None) -> Address:
     """
     text = DEFAULT_ADDRESS if address is None else address if isinstance(address, str) else _path_text(address)
     scheme, separator, rest = text.partition("://")
-    if separator:
+    if separator or _is_scheme(text.partition(":/")[0], text):
         if scheme in ("sqlite", "file") and len(rest) > 1 and rest.startswith("/"):
             return Address(scheme, Path(rest[1:] if scheme == "sqlite" else rest))
         raise StoreError(
@@ -43,3 +43,8 @@ def parse_address(address: str | os.PathLike[str] | None) -> Address:
     if not text:
         raise StoreError("the address of the store is empty: give a path such as runs/etl.db")
     return Address("sqlite" if text.endswith(_SQLITE_ENDINGS) else "file", Path(text))
+
+
+def _is_scheme(word: str, text: str) -> bool:
+    """Whether a text begins as `word:/`, which is hardly meant as a folder; C:/ is."""
+    return word != text and len(word) > 1 and word.isalnum()

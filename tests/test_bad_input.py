@@ -208,9 +208,10 @@ except StoreError as error:
     assert_nothing_is_left(folder)
 
 
-def test_a_folder_of_files_is_not_there_yet(tmp_path: Path) -> None:
-    both_refuse(tmp_path / "folder", StoreError, "folder")
-    assert_nothing_is_left(tmp_path)
+def test_a_folder_that_holds_something_else_is_named_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    both_refuse(tmp_path, StoreError, r"thesis\.txt.*a folder of its own")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_looking_at_a_store_that_is_not_there_makes_none(tmp_path: Path) -> None:
