@@ -17,6 +17,7 @@ Rules that keep it whole:
 """
 
 import contextlib
+import logging
 import os
 import sqlite3
 import stat
@@ -50,6 +51,7 @@ _TASK = """
     FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
 """
 
+_log = logging.getLogger("omniq_executor")
 _open_stores: "weakref.WeakSet[SQLiteStore]" = weakref.WeakSet()
 _lost_in_fork: list[Any] = []  # connections that a child inherited: kept, so that they are not closed
 
@@ -143,6 +145,10 @@ class SQLiteStore(Store):
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             connection.execute("BEGIN IMMEDIATE")
             _drive(connection, transactions.create())
+            if os.access(self.path, os.W_OK):
+                # What it cannot open for writing just now, for too many open files, say, SQLite opens for
+                # reading, without a word and for good.
+                connection.execute("DELETE FROM owner WHERE 0")
             connection.execute("COMMIT")
             self._check_private()  # again: now SQLite has its files open, and takes no others any more
         except BaseException:
@@ -297,7 +303,11 @@ class SQLiteStore(Store):
     def _count_turn(self) -> None:
         self._turns += 1
         if self._turns % _LOOK_AT_LOG_EVERY == 0:
-            self._checkpoint()
+            try:
+                self._checkpoint()
+            except StoreError as error:
+                # The turn is committed, and must not look as if it were not. The log is as good as before.
+                _log.warning("%s: its log is worked off later", error)
 
     def cancel(self, ids: Sequence[int], now: int) -> list[int]:
         cancelled: list[int] = self._write(transactions.cancel(ids, now))
@@ -324,8 +334,10 @@ class SQLiteStore(Store):
         with _explained(self.path):
             connection = self._opened()
             connection.execute(f"PRAGMA busy_timeout = {int(_CHECKPOINT_TIMEOUT_S * 1000)}")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+            try:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 
     def _queue(self, name: str) -> int:
         if name not in self._queues:

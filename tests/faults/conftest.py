@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 from backends import BACKENDS, Backend
 
 NOBODY = 65534
+_rows: list[tuple[str, str, str, int]] = []
+
+
+@pytest.fixture
+def tally() -> Callable[[str, str, str, int], None]:
+    """Have the end of the run report what was done, to which store, how often, and what was lost."""
+    return lambda *row: _rows.append(row)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The rows as they stand in docs/reliability.md."""
+    if _rows:
+        terminalreporter.section("what was done to the stores")
+        for row in sorted(_rows):
+            terminalreporter.write_line("| " + " | ".join(map(str, row)) + " |")
 
 
 @pytest.fixture(params=sorted(BACKENDS))
