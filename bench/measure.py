@@ -118,6 +118,17 @@ def round_trip(side: Side, n: int) -> Figures:
     return {"p50": took[n // 2], "p99": took[n * 99 // 100]}
 
 
+def file_map(side: Side, n: int) -> Figures:
+    """Throughput of a map, on a folder of files."""
+    side = side._replace(store=side.store.removesuffix(".db"))
+    with side.warm_executor() as executor:
+        seconds = run_map(executor, calls.noop, n)
+    kept = 0 if side.name == "pool" else len(os.listdir(Path(side.store, "completed"))) - WARM_CALLS
+    if side.name != "pool" and kept < n:
+        raise RuntimeError(f"{kept} of {n} calls are kept in the store")
+    return {"rate": n / seconds}
+
+
 def calls_of_1_ms(side: Side, n: int) -> Figures:
     """Throughput of a map of calls that sleep for 1 ms."""
     with side.warm_executor() as executor:
@@ -200,6 +211,7 @@ def process_cpu_s(pid: int) -> float:
 
 MEASUREMENTS: dict[str, Callable[[Side, int], Figures]] = {
     "map": noop_map,
+    "files": file_map,
     "submit": noop_submit,
     "round-trip": round_trip,
     "1ms": calls_of_1_ms,

@@ -50,6 +50,9 @@ PLAN = (
         Row("rate", "no-op `map` of {n:,}, chunksize 1", "calls/s", True, need=5, aim=8),
         Row("cpu", "its CPU time per 10,000 calls, all processes, with shutdown", "s"),
     )),
+    Measurement("files", 3_000, 1_000, 9, 2, (
+        Row("rate", "no-op `map` of {n:,}, on a folder of files", "calls/s", True, need=0.3, aim=0.6),
+    )),
     Measurement("submit", 5_000, 2_000, 9, 2, (
         Row("rate", "no-op `submit` loop of {n:,}, until every result is there", "calls/s", True, need=1.8, aim=2.5),
         Row("submit_rate", "its `submit` calls alone, durable when they return", "calls/s", True),
