@@ -46,13 +46,14 @@ from typing import Any
 
 from . import codec
 from .engines.local import RETURNED, LocalEngine, Report
-from .errors import PoolBroken, StoreError
+from .errors import PoolBroken, StoreError, TooLarge
 from .future import DurableFuture
 from .handout import Handout
 from .ids import Ids
 from .model import FINISHED, Event, Status, now
-from .outcomes import Ends, ends_of
-from .stores.base import Batch, Call, Found, Function, Outcome, Run, Store, Turn
+from .outcomes import Ends, ends_of, singly, too_large
+from .schedule import STEAL_AFTER_S
+from .stores.base import Batch, Call, Found, Function, Outcome, Run, Store, Turn, Turned
 from .turnlock import TurnLock
 from .waiting import CANCELLED, Sink, Waiting, outcome_of
 
@@ -96,6 +97,7 @@ class Dispatcher:
         self._ticking = False  # whether a wake for what is held is under way
         self._polled_at = 0.0
         self._heard = 0  # how often events were taken in
+        self._asleep: set[int] = set()  # threads that wait for events and wake up for nothing else
         self._driver: object | None = None
         self._driver_thread = 0
         self._driver_lock = threading.Lock()
@@ -112,7 +114,7 @@ class Dispatcher:
         if bell.exists():
             self._bell = os.open(bell, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
             self._selector.register(self._bell, selectors.EVENT_READ, lambda _: self._on_bell())
-        engine.attach(self._selector)
+        engine.attach(self._selector, self._wake)
 
     # what executors, maps and futures ask for
 
@@ -135,7 +137,7 @@ class Dispatcher:
                         raise
                     future = self._future_of(found)
                     self._turn()
-        if self._waiting.has_news:
+        if self._waiting.has_news or self._asleep:
             self._tell()
         return future
 
@@ -215,7 +217,7 @@ class Dispatcher:
         self.drive(ended.is_set, timeout_s)
         ended.wait(max(deadline - time.monotonic(), 0))
         with self.lock:
-            return dict(look.stacks)
+            return look.stacks()
 
     def has_claimed(self, number: int) -> bool:
         """Whether the task is with a worker of this executor, or about to be."""
@@ -402,8 +404,16 @@ class Dispatcher:
             self._grace = False
             timeout_s = 0 if self._handout.size else timeout_s
         heard = self._heard
+        me = threading.get_ident()
         try:
-            ready = self._selector.select(_earlier(timeout_s, self._next_alarm()))
+            self._asleep.add(me)  # before the look at what is due
+            try:
+                timeout_s = _earlier(timeout_s, self._next_alarm())
+                if timeout_s is not None and timeout_s <= STEAL_AFTER_S:
+                    self._asleep.discard(me)
+                ready = self._selector.select(timeout_s)
+            finally:
+                self._asleep.discard(me)
             if gives_way and (self._grace or self._driver is not None):
                 return
             with self.lock:
@@ -465,8 +475,8 @@ class Dispatcher:
         self._wake()
 
     def _on_wake(self) -> None:
-        # A driver may be between its look and its wait: it must find what wakes it, whoever wakes before.
-        if self._driver is None or self._driver_thread == threading.get_ident():
+        # Who is asleep, or drives and is about to be, must find what wakes it, whoever takes in events before.
+        if not self._asleep and (self._driver is None or self._driver_thread == threading.get_ident()):
             _drain(self._wake_r)
             self._ticking = False  # a turn follows, and gives what is held; what is held later needs another wake
 
@@ -526,7 +536,12 @@ class Dispatcher:
 
     def _commit(self, work: Turn, ends: Ends) -> None:
         try:
-            turned = self.store.turn(self.owner, self.run, work)
+            try:
+                turned = self.store.turn(self.owner, self.run, work)
+            except TooLarge:
+                if not work.outcomes and not work.blocks:
+                    raise
+                turned = self._commit_apart(work)
         except StoreError:
             if self._reports:
                 self._retry_at = time.monotonic() + RETRY_S
@@ -559,6 +574,20 @@ class Dispatcher:
             self._look(number for number in self.store.hear(self.owner) if number in self._waiting)
         self.store.ring(self.owner)
 
+    def _commit_apart(self, work: Turn) -> Turned:
+        """Commit each outcome alone, since one is too large for the store. That one's call fails for it."""
+        refused = set()
+        for outcome in singly(work):
+            try:
+                refused |= self.store.turn(self.owner, self.run, Turn(work.now, outcomes=[outcome])).refused
+            except TooLarge as error:
+                self.store.turn(self.owner, self.run, Turn(work.now, outcomes=[too_large(outcome, error)]))
+                refused.add(outcome.id)  # what was reported of it is not what became of it
+        work.outcomes, work.blocks = [], []
+        turned = self.store.turn(self.owner, self.run, work)
+        turned.refused |= refused
+        return turned
+
     def _look(self, numbers: Iterable[int]) -> None:
         """Ask the store how tasks stand, and resolve those that are finished."""
         asked = list(numbers)
@@ -576,6 +605,8 @@ class Dispatcher:
     def _tell(self) -> None:
         """Outside the lock: tell those who wait, and whoever takes turns for them."""
         told = self._waiting.tell()
+        if self._asleep:
+            self._wake()  # it may have to look again earlier than it meant to
         if told or self._waiting.put or self._closing:
             self._waiting.put = False
             if self._looks_elsewhere():

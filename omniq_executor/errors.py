@@ -9,6 +9,7 @@
      +-- PoolBroken                no worker can be started        (also a BrokenProcessPool)
      +-- StoreError                the store cannot do its work: disk, permissions, format
      |    +-- StoreVersionError    the store was written by a newer version
+     |    +-- TooLarge             a value is larger than the store can hold
      +-- TaskNotFound              no task of that id in the store (also a LookupError)
 
 Each can be pickled, and each says in its message which thing it speaks of and what can be done.
@@ -52,6 +53,10 @@ class StoreError(OmniqError):
 
 class StoreVersionError(StoreError):
     """The store's schema is newer than this version of omniq_executor can read."""
+
+
+class TooLarge(StoreError):
+    """A call's arguments, its result or its error are larger than the store can hold."""
 
 
 class TaskNotFound(OmniqError, LookupError):

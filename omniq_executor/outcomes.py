@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from . import codec
 from .engines import worker as proc
 from .engines.local import CRASHED, Report
-from .errors import WorkerCrashed
+from .errors import SerializationError, TooLarge, WorkerCrashed
 from .model import ErrorInfo, Event, format_id
-from .stores.base import Block, Outcome
+from .stores.base import Block, Outcome, Turn
 from .waiting import Text
 
 
@@ -52,6 +52,21 @@ def ends_of(reports: Sequence[Report], crashes: Mapping[int, int], crash_retries
             else:
                 ends.outcomes.append(Outcome(number, attempt, Event.CRASH))
     return ends
+
+
+def singly(work: Turn) -> Iterator[Outcome]:
+    """The outcomes of a turn, those in blocks too, one by one."""
+    yield from work.outcomes
+    for first, _, attempt, text in work.blocks:
+        for number, (value,) in enumerate(codec.decode(text), first):
+            yield Outcome(number, attempt, Event.COMPLETE, result=codec.encode(value))
+
+
+def too_large(outcome: Outcome, why: TooLarge) -> Outcome:
+    """What becomes of a call whose outcome the store cannot hold."""
+    error = SerializationError(f"what {format_id(outcome.id)} returned or raised is too large: {why}")
+    info = ErrorInfo("omniq_executor.errors.SerializationError", str(error), "", pickle.dumps(error))
+    return outcome._replace(event=Event.FAIL, result=None, error=info)
 
 
 def _complete(ends: Ends, number: int, attempt: int, result: str | bytes) -> None:

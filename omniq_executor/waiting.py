@@ -78,9 +78,9 @@ class Waiting:
         self.open += 1
 
     def remove_future(self, number: int) -> None:
-        """Have it wait no more: the task could not be stored."""
-        del self._futures[number]
-        self.open -= 1
+        """Have it wait no more, if it does: the task could not be stored."""
+        if self._futures.pop(number, None) is not None:
+            self.open -= 1
 
     def add_range(self, first: int, count: int, sink: Sink, position: int) -> None:
         """Have a sink wait for new tasks, whose ids are above all others."""
@@ -88,10 +88,11 @@ class Waiting:
         self.open += count
 
     def remove_range(self, first: int) -> None:
-        """Have it wait no more: the tasks could not be stored."""
-        index = bisect_right(self._ranges, first, key=lambda r: r.first) - 1
-        self.open -= self._ranges[index].end - first
-        del self._ranges[index]
+        """Have it wait no more, if it does: the tasks could not be stored."""
+        span = self._range_of(first)
+        if span is not None:
+            self.open -= span.end - first
+            self._ranges.remove(span)
 
     def add_single(self, number: int, sink: Sink, position: int) -> None:
         """Have a sink wait for a task whose id has nothing to do with those of its neighbours."""
@@ -118,7 +119,7 @@ class Waiting:
                 self.resolve(numbers[0], outcome)
             return
         span = self._range_of(numbers[0])
-        if span is not None and numbers[-1] < span.end and not refused:
+        if span is not None and numbers[-1] < span.end and not refused and self._futures.keys().isdisjoint(numbers):
             self._put(span, numbers[0], len(numbers), outcome)
             return
         for number, (value,) in zip(numbers, codec.decode(outcome.json), strict=True):
@@ -127,22 +128,20 @@ class Waiting:
             future = self._futures.pop(number, None)
             if future is not None:
                 self._hand_over(future, value, True)
-            else:
+            if (self._ranges or self._singles) and number in self:
                 self.resolve(number, codec.encode(value))
 
     def resolve(self, number: int, outcome: Any) -> None:
-        """Resolve one task with what a Sink is given for one; nothing happens if nobody waits for it."""
+        """Resolve one task with what a Sink is given for one, for everybody who waits for it."""
         future = self._futures.pop(number, None)
         if future is not None:
             self._hand_over(future, outcome, False)
-            return
         single = self._singles.pop(number, None)
         if single is not None:
             sink, position = single
             self.open -= 1
             self.put = True
             sink.put(position, number, 1, outcome)
-            return
         span = self._range_of(number)
         if span is not None:
             self._put(span, number, 1, outcome)

@@ -98,6 +98,13 @@ def die_at_start(path: Path) -> NoReturn:
     os._exit(7)
 
 
+def die_unless_first(path: Path) -> None:
+    """An initializer that only the first worker survives."""
+    note(path, os.getpid())
+    if len(path.read_text().splitlines()) > 1:
+        os._exit(7)
+
+
 def use_queue(queue: Any, lock: Any) -> None:
     """An initializer with what multiprocessing shares only with the processes that it starts."""
     with lock:
@@ -321,3 +328,30 @@ def noted_descent(path: Path, gate: Path, depth: int) -> str:
 def sum_below(n: int) -> int:
     """Busy for a millisecond or so with 20,000."""
     return sum(range(n))
+
+
+# --- Waiting for one another ---
+
+
+def zeros(size: int) -> bytes:
+    return bytes(size)
+
+
+def wait_or_open(gate: Path, waiting: int, opening: int, n: int) -> int:
+    """Item `waiting` waits for a file, and item `opening` makes it."""
+    if n == waiting:
+        wait_for(gate)
+    if n == opening:
+        gate.touch()
+    return n
+
+
+def wait_or_echo(gate: Path, n: int) -> int:
+    wait_for(gate)
+    return n
+
+
+def noted_pid_then_gate(path: Path, gate: Path) -> str:
+    """Append this process's id, then wait until a file is there."""
+    note(path, os.getpid())
+    return wait_for(gate)

@@ -59,17 +59,27 @@ def wait_until_it_rests(thread: threading.Thread, wait_until: Any) -> None:
     wait_until(rests, what="the thread to wait")
 
 
+def look_when_there(executor: PersistentExecutor, count: int, wait_until: Any) -> dict[str, str]:
+    """The stacks of so many calls once all wait for the gate: they note that they run before they are there."""
+
+    def look() -> Any:
+        stacks = executor.stacks(WAIT_S)
+        return stacks if sum("in wait_for" in stack for stack in stacks.values()) == count else None
+
+    stacks: dict[str, str] = wait_until(look)
+    return stacks
+
+
 # --- What runs -----------------------------------------------------------------------------------------------------
 
 
 def test_each_running_call_is_shown_with_its_innermost_line_last(
-    context: BaseContext, make_executor: Any, journal: Any, gate: Path
+    context: BaseContext, make_executor: Any, journal: Any, gate: Path, wait_until: Any
 ) -> None:
     executor = make_executor(2, context)
     deep = executor.submit(calls.noted_descent, journal.path, gate, 3)
     flat = executor.submit(calls.noted_wait, journal.path, "flat", gate)
-    journal.wait_for(2)
-    stacks = executor.stacks(WAIT_S)
+    stacks = look_when_there(executor, 2, wait_until)
     assert stacks.keys() == {deep.task_id, flat.task_id}
     frames = [line.rpartition(" in ")[2] for line in stacks[deep.task_id].splitlines() if line.startswith("  File")]
     assert frames == ["noted_descent"] * 4 + ["wait_for"]
@@ -90,13 +100,11 @@ def test_only_what_runs_is_shown(make_executor: Any, journal: Any, gate: Path) -
     assert [future.result(WAIT_S) for future in (running, *others)] == list(range(5))
 
 
-def test_items_of_a_map_are_shown_too(make_executor: Any, journal: Any, gate: Path) -> None:
+def test_items_of_a_map_are_shown_too(make_executor: Any, journal: Any, gate: Path, wait_until: Any) -> None:
     executor = make_executor(2)
     results = executor.map(calls.noted_wait, [journal.path] * 4, range(4), [gate] * 4, timeout=WAIT_S)
-    journal.wait_for(2)
-    stacks = executor.stacks(WAIT_S)
+    stacks = look_when_there(executor, 2, wait_until)
     assert len(stacks) == 2
-    assert all("in wait_for" in stack for stack in stacks.values())
     assert stacks.keys() <= {format_id(task.id) for task in executor.store.find(Status.RUNNING)}
     gate.touch()
     assert list(results) == [0, 1, 2, 3]
@@ -125,10 +133,10 @@ def test_looking_again_and_again_harms_no_call(executor: PersistentExecutor) -> 
     assert list(results) == [n * n for n in range(300)]
 
 
-def test_many_threads_can_look_at_once(make_executor: Any, journal: Any, gate: Path) -> None:
+def test_many_threads_can_look_at_once(make_executor: Any, journal: Any, gate: Path, wait_until: Any) -> None:
     executor = make_executor(2)
     futures = [executor.submit(calls.noted_wait, journal.path, n, gate) for n in range(2)]
-    journal.wait_for(2)
+    look_when_there(executor, 2, wait_until)
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         looks = [threads.submit(executor.stacks, WAIT_S) for _ in range(40)]
         for look in looks:
@@ -147,13 +155,14 @@ def test_a_stopped_worker_is_named_and_answers_again_when_it_goes_on(
 ) -> None:
     executor = make_executor(2, context)
     futures = [executor.submit(calls.noted_pid_wait, journal.path, gate) for _ in range(2)]
-    stopped, other = map(int, journal.wait_for(2))
+    look_when_there(executor, 2, wait_until)
+    stopped, other = map(int, journal.lines())
     stop(stopped, wait_until)
     began = time.monotonic()
-    stacks = executor.stacks(0.1)
+    stacks = executor.stacks(0.5)
     took = time.monotonic() - began
     os.kill(stopped, signal.SIGCONT)
-    assert 0.1 <= took < WAIT_S / 3
+    assert 0.5 <= took < WAIT_S / 3
     assert stacks.keys() == {future.task_id for future in futures}
     silent, answering = sorted(stacks.values(), key=lambda stack: SILENT not in stack)
     assert SILENT in silent
@@ -252,7 +261,7 @@ def test_a_worker_that_dies_while_it_is_asked_keeps_nobody_waiting(
         os.kill(victim, signal.SIGKILL)
         assert len(look.result(WAIT_S / 3)) <= 2
     journal.wait_for(3)  # its call runs again
-    assert all("in wait_for" in stack for stack in executor.stacks(WAIT_S).values())
+    look_when_there(executor, 2, wait_until)
     gate.touch()
     assert victim not in {future.result(WAIT_S) for future in futures}
 
@@ -264,15 +273,18 @@ def test_a_call_that_holds_the_interpreters_lock_is_named_and_shown_once_it_lets
     waiting = executor.submit(calls.noted_wait, journal.path, "waiting", gate)
     holding = executor.submit(calls.noted_hold_gil, journal.path, tmp_path / "fifo")
     journal.wait_for(2)
-    silent = wait_until(lambda: SILENT in (stacks := executor.stacks(0.1))[holding.task_id] and stacks)
-    assert "in wait_for" in silent[waiting.task_id]
+
+    def look() -> Any:
+        stacks = executor.stacks(0.1)
+        return stacks if SILENT in stacks[holding.task_id] and "in wait_for" in stacks[waiting.task_id] else None
+
+    silent = wait_until(look)
     os.write(fifo, b"!")
     pid = holding.result(WAIT_S)
     assert f"process {pid} " in silent[holding.task_id]
     # The worker owes answers now; what it runs next is shown all the same.
     others = [executor.submit(calls.noted_wait, journal.path, n, gate) for n in range(2)]
-    journal.wait_for(3)
-    stacks = executor.stacks(WAIT_S)
+    stacks = look_when_there(executor, 2, wait_until)
     assert stacks.keys() <= {future.task_id for future in (waiting, *others)}
     assert len(stacks) == 2
     assert all("in noted_wait" in stack and "in wait_for" in stack for stack in stacks.values())

@@ -295,14 +295,16 @@ def test_idle_workers_that_are_killed_cost_nothing(context: BaseContext, make_ex
 # --- Stops ---------------------------------------------------------------------------------------------------------
 
 
-def test_workers_that_are_stopped_now_and_then_cost_nothing(context: BaseContext, make_executor: Any) -> None:
+def test_workers_that_are_stopped_now_and_then_cost_nothing(
+    context: BaseContext, make_executor: Any, wait_until: Any
+) -> None:
     executor = make_executor(2, context, crash_retries=0)
     load = Load(executor, SEED)
     chance = random.Random(SEED)
     print(f"\nseed {SEED}")  # noqa: T201 - for whoever looks into a failure
     for _ in range(KILLS // 3):
         futures = [load.submit() for _ in range(chance.randint(1, 30))]
-        pids = executor._dispatcher.engine.pids()
+        pids = wait_until(executor._dispatcher.engine.pids)  # with fork they are heard of
         pid = chance.choice(pids)
         os.kill(pid, signal.SIGSTOP)
         try:

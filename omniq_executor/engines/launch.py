@@ -124,6 +124,7 @@ class NurseryLauncher(Launcher):
         self._socket, theirs = socket.socketpair()
         self._numbers: dict[int, Process] = {}
         self._count = 0
+        self._is_gone = False  # the nursery
         self._nursery = context.Process(target=self._tend, args=(theirs,))  # type: ignore[attr-defined]
         self._nursery.start()
         theirs.close()
@@ -135,8 +136,10 @@ class NurseryLauncher(Launcher):
 
     def start(self, slot: int, data: socket.socket, control: socket.socket, on_death: OnDeath) -> Process:
         """As in Launcher; the pid is known later."""
-        process = self._numbers[self._count] = Process(on_death)
+        if self._is_gone:
+            raise RuntimeError("the process that forks the workers has died")
         socket.send_fds(self._socket, [self._REQUEST.pack(self._count, slot)], [data.fileno(), control.fileno()])
+        process = self._numbers[self._count] = Process(on_death)
         self._count += 1
         return process
 
@@ -151,6 +154,7 @@ class NurseryLauncher(Launcher):
             if self._selector is not None:
                 self._selector.unregister(self._socket)
                 self._selector = None
+            self._is_gone = True
             for process in list(self._numbers.values()):
                 process.died()
             self._numbers.clear()

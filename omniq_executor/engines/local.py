@@ -91,14 +91,26 @@ class Look:
     """The question to all workers where they are in their calls, and what came of it so far."""
 
     def __init__(self, on_end: Callable[[], None]) -> None:
-        self.stacks: dict[int, str] = {}
-        """By the id of the call."""
+        self.asked: dict[int, Process] = {}
+        """Who has not answered, by the id of the call that was running then."""
+        self.answers: dict[int, str] = {}
+        """Stacks by the id of the call."""
         self.open = 0
         """How many workers have not answered."""
         self._on_end = on_end
 
-    def close_one(self) -> None:
-        """A worker has answered, or never will."""
+    def stacks(self) -> dict[int, str]:
+        """The answers, and for those that are missing a text that says so."""
+        silent = {
+            number: f"process {process.pid} does not answer: stopped, or in code that holds the GIL\n"
+            for number, process in self.asked.items()
+        }
+        return {**silent, **self.answers}
+
+    def close_one(self, asked: int | None = None) -> None:
+        """The worker that was in the call `asked` has answered, or never will."""
+        if asked is not None:
+            self.asked.pop(asked, None)
         self.open -= 1
         if not self.open:
             self._on_end()
@@ -157,12 +169,17 @@ class LocalEngine:
         self._last_function = 0
         self._start_deaths = 0
         self._start_failures = 0
-        self._start_at = 0.0  # before which no worker is started, after a failure
+        self._start_at = 0.0  # before which no worker is started, after a failure; or 0
         self._selector: selectors.BaseSelector | None = None
+        self._wake: Callable[[], None] = lambda: None
 
-    def attach(self, selector: selectors.BaseSelector) -> None:
-        """Have the engine's events waited for by `selector`, with their handlers as its data."""
+    def attach(self, selector: selectors.BaseSelector, wake: Callable[[], None]) -> None:
+        """Have the engine's events waited for by `selector`, with their handlers as its data.
+
+        `wake` is called when there is a report that no event tells of.
+        """
         self._selector = selector
+        self._wake = wake
         self._launcher.attach(selector)
 
     # giving work
@@ -181,7 +198,7 @@ class LocalEngine:
     def _room(self, worker: _Worker | None) -> int:
         lead = self.pace.lead
         if worker is None:
-            if self._start_at and time.monotonic() < self._start_at:
+            if self._start_at:
                 return 0
             return lead if self._max_tasks is None else min(lead, self._max_tasks)
         if worker.outbox.waiting or worker.take_at or worker.taken != proc.NEVER:
@@ -200,6 +217,7 @@ class LocalEngine:
         worker = self._slots[slot] or self._try_to_start(slot)
         if worker is None:
             self.reports.append(Report(RETURNED, chunk.ids, chunk.attempts, chunk))
+            self._wake()
             return
         function, pickled = self._function_for(worker, chunk)
         chunk.number = worker.next
@@ -359,13 +377,13 @@ class LocalEngine:
 
     def next_check(self, is_idle: Callable[[], bool]) -> float | None:
         """When `take_back()` has something to do, in seconds of time.monotonic(), or None."""
-        due = self._start_at if self._start_at > time.monotonic() or self.reports else None
+        due = self._start_at or None
         for worker in self._slots:
             if worker is None:
                 continue
             if worker.take_at:
                 at = worker.take_at
-            elif self._is_hoarding(worker) and (worker.asked_at < worker.heard_at or is_idle()):
+            elif self._may_have_results(worker) or (self._is_hoarding(worker) and is_idle()):
                 at = worker.heard_at + STEAL_AFTER_S
             else:
                 continue
@@ -377,19 +395,22 @@ class LocalEngine:
 
         And have a worker that is silent for long send the results of the calls before the long one.
         """
+        if self._start_at <= now:
+            self._start_at = 0.0
         for worker in self._slots:
             if worker is None:
                 continue
-            if self._is_hoarding(worker) and worker.asked_at < worker.heard_at <= now - STEAL_AFTER_S:
-                worker.asked_at = now
-                with contextlib.suppress(OSError):
-                    worker.control.send(proc.FLUSH)
             if worker.take_at:
                 if worker.take_at <= now:
                     self._conclude(worker)
-            elif self._is_hoarding(worker) and worker.heard_at + STEAL_AFTER_S <= now and is_idle():
-                self._stop(worker)
-                worker.take_at = now + _VISIBLE_S
+            elif worker.heard_at + STEAL_AFTER_S <= now:
+                if self._may_have_results(worker):
+                    worker.asked_at = now
+                    with contextlib.suppress(OSError):
+                        worker.control.send(proc.FLUSH)
+                if self._is_hoarding(worker) and is_idle():
+                    self._stop(worker, self._first_to_take(worker))
+                    worker.take_at = now + _VISIBLE_S
 
     def ask_for_results(self) -> None:
         """Have all workers send what results lie there."""
@@ -407,23 +428,22 @@ class LocalEngine:
         """Take back, at once, what waits in workers that have unstarted calls with one of these ids."""
         stopped = []
         for worker in self._slots:
-            if worker is not None and self._is_hoarding(worker):
-                first = max(worker.cells[proc.STARTED], worker.reported) + 1
+            if worker is not None and worker.queued and not worker.take_at and worker.taken == proc.NEVER:
+                first = _unstarted(worker)
                 parts = _parts(worker.chunks, first, worker.next)
                 if any(chunk.ids[i] in ids for chunk, start, stop in parts for i in range(start, stop)):
-                    self._stop(worker)
+                    self._stop(worker, first)
                     stopped.append(worker)
         if stopped:
             time.sleep(_VISIBLE_S)  # no event tells that a write has become visible
         for worker in stopped:
             self._conclude(worker)
 
-    def _stop(self, worker: _Worker) -> None:
-        """Have the worker start nothing after the call that it is in."""
-        started = max(worker.cells[proc.STARTED], worker.reported)
+    def _stop(self, worker: _Worker, first: int) -> None:
+        """Have the worker start none of its calls from the one of that number on."""
         # RESUME first: a worker that sees STOP must find the end of the range there.
         worker.cells[proc.RESUME] = worker.next
-        worker.cells[proc.STOP] = started + 1
+        worker.cells[proc.STOP] = first
 
     def _conclude(self, worker: _Worker) -> None:
         """Report as RETURNED what the worker did not start; _VISIBLE_S have passed since `_stop()`."""
@@ -432,8 +452,28 @@ class LocalEngine:
         worker.taken, worker.take_at = max(started + 1, worker.reported), 0.0
         self._return(worker, worker.taken, worker.next)
 
+    def _may_have_results(self, worker: _Worker) -> bool:
+        """Whether results of calls before its present one may lie in the worker, which was not asked for them."""
+        return worker.queued > 1 and worker.taken == proc.NEVER and worker.asked_at < worker.heard_at
+
     def _is_hoarding(self, worker: _Worker) -> bool:
-        return worker.queued > 1 and not worker.take_at and worker.taken == proc.NEVER
+        """Whether calls wait in the worker that can be taken back."""
+        if not worker.queued or worker.take_at or worker.taken != proc.NEVER:
+            return False
+        return self._first_to_take(worker) < worker.next
+
+    def _first_to_take(self, worker: _Worker) -> int:
+        """The first of its calls that is better off elsewhere.
+
+        One that is not started counts only if another worker has nothing to do; else this one, which
+        may only be coming up, is as good as a new one.
+        """
+        first = _unstarted(worker)
+        if first == worker.reported and not any(
+            other is not None and not other.queued and self._room(other) > 0 for other in self._slots
+        ):
+            return first + 1
+        return first
 
     # endings
 
@@ -464,8 +504,7 @@ class LocalEngine:
         self._close(worker)
         worker.control.close()
         for look, asked in worker.questions:
-            look.stacks.pop(asked, None)
-            look.close_one()
+            look.close_one(asked)
         worker.questions.clear()
 
     def _on_start_death(self, how: str) -> None:
@@ -499,8 +538,7 @@ class LocalEngine:
     def look(self, on_end: Callable[[], None]) -> Look:
         """Ask the workers for the Python stacks of the calls that are running.
 
-        The answers come with the other events; after the last one `on_end` is called. A worker that
-        does not answer is stopped, or holds the interpreter's lock: until it does, a text says so.
+        The answers come with the other events; after the last one `on_end` is called.
         """
         look = Look(on_end)
         look.open = 1  # this loop
@@ -508,9 +546,7 @@ class LocalEngine:
             number = self._running(worker) if worker is not None else None
             if worker is None or number is None:
                 continue
-            look.stacks[number] = (
-                f"process {worker.process.pid} does not answer: stopped, or in code that holds the GIL\n"
-            )
+            look.asked[number] = worker.process
             with contextlib.suppress(OSError):
                 worker.control.send(proc.SHOW)
                 worker.questions.append((look, number))
@@ -521,11 +557,10 @@ class LocalEngine:
     def _answer(self, worker: _Worker, number: int, stack: str) -> None:
         """Take the answer to the oldest question. The reports of calls that ended before it came before it."""
         look, asked = worker.questions.popleft()
-        look.stacks.pop(asked, None)
         if stack and worker.reported <= number:
             for chunk, start, _ in _parts(worker.chunks, number, number + 1):
-                look.stacks[chunk.ids[start]] = stack
-        look.close_one()
+                look.answers[chunk.ids[start]] = stack
+        look.close_one(asked)
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: let go of what is the parent's, without a word to the workers."""
@@ -561,6 +596,11 @@ class LocalEngine:
         self._launcher.close(grace_s)
         self._slots = [None] * self.max_workers
         self._selector = None
+
+
+def _unstarted(worker: _Worker) -> int:
+    """The number of the first call that the worker has not started."""
+    return max(worker.cells[proc.STARTED] + 1, worker.reported)
 
 
 def _parts(chunks: Iterable[Chunk], number: int, end: int) -> Iterator[tuple[Chunk, int, int]]:

@@ -5,7 +5,8 @@ knows nothing of processes that run calls: it keeps tasks, and it says who is al
 
 Every method is safe to call from any thread. Every method that changes something does so in one
 transaction: it is on disk, whole, when the method returns, and not at all when it raises. Each
-raises StoreError where the disk or the format does not allow it. Times are microseconds since
+raises StoreError where the disk or the format does not allow it, and TooLarge for a value larger
+than it can hold, in which case it can go on with others. Times are microseconds since
 1970, UTC; ids are the numbers behind `task-…`.
 """
 

@@ -30,7 +30,7 @@ from typing import Any, Literal
 from filelock import Timeout
 
 from ..codec import decode_error
-from ..errors import StoreError, StoreVersionError, TaskNotFound
+from ..errors import StoreError, StoreVersionError, TaskNotFound, TooLarge
 from ..model import Status, Task, format_id, now, parse_id
 from . import safety, transactions
 from .base import Call, Found, Function, Owner, Resume, Run, Store, Turn, Turned
@@ -427,17 +427,22 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _explain(path, error) from error
+    except OverflowError as error:  # of more than 2 GB
+        raise TooLarge(f"the store {path}: {error}") from error
 
 
 def _explain(path: Path, error: sqlite3.Error) -> StoreError:
     """Say of an error of SQLite's what it was about, and what can be done."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_TOOBIG":
+        return TooLarge(f"the store {path}: a value is larger than SQLite can hold, which is 1 GB in all for one call")
     hint = {
         "SQLITE_NOTADB": "the file is not an SQLite database; give the store a file of its own",
         "SQLITE_CANTOPEN": f"it cannot be opened: {safety.why_nothing_opens(path.parent)}",
         "SQLITE_READONLY": "it cannot be written; check its permissions",
         "SQLITE_FULL": "the disk is full; free some space, nothing that was acknowledged is lost",
         "SQLITE_BUSY": f"another process has held it for more than {BUSY_TIMEOUT_S:.0f} s",
-    }.get(getattr(error, "sqlite_errorname", ""), str(error))
+    }.get(name, str(error))
     return StoreError(f"the store {path}: {hint}")
 
 
