@@ -275,7 +275,9 @@ def test_workers_that_are_replaced_all_the_time_can_be_killed_too(make_executor:
         load.check(future)
 
 
-def test_idle_workers_that_are_killed_cost_nothing(context: BaseContext, make_executor: Any, kills: int) -> None:
+def test_idle_workers_that_are_killed_cost_nothing(
+    context: BaseContext, make_executor: Any, kills: int, wait_until: Any
+) -> None:
     executor = make_executor(2, context, crash_retries=0)
     chance = random.Random(SEED)
     print(f"\nseed {SEED}")  # noqa: T201 - for whoever looks into a failure
@@ -285,7 +287,7 @@ def test_idle_workers_that_are_killed_cost_nothing(context: BaseContext, make_ex
         futures = [executor.submit(calls.square, n) for n in range(count)]
         assert [future.result(WAIT_S) for future in futures] == [n * n for n in range(count)]
         assert all(future.task().crashes == 0 for future in futures)
-        pids = executor._dispatcher.engine.pids()
+        pids = wait_until(executor._dispatcher.engine.pids)  # with fork they are heard of
         for pid in chance.sample(pids, chance.randint(1, len(pids))):
             with contextlib.suppress(ProcessLookupError):  # it was killed before, and nobody has noticed yet
                 os.kill(pid, signal.SIGKILL)
@@ -309,8 +311,9 @@ def test_workers_that_are_stopped_now_and_then_cost_nothing(
         os.kill(pid, signal.SIGSTOP)
         try:
             # All but what the stopped one is in end; and which one that is nobody knows.
-            others, _ = wait(futures, timeout=WAIT_S, return_when=concurrent.futures.FIRST_COMPLETED)
-            assert others or len(pids) == 1 or len(futures) == 1
+            if len(futures) > 1:
+                others, _ = wait(futures, timeout=WAIT_S, return_when=concurrent.futures.FIRST_COMPLETED)
+                assert others
         finally:
             os.kill(pid, signal.SIGCONT)
         _, left = wait(futures, timeout=WAIT_S)
