@@ -14,6 +14,7 @@ classes travel by name, so that a result is an instance of the script's own clas
 later run of the script reads it from the store.
 """
 
+import base64
 import functools
 import io
 import json
@@ -22,7 +23,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from .model import ErrorInfo
+from .model import ErrorInfo, Options
 
 _PROTOCOL = 5
 _MAX_DEPTH = 60  # deeper values are pickled; SQLite's own JSON parser stops at 1000
@@ -134,6 +135,27 @@ def encode_error(error: ErrorInfo) -> str:
 def decode_error(text: str | None, exception: bytes | None) -> ErrorInfo | None:
     """The error of a stored form, or None where there is none."""
     return ErrorInfo(**json.loads(text), pickle=exception) if text is not None else None
+
+
+def encode_options(options: Options | None) -> str | None:
+    """What differs from the usual in options, as a JSON object; None where nothing does."""
+    if options is None:
+        return None
+    fields = {name: value for name, value in options._asdict().items() if value != Options._field_defaults[name]}
+    if options.policy is not None:
+        fields["policy"] = base64.b64encode(options.policy).decode()
+    return _encode_json(fields) if fields else None
+
+
+def decode_options(text: str | None) -> Options | None:
+    """The options of a stored form."""
+    if text is None:
+        return None
+    fields = json.loads(text)
+    fields["tags"] = tuple(fields.get("tags", ()))
+    if "policy" in fields:
+        fields["policy"] = base64.b64decode(fields["policy"])
+    return Options(**fields)
 
 
 def _is_unicode(text: str) -> bool:

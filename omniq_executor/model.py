@@ -8,11 +8,12 @@ decide what comes next.
     PENDING --CLAIM--> RUNNING --COMPLETE--> COMPLETED
        |  ^               | | +--FAIL------> FAILED ----+
        |  +--RELEASE------+ +----CRASH--> PENDING       |
+       |                    +----RETRY--> PENDING       |
        +--CANCEL--> CANCELLED <--CANCEL (running)       |
        ^                |                               |
        +-----REVIVE-----+---------------REVIVE----------+
 
-A claim is fenced: whatever ends it (COMPLETE, FAIL, RELEASE, CRASH) must name the owner and the
+A claim is fenced: whatever ends it (COMPLETE, FAIL, RETRY, RELEASE, CRASH) must name the owner and the
 attempt of the claim. `attempts` counts the claims of a task and only ever grows, so an outcome
 that arrives after its claim was lost finds another number there and is refused.
 """
@@ -49,6 +50,7 @@ class Event(enum.Enum):
     CLAIM = "claim"  # an owner takes it, to run it
     COMPLETE = "complete"  # the call returned
     FAIL = "fail"  # the call raised, or ran out of crash retries
+    RETRY = "retry"  # the call raised, and is to be tried again
     RELEASE = "release"  # given back unstarted, or its owner died: nothing is charged
     CRASH = "crash"  # the worker died in it: charged against crash_retries
     CANCEL = "cancel"  # nobody wants it any more
@@ -60,12 +62,13 @@ TRANSITIONS: dict[tuple[Status, Event], Status] = {
     (Status.PENDING, Event.CANCEL): Status.CANCELLED,
     (Status.RUNNING, Event.COMPLETE): Status.COMPLETED,
     (Status.RUNNING, Event.FAIL): Status.FAILED,
+    (Status.RUNNING, Event.RETRY): Status.PENDING,
     (Status.RUNNING, Event.RELEASE): Status.PENDING,
     (Status.RUNNING, Event.CRASH): Status.PENDING,
     (Status.FAILED, Event.REVIVE): Status.PENDING,
     (Status.CANCELLED, Event.REVIVE): Status.PENDING,
 }
-ENDS_CLAIM = frozenset({Event.COMPLETE, Event.FAIL, Event.RELEASE, Event.CRASH})
+ENDS_CLAIM = frozenset({Event.COMPLETE, Event.FAIL, Event.RETRY, Event.RELEASE, Event.CRASH})
 
 
 def source(event: Event) -> tuple[Status, ...]:
@@ -110,6 +113,7 @@ class Task:
     result: str | bytes | None = None
     error: "ErrorInfo | None" = None
     key: str | None = None
+    options: "Options | None" = None
 
     @property
     def task_id(self) -> str:
@@ -125,6 +129,25 @@ class Task:
     def failed_at(self) -> int | None:
         """When it failed, if it did."""
         return self.finished_at if self.status is Status.FAILED else None
+
+
+class Options(NamedTuple):
+    """How a task is run, where that is not as usual. A task without any has none of it stored."""
+
+    max_retries: int = 0  # how often it is tried again after it raised
+    retries: int = 0  # how often it was, so far
+    timeout: float | None = None  # seconds, of each attempt
+    interval: int | None = None  # microseconds from one occurrence to the next, of a task that recurs
+    series: int | None = None  # the first occurrence, of a later one
+    tags: tuple[str, ...] = ()
+    policy: bytes | None = None  # pickle of (backoff, retry_on), where they are not the usual ones
+
+
+class Successor(NamedTuple):
+    """The next occurrence of a task that recurs."""
+
+    id: int
+    eta: int
 
 
 class ErrorInfo(NamedTuple):
@@ -151,12 +174,14 @@ def apply(
     claim: Claim | None = None,
     result: str | bytes | None = None,
     error: ErrorInfo | None = None,
+    eta: int = 0,
 ) -> Task:
     """The task after `event`, at `now` microseconds.
 
     `claim` names the new owner for CLAIM (its attempt must be the next one), and the claim that
-    ends for COMPLETE, FAIL, RELEASE and CRASH. Raises Refused, changing nothing, where the table
-    has no such transition or the claim is not the task's present one.
+    ends for COMPLETE, FAIL, RETRY, RELEASE and CRASH; `eta` is when a RETRY is due.
+    Raises Refused, changing nothing, where the table has no such transition or the claim is not the
+    task's present one.
     """
     to = TRANSITIONS.get((task.status, event))
     if to is None:
@@ -169,16 +194,32 @@ def apply(
                 raise Refused(f"{task.task_id} has had {task.attempts} attempts: {claim} is not the next")
             return replace(task, status=to, owner=claim.owner, attempts=claim.attempt, started_at=now)
         case Event.COMPLETE:
-            return replace(task, status=to, finished_at=now, result=result)
+            return replace(task, status=to, finished_at=now, result=result, error=None)
         case Event.FAIL:
             return replace(task, status=to, finished_at=now, error=error)
+        case Event.RETRY:
+            options = task.options or Options()
+            options = options._replace(retries=options.retries + 1)
+            return replace(task, status=to, owner=None, started_at=None, eta=eta, error=error, options=options)
         case Event.RELEASE | Event.CRASH:
             crashes = task.crashes + (event is Event.CRASH)
             return replace(task, status=to, owner=None, started_at=None, crashes=crashes)
         case Event.CANCEL:
             return replace(task, status=to, finished_at=now)
         case Event.REVIVE:
-            return replace(task, status=to, finished_at=None, error=None, crashes=0)
+            afresh = task.options and task.options._replace(retries=0)
+            return replace(task, status=to, finished_at=None, error=None, crashes=0, options=afresh)
+
+
+def succeed(task: Task, successor: Successor, now: int) -> Task:
+    """The next occurrence of a task that recurs, as it is added when the task ends."""
+    options = (task.options or Options())._replace(
+        retries=0, series=task.id if task.options is None or task.options.series is None else task.options.series
+    )
+    return Task(
+        id=successor.id, queue=task.queue, run=task.run, func_path=task.func_path, func=task.func, args=task.args,
+        kwargs=task.kwargs, priority=task.priority, eta=successor.eta, enqueued_at=now, options=options,
+    )  # fmt: skip
 
 
 def now() -> int:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..model import Claim, ErrorInfo, Event, Status, Task
+from ..codec import split
+from ..model import Claim, ErrorInfo, Event, Options, Status, Successor, Task
 
 Resume = Literal["crashed", "always", "never"]
 
@@ -52,6 +53,13 @@ class Batch:
     calls: Sequence[Call] | None = None
     claimed: bool = False
     key: str | None = None
+    priority: int = 0
+    eta: int = 0
+    options: Options | None = None
+
+    def each(self) -> Sequence[Call]:
+        """The calls, one by one."""
+        return self.calls or () if self.text is None else [Call(text) for text in split(self.text)]
 
 
 class Block(NamedTuple):
@@ -71,6 +79,8 @@ class Outcome(NamedTuple):
     event: Event
     result: str | bytes | None = None
     error: ErrorInfo | None = None
+    eta: int = 0  # of a RETRY
+    successor: Successor | None = None  # of a task that recurs: what is added in the same transaction
 
 
 class Claimed(NamedTuple):
@@ -83,6 +93,8 @@ class Claimed(NamedTuple):
     digest: bytes
     args: str | bytes
     kwargs: str | None
+    eta: int = 0
+    options: Options | None = None
 
 
 class Found(NamedTuple):
@@ -113,6 +125,7 @@ class Turned:
     claimed: list[Claimed] = field(default_factory=list)
     refused: set[int] = field(default_factory=set)  # ids whose claim was not ours any more; nothing was written
     foreign: bool = False  # another process has changed the store since this owner's last turn
+    due: int | None = None  # if fewer were claimed than asked for: when the next PENDING task of the queue is due
 
 
 class Owner(NamedTuple):
@@ -218,9 +231,10 @@ class Store(abc.ABC):
 
         Adds: a `key` that the queue has already is the one reason for which a batch is not added;
         use `by_key()` first. Ends: each is checked against (owner, attempt) and refused if the
-        claim is gone. Claims: up to `work.claim` tasks of the run's queue that are PENDING with an
-        eta not after `work.now`, highest priority first, then earliest eta, then lowest id; each
-        becomes RUNNING with the next attempt.
+        claim is gone; the successor of one that is not refused is added as model.succeed() has it.
+        Claims: up to `work.claim` tasks of the run's queue that are PENDING with an eta not after
+        `work.now`, highest priority first, then earliest eta, then lowest id; each becomes RUNNING
+        with the next attempt.
         """
 
     @abc.abstractmethod
@@ -229,7 +243,11 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def cancel(self, ids: Sequence[int], now: int) -> list[int]:
-        """CANCEL those that are PENDING, and return them."""
+        """CANCEL those that are PENDING, and return them.
+
+        Of a task that recurs, the occurrence that is PENDING is cancelled with it, whichever of
+        the series is named: so the series ends.
+        """
 
     @abc.abstractmethod
     def revive(self, ids: Sequence[int], now: int) -> list[int]:

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from .. import codec
 from ..errors import StoreError, StoreVersionError, TaskNotFound
-from ..model import FINISHED, Claim, Event, Refused, Status, Task, format_id, now, parse_id
+from ..model import FINISHED, Claim, Event, Options, Refused, Status, Task, format_id, now, parse_id, succeed
 from . import safety
 from .base import Batch, Block, Call, Claimed, Found, Function, Outcome, Owner, Resume, Run, Store, Turn, Turned
 from .folders import STATUS_FOLDERS, Folders
@@ -373,12 +373,15 @@ class FileStore(Store):
             if record is not None and record.task.status is Status.RUNNING and record.task.owner in owners:
                 changes.change(record, record.release(now()))
         self._commit(0, changes)
-        for owner in owners:
-            with contextlib.suppress(FileNotFoundError):
-                (self.path / "owners" / f"{owner}.json").unlink()
-        self._journal.append(0, [])
-        self._journal.mark_applied()
         self._peers = None
+        try:
+            for owner in owners:
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / "owners" / f"{owner}.json").unlink()
+            self._journal.append(0, [])  # not marked as applied: the files of the entry before may still be to write
+        except OSError as error:
+            # What they had claimed is released, and must not look as if it were not.
+            _log.warning("%s: owners that are gone are forgotten later: %s", self.path, error)
         return len(changes.new)
 
     def bell_path(self, owner: int) -> Path:
@@ -451,15 +454,22 @@ class FileStore(Store):
         with self._locked():
             given: list[Record | None] = []
             changes = _Changes()
-            for call in calls:
-                left = self._resumable[run.id][function.digest, _identity(call)]
-                record = None
-                while left and record is None:
-                    record = self._load(left.popleft())
-                if record is not None and record.task.status is Status.FAILED:
-                    record = changes.change(record, record.after(Event.REVIVE, now))
-                given.append(record)
-            self._commit(0, changes)
+            taken: list[tuple[deque[int], int]] = []
+            try:
+                for call in calls:
+                    left = self._resumable[run.id][function.digest, _identity(call)]
+                    record = None
+                    while left and record is None:
+                        taken.append((left, left.popleft()))
+                        record = self._load(taken[-1][1])
+                    if record is not None and record.task.status is Status.FAILED:
+                        record = changes.change(record, record.after(Event.REVIVE, now))
+                    given.append(record)
+                self._commit(0, changes)
+            except OSError:
+                for left, number in reversed(taken):
+                    left.appendleft(number)
+                raise
             self._took[run.id].update(record.task.run for record in given if record is not None)
             return [None if record is None else _found(record) for record in given]
 
@@ -475,15 +485,15 @@ class FileStore(Store):
                     self._end(changes, refused, owner, number, outcome, work.now)
             for end in work.outcomes:
                 self._end(changes, refused, owner, end.id, end, work.now)
-            claimed = self._claim(changes, owner, run.queue, work.claim, work.now) if work.claim > 0 else []
             try:
+                claimed = self._claim(changes, owner, run.queue, work.claim, work.now) if work.claim > 0 else []
                 self._commit(owner, changes)
             except OSError:
-                for record in claimed:
-                    self._queue(run.queue).push(record.task)
+                self._queues = None  # what was taken out of them is still PENDING
                 raise
             foreign, self._foreign = self._foreign, False
-        return Turned([_claimed(record) for record in claimed], refused, foreign)
+            due = self._queue(run.queue).next_due() if len(claimed) < work.claim else None
+        return Turned([_claimed(record) for record in claimed], refused, foreign, due)
 
     def add_claimed(self, owner: int, run: Run, number: int, function: Function, call: Call, now: int) -> None:
         batch = Batch(number, 1, function, calls=(call,), claimed=True)
@@ -498,10 +508,11 @@ class FileStore(Store):
         if batch.key is not None and self._folders.by_key(run.queue, batch.key) is not None:
             raise StoreError(f"the store {self.path}: the queue {run.queue} has a task with the key {batch.key!r}")
         claim = {"status": Status.RUNNING, "attempts": 1, "owner": owner, "started_at": now} if batch.claimed else {}
-        for number, call in enumerate(_calls(batch), batch.first):
+        for number, call in enumerate(batch.each(), batch.first):
             task = Task(
                 id=number, queue=run.queue, run=run.id, func_path=function.path, func=b"", args=call.args,
-                kwargs=call.kwargs, enqueued_at=now, key=batch.key, **claim,  # type: ignore[arg-type]
+                kwargs=call.kwargs, enqueued_at=now, key=batch.key, priority=batch.priority, eta=batch.eta,
+                options=None if batch.options == Options() else batch.options, **claim,  # type: ignore[arg-type]
             )  # fmt: skip
             changes.new[number] = Record(task, function.digest, call.identity, 1 + batch.claimed)
 
@@ -512,11 +523,14 @@ class FileStore(Store):
             return
         try:
             claim = Claim(owner, end.attempt)
-            ended = record.after(end.event, now, claim=claim, result=end.result, error=end.error)
+            ended = record.after(end.event, now, claim=claim, result=end.result, error=end.error, eta=end.eta)
         except Refused:
             refused.add(number)
         else:
             changes.change(record, ended)
+            if end.successor is not None:
+                task = succeed(record.task, end.successor, now)
+                changes.new[task.id] = Record(task, record.digest, record.identity, 1)
 
     def _claim(self, changes: "_Changes", owner: int, queue: str, most: int, now: int) -> list[Record]:
         pending = self._queue(queue)
@@ -532,7 +546,22 @@ class FileStore(Store):
         return claimed
 
     def cancel(self, ids: Sequence[int], now: int) -> list[int]:
-        return self._change(ids, Event.CANCEL, now)
+        with self._locked():
+            series = {
+                task.id if task.options.series is None else task.options.series
+                for number in ids
+                if (record := self._load(number)) is not None
+                and (task := record.task).options is not None
+                and task.options.interval is not None
+            }
+            return self._change([*ids, *(self._occurrences(series) if series else ())], Event.CANCEL, now)
+
+    def _occurrences(self, series: set[int]) -> Iterator[int]:
+        """What is PENDING of the given series."""
+        for number in self._folders.names(STATUS_FOLDERS[Status.PENDING]):
+            record = self._load(number)
+            if record is not None and record.task.options is not None and record.task.options.series in series:
+                yield number
 
     def revive(self, ids: Sequence[int], now: int) -> list[int]:
         return self._change(ids, Event.REVIVE, now)
@@ -613,15 +642,14 @@ class FileStore(Store):
     ) -> list[Task]:
         tasks: list[Task] = []
         with self._locked():
-            if tags:  # nothing gives a task any, so far
-                return []
             for number in reversed(self._folders.names("tasks" if status is None else STATUS_FOLDERS[status])):
                 if limit is not None and len(tasks) >= limit:
                     break
                 record = self._load(number)
                 if record is None or (status is not None and record.task.status is not status):
                     continue
-                if queue is None or record.task.queue == queue:
+                given = () if record.task.options is None else record.task.options.tags
+                if (queue is None or record.task.queue == queue) and set(tags or ()) <= set(given):
                     tasks.append(self._task(record))
         return tasks[::-1]
 
@@ -669,8 +697,7 @@ class _Queue:
 
     def pop(self, now: int) -> _Entry | None:
         """The first entry that is due, or None."""
-        while self._later and self._later[0][0] <= now:
-            heapq.heappush(self._due, heapq.heappop(self._later)[1])
+        self._become_due(now)
         while self._due:
             entry = heapq.heappop(self._due)
             if entry[1] <= now:
@@ -678,15 +705,17 @@ class _Queue:
             heapq.heappush(self._later, (entry[1], entry))
         return None
 
+    def next_due(self) -> int | None:
+        """When the next entry is due, if none is now."""
+        return self._later[0][0] if self._later else None
+
+    def _become_due(self, now: int) -> None:
+        while self._later and self._later[0][0] <= now:
+            heapq.heappush(self._due, heapq.heappop(self._later)[1])
+
 
 def _order(task: Task) -> _Entry:
     return -task.priority, task.eta, task.id
-
-
-def _calls(batch: Batch) -> Sequence[Call]:
-    if batch.text is None:
-        return batch.calls or ()
-    return [Call(text) for text in codec.split(batch.text)]
 
 
 def _outcomes(block: Block) -> Iterator[tuple[int, Outcome]]:
@@ -711,7 +740,9 @@ def _found(record: Record) -> Found:
 
 def _claimed(record: Record) -> Claimed:
     task = record.task
-    return Claimed(task.id, task.attempts, task.crashes, task.run, record.digest, task.args, task.kwargs)
+    return Claimed(
+        task.id, task.attempts, task.crashes, task.run, record.digest, task.args, task.kwargs, task.eta, task.options
+    )
 
 
 def _identity(call: Call) -> str | bytes:

@@ -13,7 +13,7 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
 from ..codec import decode_error, encode_error, encode_json
-from ..model import Claim, ErrorInfo, Event, Status, Task, apply, format_id, iso, parse_iso
+from ..model import Claim, ErrorInfo, Event, Options, Status, Task, apply, format_id, iso, parse_id, parse_iso
 from ..preview import preview
 
 END = b"\n}\n"  # of every text, and in none before its end: JSON has no line ends within a text
@@ -46,6 +46,7 @@ class Record:
         return self.after(Event.RELEASE, now, claim=Claim(self.task.owner or 0, self.task.attempts))
 
 
+_USUAL = Options()
 _time = functools.lru_cache(512)(iso)
 
 
@@ -61,8 +62,17 @@ def to_text(record: Record) -> bytes:
         result = _quote(preview(result))
     if task.error is not None and task.error.pickle is not None:
         rest += _pickle_line("exception", task.error.pickle)
+    if task.options is not None and task.options.policy is not None:
+        rest += _pickle_line("policy", task.options.policy)
     if record.identity is not None:
         rest += f',\n  "identity": "{record.identity.hex()}"'
+    options = task.options or _USUAL
+    if options.retries:
+        rest += f',\n  "retries": {options.retries}'
+    if options.series is not None:
+        rest += f',\n  "series": "{format_id(options.series)}"'
+    if options.tags:
+        rest += f',\n  "tags": [{", ".join(map(_quote, options.tags))}]'
     status, finished = task.status, _moment(task.finished_at)
     return f"""{{
   "id": "{task.task_id}",
@@ -71,10 +81,10 @@ def to_text(record: Record) -> bytes:
   "kwargs": {task.kwargs or "{}"},
   "status": "{status.name}",
   "attempts": {task.attempts},
-  "max_retries": 0,
-  "timeout": null,
+  "max_retries": {options.max_retries},
+  "timeout": {"null" if options.timeout is None else options.timeout},
   "eta": {_moment(task.eta or None)},
-  "interval": null,
+  "interval": {"null" if options.interval is None else options.interval / 1_000_000},
   "enqueued_at": {_moment(task.enqueued_at)},
   "started_at": {_moment(task.started_at)},
   "completed_at": {finished if status is Status.COMPLETED else "null"},
@@ -120,7 +130,7 @@ def _record(number: int, fields: dict[str, Any], size: int) -> Record:
         owner=fields["owner"] if fields["owner"] is None else _checked(fields["owner"], int),
         enqueued_at=_micros(fields["enqueued_at"]) or 0, started_at=_micros(fields["started_at"]),
         finished_at=_micros(finished), result=_stored(fields, "result") if completed else None, error=error,
-        key=fields["key"] if fields["key"] is None else _checked(fields["key"], str),
+        options=_options(fields), key=fields["key"] if fields["key"] is None else _checked(fields["key"], str),
     )  # fmt: skip
     identity = fields.get("identity")
     return Record(
@@ -130,6 +140,16 @@ def _record(number: int, fields: dict[str, Any], size: int) -> Record:
         _checked(fields["version"], int),
         size,
     )
+
+
+def _options(fields: dict[str, Any]) -> Options | None:
+    interval, series = fields["interval"], fields.get("series")
+    options = Options(
+        _checked(fields["max_retries"], int), fields.get("retries", 0), fields["timeout"],
+        None if interval is None else round(interval * 1_000_000), None if series is None else parse_id(series),
+        tuple(fields.get("tags", ())), _pickle(fields, "policy"),
+    )  # fmt: skip
+    return None if options == _USUAL else options
 
 
 def _checked(value: Any, kind: type) -> Any:

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from filelock import Timeout
 
-from ..codec import decode_error
+from ..codec import decode_error, decode_options
 from ..errors import StoreError, StoreVersionError, TaskNotFound, TooLarge
 from ..model import Status, Task, format_id, now, parse_id
 from . import safety, transactions
@@ -47,7 +47,8 @@ _KNOWN_FUNCTIONS = 4096  # whose numbers are kept
 
 _TASK = """
     SELECT t.id, q.name, t.run, f.path, f.pickle, t.args, t.kwargs, t.status, t.priority, t.eta, t.attempts, t.crashes,
-        t.owner, t.enqueued_at, t.started_at, t.finished_at, t.result, t.error, t.exception, t.key
+        t.owner, t.enqueued_at, t.started_at, t.finished_at, t.result, t.error, t.exception, t.key,
+        t.options
     FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
 """
 
@@ -393,10 +394,8 @@ class SQLiteStore(Store):
         tags: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> list[Task]:
-        if tags:  # nothing gives a task any, so far
-            self._opened()
-            return []
-        conditions = [("t.status = ?", status), ("q.name = ?", queue)]
+        conditions: list[tuple[str, Any]] = [("t.status = ?", status), ("q.name = ?", queue)]
+        conditions += [("EXISTS (SELECT 1 FROM json_each(t.options, '$.tags') WHERE value = ?)", t) for t in tags or ()]
         given = [(sql, value) for sql, value in conditions if value is not None]
         where = "WHERE " + " AND ".join(sql for sql, _ in given) if given else ""
         rows = self._read(
@@ -448,12 +447,12 @@ def _explain(path: Path, error: sqlite3.Error) -> StoreError:
 
 def _task(row: Sequence[Any]) -> Task:
     (id, queue, run, path, function, args, kwargs, status, priority, eta, attempts, crashes, owner, enqueued, started,
-     finished, result, error, exception, key) = row  # fmt: skip
+     finished, result, error, exception, key, options) = row  # fmt: skip
     return Task(
         id=id, queue=queue, run=run, func_path=path, func=function, args=args, kwargs=kwargs, status=Status(status),
         priority=priority, eta=eta, attempts=attempts, crashes=crashes, owner=owner, enqueued_at=enqueued,
         started_at=started, finished_at=finished, result=result, key=key,
-        error=decode_error(error, exception),
+        error=decode_error(error, exception), options=decode_options(options),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..codec import decode_error, encode_error
+from ..codec import decode_error, decode_options, encode_error, encode_options
 from ..model import ErrorInfo, Event, Status, source, target
 from .base import Batch, Block, Call, Claimed, Found, Function, Outcome, Resume, Run, Turn, Turned
 
@@ -35,7 +35,7 @@ class Many(list[Any]):
 Statement = tuple[str, Any]
 Transaction = Generator[Statement, Reply, Any]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x6F6D6E71  # "omnq": tells a store from the databases of other programs
 
 _TASK_COLUMNS = """
@@ -58,7 +58,8 @@ _TASK_COLUMNS = """
     finished_at INTEGER,
     result,                                -- TEXT: JSON; BLOB: pickle
     error TEXT,                            -- JSON object: type, message, traceback
-    exception BLOB                         -- pickle of the exception
+    exception BLOB,                        -- pickle of the exception
+    options TEXT                           -- JSON object of what differs from the usual, see model.Options
 """
 
 _SHOWN_ID = "'task-' || " + " || ".join(
@@ -70,6 +71,22 @@ def _shown_time(column: str) -> str:
     whole = f"strftime('%Y-%m-%dT%H:%M:%S', t.{column} / 1000000, 'unixepoch')"
     return f"{whole} || printf('.%06dZ', t.{column} % 1000000)"
 
+
+_VIEW = f"""
+    CREATE VIEW tasks AS SELECT {_SHOWN_ID} AS id, q.name AS queue, f.path AS func_path, t.args, t.kwargs,
+        CASE t.status {" ".join(f"WHEN {s:d} THEN '{s.name}'" for s in Status)} END AS status,
+        t.priority, t.attempts, t.crashes, t.key, t.run, t.owner,
+        {_shown_time("eta")} AS eta, {_shown_time("enqueued_at")} AS enqueued_at,
+        {_shown_time("started_at")} AS started_at,
+        CASE t.status WHEN {Status.COMPLETED:d} THEN {_shown_time("finished_at")} END AS completed_at,
+        CASE t.status WHEN {Status.FAILED:d} THEN {_shown_time("finished_at")} END AS failed_at,
+        t.result, t.error ->> 'type' AS error_type, t.error ->> 'message' AS error_message,
+        t.error ->> 'traceback' AS traceback,
+        coalesce(t.options ->> 'max_retries', 0) AS max_retries, coalesce(t.options ->> 'retries', 0) AS retries,
+        t.options ->> 'timeout' AS timeout, t.options ->> 'interval' AS interval, t.options ->> 'tags' AS tags,
+        t.options ->> 'series' AS series, t.id AS number
+    FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
+"""
 
 SCHEMA = (
     "CREATE TABLE queue (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
@@ -85,28 +102,24 @@ SCHEMA = (
     f"CREATE TABLE task ({_TASK_COLUMNS})",
     f"CREATE INDEX claimable ON task (queue, priority DESC, eta, id) WHERE status = {Status.PENDING:d}",
     "CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL",
-    f"""
-    CREATE VIEW tasks AS SELECT {_SHOWN_ID} AS id, q.name AS queue, f.path AS func_path, t.args, t.kwargs,
-        CASE t.status {" ".join(f"WHEN {s:d} THEN '{s.name}'" for s in Status)} END AS status,
-        t.priority, t.attempts, t.crashes, t.key, t.run, t.owner,
-        {_shown_time("eta")} AS eta, {_shown_time("enqueued_at")} AS enqueued_at,
-        {_shown_time("started_at")} AS started_at,
-        CASE t.status WHEN {Status.COMPLETED:d} THEN {_shown_time("finished_at")} END AS completed_at,
-        CASE t.status WHEN {Status.FAILED:d} THEN {_shown_time("finished_at")} END AS failed_at,
-        t.result, t.error ->> 'type' AS error_type, t.error ->> 'message' AS error_message,
-        t.error ->> 'traceback' AS traceback, t.id AS number
-    FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
-    """,
+    _VIEW,
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
 
+# What makes of each version the next one.
+UPGRADES = {1: ("ALTER TABLE task ADD COLUMN options TEXT", "DROP VIEW tasks", _VIEW, "PRAGMA user_version = 2")}
+
+
 def create() -> Transaction:
-    """Make the schema, unless another process was faster."""
+    """Make the schema, or bring an older one up to date, unless another process was faster."""
     ((version,),), _ = yield "PRAGMA user_version", ()
     if version == 0:
         for statement in SCHEMA:
+            yield statement, ()
+    for older in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
+        for statement in UPGRADES[older]:
             yield statement, ()
 
 
@@ -124,8 +137,12 @@ _ADD = (
 )
 _ADD_TEXT = _ADD + "SELECT ? + key, ?, ?, ?, value, NULL, NULL, NULL, ?, ?, ?, ?, ? FROM json_each(?)"
 _ADD_CALL = _ADD + "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_SPECIAL = (
+    _ADD.replace("started_at)", "started_at, priority, eta, options)")
+    + "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
-_COMPLETE = f"UPDATE task SET status = {target(Event.COMPLETE):d}, finished_at = ?, "
+_COMPLETE = f"UPDATE task SET status = {target(Event.COMPLETE):d}, finished_at = ?, error = NULL, exception = NULL, "
 _COMPLETE_BLOCK = (
     _COMPLETE + "result = substr(j.value, 2, length(j.value) - 2) FROM json_each(?) AS j"
     f" WHERE task.id = j.key + ? AND {_FENCE}"
@@ -133,6 +150,10 @@ _COMPLETE_BLOCK = (
 _END = {
     Event.COMPLETE: _COMPLETE + f"result = ? WHERE id = ? AND {_FENCE}",
     Event.FAIL: f"UPDATE task SET status = {target(Event.FAIL):d}, finished_at = ?, error = ?, exception = ?"
+    f" WHERE id = ? AND {_FENCE}",
+    Event.RETRY: f"UPDATE task SET status = {target(Event.RETRY):d}, owner = NULL, started_at = NULL, eta = ?,"
+    " error = ?, exception = ?, options ="
+    " json_set(coalesce(options, '{}'), '$.retries', coalesce(options ->> 'retries', 0) + 1)"
     f" WHERE id = ? AND {_FENCE}",
     Event.RELEASE: f"UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL"
     f" WHERE id = ? AND {_FENCE}",
@@ -145,7 +166,14 @@ _CLAIM = f"""
     WHERE id IN (
         SELECT id FROM task WHERE {_PENDING} AND queue = ? AND eta <= ? ORDER BY priority DESC, eta, id LIMIT ?)
     RETURNING priority, eta, id, attempts, crashes, run, args, kwargs,
-        (SELECT digest FROM function WHERE function.id = task.function)
+        (SELECT digest FROM function WHERE function.id = task.function), options
+"""
+_DUE = f"SELECT min(eta) FROM task WHERE {_PENDING} AND queue = ?"
+_SUCCEED = f"""
+    INSERT INTO task (id, queue, run, function, args, kwargs, identity, status, priority, eta, enqueued_at, options)
+    SELECT ?, queue, run, function, args, kwargs, identity, {_ADDED:d}, priority, ?, ?,
+        json_set(options, '$.series', coalesce(options ->> 'series', id), '$.retries', 0)
+    FROM task WHERE id = ?
 """
 _NEWS = "INSERT INTO news (task, owner) VALUES (?, ?)"
 _RELEASE_ALL = f"""
@@ -166,6 +194,8 @@ def lone_end(owner: int, work: Turn) -> Statement | None:
     if len(work.outcomes) != 1 or work.blocks or work.adds or work.claim:
         return None
     (end,) = work.outcomes
+    if end.successor is not None:
+        return None
     return _END[end.event] + _ALONE, (*_end_columns(end, work.now), end.id, owner, end.attempt)
 
 
@@ -193,22 +223,31 @@ def turn(
             ends = [end for end in work.outcomes if end.event is event]
             if ends:
                 yield from _end(owner, event, sql, ends, work.now, exact, turned.refused)
+        for end in work.outcomes:
+            if end.successor is not None and end.id not in turned.refused:
+                yield _SUCCEED, (*end.successor, work.now, end.id)
     if len(peers) > 1:
         yield from _publish(owner, work, turned.refused)
     if work.claim > 0:
         rows, _ = yield _CLAIM, (owner, work.now, queue, work.now, work.claim)
         rows.sort(key=lambda row: (-row[0], row[1], row[2]))
         turned.claimed = [
-            Claimed(id, attempt, crashes, run_, digest, args, kwargs)
-            for _, _, id, attempt, crashes, run_, args, kwargs, digest in rows
+            Claimed(id, attempt, crashes, run_, digest, args, kwargs, eta, decode_options(options))
+            for _, eta, id, attempt, crashes, run_, args, kwargs, digest, options in rows
         ]
+        if len(rows) < work.claim:
+            ((turned.due,),), _ = yield _DUE, (queue,)
     return turned
 
 
 def _add(owner: int, run: int, queue: int, function: int, batch: Batch, now: int) -> Transaction:
     # A batch that is claimed as it is added never was PENDING to anybody: one insert is add and claim.
     claim = (_CLAIMED, now, 1, owner, now) if batch.claimed else (_ADDED, now, 0, None, None)
-    if batch.text is not None:
+    special = batch.priority, batch.eta, encode_options(batch.options)
+    if special != (0, 0, None):
+        for number, call in enumerate(batch.each(), batch.first):
+            yield _ADD_SPECIAL, (number, queue, run, function, *call, batch.key, *claim, *special)
+    elif batch.text is not None:
         yield _ADD_TEXT, (batch.first, queue, run, function, *claim, batch.text)
     else:
         for number, call in enumerate(batch.calls or (), batch.first):
@@ -254,6 +293,8 @@ def _end_columns(end: Outcome, now: int) -> tuple[Any, ...]:
         return now, end.result
     if end.event is Event.FAIL:
         return now, *_error_columns(end.error)
+    if end.event is Event.RETRY:
+        return end.eta, *_error_columns(end.error)
     return ()
 
 
@@ -285,6 +326,18 @@ def ensure_function(function: Function) -> Transaction:
 
 def cancel(ids: Sequence[int], now: int) -> Transaction:
     """CANCEL the PENDING ones of ids, and return them. It is news to all owners, whoever asked for it."""
+    recurring, _ = yield (
+        "SELECT coalesce(options ->> 'series', id) FROM task"
+        " WHERE id IN (SELECT value FROM json_each(?)) AND options ->> 'interval' IS NOT NULL",
+        (json.dumps(list(ids)),),
+    )
+    if recurring:
+        others, _ = yield (
+            f"SELECT id FROM task WHERE status = {source(Event.CANCEL)[0]:d}"
+            " AND options ->> 'series' IN (SELECT value FROM json_each(?))",
+            (json.dumps([series for (series,) in recurring]),),
+        )
+        ids = [*ids, *(id for (id,) in others)]
     changed = yield from _change(Event.CANCEL, f"finished_at = {now:d}", ids)
     yield _NEWS, Many((id, None) for id in changed)
     return changed
@@ -292,7 +345,13 @@ def cancel(ids: Sequence[int], now: int) -> Transaction:
 
 def revive(ids: Sequence[int]) -> Transaction:
     """REVIVE the FAILED and CANCELLED ones of ids, and return them."""
-    return (yield from _change(Event.REVIVE, "finished_at = NULL, error = NULL, exception = NULL, crashes = 0", ids))
+    return (yield from _change(Event.REVIVE, _REVIVED, ids))
+
+
+_REVIVED = (
+    "finished_at = NULL, error = NULL, exception = NULL, crashes = 0,"
+    " options = CASE WHEN options ->> 'retries' THEN json_set(options, '$.retries', 0) ELSE options END"
+)
 
 
 def _change(event: Event, columns: str, ids: Sequence[int]) -> Transaction:

@@ -43,6 +43,23 @@ def shown(plain: sqlite3.Connection, id: int) -> dict[str, Any]:
 # --- Whose file it is ---
 
 
+def test_a_store_of_the_first_version_is_brought_up_to_date(
+    client: Client, plain: sqlite3.Connection, address: Path
+) -> None:
+    """Which had no options."""
+    (id,) = client.add(1)
+    client.stop()
+    client.close()
+    plain.execute("DROP VIEW tasks")
+    plain.execute("ALTER TABLE task DROP COLUMN options")
+    plain.execute("CREATE VIEW tasks AS SELECT id FROM task")
+    plain.execute("PRAGMA user_version = 1")
+    with contextlib.closing(SQLiteStore(address)) as store:
+        assert store.get(id).options is None
+    assert plain.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
+    assert shown(plain, id)["max_retries"] == 0
+
+
 def test_a_store_of_a_newer_version_is_refused(store: SQLiteStore, plain: sqlite3.Connection, address: Path) -> None:
     plain.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     with pytest.raises(StoreVersionError, match=f"{address} has schema version {SCHEMA_VERSION + 1}.*install"):

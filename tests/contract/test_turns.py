@@ -154,7 +154,7 @@ def test_a_claim_brings_what_is_needed_to_run_the_call(client: Client, other: Cl
     client.turn(adds=[Batch(id, 1, SQUARE, calls=[call(7, base=2)])])
     now = tick()
     (claimed,) = other.turn(now, claim=1).claimed
-    assert claimed == (id, 1, 0, client.run.id, SQUARE.digest, "[7]", '{"base":2}')
+    assert claimed == (id, 1, 0, client.run.id, SQUARE.digest, "[7]", '{"base":2}', 0, None)
     task = client.store.get(id)
     assert (task.status, task.owner, task.attempts, task.started_at) == (Status.RUNNING, other.owner, 1, now)
 
