@@ -12,16 +12,19 @@ Names are loaded when they are first used: workers import this package too, and 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .config import Settings as Settings
     from .errors import (
         CallError as CallError,
         OmniqError as OmniqError,
         PoolBroken as PoolBroken,
         RemoteError as RemoteError,
         SerializationError as SerializationError,
+        SettingsError as SettingsError,
         StoreError as StoreError,
         StoreVersionError as StoreVersionError,
         TaskNotFound as TaskNotFound,
         TaskTimeout as TaskTimeout,
+        TooLarge as TooLarge,
         WorkerCrashed as WorkerCrashed,
     )
     from .executor import PersistentExecutor as PersistentExecutor
@@ -37,6 +40,7 @@ _HOMES = {
     "DurableFuture": "future",
     "Status": "model",
     "Task": "model",
+    "Settings": "config",
     "open_store": "stores",
     "Store": "stores.base",
     **dict.fromkeys(
@@ -46,10 +50,12 @@ _HOMES = {
             "PoolBroken",
             "RemoteError",
             "SerializationError",
+            "SettingsError",
             "StoreError",
             "StoreVersionError",
             "TaskNotFound",
             "TaskTimeout",
+            "TooLarge",
             "WorkerCrashed",
         ),
         "errors",

@@ -17,18 +17,20 @@ import click
 from . import __version__, codec
 from .console import first_line, print_table, printable
 from .demo import run as run_demo
-from .errors import OmniqError
+from .errors import OmniqError, SettingsError
 from .model import Status, Task, iso, parse_id
 from .stores import open_store
 from .stores.base import Owner, Store
 
 
 class _Commands(click.Group):
-    """Commands that report the package's own errors as one line and exit status 1."""
+    """Commands that report the package's own errors as one line and exit status 1, or 2 for a bad setting."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except SettingsError as error:
+            raise click.UsageError(printable(str(error))) from error
         except OmniqError as error:
             raise click.ClickException(printable(" ".join(str(error).split()))) from error
 
@@ -48,7 +50,10 @@ def _checked_fraction(ctx: click.Context, param: click.Parameter, value: float |
 
 
 _store = click.option(
-    "--store", "address", metavar="ADDRESS", help="The store to look into.  [default: omniq_data/omniq.db]"
+    "--store",
+    "address",
+    metavar="ADDRESS",
+    help="The store.  [default: what the variables OMNIQ_* say, else omniq_data/omniq.db]",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

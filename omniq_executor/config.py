@@ -1,12 +1,26 @@
-"""Where a store is, when nobody says."""
+"""Settings: where the store is when nobody says, and what holds of a call that says nothing else.
 
+They come from the environment:
+
+    OMNIQ_BACKEND      sqlite (default), or file
+    OMNIQ_BASE_DIR     the folder of the data: omniq_data by default
+    OMNIQ_MAX_RETRIES  how often a call that failed is tried again: 0 by default
+    OMNIQ_TIMEOUT      how long a call may run: 90, or 1.5h; by default for ever
+    OMNIQ_RESULT_TTL   how long what is finished is kept: 7d, say; by default until it is purged
+
+The last three are read and checked; executors do not act on them yet.
+"""
+
+import math
 import os
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from .errors import StoreError
+from .errors import SettingsError, StoreError
 
-DEFAULT_ADDRESS = "omniq_data/omniq.db"
+DATABASE = "omniq.db"  # in base_dir
 _SQLITE_ENDINGS = (".db", ".sqlite", ".sqlite3")
 
 
@@ -24,14 +38,103 @@ def _path_text(address: Any) -> str:
     return text
 
 
-def parse_address(address: str | os.PathLike[str] | None) -> Address:
-    """The backend and path that an address names; None is `omniq_data/omniq.db` in the current folder.
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_ALLOWED = {
+    "backend": "'sqlite' or 'file'",
+    "base_dir": "the path of a folder",
+    "max_retries": "a whole number from 0 to 2147483647",
+    "timeout": "a time above 0: seconds, or a number with one of the units s, m, h, d and w, such as 15m",
+    "result_ttl": "a time above 0: seconds, or a number with one of the units s, m, h, d and w, such as 7d",
+}
+
+
+def parse_duration(text: str) -> float:
+    """The seconds of a text such as 90, 1.5h or 7d. Raises ValueError for any other."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text, re.ASCII)
+    if found is None:
+        raise ValueError(f"{text!r} is not a time: give seconds, or a number and one of the units s, m, h, d and w")
+    return float(found[1]) * _UNITS_S[found[2]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the store is, and what holds of calls that say nothing else. Times are in seconds.
+
+    With the backend "sqlite" the store is the file omniq.db in `base_dir`, with "file" it is `base_dir`
+    itself. A relative `base_dir` is looked for in the folder that is current when the store is opened.
+    Raises SettingsError for a value that makes no sense.
+    """
+
+    backend: Literal["sqlite", "file"] = "sqlite"
+    base_dir: Path = Path("omniq_data")
+    max_retries: int = 0
+    timeout: float | None = None
+    result_ttl: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _is_allowed(field.name, value):
+                raise SettingsError(f"the setting {field.name} is {value!r}, and can be {_ALLOWED[field.name]}")
+        object.__setattr__(self, "base_dir", Path(self.base_dir))
+
+    @classmethod
+    def from_env(cls) -> "Settings":
+        """The settings that the variables OMNIQ_* give; what they leave out is as by default."""
+        given = {}
+        for field in fields(cls):
+            variable = f"OMNIQ_{field.name.upper()}"
+            text = os.environ.get(variable)
+            if text is not None:
+                given[field.name] = value = _from_text(field.name, text)
+                if not _is_allowed(field.name, value):
+                    raise SettingsError(
+                        f"the variable {variable} is {text!r}, and can be {_ALLOWED[field.name]}; or unset it"
+                    )
+        return cls(**given)
+
+    @property
+    def address(self) -> Address:
+        """Where the store is."""
+        return Address(self.backend, self.base_dir / DATABASE if self.backend == "sqlite" else self.base_dir)
+
+
+def _from_text(name: str, text: str) -> Any:
+    """The value of a setting that is given as text; the text itself if it says none."""
+    try:
+        match name:
+            case "max_retries":
+                return int(text)
+            case "timeout" | "result_ttl":
+                return parse_duration(text)
+            case _:
+                return text
+    except ValueError:
+        return text
+
+
+def _is_allowed(name: str, value: Any) -> bool:
+    match name:
+        case "backend":
+            return isinstance(value, str) and value in ("sqlite", "file")
+        case "base_dir":
+            return isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str) and bool(os.fspath(value))
+        case "max_retries":
+            return type(value) is int and 0 <= value < 1 << 31
+        case _:
+            return value is None or (type(value) in (int, float) and 0 < value < math.inf)
+
+
+def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:
+    """The backend and path that an address names; None is what Settings.from_env() says.
 
     `x.db`, `x.sqlite`, `x.sqlite3` and `sqlite:///x` are SQLite; `file:///x` and any other path are a
     folder. `sqlite:///x` is relative to the current folder and `sqlite:////x` absolute, as usual for
     such addresses. Raises StoreError for a scheme that is neither.
     """
-    text = DEFAULT_ADDRESS if address is None else address if isinstance(address, str) else _path_text(address)
+    if address is None or isinstance(address, Settings):
+        return (address or Settings.from_env()).address
+    text = _path_text(address)
     scheme, separator, rest = text.partition("://")
     if separator or _is_scheme(text.partition(":/")[0], text):
         if scheme in ("sqlite", "file") and len(rest) > 1 and rest.startswith("/"):

@@ -10,6 +10,7 @@
      +-- StoreError                the store cannot do its work: disk, permissions, format
      |    +-- StoreVersionError    the store was written by a newer version
      |    +-- TooLarge             a value is larger than the store can hold
+     +-- SettingsError             a setting has a value that it cannot have (also a ValueError)
      +-- TaskNotFound              no task of that id in the store (also a LookupError)
 
 Each can be pickled, and each says in its message which thing it speaks of and what can be done.
@@ -57,6 +58,10 @@ class StoreVersionError(StoreError):
 
 class TooLarge(StoreError):
     """A call's arguments, its result or its error are larger than the store can hold."""
+
+
+class SettingsError(OmniqError, ValueError):
+    """A setting, or the variable of the environment that gives it, has a value that it cannot have."""
 
 
 class TaskNotFound(OmniqError, LookupError):

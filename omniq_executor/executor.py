@@ -14,6 +14,7 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Literal
 
+from .config import Settings
 from .dispatcher import Dispatcher
 from .engines.local import LocalEngine
 from .errors import CallError, TaskNotFound
@@ -42,8 +43,10 @@ class PersistentExecutor(concurrent.futures.Executor):
         is one, else spawn.
     initializer, initargs: called in each worker before its first call.
     max_tasks_per_child: after how many calls a worker is replaced; None for never.
-    store: where calls and results are kept: `x.db`, `x.sqlite`, `x.sqlite3` or `sqlite:///x`.
-        Default: `omniq_data/omniq.db` in the current folder.
+    store: where calls and results are kept: `x.db`, `x.sqlite`, `x.sqlite3` or `sqlite:///x` is an
+        SQLite database, any other path and `file:///x` a folder of files; or a Settings.
+        Default: what the variables OMNIQ_* say (see Settings), else `omniq_data/omniq.db` in the
+        current folder.
     queue: the calls of one queue are worked off by the executors of that queue. Default: the name
         of the script, so that two scripts in one folder do not run each other's calls.
     resume: "crashed" continues runs of the queue that did not end clean: a call submitted again
@@ -56,7 +59,8 @@ class PersistentExecutor(concurrent.futures.Executor):
         through a cut of the power too.
 
     Raises ValueError or TypeError for a parameter that makes no sense, StoreError where the store
-    cannot be opened, and StoreVersionError where a newer version wrote it.
+    cannot be opened, StoreVersionError where a newer version wrote it, and SettingsError where a
+    variable OMNIQ_* makes no sense.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         initargs: Iterable[Any] = (),
         *,
         max_tasks_per_child: int | None = None,
-        store: str | os.PathLike[str] | None = None,
+        store: str | os.PathLike[str] | Settings | None = None,
         queue: str | None = None,
         resume: Resume = "crashed",
         engine: Literal["local"] = "local",

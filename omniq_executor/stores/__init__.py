@@ -2,17 +2,20 @@
 
 import os
 
-from ..config import parse_address
+from ..config import Settings, parse_address
 from .base import Store
 
 
 def open_store(
-    address: str | os.PathLike[str] | None = None, *, create: bool = True, durability: str = "process"
+    address: str | os.PathLike[str] | Settings | None = None, *, create: bool = True, durability: str = "process"
 ) -> Store:
     """Open the store at an address (see config.parse_address), to look at it or to work on it.
 
+    Without one it is the store that Settings.from_env() says, by default omniq_data/omniq.db.
+
     `create=False` refuses, with StoreError, to make one that is not there. Raises StoreError where
-    it cannot be opened, and StoreVersionError where a newer version has written it.
+    it cannot be opened, StoreVersionError where a newer version has written it, and SettingsError where
+    the environment says nonsense.
     """
     backend, path = parse_address(address)
     if backend == "sqlite":
