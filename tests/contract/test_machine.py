@@ -223,7 +223,8 @@ class StoreMachine(RuleBasedStateMachine):
         for claimed in turned.claimed:
             task = self.model.tasks[claimed.id]
             digest = CUBE.digest if task.func_path == CUBE.path else SQUARE.digest
-            assert claimed[1:] == (task.attempts, task.crashes, task.run, digest, task.args, task.kwargs)
+            expected = task.attempts, task.crashes, task.run, digest, task.args, task.kwargs, task.eta, task.options
+            assert claimed[1:] == expected
         return given
 
     def give(self, client: Client, id: int) -> GivenClaim:
@@ -268,7 +269,7 @@ class StoreMachine(RuleBasedStateMachine):
         outcomes = {}
         for claim, event, value in ends:
             result = encode(value) if event is Event.COMPLETE else None
-            error = ERROR if event is Event.FAIL else None
+            error = ERROR if event in (Event.FAIL, Event.RETRY) else None
             outcomes[claim.id] = Outcome(claim.id, claim.attempt, event, result, error)
         return [*outcomes.values()]
 
@@ -283,7 +284,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def compare_refused(self, client: Client, turned: Turned, ends: Sequence[Outcome]) -> None:
         refused = set()
-        for id, attempt, event, result, error in ends:
+        for id, attempt, event, result, error, *_ in ends:
             claim = Claim(client.owner, attempt)
             if event is Event.COMPLETE and id not in turned.refused:
                 assert id not in self.completed, "two outcomes of one task were accepted"
