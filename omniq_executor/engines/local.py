@@ -135,7 +135,7 @@ class _Worker:
         self.take_at = 0.0  # when a taking back that is under way can be concluded, or 0
         self.heard_at = time.monotonic()
         self.asked_at = 0.0  # to send what results lie there
-        self.spoke = False
+        self.has_run = False  # a call; its second thread answers before that, while it is being set up
         self.broken: str | None = None  # why it could not start
         self.watched = False
 
@@ -312,14 +312,14 @@ class LocalEngine:
         except (EOFError, ConnectionResetError):
             self._unwatch(worker)  # its death is told by the launcher
             return False
-        if not worker.spoke:
-            worker.spoke = True
-            self._start_deaths = 0
         for executed, busy_s, items in messages:
             if not items or items[0][0] != proc.STACK:  # who looks often keeps no call from being taken back
                 worker.heard_at = time.monotonic()
             if executed:
                 self.pace.learn(executed, busy_s)
+                if not worker.has_run:
+                    worker.has_run = True
+                    self._start_deaths = 0
             for item in items:
                 self._take(worker, *item)
         if not worker.queued:
@@ -499,7 +499,7 @@ class LocalEngine:
                 self._return(worker, worker.reported, end)
             if started >= 0:
                 self._start_deaths = 0
-            elif not worker.spoke:
+            else:
                 self._on_start_death(how)
         self._close(worker)
         worker.control.close()
