@@ -11,13 +11,13 @@ than it can hold, in which case it can go on with others. Times are microseconds
 """
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..codec import split
-from ..model import Claim, ErrorInfo, Event, Options, Status, Successor, Task
+from ..model import FINISHED, Claim, ErrorInfo, Event, Options, Status, Successor, Task
 
 Resume = Literal["crashed", "always", "never"]
 
@@ -149,6 +149,13 @@ class Run(NamedTuple):
     total: int = 0  # tasks of those runs
 
 
+class Problem(NamedTuple):
+    """Something in a store that was not as it should be."""
+
+    what: str
+    repaired: bool
+
+
 class Store(abc.ABC):
     """A place that keeps tasks. See the module's docstring for what holds of every method."""
 
@@ -253,6 +260,34 @@ class Store(abc.ABC):
     def revive(self, ids: Sequence[int], now: int) -> list[int]:
         """REVIVE those that are FAILED or CANCELLED, and return them."""
 
+    # upkeep
+
+    @abc.abstractmethod
+    def purge(self, before: int, statuses: Collection[Status] = FINISHED, queue: str | None = None) -> int:
+        """Remove the tasks of these states, and of this queue, that finished before a time; return how many.
+
+        Their keys are free then. With them go the functions that no task uses, unless an owner is
+        registered, who may be about to use one; and the settled runs that have no tasks left, but for
+        the last of each queue. Raises ValueError for a state in which a task is not finished.
+        """
+
+    @abc.abstractmethod
+    def backup(self, destination: Path) -> None:
+        """Make a store of the same kind at `destination` that holds what this one holds at one moment.
+
+        Others may go on using this store meanwhile. The copy has no owners, so what is RUNNING here is
+        PENDING there, by RELEASE. It appears whole or not at all. Raises StoreError if there is
+        something at `destination` already.
+        """
+
+    @abc.abstractmethod
+    def check(self) -> list[Problem]:
+        """Look at everything, repair what can be, and say what was not as it should be.
+
+        What was repaired on opening counts. Dead owners are forgotten, as by `reap()`, and what is
+        RUNNING without a registered owner goes back to PENDING by RELEASE.
+        """
+
     # looking
 
     @abc.abstractmethod
@@ -286,6 +321,14 @@ class Store(abc.ABC):
         """Tasks that match all that is given, oldest first; with `limit` the newest that many of them."""
 
 
+def check_finished(statuses: Collection[Status]) -> None:
+    """Raise ValueError if tasks of one of these states are not finished."""
+    for status in statuses:
+        if status not in FINISHED:
+            names = ", ".join(sorted(status.name for status in FINISHED))
+            raise ValueError(f"only tasks that are finished can be purged ({names}), not those that are {status.name}")
+
+
 __all__ = [
     "Batch",
     "Block",
@@ -296,9 +339,11 @@ __all__ = [
     "Function",
     "Outcome",
     "Owner",
+    "Problem",
     "Resume",
     "Run",
     "Store",
     "Turn",
     "Turned",
+    "check_finished",
 ]

@@ -18,11 +18,12 @@ import contextlib
 import heapq
 import logging
 import os
+import shutil
 import stat
 import threading
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,23 @@ from .. import codec
 from ..errors import StoreError, StoreVersionError, TaskNotFound
 from ..model import FINISHED, Claim, Event, Options, Refused, Status, Task, format_id, now, parse_id, succeed
 from . import safety
-from .base import Batch, Block, Call, Claimed, Found, Function, Outcome, Owner, Resume, Run, Store, Turn, Turned
+from .base import (
+    Batch,
+    Block,
+    Call,
+    Claimed,
+    Found,
+    Function,
+    Outcome,
+    Owner,
+    Problem,
+    Resume,
+    Run,
+    Store,
+    Turn,
+    Turned,
+    check_finished,
+)
 from .folders import STATUS_FOLDERS, Folders
 from .journal import Entry, Journal
 from .owners import Owners, new_owner_id
@@ -48,6 +65,8 @@ _LOCK = "turn.lock"
 _JOURNAL = "journal"
 _KNOWN_FUNCTIONS = 4096
 _KNOWN_TASKS = 8192
+_RUN_FIELDS = {"queue", "owner", "continues", "started_at", "ended_at", "clean", "settled"}
+_OWNER_FIELDS = {"queue", "host", "pid", "opened_at"}
 
 _log = logging.getLogger("omniq_executor")
 _open_stores: "weakref.WeakSet[FileStore]" = weakref.WeakSet()
@@ -219,6 +238,9 @@ class FileStore(Store):
                 self._folders.restore(_parse(text), text)
         if entries:
             self._journal.mark_applied()
+            count = sum(bool(entry.texts) for entry in entries)
+            if count:
+                self._folders.repairs.append(Problem(f"{count} turns in the journal had files left to write", True))
 
     def _look_again(self) -> None:
         """Forget what is known, where it cannot be told what has changed."""
@@ -234,6 +256,8 @@ class FileStore(Store):
         finished = []
         for record in records:
             task = record.task
+            if record.is_removed:
+                continue
             if task.status in FINISHED:
                 self._known.pop(task.id, None)
             elif task.id in self._known or len(self._known) < _KNOWN_TASKS:
@@ -272,6 +296,8 @@ class FileStore(Store):
                     for text in entry.texts:
                         if (kept := _parse(text)).task.id == number:
                             self._folders.restore(kept, text)
+                            restored = Problem(f"{format_id(number)} was damaged, and is as the journal has it", True)
+                            self._folders.repairs.append(restored)
                 record = self._folders.relink(number)
         return record
 
@@ -325,6 +351,7 @@ class FileStore(Store):
         with self._locked():
             owner = new_owner_id(map(int, self._folders.json_names("owners")))
             self._owners.hold(owner)
+            self._functions.clear()  # while no owner was registered, some may have been purged
             try:
                 about = {"queue": queue, "host": self._owners.host, "pid": os.getpid(), "opened_at": now()}
                 self._folders.write_json("owners", f"{owner}.json", about)
@@ -577,6 +604,118 @@ class FileStore(Store):
             self._commit(0, changes)
             return list(changes.new)
 
+    # upkeep
+
+    def purge(self, before: int, statuses: Collection[Status] = FINISHED, queue: str | None = None) -> int:
+        check_finished(statuses)
+        with self._locked():
+            changes = _Changes()
+            for status in statuses:
+                for number in self._folders.names(STATUS_FOLDERS[status]):
+                    record = self._load(number)
+                    if record is None or record.task.status is not status:
+                        continue
+                    task = record.task
+                    if (task.finished_at or 0) < before and (queue is None or task.queue == queue):
+                        changes.change(record, record.removed())
+            self._commit(0, changes)
+            if changes.new:
+                self._drop_unused()
+            return len(changes.new)
+
+    def _drop_unused(self) -> None:
+        """Remove the functions and the runs that no task needs. See Store.purge()."""
+        records = list(self._all())
+        if not any(self._folders.json_names("owners")):
+            used = {record.digest.hex() for record in records}
+            for name in self._folders.json_names("functions"):
+                if name not in used:
+                    (self.path / "functions" / f"{name}.json").unlink()
+            self._functions.clear()
+        runs = {record.task.run for record in records}
+        fields = {int(name): self._folders.read_json("runs", f"{name}.json") for name in self._run_names()}
+        last = {run["queue"]: number for number, run in sorted(fields.items())}
+        for number, run in fields.items():
+            if run["settled"] and number not in runs and number != last[run["queue"]]:
+                (self.path / "runs" / f"{number}.json").unlink()
+
+    def backup(self, destination: Path) -> None:
+        self._opened()
+        with safety.appearing(destination) as fresh:
+            safety.make_folder(fresh)
+            with self._locked():
+                _copy_file(self.path / _MARK, fresh / _MARK)
+                for folder in ("tasks", "functions", "runs", "keys"):
+                    safety.make_folder(fresh / folder)
+                    for entry in os.scandir(self.path / folder):
+                        if entry.is_symlink():
+                            os.symlink(os.readlink(entry.path), fresh / folder / entry.name)
+                        elif entry.name.endswith(".json") and entry.is_file():
+                            _copy_file(entry.path, fresh / folder / entry.name)
+            durability: Literal["process", "power"] = "power" if self._durable else "process"
+            with contextlib.closing(FileStore(fresh, durability=durability)) as copy, copy._locked():
+                copy._disown()
+                if self._durable:
+                    copy._folders.sync(set(copy._folders.names("tasks")))
+
+    def _disown(self, but: Collection[int] = ()) -> int:
+        """RELEASE what is RUNNING without a registered owner, or one of `but`; return how many tasks."""
+        here = {*map(int, self._folders.json_names("owners")), *but}
+        changes = _Changes()
+        for number in self._folders.names(STATUS_FOLDERS[Status.RUNNING]):
+            record = self._load(number)
+            if record is not None and record.task.status is Status.RUNNING and record.task.owner not in here:
+                changes.change(record, record.release(now()))
+        self._commit(0, changes)
+        return len(changes.new)
+
+    def check(self) -> list[Problem]:
+        with self._locked():
+            repairs = self._folders.repairs
+            self._known.clear()
+            self._folders.check()
+            keys: dict[tuple[str, str], int] = {}
+            digests: dict[bytes, int] = {}
+            for record in self._all():
+                task = record.task
+                self._folders.check_link(record)
+                digests[record.digest] = digests.get(record.digest, 0) + 1
+                if task.key is not None and keys.setdefault((task.queue, task.key), task.id) != task.id:
+                    first = format_id(keys[task.queue, task.key])
+                    repairs.append(Problem(f"{task.task_id} has the key {task.key!r}, and so has {first}", False))
+            self._folders.check_keys(keys)
+            self._check_functions(digests)
+            self._folders.check_json("runs", _RUN_FIELDS, "what that run left open is not continued")
+            self._check_owners()
+            found, self._folders.repairs = repairs, []
+            return found
+
+    def _check_functions(self, digests: dict[bytes, int]) -> None:
+        good = self._folders.check_json("functions", {"path", "pickle"}, "its tasks cannot run")
+        for digest, count in digests.items():
+            if digest.hex() not in good:
+                what = f"functions/{digest.hex()}.json is missing; {count} tasks cannot run"
+                self._folders.repairs.append(Problem(what, False))
+
+    def _check_owners(self) -> None:
+        repairs = self._folders.repairs
+        registered = {int(name) for name in self._folders.json_names("owners") if name.isdecimal()}
+        good = set(
+            map(int, self._folders.check_json("owners", _OWNER_FIELDS, "whether it lives is seen from its lock"))
+        )
+        nameless = {owner for owner in registered - good if self._owners.is_alive(owner, self._owners.host)}
+        dead = [owner for owner in self._registered() if not owner.alive]
+        for owner in dead:
+            repairs.append(Problem(f"the owner {owner.id} of {owner.queue!r}, process {owner.pid}, is dead", True))
+        released = self._bury([owner.id for owner in dead]) if dead else 0
+        released += self._disown(but=nameless)
+        if released:
+            repairs.append(Problem(f"{released} tasks were RUNNING though their owners are gone", True))
+        here = set(self._folders.json_names("owners"))
+        for path in (self.path / "owners").glob("*.lock"):
+            if path.stem not in here and not self._owners.is_alive(int(path.stem), self._owners.host):
+                self._owners.forget(int(path.stem))
+
     # functions
 
     def _keep(self, function: Function) -> None:
@@ -712,6 +851,11 @@ class _Queue:
     def _become_due(self, now: int) -> None:
         while self._later and self._later[0][0] <= now:
             heapq.heappush(self._due, heapq.heappop(self._later)[1])
+
+
+def _copy_file(source: str | Path, target: Path) -> None:
+    safety.make_file(target)
+    shutil.copyfile(source, target)
 
 
 def _order(task: Task) -> _Entry:

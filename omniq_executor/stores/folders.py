@@ -22,6 +22,7 @@ from typing import Any
 
 from ..model import Status, format_id, parse_id
 from . import safety
+from .base import Problem
 from .journal import sync_folder
 from .records import Damaged, Record, from_text
 
@@ -38,6 +39,7 @@ class Folders:
 
     def __init__(self, root: Path, durable: bool) -> None:
         self.root = root
+        self.repairs: list[Problem] = []  # what was not as it should be, since `check()` of the store asked last
         self._durable = durable
         self._fds: dict[str, int] = {}
 
@@ -95,6 +97,9 @@ class Folders:
 
     def rewrite(self, old: Record, new: Record, text: bytes) -> None:
         """Write a task that has changed, and move its link."""
+        if new.is_removed:
+            self.remove(old)
+            return
         name = _name(new.task.id)
         self._write(name, text, 0, shorter=len(text) < old.size)
         if new.task.status is not old.task.status:
@@ -107,6 +112,11 @@ class Folders:
     def restore(self, record: Record, text: bytes) -> None:
         """Write a task and its links unless it is there already, as this text has it or a later one."""
         number, task = record.task.id, record.task
+        if record.is_removed:
+            for folder in STATUS_FOLDERS.values():
+                self._unlink(folder, _name(number))
+            self.remove(record)
+            return
         try:
             found = self.read(number)
         except Damaged:
@@ -216,14 +226,51 @@ class Folders:
                 self.put_aside("keys", name, "the task that it links to is gone")
         for name, links in linked.items():
             if links != 1:
+                self.repairs.append(Problem(f"tasks/{name} had {links or 'no'} links from the folders of states", True))
                 self.relink(_number(name) or 0)
+
+    def check_link(self, record: Record) -> None:
+        """Have a task linked from the folder of its status."""
+        name = _name(record.task.id)
+        if not self._is_link(STATUS_FOLDERS[record.task.status], name):
+            self.repairs.append(Problem(f"tasks/{name} was linked from the folder of another state", True))
+            self.link(record)
+
+    def check_keys(self, keys: dict[tuple[str, str], int]) -> None:
+        """Have exactly these keys linked to these tasks."""
+        names = {_key_name(*key): number for key, number in keys.items()}
+        for name in os.listdir(self._fds["keys"]):
+            if name not in names:
+                self.put_aside("keys", name, "the task that it links to has another key")
+        for name, number in names.items():
+            if self._target("keys", name) != f"../tasks/{_name(number)}":
+                self.repairs.append(Problem(f"the key of tasks/{_name(number)} was not linked to it", True))
+                self._unlink("keys", name)
+                self._link("keys", name, _name(number))
+
+    def check_json(self, folder: str, fields: set[str], loss: str) -> list[str]:
+        """The files of a folder that hold an object with these fields; others are put aside, which is a loss."""
+        good = []
+        for name in sorted(os.listdir(self.root / folder)):
+            if name.endswith(".new"):  # somebody died over it
+                (self.root / folder / name).unlink()
+            elif name.endswith(_SUFFIX):
+                try:
+                    content = self.read_json(folder, name)
+                except (ValueError, OSError):
+                    content = None
+                if isinstance(content, dict) and fields <= content.keys():
+                    good.append(name.removesuffix(_SUFFIX))
+                else:
+                    self.put_aside(folder, name, f"it is damaged; {loss}", is_lost=True)
+        return good
 
     def relink(self, number: int) -> Record | None:
         """Read a task and link it as its text says; one that is damaged is put aside, and None returned."""
         try:
             record = self.read(number)
         except Damaged as error:
-            self.put_aside("tasks", _name(number), str(error))
+            self.put_aside("tasks", _name(number), str(error), is_lost=True)
             for folder in STATUS_FOLDERS.values():
                 self._unlink(folder, _name(number))
             return None
@@ -231,13 +278,14 @@ class Folders:
             self.link(record)
         return record
 
-    def put_aside(self, folder: str, name: str, why: str) -> None:
+    def put_aside(self, folder: str, name: str, why: str, is_lost: bool = False) -> None:
         """Move something to `broken/` under a name that is free, and say so."""
         taken = set(os.listdir(self._fds["broken"]))
         aside = next(
             free for n in range(len(taken) + 1) if (free := f"{folder}.{name}{f'.{n}' if n else ''}") not in taken
         )
-        os.rename(name, aside, src_dir_fd=self._fds[folder], dst_dir_fd=self._fds["broken"])
+        os.rename(self.root / folder / name, aside, dst_dir_fd=self._fds["broken"])
+        self.repairs.append(Problem(f"{folder}/{name} is moved to broken/{aside}: {why}", not is_lost))
         _log.warning("%s is moved to broken/%s: %s", self.root / folder / name, aside, why)
 
     # underneath

@@ -8,7 +8,7 @@ ISO-8601 in UTC. `version` counts the changes of the task; of two texts the high
 import base64
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
@@ -32,6 +32,7 @@ class Record:
     identity: bytes | None  # of a pickled call, see Call
     version: int
     size: int = 0  # bytes of the text when it was last read or written
+    is_removed: bool = False  # what the journal says of a task that is purged
 
     def after(self, event: Event, now: int, **what: Any) -> "Record":
         """The record after an event, as model.apply() has it, which may raise Refused."""
@@ -44,6 +45,11 @@ class Record:
     def release(self, now: int) -> "Record":
         """The record after its claim is taken back from its owner."""
         return self.after(Event.RELEASE, now, claim=Claim(self.task.owner or 0, self.task.attempts))
+
+    def removed(self) -> "Record":
+        """What the journal says of the removal of the task: as little as its files can be found by."""
+        task = replace(self.task, args="[]", kwargs=None, result=None, error=None, options=None)
+        return Record(task, self.digest, None, self.version + 1, self.size, is_removed=True)
 
 
 _USUAL = Options()
@@ -66,6 +72,8 @@ def to_text(record: Record) -> bytes:
         rest += _pickle_line("policy", task.options.policy)
     if record.identity is not None:
         rest += f',\n  "identity": "{record.identity.hex()}"'
+    if record.is_removed:
+        rest += ',\n  "removed": true'
     options = task.options or _USUAL
     if options.retries:
         rest += f',\n  "retries": {options.retries}'
@@ -139,6 +147,7 @@ def _record(number: int, fields: dict[str, Any], size: int) -> Record:
         None if identity is None else bytes.fromhex(identity),
         _checked(fields["version"], int),
         size,
+        fields.get("removed", False),
     )
 
 

@@ -8,6 +8,8 @@ import contextlib
 import errno
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import StoreError
@@ -85,6 +87,48 @@ def have_mode(fd: int) -> None:
         os.fchmod(fd, 0o600)
 
 
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """The path to make something at that appears at `path`, whole, when the block is left without an error.
+
+    Raises StoreError if there is something at `path`, or if the system does not allow it.
+    """
+    taken = f"{path} is there already; give a path that is free"
+    if os.path.lexists(path):
+        raise StoreError(taken)
+    path = path.absolute()
+    check_place(path.parent)
+    try:
+        for folder in reversed(path.parents):
+            make_folder(folder)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as where:
+            fresh = Path(where, path.name)
+            yield fresh
+            if fresh.is_dir():
+                os.rename(fresh, path)  # refuses to replace what is not empty
+                return
+            sync(fresh)
+            try:
+                os.link(fresh, path)  # unlike a renaming, it replaces nothing
+            except FileExistsError:
+                raise
+            except OSError:  # not every file system has such links
+                os.rename(fresh, path)
+    except FileExistsError as error:
+        raise StoreError(taken) from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be made: {explain(error)}") from error
+
+
+def sync(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, survive a cut of the power."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def explain(error: OSError) -> str:
     """Say what an error of the system's was about, and what can be done."""
     remedy = {
@@ -107,4 +151,4 @@ def why_nothing_opens(folder: Path) -> str:
         return explain(error)
     if disk.f_files and not disk.f_favail:
         return explain(OSError(errno.ENOSPC, "no more files can be made on that disk", str(folder)))
-    return "check the folder and its permissions"
+    return "check the folder, its permissions, and how many files may be open (`ulimit -n`)"

@@ -23,7 +23,7 @@ import sqlite3
 import stat
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,9 +31,9 @@ from filelock import Timeout
 
 from ..codec import decode_error, decode_options
 from ..errors import StoreError, StoreVersionError, TaskNotFound, TooLarge
-from ..model import Status, Task, format_id, now, parse_id
+from ..model import FINISHED, Status, Task, format_id, now, parse_id
 from . import safety, transactions
-from .base import Call, Found, Function, Owner, Resume, Run, Store, Turn, Turned
+from .base import Call, Found, Function, Owner, Problem, Resume, Run, Store, Turn, Turned, check_finished
 from .owners import NODES, Owners, new_owner_id
 from .transactions import Many, Reply, Transaction
 
@@ -209,6 +209,7 @@ class SQLiteStore(Store):
             while True:
                 owner = new_owner_id(id for (id,) in self._read("SELECT id FROM owner"))
                 self._owners.hold(owner)
+                self._functions.clear()  # while no owner was registered, some may have been purged
                 if self._write(transactions.enter(owner, NODES, queue, self._owners.host, os.getpid(), now())):
                     self._version = -1  # this connection's own change of the owners does not count there
                     return owner
@@ -317,6 +318,57 @@ class SQLiteStore(Store):
     def revive(self, ids: Sequence[int], now: int) -> list[int]:
         revived: list[int] = self._write(transactions.revive(ids))
         return revived
+
+    # upkeep
+
+    def purge(self, before: int, statuses: Collection[Status] = FINISHED, queue: str | None = None) -> int:
+        check_finished(statuses)
+        removed: int = self._write(transactions.purge(before, statuses, queue))
+        return removed
+
+    def backup(self, destination: Path) -> None:
+        self._opened()
+        with safety.appearing(destination) as fresh, self._lock, _explained(destination):
+            safety.make_file(fresh)
+            with contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as copy:
+                self._opened().backup(copy)  # in one step: in smaller ones it begins again whenever somebody writes
+                copy.execute("PRAGMA synchronous = FULL")
+                copy.execute("BEGIN IMMEDIATE")
+                _drive(copy, transactions.abandon())
+                copy.execute("COMMIT")
+
+    def check(self) -> list[Problem]:
+        self._opened()
+        problems: list[Problem] = []
+        damage = self._damage()
+        if damage:
+            with contextlib.suppress(StoreError):  # the next look tells what it could not do
+                self._write(transactions.reindex())
+            left = self._damage()
+            problems = [Problem(text, not left) for text in damage]
+            if left:
+                return problems  # the rest is left as it is, so that what can be saved still can
+        problems += [
+            Problem(f"the owner {owner.id} of the queue {owner.queue}, process {owner.pid}, is dead", True)
+            for owner in self.owners()
+            if not owner.alive
+        ]
+        released = self.reap(now()) + self._write(transactions.disown())
+        if released:
+            problems.append(Problem(f"{released} tasks were RUNNING though their owners are gone", True))
+        for condition, what in transactions.CHECKS:
+            ids = [id for (id,) in self._read(f"SELECT id FROM {condition} LIMIT 1")]
+            if ids:
+                ((count,),) = self._read(f"SELECT count(*) FROM {condition}")
+                problems.append(Problem(f"{count} tasks, {format_id(ids[0])} for one, {what}", False))
+        return problems
+
+    def _damage(self) -> list[str]:
+        """What SQLite finds wrong with its file."""
+        try:
+            return [text for (text,) in self._read("PRAGMA integrity_check") if text != "ok"]
+        except StoreError as error:
+            return [str(error)]
 
     def _look_for_peers(self, connection: sqlite3.Connection) -> None:
         # Inside the transaction, so that an owner who enters is either seen here or sees this turn's changes.

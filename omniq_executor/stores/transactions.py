@@ -13,7 +13,7 @@ which keeps digits of floats that a conversion to REAL would round.
 """
 
 import json
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..codec import decode_error, decode_options, encode_error, encode_options
@@ -397,6 +397,64 @@ def hear(owner: int) -> Transaction:
         yield "UPDATE owner SET heard = ? WHERE id = ?", (max(id for id, *_ in rows), owner)
         yield "DELETE FROM news WHERE id <= (SELECT min(heard) FROM owner)", ()
     return [task for _, task, by in rows if by != owner]
+
+
+def disown() -> Transaction:
+    """RELEASE what is RUNNING without a registered owner, and return how many tasks that were."""
+    _, changed = yield (
+        f"UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL"
+        f" WHERE {_RUNNING} AND coalesce(owner, -1) NOT IN (SELECT id FROM owner)",
+        (),
+    )
+    return changed
+
+
+# Upkeep
+
+
+def purge(before: int, statuses: Collection[Status], queue: str | None) -> Transaction:
+    """Remove finished tasks and what nothing else needs, and return how many tasks. See Store.purge()."""
+    _, changed = yield (
+        f"DELETE FROM task WHERE status IN ({', '.join(f'{status:d}' for status in statuses)}) AND finished_at < ?"
+        " AND (? IS NULL OR queue = (SELECT id FROM queue WHERE name = ?))",
+        (before, queue, queue),
+    )
+    if changed:
+        # While an owner is there it may know the number of a function, which another could be given then.
+        yield (
+            "DELETE FROM function WHERE id NOT IN (SELECT function FROM task) AND NOT EXISTS (SELECT 1 FROM owner)",
+            (),
+        )
+        yield (
+            "DELETE FROM run WHERE settled = 1 AND id NOT IN (SELECT run FROM task)"
+            " AND id NOT IN (SELECT max(id) FROM run GROUP BY queue)",
+            (),
+        )
+    return changed
+
+
+def abandon() -> Transaction:
+    """Make of a copy a store without owners."""
+    yield "DELETE FROM owner", ()
+    yield "DELETE FROM news", ()
+    yield from disown()
+
+
+def reindex() -> Transaction:
+    """Make the indexes anew from the tables."""
+    yield "REINDEX", ()
+
+
+# What should find nothing, and what it means if it does.
+CHECKS = (
+    ("task WHERE function NOT IN (SELECT id FROM function)", "cannot run, as the function is missing"),
+    ("task WHERE queue NOT IN (SELECT id FROM queue)", "cannot run, as the queue is missing"),
+    (f"task WHERE status NOT IN ({', '.join(f'{status:d}' for status in Status)})", "have a state that there is not"),
+    *(
+        (f"task WHERE typeof({column}) = 'text' AND NOT json_valid({column})", f"have {column} that are not JSON")
+        for column in ("args", "kwargs", "result", "error", "options")
+    ),
+)
 
 
 # Runs

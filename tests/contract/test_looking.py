@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,6 +117,9 @@ USES: dict[str, Callable[[Store], object]] = {
     "turn": lambda store: store.turn(1, RUN, Turn(tick())),
     "cancel": lambda store: store.cancel([1], tick()),
     "revive": lambda store: store.revive([1], tick()),
+    "purge": lambda store: store.purge(tick()),
+    "backup": lambda store: store.backup(Path(store.address).with_name("copy.db")),
+    "check": lambda store: store.check(),
     "get": lambda store: store.get(1),
     "function": lambda store: store.function(SQUARE.digest),
     "states": lambda store: store.states([1]),
