@@ -50,14 +50,13 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture
-def as_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def as_nobody(tmp_path: Path) -> Iterator[None]:
     """Run as a user without special rights, where that can be done; with root's rights no mode hinders."""
     if os.geteuid() != 0:
         yield
         return
     # The folders of pytest are root's alone; whoever runs the test must be able to walk through them.
-    base = tmp_path_factory.getbasetemp()
-    opened = [folder for folder in (base, *base.parents) if not folder.stat().st_mode & 0o001]
+    opened = [folder for folder in (tmp_path, *tmp_path.parents) if not folder.stat().st_mode & 0o001]
     modes = {folder: folder.stat().st_mode for folder in opened}
     for folder in opened:
         folder.chmod(modes[folder] | 0o001)
@@ -70,3 +69,18 @@ def as_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.setegid(0)
         for folder in opened:
             folder.chmod(modes[folder])
+
+
+@pytest.fixture
+def home(as_nobody: None, tmp_path: Path) -> Path:
+    """A private folder of the user that `as_nobody` runs the test as."""
+    user, group = os.geteuid(), os.getegid()
+    made = tmp_path / "home"
+    os.seteuid(os.getuid())
+    try:
+        made.mkdir()
+        made.chmod(0o700)
+        os.chown(made, user, group)
+    finally:
+        os.seteuid(user)
+    return made

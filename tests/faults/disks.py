@@ -32,6 +32,11 @@ def small(where: Path, *, size: str = "1m", inodes: int = 0) -> contextlib.Abstr
     return mounted(where, "-t", "tmpfs", "-o", f"size={size},nr_inodes={inodes},mode=0700", "tmpfs")
 
 
+def remount(where: Path, options: str) -> None:
+    """Change a disk that is mounted."""
+    _run("mount", "-o", f"remount,{options}", where)
+
+
 def make_image(path: Path) -> None:
     """Make an empty ext4 file system in a file. It is made whole at once: nothing of it is left for later."""
     with path.open("wb") as file:

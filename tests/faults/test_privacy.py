@@ -76,32 +76,13 @@ def test_all_that_is_made_is_its_users_alone_whatever_the_umask(
 
 
 @pytest.mark.parametrize("umask", [0o777], indirect=True, ids=oct)
-def test_a_user_whose_umask_takes_everything_can_use_a_store(
-    umask: int, backend: Backend, tmp_path: Path, as_nobody: None
-) -> None:
-    address = backend.address(home_of_nobody(tmp_path))
+def test_a_user_whose_umask_takes_everything_can_use_a_store(umask: int, backend: Backend, home: Path) -> None:
+    address = backend.address(home)
     for _ in range(2):  # what is made, and what is there
         client = Client(backend, address)
         work(client)
         client.stop()
         client.close()
-
-
-def home_of_nobody(tmp_path: Path) -> Path:
-    """A folder of whoever runs the test."""
-    home = tmp_path / "home"
-    user = os.geteuid(), os.getegid()
-    if os.getuid() != user[0]:
-        os.seteuid(os.getuid())
-        tmp_path.chmod(0o711)
-        home.mkdir()
-        os.chown(home, *user)
-        home.chmod(0o700)
-        os.seteuid(user[0])
-    else:
-        home.mkdir()
-        home.chmod(0o700)
-    return home
 
 
 # --- What others could have written ---
