@@ -1,13 +1,16 @@
-"""The command `omniq-executor`: a look into a store, and the demo.
+"""The command `omniq-executor`: a look into a store, its upkeep, and the demo.
 
-Looking creates nothing, runs nothing and, short of `show --load`, unpickles nothing.
+Looking creates nothing, runs nothing and, short of `show --load`, unpickles nothing. The exit status
+is 0 when what was asked for is done, 1 when there was nothing to do it to or a problem is left, and
+2 for a command that makes no sense.
 """
 
 import base64
 import io
 import json
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,11 @@ from typing import Any
 import click
 
 from . import __version__, codec
+from .config import Settings, parse_address, parse_duration
 from .console import first_line, print_table, printable
 from .demo import run as run_demo
 from .errors import OmniqError, SettingsError
-from .model import Status, Task, iso, parse_id
+from .model import FINISHED, Options, Status, Task, format_id, iso, now, parse_id
 from .stores import open_store
 from .stores.base import Owner, Store
 
@@ -43,6 +47,17 @@ def _checked_id(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+def _checked_ids(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[int]:
+    return [parse_id(_checked_id(ctx, param, value)) for value in dict.fromkeys(values)]
+
+
+def _checked_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def _checked_fraction(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     if value is not None and not 0 <= value <= 1:
         raise click.BadParameter(f"{value} is not between 0 and 1")
@@ -61,7 +76,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Look into a store of durable calls, or try the demo."""
+    """Look into a store of durable calls and look after it, or try the demo."""
     for stream in sys.stdout, sys.stderr:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # whatever a task holds can be shown
@@ -149,6 +164,152 @@ def show(task_id: str, address: str | None, load: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("task_ids", metavar="[ID]...", nargs=-1, callback=_checked_ids)
+@click.option("--failed", is_flag=True, help="All that have failed.")
+@click.option("--queue", help="With --failed: only those of this queue.")
+@_store
+@_json
+def retry(task_ids: list[int], failed: bool, queue: str | None, address: str | None, as_json: bool) -> None:
+    """Have tasks that failed or were cancelled run again.
+
+    \b
+    For example:
+      omniq-executor retry task-0d5kq3v7x8m2a
+      omniq-executor retry --failed --queue etl
+    """
+    if failed == bool(task_ids):
+        raise click.UsageError("give the ids of tasks, or --failed")
+    if queue is not None and not failed:
+        raise click.UsageError("--queue goes with --failed")
+    with _look_into(address) as store:
+        asked = [task.id for task in store.find(Status.FAILED, queue)] if failed else task_ids
+        changed = store.revive(asked, now())
+        store.ring(0)  # whoever works on the queue has something to do
+        unchanged = {} if failed else _stand(store, asked, changed)
+    _tell_changes("retried", "PENDING again", changed, unchanged, as_json)
+
+
+@main.command()
+@click.argument("task_ids", metavar="ID...", nargs=-1, required=True, callback=_checked_ids)
+@_store
+@_json
+def cancel(task_ids: list[int], address: str | None, as_json: bool) -> None:
+    """Cancel tasks that have not started; a task that recurs does so no more.
+
+    \b
+    For example:
+      omniq-executor cancel task-0d5kq3v7x8m2a
+    """
+    with _look_into(address) as store:
+        changed = store.cancel(task_ids, now())
+        store.ring(0)
+        unchanged = _stand(store, task_ids, changed)
+    _tell_changes("cancelled", "cancelled", changed, unchanged, as_json)
+
+
+@main.command()
+@click.option(
+    "--older-than",
+    metavar="TIME",
+    callback=_checked_duration,
+    help="How long ago they ended, at least: 7d, 12h, 90 (seconds).  [default: OMNIQ_RESULT_TTL]",
+)
+@click.option(
+    "--status",
+    "states",
+    multiple=True,
+    type=click.Choice(sorted(state.name for state in FINISHED), case_sensitive=False),
+    help="Only those in this state; can be given several times.",
+)
+@click.option("--queue", help="Only the tasks of this queue.")
+@_store
+@_json
+def purge(
+    older_than: float | None, states: tuple[str, ...], queue: str | None, address: str | None, as_json: bool
+) -> None:
+    """Remove tasks that are finished, their results and what only they used.
+
+    What is PENDING or RUNNING stays.
+
+    \b
+    For example:
+      omniq-executor purge --older-than 7d
+      omniq-executor purge --older-than 12h --status COMPLETED --queue etl
+    """
+    if older_than is None:
+        older_than = Settings.from_env().result_ttl
+    if older_than is None:
+        raise click.UsageError("give --older-than, 7d say, or set OMNIQ_RESULT_TTL")
+    time = now()
+    with _look_into(address) as store:
+        store.reap(time)  # what the dead hold on to can go, too
+        before = max(0, time - int(min(older_than * 1e6, time)))
+        removed = store.purge(before, [Status[state.upper()] for state in states] or FINISHED, queue)
+    if as_json:
+        _print_json({"removed": removed})
+    else:
+        click.echo(f"{_tasks(removed)} removed")
+    _exit(removed > 0)
+
+
+@main.command()
+@click.argument("destination", metavar="DEST")
+@_store
+@_json
+def backup(destination: str, address: str | None, as_json: bool) -> None:
+    """Copy a store, as it is at one moment, while others use it.
+
+    DEST is a path at which nothing is yet: a database file for a database, a folder for a folder. What is
+    RUNNING is PENDING in the copy.
+
+    \b
+    For example:
+      omniq-executor backup backups/2026-05-01.db
+    """
+    there, here = parse_address(destination), parse_address(address)
+    if there.backend != here.backend:
+        kinds = {"sqlite": "a database, such as copy.db", "file": "a folder, such as copy"}
+        raise click.UsageError(
+            f"{destination} is the name of {kinds[there.backend]}, and the store is {kinds[here.backend]}:"
+            " give such a name, or use `omniq-executor migrate`"
+        )
+    with _look_into(address) as store:
+        tasks = store.backup(there.path)
+    if as_json:
+        _print_json({"backup": str(there.path.absolute()), "tasks": tasks})
+    else:
+        click.echo(f"{_tasks(tasks)} in {there.path}")
+
+
+@main.command()
+@_store
+@_json
+def doctor(address: str | None, as_json: bool) -> None:
+    """Check a store, repair what can be, and say what was not as it should be.
+
+    The exit status is 1 if something could not be repaired.
+
+    \b
+    For example:
+      omniq-executor doctor --store runs/etl.db
+    """
+    logging.getLogger("omniq_executor").setLevel(logging.ERROR)  # it is told below, and not twice
+    with _look_into(address) as store:
+        problems = store.check()
+        owners = [_owner_fields(owner) for owner in store.owners()]
+        where = store.address
+    if as_json:
+        _print_json({"store": where, "problems": [problem._asdict() for problem in problems], "owners": owners})
+    else:
+        for what, repaired in problems:
+            click.echo(f"{'repaired: ' if repaired else 'PROBLEM:  '}{printable(what)}")
+        left = sum(not repaired for _, repaired in problems)
+        found = f"{len(problems) - left} problems repaired, {left} left" if problems else "no problems"
+        click.echo(f"{where}: {found}; {len(owners)} processes work on it")
+    _exit(all(repaired for _, repaired in problems))
+
+
+@main.command()
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--kill-at",
@@ -167,6 +328,42 @@ def demo(folder: Path | None, kill_at: float | None) -> None:
 
 def _look_into(address: str | None) -> closing[Store]:
     return closing(open_store(address, create=False))
+
+
+def _stand(store: Store, asked: Sequence[int], changed: Collection[int]) -> dict[str, str | None]:
+    """By id the states of those tasks that were asked for and not changed; None for one that is not there."""
+    ended = {options.series for id in changed if (options := store.get(id).options) is not None}
+    found = {id: store.get(id) for id in {found.id for found in store.states(asked)}}
+    return {
+        format_id(id): found[id].status.name if id in found else None
+        for id in asked
+        if id not in changed and (id not in found or _series(found[id]) not in ended)
+    }
+
+
+def _series(task: Task) -> int:
+    return task.id if task.options is None or task.options.series is None else task.options.series
+
+
+def _tell_changes(
+    done: str, now_they_are: str, changed: list[int], unchanged: dict[str, str | None], as_json: bool
+) -> None:
+    if as_json:
+        _print_json({done: [format_id(id) for id in changed], "unchanged": unchanged})
+    else:
+        click.echo(f"{_tasks(len(changed))} {now_they_are}")
+        for id, state in unchanged.items():
+            click.echo(f"{id} is {state or 'not there'}, and is not {done}", err=True)
+    _exit(bool(changed) and not unchanged)
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
+
+
+def _exit(is_done: bool) -> None:
+    if not is_done:
+        raise click.exceptions.Exit(1)
 
 
 def _print_json(value: object) -> None:
@@ -191,7 +388,7 @@ def _owner_fields(owner: Owner) -> dict[str, str | int]:
 
 def _task_fields(task: Task) -> dict[str, Any]:
     """A task as plain data. What JSON could not keep is given as {"pickle": its bytes in base 64}."""
-    error = task.error
+    error, options = task.error, task.options or Options()
     return {
         "id": task.task_id,
         "queue": task.queue,
@@ -205,6 +402,12 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "attempts": task.attempts,
         "crashes": task.crashes,
         "owner": task.owner,
+        "max_retries": options.max_retries,
+        "retries": options.retries,
+        "timeout": options.timeout,
+        "interval": None if options.interval is None else options.interval / 1_000_000,
+        "series": None if options.series is None else format_id(options.series),
+        "tags": list(options.tags),
         "eta": iso(task.eta or None),
         "enqueued_at": iso(task.enqueued_at),
         "started_at": iso(task.started_at),

@@ -272,12 +272,12 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def backup(self, destination: Path) -> None:
+    def backup(self, destination: Path) -> int:
         """Make a store of the same kind at `destination` that holds what this one holds at one moment.
 
-        Others may go on using this store meanwhile. The copy has no owners, so what is RUNNING here is
-        PENDING there, by RELEASE. It appears whole or not at all. Raises StoreError if there is
-        something at `destination` already.
+        Returns the number of tasks in it. Others may go on using this store meanwhile. The copy has no
+        owners, so what is RUNNING here is PENDING there, by RELEASE. It appears whole or not at all.
+        Raises StoreError if there is something at `destination` already.
         """
 
     @abc.abstractmethod

@@ -639,7 +639,7 @@ class FileStore(Store):
             if run["settled"] and number not in runs and number != last[run["queue"]]:
                 (self.path / "runs" / f"{number}.json").unlink()
 
-    def backup(self, destination: Path) -> None:
+    def backup(self, destination: Path) -> int:
         self._opened()
         with safety.appearing(destination) as fresh:
             safety.make_folder(fresh)
@@ -655,8 +655,10 @@ class FileStore(Store):
             durability: Literal["process", "power"] = "power" if self._durable else "process"
             with contextlib.closing(FileStore(fresh, durability=durability)) as copy, copy._locked():
                 copy._disown()
+                numbers = copy._folders.names("tasks")
                 if self._durable:
-                    copy._folders.sync(set(copy._folders.names("tasks")))
+                    copy._folders.sync(set(numbers))
+        return len(numbers)
 
     def _disown(self, but: Collection[int] = ()) -> int:
         """RELEASE what is RUNNING without a registered owner, or one of `but`; return how many tasks."""

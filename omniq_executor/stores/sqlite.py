@@ -326,7 +326,7 @@ class SQLiteStore(Store):
         removed: int = self._write(transactions.purge(before, statuses, queue))
         return removed
 
-    def backup(self, destination: Path) -> None:
+    def backup(self, destination: Path) -> int:
         self._opened()
         with safety.appearing(destination) as fresh, self._lock, _explained(destination):
             safety.make_file(fresh)
@@ -336,6 +336,8 @@ class SQLiteStore(Store):
                 copy.execute("BEGIN IMMEDIATE")
                 _drive(copy, transactions.abandon())
                 copy.execute("COMMIT")
+                count: int = copy.execute("SELECT count(*) FROM task").fetchone()[0]
+        return count
 
     def check(self) -> list[Problem]:
         self._opened()

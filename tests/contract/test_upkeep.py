@@ -220,7 +220,7 @@ def test_a_backup_holds_everything_and_nothing_is_running(
         adds=[Batch(special[0] + 1000, 1, CUBE, calls=[pickled], key="k", priority=3, options=Options(4, tags=("a",)))]
     )
     copy = tmp_path / "saved" / backend.filename
-    store.backup(copy)
+    assert store.backup(copy) == 7
     with contextlib.closing(backend.open(copy, create=False)) as saved:
         before, after = store.find(), saved.find()
         assert [task.id for task in after] == [task.id for task in before]
