@@ -36,7 +36,8 @@ from . import worker as proc
 from .launch import Process, make_launcher
 from .wire import Inbox, Outbox
 
-_START_DEATHS_ALLOWED = 3  # in a row, while no worker has come to a call, before the pool is called broken
+_START_DEATHS_ALLOWED = 3  # in a row, before a pool is called broken in which no worker has ever run a call
+_LATER_DEATHS_ALLOWED = 10  # likewise of a pool that has worked: somebody may be killing its workers
 _START_FAILURES_ALLOWED = 5  # likewise, of starts that the system refused, while no worker lives
 _START_AGAIN_S = 0.2
 _VISIBLE_S = 0.001  # after which a write to shared memory is seen by every process, with much to spare
@@ -167,6 +168,7 @@ class LocalEngine:
         self._slots: list[_Worker | None] = [None] * max_workers
         self._function_ids: dict[bytes, int] = {}
         self._last_function = 0
+        self._has_run = False  # a call, in any worker
         self._start_deaths = 0
         self._start_failures = 0
         self._start_at = 0.0  # before which no worker is started, after a failure; or 0
@@ -318,7 +320,7 @@ class LocalEngine:
             if executed:
                 self.pace.learn(executed, busy_s)
                 if not worker.has_run:
-                    worker.has_run = True
+                    worker.has_run = self._has_run = True
                     self._start_deaths = 0
             for item in items:
                 self._take(worker, *item)
@@ -499,6 +501,7 @@ class LocalEngine:
                 self._return(worker, worker.reported, end)
             if started >= 0:
                 self._start_deaths = 0
+                self._has_run = True
             else:
                 self._on_start_death(how)
         self._close(worker)
@@ -511,8 +514,9 @@ class LocalEngine:
         self._start_deaths += 1
         if self._start_deaths < _START_DEATHS_ALLOWED or self.broken is not None:
             return
-        if any(worker is not None and worker.cells[proc.STARTED] >= 0 for worker in self._slots):
-            self._start_at = time.monotonic() + _START_AGAIN_S  # the pool works; it need not grow at once
+        works = any(worker is not None and worker.cells[proc.STARTED] >= 0 for worker in self._slots)
+        if works or (self._has_run and self._start_deaths < _LATER_DEATHS_ALLOWED):
+            self._start_at = time.monotonic() + _START_AGAIN_S  # it need not grow at once
         else:
             self.broken = f"{self._start_deaths} workers in a row ended before their first call, by {how}"
 
