@@ -52,8 +52,9 @@ from .handout import Handout
 from .ids import Ids
 from .model import FINISHED, Event, Status, now
 from .outcomes import Ends, ends_of, singly, too_large
+from .policy import Plan
 from .schedule import STEAL_AFTER_S
-from .stores.base import Batch, Call, Found, Function, Outcome, Run, Store, Turn, Turned
+from .stores.base import Batch, Call, Claimed, Found, Function, Outcome, Run, Store, Turn, Turned
 from .turnlock import TurnLock
 from .waiting import CANCELLED, Sink, Waiting, outcome_of
 
@@ -62,7 +63,10 @@ STANDBY_S = 0.005
 GRACE_S = 0.001
 ANSWER_S = 0.2  # in which workers that are to be ended can send what they have
 KILL_AFTER_S = 5.0  # for workers that do not end by themselves when they should
+LOOK_AT_CLOCK_S = 30.0
 POLL_S = 0.002  # of a burst, after which a caller's turn brings in outcomes and gives what is held
+
+USUAL = Plan()
 
 _log = logging.getLogger("omniq_executor")
 
@@ -87,7 +91,8 @@ class Dispatcher:
         self._dropped: deque[Sink] = deque()  # by whoever waited
         self._handout = Handout(store, engine)
         self._room = 0  # of the workers, for how many calls, when it was last looked at
-        self._crashes: dict[int, int] = {}  # of tasks claimed here that have crashed before
+        self._claims: dict[int, Claimed] = {}  # of tasks claimed here that crashed before, or have options
+        self._due: int | None = None  # when the next PENDING task is, as far as is known
         self._reports: list[Report] = []  # taken in, not committed yet
         self._backlog = True  # whether the store may have PENDING tasks for us
         self._retry_at: float | None = None
@@ -118,8 +123,9 @@ class Dispatcher:
 
     # what executors, maps and futures ask for
 
-    def submit(self, function: Function, call: Call, key: str | None) -> DurableFuture:
+    def submit(self, function: Function, call: Call, plan: Plan) -> DurableFuture:
         """Store a call, and give it to a worker if one has room. Raises StoreError, and leaves nothing behind."""
+        key = plan.key
         with self.lock:
             self._enter()
             found = self._known(function, call, key)
@@ -129,7 +135,7 @@ class Dispatcher:
                 self._turn()
             else:
                 try:
-                    future = self._submit_new(function, call, key)
+                    future = self._submit_new(function, call, plan)
                 except StoreError:
                     # Another process may have been faster with the same key.
                     found = self.store.by_key(self.run.queue, key) if key is not None else None
@@ -142,7 +148,14 @@ class Dispatcher:
         return future
 
     def add(
-        self, sink: Sink, position: int, count: int, function: Function, text: str | None, calls: Sequence[Call]
+        self,
+        sink: Sink,
+        position: int,
+        count: int,
+        function: Function,
+        text: str | None,
+        calls: Sequence[Call],
+        plan: Plan,
     ) -> None:
         """Store `count` calls for consecutive positions of a sink: as one `text`, or else as `calls`."""
         with self.lock:
@@ -150,9 +163,9 @@ class Dispatcher:
             if self.run.continues:
                 if text is not None:
                     calls = [Call(codec.encode_call(tuple(row), {})[0]) for row in codec.decode(text)]
-                self._add_resumed(sink, position, function, calls)
+                self._add_resumed(sink, position, function, calls, plan)
             else:
-                self._add_new(sink, position, count, function, text, calls)
+                self._add_new(sink, position, count, function, text, calls, plan)
         self._tell()
 
     def room(self) -> int:
@@ -236,12 +249,13 @@ class Dispatcher:
             return self.store.take_over(self.run, function, [call], now())[0]
         return None
 
-    def _submit_new(self, function: Function, call: Call, key: str | None) -> DurableFuture:
+    def _submit_new(self, function: Function, call: Call, plan: Plan) -> DurableFuture:
         number = self._ids.take(1)
         future = DurableFuture(self, number)
+        future.recurs = plan.options is not None and plan.options.interval is not None
         self._waiting.add_future(number, future)
         try:
-            if key is None and self._has_room_for_one():
+            if plan is USUAL and self._has_room_for_one():
                 self.store.add_claimed(self.owner, self.run, number, function, call, now())
                 if self._holds:
                     self._handout.hold_one(number, function, call)
@@ -249,7 +263,7 @@ class Dispatcher:
                 else:
                     self._handout.give_one(number, function, call)
             else:
-                self._turn(Batch(number, 1, function, calls=(call,), key=key))
+                self._turn(Batch(number, 1, function, None, (call,), False, *plan))
         except BaseException as error:
             self._waiting.remove_future(number)
             self._fail_by(error)
@@ -275,17 +289,24 @@ class Dispatcher:
         return future
 
     def _add_new(
-        self, sink: Sink, position: int, count: int, function: Function, text: str | None, calls: Sequence[Call]
+        self,
+        sink: Sink,
+        position: int,
+        count: int,
+        function: Function,
+        text: str | None,
+        calls: Sequence[Call],
+        plan: Plan,
     ) -> None:
         first = self._ids.take(count)
         self._waiting.add_range(first, count, sink, position)
         try:
-            self._turn(Batch(first, count, function, text, calls))
+            self._turn(Batch(first, count, function, text, calls, False, *plan))
         except BaseException:
             self._waiting.remove_range(first)
             raise
 
-    def _add_resumed(self, sink: Sink, position: int, function: Function, calls: Sequence[Call]) -> None:
+    def _add_resumed(self, sink: Sink, position: int, function: Function, calls: Sequence[Call], plan: Plan) -> None:
         """Add calls of which some may be in the store already, by the runs that this one continues."""
         found = self.store.take_over(self.run, function, calls, now())
         start = 0
@@ -293,7 +314,7 @@ class Dispatcher:
             if known is None and place < len(calls):
                 continue
             if start < place:  # new ones in between
-                self._add_new(sink, position + start, place - start, function, None, calls[start:place])
+                self._add_new(sink, position + start, place - start, function, None, calls[start:place], plan)
             start = place + 1
             if known is not None:
                 self._waiting.add_single(known.id, sink, position + place)
@@ -448,8 +469,12 @@ class Dispatcher:
         # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
         if self._dropped or self.engine.reports:  # the latter where a submit took them in, and then failed
             return 0
-        due = _earlier(self.engine.next_check(self._is_idle), self._retry_at)
-        return None if due is None else max(due - time.monotonic(), 0.0)
+        alarm = _earlier(self.engine.next_check(self._is_idle), self._retry_at)
+        left = None if alarm is None else max(alarm - time.monotonic(), 0.0)
+        if self._due is not None:
+            # By the clock on the wall, which may be set meanwhile: so it is looked at now and then.
+            left = _earlier(left, min(max((self._due - now()) / 1e6, 0.0), LOOK_AT_CLOCK_S))
+        return left
 
     def _is_idle(self) -> bool:
         return not self._backlog and not self._handout.size and self.engine.room()[1] > 0
@@ -508,22 +533,32 @@ class Dispatcher:
             if batch is not None:
                 raise PoolBroken(self.failure)
             return
-        ends = ends_of(self._reports, self._crashes, self._crash_retries)
+        moment = now()
+        if self._due is not None and moment >= self._due:
+            self._due = None
+            self._backlog = True
+        ends = ends_of(self._reports, self._claims, self._crash_retries, moment, self._new_id)
         if not self._holds and not self._stopping:
             self._handout.give()
         total, best = engine.room()
         self._room = total
-        work = Turn(now(), blocks=ends.blocks, outcomes=ends.outcomes)
-        self._backlog = self._backlog or ends.has_crash
+        work = Turn(moment, blocks=ends.blocks, outcomes=ends.outcomes)
+        self._backlog = self._backlog or ends.gives_back
         if batch is not None:
             # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
-            batch.claimed = not self._backlog and best >= batch.size and total >= batch.size + self._handout.size
+            usual = not batch.priority and not batch.eta and batch.options is None
+            batch.claimed = (
+                usual and not self._backlog and best >= batch.size and total >= batch.size + self._handout.size
+            )
             work.adds = (batch,)
             self._backlog = self._backlog or not batch.claimed
         if self._backlog and not self._handout.size and not self._stopping:
             work.claim = total
         if work.adds or work.blocks or work.outcomes or work.claim or self._rung:
             self._commit(work, ends)
+
+    def _new_id(self) -> int:
+        return self._ids.take(1)
 
     def _take_reports(self) -> None:
         """Take over what the engine reports; a part that came back is with us again, whatever else happens."""
@@ -550,6 +585,7 @@ class Dispatcher:
         self._retry_at = None
         if work.claim:
             self._backlog = len(turned.claimed) == work.claim
+            self._due = turned.due
         for batch in work.adds:
             if not batch.claimed:
                 continue
@@ -559,13 +595,13 @@ class Dispatcher:
             else:
                 self._handout.give_batch(batch)
         for task in turned.claimed:
-            if task.crashes:
-                self._crashes[task.id] = task.crashes
+            if task.crashes or task.options is not None:
+                self._claims[task.id] = task
         self._handout.give_claimed(turned.claimed)
         for numbers, outcome in ends.resolutions:
             self._waiting.resolve_all(numbers, outcome, turned.refused)
-            for number in numbers if self._crashes else ():
-                self._crashes.pop(number, None)
+            for number in numbers if self._claims else ():
+                self._claims.pop(number, None)
         if turned.refused:
             self._look(turned.refused)
         if turned.foreign or self._rung:

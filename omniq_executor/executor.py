@@ -2,6 +2,7 @@
 
 import atexit
 import concurrent.futures
+import datetime
 import logging
 import multiprocessing
 import multiprocessing.util  # before our own exit handler is registered, so that ours runs first
@@ -15,13 +16,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 from .config import Settings
-from .dispatcher import Dispatcher
+from .dispatcher import USUAL, Dispatcher
 from .engines.local import LocalEngine
 from .errors import CallError, TaskNotFound
 from .functions import Functions, stored_call
 from .future import DurableFuture
 from .mapping import Results
 from .model import Status, format_id, now, parse_id
+from .policy import Backoff, Plan, RetryOn, make_plan
 from .stores import open_store
 from .stores.base import Resume
 
@@ -136,10 +138,10 @@ class PersistentExecutor(concurrent.futures.Executor):
         SerializationError. Raises StoreError if the call cannot be stored, PoolBroken if workers
         cannot be started, and RuntimeError after `shutdown()`.
         """
-        return self._submit(None, fn, args, kwargs)
+        return self._submit(USUAL, fn, args, kwargs)
 
     def _submit(
-        self, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, plan: Plan, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> DurableFuture:
         try:
             function = self._functions.describe(fn)
@@ -148,7 +150,7 @@ class PersistentExecutor(concurrent.futures.Executor):
             future = DurableFuture(None, None)
             future.set_exception(error)
             return future
-        return self._dispatcher.submit(function, call, key)
+        return self._dispatcher.submit(function, call, plan)
 
     def map(
         self,
@@ -165,6 +167,17 @@ class PersistentExecutor(concurrent.futures.Executor):
         its end makes the iterator raise TimeoutError. `chunksize` changes nothing: how many calls
         travel together is decided from how long they take.
         """
+        return self._map(USUAL, fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
+
+    def _map(
+        self,
+        plan: Plan,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None:
@@ -173,17 +186,44 @@ class PersistentExecutor(concurrent.futures.Executor):
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
         function = self._functions.describe(fn)
-        return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize)
+        return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize, plan)
 
-    def options(self, *, key: str | None = None) -> concurrent.futures.Executor:
+    def options(
+        self,
+        *,
+        key: str | None = None,
+        max_retries: int = 0,
+        backoff: Backoff | None = None,
+        retry_on: RetryOn = Exception,
+        priority: int = 0,
+        eta: datetime.datetime | datetime.timedelta | float | None = None,
+        interval: datetime.timedelta | float | None = None,
+        tags: Iterable[str] = (),
+    ) -> concurrent.futures.Executor:
         """An executor on the same pool whose calls have options.
 
         key: names one call within the queue. Whoever submits a call with a key that the queue has
-        already gets a future of that task, and nothing is added.
+            already gets a future of that task, and nothing is added.
+        max_retries: how often a call that raised is tried again; 3 means up to four tries. What a dying
+            worker costs is counted apart, see `crash_retries`.
+        backoff: seconds before a retry, or a function from the number of the retry (1, 2, …) to them.
+            By default 1, 2, 4, … up to 60, each a quarter more or less by chance.
+        retry_on: the exceptions after which it is tried again, a class or a tuple of classes.
+        priority: calls of a higher one run first, within the queue.
+        eta: when the call is due: a datetime with a time zone, or a timedelta or seconds from now.
+        interval: seconds or a timedelta after which the call is due again, and so on until it is
+            cancelled, whether it succeeds or fails. The future is that of the first occurrence; each
+            next one is a task of its own that carries the first one's id as its series. They keep the
+            schedule: one that comes late does not move the next, and times that are over are left out.
+        tags: texts to find tasks by.
+
+        Raises TypeError or ValueError that names the option and value that make no sense.
         """
-        if key is not None and (not isinstance(key, str) or not key):  # type: ignore[redundant-expr]  # callers may be untyped
-            raise ValueError(f"key is a non-empty text, not {key!r}")
-        return _WithOptions(self, key)
+        plan = make_plan(
+            now(), key=key, max_retries=max_retries, backoff=backoff, retry_on=retry_on, priority=priority, eta=eta,
+            interval=interval, tags=tags,
+        )  # fmt: skip
+        return _WithOptions(self, plan)
 
     def future(self, task_id: str) -> DurableFuture:
         """A future for the task of that id, whoever submitted it.
@@ -246,20 +286,20 @@ class PersistentExecutor(concurrent.futures.Executor):
 class _WithOptions(concurrent.futures.Executor):
     """What `PersistentExecutor.options()` returns."""
 
-    def __init__(self, executor: PersistentExecutor, key: str | None) -> None:
+    def __init__(self, executor: PersistentExecutor, plan: Plan) -> None:
         self._executor = executor
-        self._key = key
+        self._plan = plan
         self._max_workers = executor._max_workers
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture:
         """As PersistentExecutor.submit()."""
-        return self._executor._submit(self._key, fn, args, kwargs)
+        return self._executor._submit(self._plan, fn, args, kwargs)
 
     def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> Iterator[Any]:
         """As PersistentExecutor.map(). Raises ValueError with a key, which names one call, not many."""
-        if self._key is not None:
+        if self._plan.key is not None:
             raise ValueError("a key names one call: use submit() with options(key=...) for each item")
-        return self._executor.map(fn, *iterables, **options)
+        return self._executor._map(self._plan, fn, *iterables, **options)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As PersistentExecutor.shutdown(): it is the same pool."""

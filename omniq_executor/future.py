@@ -30,6 +30,8 @@ class DurableFuture(concurrent.futures.Future[Any]):
         self._dispatcher = dispatcher
         self._number = number
         self._stored: Any = _UNREAD  # the stored form of the result, until it is read
+        self.recurs = False
+        """Whether the call was submitted with an interval."""
         self.resumed = False
         """Whether the result was already in the store, from an earlier run, and nothing ran for it now."""
 
@@ -47,9 +49,10 @@ class DurableFuture(concurrent.futures.Future[Any]):
     def cancel(self) -> bool:
         """Cancel the call if it has not started; True if it is cancelled, now or before.
 
-        A cancelled call never runs: not here, not in another process, not after a restart.
+        A cancelled call never runs: not here, not in another process, not after a restart. Of a call
+        that recurs the series ends, also when this occurrence is done.
         """
-        if not self.done() and self._dispatcher is not None and self._number is not None:
+        if self._dispatcher is not None and self._number is not None and (not self.done() or self.recurs):
             self._dispatcher.cancel([self._number])
         return self.cancelled()
 

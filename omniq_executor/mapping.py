@@ -13,6 +13,7 @@ from .errors import CallError
 from .functions import stored_call
 from .future import rebuild
 from .model import ErrorInfo
+from .policy import Plan
 from .stores.base import Call, Function
 from .waiting import CANCELLED, Text
 
@@ -68,12 +69,14 @@ class Results(Iterator[Any]):
         rows: Iterator[tuple[Any, ...]],
         timeout_s: float | None,
         buffersize: int | None,
+        plan: Plan,
     ) -> None:
         self._dispatcher = dispatcher
         self._function = function
         self._rows = rows
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._buffersize = buffersize
+        self._plan = plan
         self._piece = _PIECE
         self._added = 0
         self._arrivals = _Arrivals()
@@ -102,7 +105,7 @@ class Results(Iterator[Any]):
             size = self._add_calls(rows)
         else:
             size = len(text)
-            self._dispatcher.add(self._arrivals, self._added, len(rows), self._function, text, ())
+            self._dispatcher.add(self._arrivals, self._added, len(rows), self._function, text, (), self._plan)
             self._added += len(rows)
         self._piece = max(1, self._piece // 2) if size > _PIECE_BYTES else min(self._piece * 2, 1024)
 
@@ -124,7 +127,7 @@ class Results(Iterator[Any]):
 
     def _add(self, calls: list[Call]) -> None:
         if calls:
-            self._dispatcher.add(self._arrivals, self._added, len(calls), self._function, None, calls)
+            self._dispatcher.add(self._arrivals, self._added, len(calls), self._function, None, calls, self._plan)
             self._added += len(calls)
 
     def __iter__(self) -> "Results":

@@ -1,15 +1,17 @@
 """From what workers report to what the store is told. Pure: reports in, ends of claims out."""
 
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import codec
 from .engines import worker as proc
 from .engines.local import CRASHED, Report
 from .errors import SerializationError, TooLarge, WorkerCrashed
-from .model import ErrorInfo, Event, format_id
-from .stores.base import Block, Outcome, Turn
+from .model import ErrorInfo, Event, Successor, format_id
+from .policy import retry_at
+from .schedule import next_occurrence
+from .stores.base import Block, Claimed, Outcome, Turn
 from .waiting import Text
 
 
@@ -21,22 +23,38 @@ class Ends(NamedTuple):
     resolutions: list[tuple[Sequence[int], Any]]  # as Waiting.resolve_all() takes them
 
     @property
-    def has_crash(self) -> bool:
-        """Whether a task becomes PENDING again."""
-        return any(outcome.event is Event.CRASH for outcome in self.outcomes)
+    def gives_back(self) -> bool:
+        """Whether a task becomes PENDING again, or another is added."""
+        return any(end.event in (Event.CRASH, Event.RETRY) or end.successor for end in self.outcomes)
 
 
-def ends_of(reports: Sequence[Report], crashes: Mapping[int, int], crash_retries: int) -> Ends:
-    """The ends that reports stand for.
+def ends_of(
+    reports: Sequence[Report],
+    claims: Mapping[int, Claimed],
+    crash_retries: int,
+    now: int,
+    new_id: Callable[[], int],
+) -> Ends:
+    """The ends that reports stand for, at `now` microseconds.
 
-    `crashes` says of tasks how often they have crashed before; one that crashes more often than
-    `crash_retries` fails.
+    `claims` has what is known of those tasks that crashed before or have options. One that crashes
+    more often than `crash_retries` fails; `new_id` is asked for the id of a next occurrence.
     """
+    ends = _ends_of(reports, claims, crash_retries)
+    if claims:
+        _heed_options(ends, claims, now, new_id)
+    return ends
+
+
+def _ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_retries: int) -> Ends:
     ends = Ends([], [], [])
     for kind, numbers, attempts, payload in reports:
         number, attempt = numbers[0], attempts[0]
         if kind == proc.BLOCK and len(numbers) == 1:
             _complete(ends, number, attempt, payload[2:-2])  # of [[result]]
+        elif kind == proc.BLOCK and claims and not claims.keys().isdisjoint(numbers):
+            for one, its_attempt, text in zip(numbers, attempts, codec.split(payload), strict=True):
+                _complete(ends, one, its_attempt, text[1:-1])
         elif kind == proc.BLOCK:
             for first, size, attempt, text in _consecutive(numbers, attempts, payload):
                 ends.blocks.append(Block(first, size, attempt, text))
@@ -46,12 +64,26 @@ def ends_of(reports: Sequence[Report], crashes: Mapping[int, int], crash_retries
         elif kind == proc.ERROR:
             _fail(ends, number, attempt, ErrorInfo(*payload))
         elif kind == CRASHED:
-            count = crashes.get(number, 0) + 1
+            count = claims[number].crashes + 1 if number in claims else 1
             if count > crash_retries:
                 _fail(ends, number, attempt, _crash_error(number, attempt, count, payload))
             else:
                 ends.outcomes.append(Outcome(number, attempt, Event.CRASH))
     return ends
+
+
+def _heed_options(ends: Ends, claims: Mapping[int, Claimed], now: int, new_id: Callable[[], int]) -> None:
+    """Have those that failed tried again that may be, and those that recur be followed by the next occurrence."""
+    for place, end in enumerate(ends.outcomes):
+        claim = claims.get(end.id)
+        if claim is None or claim.options is None or end.event is Event.CRASH:
+            continue
+        if end.error is not None and (eta := retry_at(claim.options, end.error, now)) is not None:
+            ends.outcomes[place] = end._replace(event=Event.RETRY, eta=eta)
+            ends.resolutions.remove(((end.id,), end.error))
+        elif claim.options.interval is not None:
+            due = next_occurrence(claim.eta or now, claim.options.interval, now)
+            ends.outcomes[place] = end._replace(successor=Successor(new_id(), due))
 
 
 def singly(work: Turn) -> Iterator[Outcome]:

@@ -1,4 +1,4 @@
-"""How much work a worker is given ahead. Pure arithmetic: no clock, no thread, no I/O.
+"""How much work a worker is given ahead, and when what is to come is due. No clock, no thread, no I/O.
 
 Calls travel in chunks, because a message costs more than a short call. A worker is kept about
 LEAD_S of work ahead, so that it never waits for the parent, and no more, so that work is spread
@@ -10,6 +10,8 @@ LEAST_S = 0.0002  # of work in a chunk, if there is that much
 MOST_CALLS = 2048  # given to one worker, however short they are
 MOST_BYTES = 1 << 20  # of arguments given to one worker beyond the first call
 PREFETCH_BELOW_S = 0.05  # calls longer than this gain nothing from having the next one at hand
+LONGEST_BACKOFF_S = 60.0
+JITTER = 0.25  # of a delay, so that what failed together does not come again together
 STEAL_AFTER_S = 0.02  # a worker silent for longer holds up the calls queued behind its present one
 
 
@@ -41,3 +43,17 @@ class Pace:
         """How many of so many calls one of the workers gets: its part, but not so few that the message costs more."""
         least = 1 if self.call_s is None else int(LEAST_S / self.call_s)
         return max(-(-calls // workers), min(calls, least))
+
+
+def backoff_s(retry: int, chance: float) -> float:
+    """Seconds before the `retry`-th retry, counted from 1: doubled each time. `chance` is from 0 to 1."""
+    delay_s = min(2.0 ** min(retry - 1, 32), LONGEST_BACKOFF_S)
+    return delay_s * (1 + JITTER * (2 * chance - 1))
+
+
+def next_occurrence(eta: int, interval: int, now: int) -> int:
+    """When a task that was due at `eta` is due again: the first time of its schedule after `now`.
+
+    It stays on its schedule however late it ran; times that are over already are left out.
+    """
+    return eta + interval * max((now - eta) // interval + 1, 1)

@@ -355,3 +355,12 @@ def noted_pid_then_gate(path: Path, gate: Path) -> str:
     """Append this process's id, then wait until a file is there."""
     note(path, os.getpid())
     return wait_for(gate)
+
+
+def fail_until(path: Path, good: int) -> int:
+    """Raises ValueError until its `good`-th try; returns the number of the try."""
+    note(path, os.getpid())
+    tries = len(path.read_text().splitlines())
+    if tries < good:
+        raise ValueError(f"try {tries}")
+    return tries
