@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,12 +20,15 @@ import click
 
 from . import __version__, codec
 from .config import Settings, parse_address, parse_duration
-from .console import first_line, print_table, printable
+from .console import first_line, print_table, printable, progress
 from .demo import run as run_demo
 from .errors import OmniqError, SettingsError
+from .migration import UnderWay, check_still, migrate as move
 from .model import FINISHED, Options, Status, Task, format_id, iso, now, parse_id
 from .stores import open_store
 from .stores.base import Owner, Store
+
+_WAIT_S = 0.5  # between two looks whether a store is still
 
 
 class _Commands(click.Group):
@@ -240,10 +244,10 @@ def purge(
         older_than = Settings.from_env().result_ttl
     if older_than is None:
         raise click.UsageError("give --older-than, 7d say, or set OMNIQ_RESULT_TTL")
-    time = now()
+    at = now()
     with _look_into(address) as store:
-        store.reap(time)  # what the dead hold on to can go, too
-        before = max(0, time - int(min(older_than * 1e6, time)))
+        store.reap(at)  # what the dead hold on to can go, too
+        before = at - int(min(older_than * 1e6, at))
         removed = store.purge(before, [Status[state.upper()] for state in states] or FINISHED, queue)
     if as_json:
         _print_json({"removed": removed})
@@ -279,6 +283,53 @@ def backup(destination: str, address: str | None, as_json: bool) -> None:
         _print_json({"backup": str(there.path.absolute()), "tasks": tasks})
     else:
         click.echo(f"{_tasks(tasks)} in {there.path}")
+
+
+@main.command()
+@click.argument("source", metavar="SOURCE")
+@click.argument("destination", metavar="DEST", required=False)
+@click.option("--wait", is_flag=True, help="Wait until nothing in SOURCE is under way, instead of refusing.")
+@_json
+def migrate(source: str, destination: str | None, wait: bool, as_json: bool) -> None:
+    """Have all tasks and runs of SOURCE in DEST, a new store, with their ids.
+
+    Each is a database file or a folder, in any combination. SOURCE stays as it is. If it is interrupted, run
+    it again: it goes on. DEST can be used when it is finished. Without DEST, or if it is SOURCE, an older
+    format is brought up to date in its place.
+
+    \b
+    For example:
+      omniq-executor migrate omniq_data/omniq.db runs/etl
+      omniq-executor migrate runs/etl runs/etl.db
+    """
+    here, there = parse_address(source), parse_address(destination or source)
+    with closing(open_store(source, create=False)) as old:  # which brings an older format up to date
+        if destination is None or (here.backend, here.path.resolve()) == (there.backend, there.path.resolve()):
+            if as_json:
+                _print_json({"source": old.address, "destination": old.address, "tasks": len(old.ids()), "written": 0})
+            else:
+                click.echo(f"{old.address} has the newest format: nothing is left to do")
+            return
+        while True:
+            try:
+                check_still(old)  # before anything is made
+                with (
+                    closing(open_store(destination, filling=True)) as new,
+                    progress("tasks", len(old.ids())) as advance,
+                ):
+                    moved = move(old, new, advance)
+                    where = new.address
+                break
+            except UnderWay:
+                if not wait:
+                    raise
+            time.sleep(_WAIT_S)
+    if as_json:
+        _print_json({"source": old.address, "destination": where, "tasks": moved.tasks, "written": moved.written})
+    elif moved.written or not moved.tasks:
+        click.echo(f"{_tasks(moved.tasks)} of {old.address} are in {where}")
+    else:
+        click.echo(f"{where} holds {_tasks(moved.tasks)} of {old.address} already: nothing to do")
 
 
 @main.command()
@@ -371,8 +422,8 @@ def _print_json(value: object) -> None:
 
 
 def _to_the_second(microseconds: int | None) -> str:
-    time = iso(microseconds)
-    return f"{time[:19]}Z" if time else ""
+    text = iso(microseconds)
+    return f"{text[:19]}Z" if text else ""
 
 
 def _owner_fields(owner: Owner) -> dict[str, str | int]:

@@ -1,10 +1,12 @@
 """What the command line prints: tables that are drawn where they fit, and stay whole in a pipe."""
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -39,6 +41,16 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str | int]]) ->
             console.print(table)
             return
     _write([headings, *cells], right)
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal, if there is one; gives what to call with how many more are done."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def _drawn(headings: Sequence[str], rows: list[list[str]], right: list[bool]) -> Table:

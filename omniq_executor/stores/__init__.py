@@ -7,13 +7,18 @@ from .base import Store
 
 
 def open_store(
-    address: str | os.PathLike[str] | Settings | None = None, *, create: bool = True, durability: str = "process"
+    address: str | os.PathLike[str] | Settings | None = None,
+    *,
+    create: bool = True,
+    durability: str = "process",
+    filling: bool = False,
 ) -> Store:
     """Open the store at an address (see config.parse_address), to look at it or to work on it.
 
     Without one it is the store that Settings.from_env() says, by default omniq_data/omniq.db.
 
-    `create=False` refuses, with StoreError, to make one that is not there. Raises StoreError where
+    `create=False` refuses, with StoreError, to make one that is not there; `filling` takes also one that a
+    migration has not finished. Raises StoreError where
     it cannot be opened, StoreVersionError where a newer version has written it, and SettingsError where
     the environment says nonsense.
     """
@@ -21,7 +26,7 @@ def open_store(
     if backend == "sqlite":
         from .sqlite import SQLiteStore
 
-        return SQLiteStore(path, create=create, durability=durability)  # type: ignore[arg-type]  # checked there
+        return SQLiteStore(path, create=create, durability=durability, filling=filling)  # type: ignore[arg-type]  # checked there
     from .file import FileStore
 
-    return FileStore(path, create=create, durability=durability)  # type: ignore[arg-type]
+    return FileStore(path, create=create, durability=durability, filling=filling)  # type: ignore[arg-type]

@@ -149,6 +149,27 @@ class Run(NamedTuple):
     total: int = 0  # tasks of those runs
 
 
+class RunRecord(NamedTuple):
+    """All that is stored of a run."""
+
+    id: int
+    queue: str
+    owner: int
+    continues: tuple[int, ...]
+    started_at: int
+    ended_at: int | None
+    clean: bool | None  # None while it is open
+    settled: bool  # nothing of it is taken over any more
+
+
+class Stored(NamedTuple):
+    """All that is stored of a task."""
+
+    task: Task
+    digest: bytes  # of its function, of which `task` has the rest
+    identity: bytes | None  # of a pickled call, see Call
+
+
 class Problem(NamedTuple):
     """Something in a store that was not as it should be."""
 
@@ -288,6 +309,40 @@ class Store(abc.ABC):
         RUNNING without a registered owner goes back to PENDING by RELEASE.
         """
 
+    # moving to another store
+
+    @abc.abstractmethod
+    def ids(self) -> list[int]:
+        """The ids of all tasks, oldest first."""
+
+    @abc.abstractmethod
+    def stored(self, ids: Sequence[int]) -> list[Stored]:
+        """Those of the given tasks that are there, in no special order."""
+
+    @abc.abstractmethod
+    def runs(self) -> list[RunRecord]:
+        """All runs, oldest first."""
+
+    @abc.abstractmethod
+    def begin_filling(self, source: str) -> str | None:
+        """Reserve an empty store for what comes from `source`, until `end_filling()`.
+
+        From now on it can only be opened with `filling=True`, so that nobody works on a part. Returns
+        what it is reserved for, which is another source if it was reserved before; None, and nothing
+        has changed, where it holds tasks, runs or owners already.
+        """
+
+    @abc.abstractmethod
+    def put(self, tasks: Sequence[Stored] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+        """Have these tasks with their functions, and these runs, as they are given; and the tasks `gone` no more.
+
+        What was there under the same id is replaced. What is gone goes first.
+        """
+
+    @abc.abstractmethod
+    def end_filling(self) -> None:
+        """Open the store to everybody. What was put is on disk, also through a cut of the power, before that."""
+
     # looking
 
     @abc.abstractmethod
@@ -342,7 +397,9 @@ __all__ = [
     "Problem",
     "Resume",
     "Run",
+    "RunRecord",
     "Store",
+    "Stored",
     "Turn",
     "Turned",
     "check_finished",

@@ -46,7 +46,9 @@ from .base import (
     Problem,
     Resume,
     Run,
+    RunRecord,
     Store,
+    Stored,
     Turn,
     Turned,
     check_finished,
@@ -85,6 +87,7 @@ class FileStore(Store):
         *,
         durability: Literal["process", "power"] = "process",
         create: bool = True,
+        filling: bool = False,
     ):
         if durability not in ("process", "power"):
             raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
@@ -92,6 +95,7 @@ class FileStore(Store):
         self.address = str(self.path)
         durable = durability == "power"
         self._lock = threading.RLock()
+        self._filling = filling  # whether a migration may be under way in it
         self._depth = 0  # of uses of the lock within one another
         self._closed = False
         self._folders = Folders(self.path, durable)
@@ -171,6 +175,11 @@ class FileStore(Store):
             raise StoreVersionError(
                 f"{self.path} has version {content['version']}, and this omniq_executor reads up to {VERSION}:"
                 " install a newer one, or use another store"
+            )
+        if not self._filling and "migrating" in content:
+            source = content["migrating"]
+            raise StoreError(
+                f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
             )
 
     def close(self) -> None:
@@ -717,6 +726,65 @@ class FileStore(Store):
         for path in (self.path / "owners").glob("*.lock"):
             if path.stem not in here and not self._owners.is_alive(int(path.stem), self._owners.host):
                 self._owners.forget(int(path.stem))
+
+    # moving to another store
+
+    def ids(self) -> list[int]:
+        with self._locked():
+            return self._folders.names("tasks")
+
+    def stored(self, ids: Sequence[int]) -> list[Stored]:
+        with self._locked():
+            records = [record for number in ids if (record := self._load(number)) is not None]
+            return [Stored(self._task(record), record.digest, record.identity) for record in records]
+
+    def runs(self) -> list[RunRecord]:
+        with self._locked():
+            runs = {int(name): self._folders.read_json("runs", f"{name}.json") for name in self._run_names()}
+        return [
+            RunRecord(number, **{**run, "continues": tuple(run["continues"])}) for number, run in sorted(runs.items())
+        ]
+
+    def begin_filling(self, source: str) -> str | None:
+        self.reap(now())
+        with self._locked():
+            mark = self._folders.read_json("", _MARK)
+            if "migrating" in mark:
+                found: str = mark["migrating"]
+                return found
+            if self._folders.names("tasks") or self._run_names() or any(self._folders.json_names("owners")):
+                return None
+            self._folders.write_json("", _MARK, {**mark, "migrating": source})
+            return source
+
+    def put(self, tasks: Sequence[Stored] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+        with self._locked():
+            changes = _Changes()
+            for number in gone:
+                if (record := self._load(number)) is not None:
+                    changes.change(record, record.removed())
+            self._commit(0, changes)
+            for run in runs:
+                fields = run._asdict()
+                self._folders.write_json("runs", f"{fields.pop('id')}.json", fields)
+            changes = _Changes()
+            for task, digest, identity in tasks:
+                self._keep(Function(digest, task.func_path, task.func))
+                new = Record(replace(task, func=b""), digest, identity, version=1)
+                old = self._load(task.id)
+                if old is None:
+                    changes.new[task.id] = new
+                else:
+                    changes.change(old, replace(new, version=old.version + 1, size=old.size))
+            self._commit(0, changes)
+
+    def end_filling(self) -> None:
+        with self._locked():
+            os.sync()  # a file after the other would take minutes
+            mark = self._folders.read_json("", _MARK)
+            self._folders.write_json("", _MARK, {name: mark[name] for name in mark if name != "migrating"})
+            safety.sync(self.path / _MARK)
+            safety.sync(self.path)
 
     # functions
 

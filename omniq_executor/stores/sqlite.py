@@ -17,6 +17,7 @@ Rules that keep it whole:
 """
 
 import contextlib
+import json
 import logging
 import os
 import sqlite3
@@ -33,7 +34,21 @@ from ..codec import decode_error, decode_options
 from ..errors import StoreError, StoreVersionError, TaskNotFound, TooLarge
 from ..model import FINISHED, Status, Task, format_id, now, parse_id
 from . import safety, transactions
-from .base import Call, Found, Function, Owner, Problem, Resume, Run, Store, Turn, Turned, check_finished
+from .base import (
+    Call,
+    Found,
+    Function,
+    Owner,
+    Problem,
+    Resume,
+    Run,
+    RunRecord,
+    Store,
+    Stored,
+    Turn,
+    Turned,
+    check_finished,
+)
 from .owners import NODES, Owners, new_owner_id
 from .transactions import Many, Reply, Transaction
 
@@ -45,12 +60,13 @@ _CHECKPOINT_TIMEOUT_S = 1.0
 _LOOK_AT_LOG_EVERY = 64  # turns
 _KNOWN_FUNCTIONS = 4096  # whose numbers are kept
 
-_TASK = """
-    SELECT t.id, q.name, t.run, f.path, f.pickle, t.args, t.kwargs, t.status, t.priority, t.eta, t.attempts, t.crashes,
+_COLUMNS = """
+    t.id, q.name, t.run, f.path, f.pickle, t.args, t.kwargs, t.status, t.priority, t.eta, t.attempts, t.crashes,
         t.owner, t.enqueued_at, t.started_at, t.finished_at, t.result, t.error, t.exception, t.key,
         t.options
-    FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
 """
+_FROM = "FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function"
+_TASK = f"SELECT {_COLUMNS} {_FROM}"
 
 _log = logging.getLogger("omniq_executor")
 _open_stores: "weakref.WeakSet[SQLiteStore]" = weakref.WeakSet()
@@ -64,7 +80,14 @@ class SQLiteStore(Store):
     also through a cut of the machine's power, at about ten times the cost of a lone commit.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "process", create: bool = True):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durability: Durability = "process",
+        create: bool = True,
+        filling: bool = False,
+    ):
         if durability not in ("process", "power"):
             raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
         self.path = Path(path).absolute()
@@ -77,6 +100,7 @@ class SQLiteStore(Store):
         self._peers: list[int] = []  # the registered owners, as of that version
         self._foreign = False  # whether one has, since the last turn
         self._turns = 0
+        self._filling = filling  # whether a migration may be under way in it
         self._connection: sqlite3.Connection | None = None
         self._owners = Owners(self._beside("-owners"))
         try:
@@ -132,6 +156,11 @@ class SQLiteStore(Store):
             raise StoreVersionError(
                 f"{self.path} has schema version {version}, and this omniq_executor reads up to"
                 f" {transactions.SCHEMA_VERSION}: install a newer one, or use another store"
+            )
+        if not self._filling and connection.execute(transactions.IS_FILLING).fetchone()[0]:
+            ((source,),) = connection.execute("SELECT source FROM migration").fetchall()
+            raise StoreError(
+                f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
             )
 
     def _connect(self, durability: Durability) -> sqlite3.Connection:
@@ -371,6 +400,52 @@ class SQLiteStore(Store):
             return [text for (text,) in self._read("PRAGMA integrity_check") if text != "ok"]
         except StoreError as error:
             return [str(error)]
+
+    # moving to another store
+
+    def ids(self) -> list[int]:
+        return [id for (id,) in self._read("SELECT id FROM task ORDER BY id")]
+
+    def stored(self, ids: Sequence[int]) -> list[Stored]:
+        rows = self._read(
+            f"SELECT f.digest, t.identity, {_COLUMNS} {_FROM} WHERE t.id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(ids)),),
+        )
+        return [Stored(_task(row), digest, identity) for digest, identity, *row in rows]
+
+    def runs(self) -> list[RunRecord]:
+        rows = self._read(
+            "SELECT r.id, q.name, owner, continues, started_at, ended_at, clean, settled"
+            " FROM run r JOIN queue q ON q.id = r.queue ORDER BY r.id"
+        )
+        return [
+            RunRecord(
+                id,
+                queue,
+                owner,
+                tuple(json.loads(continues)),
+                started,
+                ended,
+                None if clean is None else bool(clean),
+                bool(settled),
+            )
+            for id, queue, owner, continues, started, ended, clean, settled in rows
+        ]
+
+    def begin_filling(self, source: str) -> str | None:
+        self.reap(now())
+        found: str | None = self._write(transactions.begin_filling(source))
+        return found
+
+    def put(self, tasks: Sequence[Stored] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+        with self._lock:
+            self._write(transactions.put(tasks, runs, gone))
+            self._count_turn()
+
+    def end_filling(self) -> None:
+        with self._lock, _explained(self.path):
+            self._opened().execute("PRAGMA synchronous = FULL")  # with this commit, all before it are synced
+            self._write(transactions.end_filling())
 
     def _look_for_peers(self, connection: sqlite3.Connection) -> None:
         # Inside the transaction, so that an owner who enters is either seen here or sees this turn's changes.

@@ -14,11 +14,26 @@ which keeps digits of floats that a conversion to REAL would round.
 
 import json
 from collections.abc import Collection, Generator, Iterable, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from ..codec import decode_error, decode_options, encode_error, encode_options
-from ..model import ErrorInfo, Event, Status, source, target
-from .base import Batch, Block, Call, Claimed, Found, Function, Outcome, Resume, Run, Turn, Turned
+from ..model import ErrorInfo, Event, Status, Task, source, target
+from .base import (
+    Batch,
+    Block,
+    Call,
+    Claimed,
+    Found,
+    Function,
+    Outcome,
+    Resume,
+    Run,
+    RunRecord,
+    Stored,
+    Turn,
+    Turned,
+)
 
 
 class Reply(NamedTuple):
@@ -455,6 +470,64 @@ CHECKS = (
         for column in ("args", "kwargs", "result", "error", "options")
     ),
 )
+
+
+# Moving to another store
+
+
+def begin_filling(address: str) -> Transaction:
+    """Note that the store is filled from another; returns from which it is. See Store.begin_filling()."""
+    if (yield IS_FILLING, ()).rows[0][0]:
+        ((found,),), _ = yield "SELECT source FROM migration", ()
+        return found
+    ((is_used,),), _ = yield (
+        "SELECT EXISTS (SELECT 1 FROM task) OR EXISTS (SELECT 1 FROM run) OR EXISTS (SELECT 1 FROM owner)",
+        (),
+    )
+    if is_used:
+        return None
+    yield "CREATE TABLE migration (source TEXT NOT NULL)", ()
+    yield "INSERT INTO migration VALUES (?)", (address,)
+    return address
+
+
+IS_FILLING = "SELECT count(*) FROM sqlite_master WHERE name = 'migration'"
+
+# The columns of `task` that are fields of Task, as they are.
+_PLAIN = [f.name for f in fields(Task) if f.name not in ("queue", "func_path", "func", "error", "options")]
+_PUT_COLUMNS = [*_PLAIN, "queue", "function", "identity", "error", "exception", "options"]
+_PUT = f"""
+    INSERT INTO task ({", ".join(_PUT_COLUMNS)}) VALUES ({", ".join("?" * len(_PUT_COLUMNS))})
+    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _PUT_COLUMNS)}
+"""
+
+
+def put(tasks: Sequence[Stored], runs: Sequence[RunRecord], gone: Sequence[int]) -> Transaction:
+    """Have tasks and runs as they are given. See Store.put()."""
+    yield "DELETE FROM task WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(gone)),)
+    queues: dict[str, int] = {}
+    for queue in {stored.task.queue for stored in tasks} | {run.queue for run in runs}:
+        queues[queue] = yield from ensure_queue(queue)
+    functions: dict[bytes, int] = {}
+    rows = Many()
+    for task, digest, identity in tasks:
+        if digest not in functions:
+            functions[digest] = yield from ensure_function(Function(digest, task.func_path, task.func))
+        rows.append((
+            *(getattr(task, name) for name in _PLAIN), queues[task.queue], functions[digest], identity,
+            *_error_columns(task.error), encode_options(task.options),
+        ))  # fmt: skip
+    yield _PUT, rows
+    yield (
+        "INSERT OR REPLACE INTO run (id, queue, owner, continues, started_at, ended_at, clean, settled)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        Many((run.id, queues[run.queue], run.owner, json.dumps(run.continues), *run[4:]) for run in runs),
+    )
+
+
+def end_filling() -> Transaction:
+    """Note that nothing is missing any more."""
+    yield "DROP TABLE migration", ()
 
 
 # Runs
