@@ -21,6 +21,7 @@ import os
 import shutil
 import stat
 import threading
+import time
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -652,9 +653,14 @@ class FileStore(Store):
         self._opened()
         with safety.appearing(destination) as fresh:
             safety.make_folder(fresh)
+            safety.make_folder(fresh / "tasks")
+            # Most of the work without the lock, which others wait for: what changes meanwhile is copied again.
+            copied: dict[str, _Seen] = {}
+            _copy_tasks(self.path / "tasks", fresh / "tasks", copied)
             with self._locked():
+                _copy_tasks(self.path / "tasks", fresh / "tasks", copied)
                 _copy_file(self.path / _MARK, fresh / _MARK)
-                for folder in ("tasks", "functions", "runs", "keys"):
+                for folder in ("functions", "runs", "keys"):
                     safety.make_folder(fresh / folder)
                     for entry in os.scandir(self.path / folder):
                         if entry.is_symlink():
@@ -921,6 +927,31 @@ class _Queue:
     def _become_due(self, now: int) -> None:
         while self._later and self._later[0][0] <= now:
             heapq.heappush(self._due, heapq.heappop(self._later)[1])
+
+
+_Seen = tuple[int, int, int]  # inode, time of the last change, size
+_SETTLED_S = 1.0  # a file that changed that lately may change again without another time
+
+
+def _copy_tasks(source: Path, target: Path, copied: dict[str, _Seen]) -> None:
+    """Copy the files that are not in `copied`, or have changed since they were, and note them there."""
+    left = set(copied)
+    for entry in os.scandir(source):
+        if not entry.name.endswith(".json") or not entry.is_file(follow_symlinks=False):
+            continue
+        left.discard(entry.name)
+        with contextlib.suppress(FileNotFoundError):  # without the lock it may be purged at any time
+            found = entry.stat(follow_symlinks=False)
+            seen = found.st_ino, found.st_mtime_ns, found.st_size
+            if copied.get(entry.name) != seen:
+                if entry.name in copied:
+                    (target / entry.name).unlink()
+                is_settled = found.st_mtime_ns < time.time_ns() - _SETTLED_S * 1e9
+                copied[entry.name] = seen if is_settled else (0, 0, 0)
+                _copy_file(entry.path, target / entry.name)
+    for name in left:
+        (target / name).unlink()
+        del copied[name]
 
 
 def _copy_file(source: str | Path, target: Path) -> None:

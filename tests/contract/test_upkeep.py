@@ -293,6 +293,35 @@ while not stop.is_set():
                 assert (one.id + 1, one.status) == (two.id, two.status)
 
 
+def test_what_changes_while_a_folder_is_copied_is_in_the_copy_as_it_is_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = BACKENDS["file"]
+    client = Client(backend, backend.address(tmp_path))
+    old = client.add(*range(4), claimed=True)
+    for path in (tmp_path / "runs" / "store" / "tasks").iterdir():
+        os.utime(path, (1, 1))  # long ago
+    real_locked = client.store._locked  # type: ignore[attr-defined]
+
+    def first_change() -> Any:
+        monkeypatch.setattr(client.store, "_locked", real_locked)
+        client.end(Event.COMPLETE, *old[:2], result="1")
+        client.store.purge(client.store.get(old[1]).finished_at or 0)
+        client.store.purge(tick(), [Status.COMPLETED])
+        client.end(Event.COMPLETE, old[2], result="1")
+        client.add(9)
+        return real_locked()
+
+    monkeypatch.setattr(client.store, "_locked", first_change)
+    assert client.store.backup(tmp_path / "copy") == 3
+    with contextlib.closing(backend.open(tmp_path / "copy")) as saved:
+        tasks = saved.find()
+        assert [task.status for task in tasks] == [Status.COMPLETED, Status.PENDING, Status.PENDING]
+        assert tasks[0] == client.store.get(old[2])
+        assert saved.check() == []
+    client.close()
+
+
 @pytest.mark.parametrize("calls", [3, 30, 60])
 def test_a_backup_that_is_killed_leaves_nothing_at_its_destination(
     backend: Backend, address: Path, start: Start, tmp_path: Path, calls: int
