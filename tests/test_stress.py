@@ -249,7 +249,7 @@ def test_submits_and_maps_of_several_threads_survive_kills_and_stops(
         def map_some() -> int:
             rows = iter(range(1_000_000))
             count = 0
-            results: Iterator[Any] = executor.map(calls.sum_below, rows, buffersize=7, timeout=STALL_S * 2)
+            results: Iterator[Any] = executor.map(calls.sum_below, rows, buffersize=7, timeout=STALL_S * 2 + KILLS)
             for n, result in enumerate(results):
                 assert result == n * (n - 1) // 2
                 count += 1

@@ -431,7 +431,8 @@ class LocalEngine:
         stopped = []
         for worker in self._slots:
             if worker is not None and worker.queued and not worker.take_at and worker.taken == proc.NEVER:
-                first = _unstarted(worker)
+                # The next one counts as started: with it the worker may be in it before it can be told.
+                first = max(_unstarted(worker), worker.reported + 1)
                 parts = _parts(worker.chunks, first, worker.next)
                 if any(chunk.ids[i] in ids for chunk, start, stop in parts for i in range(start, stop)):
                     self._stop(worker, first)
