@@ -39,6 +39,7 @@ def new_owner_id(taken: Iterable[int]) -> int:
             return id
 
 
+_POLL_S = 0.002  # how often filelock tries
 _kept: "list[Owners]" = []
 
 
@@ -51,8 +52,8 @@ class Owners:
         self._held: dict[int, FileLock] = {}
 
     def gate(self, timeout_s: float) -> FileLock:
-        """The lock under which a store is created and opened."""
-        return FileLock(self.folder / "open.lock", timeout=timeout_s, mode=0o600)
+        """The lock under which a store is created and opened, and its owners are looked at."""
+        return FileLock(self.folder / "open.lock", timeout=timeout_s, mode=0o600, poll_interval=_POLL_S)
 
     def hold(self, owner: int) -> None:
         """Prove from now on that this process lives."""

@@ -107,12 +107,8 @@ class SQLiteStore(Store):
             if not create and not self.path.exists():
                 raise StoreError(f"there is no store at {self.path}")
             self._prepare_files()
-            with _explained(self.path), self._owners.gate(BUSY_TIMEOUT_S):
+            with _explained(self.path), self._one_at_a_time():
                 self._connection = self._connect(durability)
-        except Timeout as error:
-            raise StoreError(
-                f"the store {self.path} is being opened by another process for more than {BUSY_TIMEOUT_S:.0f} s"
-            ) from error
         except OSError as error:
             what = "opened" if os.path.exists(self.path) else "created"
             raise StoreError(f"the store {self.path} cannot be {what}: {safety.explain(error)}") from error
@@ -251,10 +247,23 @@ class SQLiteStore(Store):
 
     def owners(self) -> list[Owner]:
         rows = self._read("SELECT id, queue, host, pid, opened_at FROM owner ORDER BY opened_at, id")
-        return [
-            Owner(id, queue, host, pid, opened_at, self._owners.is_alive(id, host))
-            for id, queue, host, pid, opened_at in rows
-        ]
+        # One process at a time: a lock that another one is trying just now looks like that of a living owner.
+        with self._one_at_a_time():
+            return [
+                Owner(id, queue, host, pid, opened_at, self._owners.is_alive(id, host))
+                for id, queue, host, pid, opened_at in rows
+            ]
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Keep other processes from opening the store, and from finding out who is alive."""
+        try:
+            with self._owners.gate(BUSY_TIMEOUT_S):
+                yield
+        except Timeout as error:
+            raise StoreError(
+                f"the store {self.path} is being opened by another process for more than {BUSY_TIMEOUT_S:.0f} s"
+            ) from error
 
     def reap(self, now: int) -> int:
         dead = [owner.id for owner in self.owners() if not owner.alive]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,23 @@ def test_owners_leave_no_files_behind(client: Client, enter: Callable[..., Clien
     client.stop()
     assert {path.name for path in folder.iterdir()} == before
     assert client.store.counts().get("work", {}).get(Status.RUNNING) is None
+
+
+def test_a_dead_owner_that_another_process_is_looking_at_is_still_found_dead(client: Client, other: Client) -> None:
+    """To look at it is to hold its lock for a moment, which is just what a living owner does."""
+    client.add(1, claimed=True)
+    client.die()
+    owners = other.store._owners  # type: ignore[attr-defined]
+    looking = threading.Event()
+    enough = threading.Event()
+
+    def look() -> None:
+        with owners.gate(5), FileLock(owners._lock_path(client.owner)):
+            looking.set()
+            enough.wait(0.2)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    assert looking.wait(5)
+    assert other.store.reap(tick()) == 1
+    looker.join()
