@@ -31,6 +31,7 @@ class Point(NamedTuple):
     call: str
     number: int
     what: str  # as strace shows it
+    is_first: bool  # since a step was acknowledged
 
     def __str__(self) -> str:
         return f"{self.call} #{self.number}: {self.what}"
@@ -92,20 +93,21 @@ def points(traced: Traced, calls: Sequence[str] = CALLS) -> list[Point]:
     assert traced.status == 0, traced.err
     found: list[Point] = []
     seen: Counter[str] = Counter()
-    begun = False
+    begun = is_first = False
     for line in traced.log.splitlines():
         match = _LINE.match(line)
         if match is None:
             continue
         name, what = match.groups()
         if name == "writev":
-            begun = True
+            begun = is_first = True
             if '"end' in what:
                 break
             continue
         seen[name] += 1
         if begun and name in calls and " = -1 " not in what and (name != "openat" or "O_CREAT" in what):
-            found.append(Point(name, seen[name], what))
+            found.append(Point(name, seen[name], what, is_first))
+            is_first = False
     return found
 
 
