@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from bench import report, rounds
@@ -19,18 +20,19 @@ def main() -> int:
     load_before = os.getloadavg()[0]
     results: list[rounds.Result] = []
     failed = False
-    for measurement in chosen:
-        try:
-            results += rounds.run(
-                measurement,
-                quick=options.quick,
-                durability=options.durability,
-                store_dir=options.store_dir,
-                tell=tell,
-            )
-        except rounds.ProbeFailed as error:
-            failed = True
-            tell(f"failed: {error}")
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.store_dir, ignore_cleanup_errors=True) as stores:
+        for measurement in chosen:
+            try:
+                results += rounds.run(
+                    measurement,
+                    quick=options.quick,
+                    durability=options.durability,
+                    store_dir=Path(stores),
+                    tell=tell,
+                )
+            except rounds.ProbeFailed as error:
+                failed = True
+                tell(f"failed: {error}")
     of = report.report(results, durability=options.durability, quick=options.quick, load_before=load_before)
     print(report.markdown(of))
     report.write_json(of, options.json)

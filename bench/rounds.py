@@ -6,7 +6,6 @@ taken within each round and the median over all rounds: a machine that slows dow
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +103,7 @@ class ProbeFailed(RuntimeError):
 
 
 def run(
-    measurement: Measurement, *, quick: bool, durability: str, store_dir: Path | None, tell: Callable[[str], None]
+    measurement: Measurement, *, quick: bool, durability: str, store_dir: Path, tell: Callable[[str], None]
 ) -> Iterator[Result]:
     """Take all rounds of a measurement, then yield its rows."""
     size = measurement.quick_size if quick else measurement.size
@@ -142,8 +141,11 @@ def summarize(name: str, row: Row, size: int, rounds: list[tuple[float, float]])
     )
 
 
-def probe(name: str, side: str, size: int, durability: str, store_dir: Path | None) -> dict[str, float]:
-    """Run one measurement of one side in a fresh process with a fresh store."""
+def probe(name: str, side: str, size: int, durability: str, store_dir: Path) -> dict[str, float]:
+    """Run one measurement of one side in a fresh process with a fresh store.
+
+    The store is left there: ext4 is slow to make files for a minute or so after many were removed.
+    """
     folder = tempfile.mkdtemp(prefix="bench-", dir=store_dir)
     command = [sys.executable, "-m", "bench.measure", name, side, str(size), f"{folder}/store.db", durability]
     # A session of its own: its processes can be counted, and ended, as one.
@@ -156,8 +158,6 @@ def probe(name: str, side: str, size: int, durability: str, store_dir: Path | No
         if isinstance(error, subprocess.TimeoutExpired):
             raise ProbeFailed(f"{name}, {side}: no end after {PROBE_LIMIT_S:.0f} s") from None
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     if process.returncode:
         raise ProbeFailed(f"{name}, {side}: exit status {process.returncode}")
     figures: dict[str, float] = json.loads(output)
