@@ -543,7 +543,8 @@ class Dispatcher:
         total, best = engine.room()
         self._room = total
         work = Turn(moment, blocks=ends.blocks, outcomes=ends.outcomes)
-        self._backlog = self._backlog or ends.gives_back
+        # Who rang may have added or revived something: it is claimed in this very turn, as no other may follow.
+        self._backlog = self._backlog or ends.gives_back or self._rung
         if batch is not None:
             # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
             usual = not batch.priority and not batch.eta and batch.options is None

@@ -936,7 +936,7 @@ _SETTLED_S = 1.0  # a file that changed that lately may change again without ano
 def _copy_tasks(source: Path, target: Path, copied: dict[str, _Seen]) -> None:
     """Copy the files that are not in `copied`, or have changed since they were, and note them there."""
     left = set(copied)
-    for entry in os.scandir(source):
+    for entry in list(os.scandir(source)):  # all at once: whoever adds files quickly would never let it end
         if not entry.name.endswith(".json") or not entry.is_file(follow_symlinks=False):
             continue
         left.discard(entry.name)

@@ -25,7 +25,7 @@ from typing import Any
 from backends import CUBE, ERROR, SQUARE, Model, call, rows
 
 from omniq_executor import StoreError, open_store
-from omniq_executor.model import Claim, Event, Status, Task
+from omniq_executor.model import FINISHED, Claim, Event, Options, Status, Successor, Task, succeed
 from omniq_executor.stores.base import Batch, Block, Outcome, Store, Turn
 
 QUEUE = "work"
@@ -39,6 +39,8 @@ OFTEN: dict[str, dict[str, Any]] = {
     "sqlite": {"sqlite.CHECKPOINT_BYTES": 1, "sqlite._LOOK_AT_LOG_EVERY": 5},
     "file": {"journal.ROTATE_BYTES": 20_000},
 }
+
+OPTIONS = Options(max_retries=2, interval=60_000_000, tags=("nightly", "a b"))
 
 Step = tuple[Any, ...]  # a method of Doing and Expected, and its arguments
 
@@ -68,6 +70,13 @@ def _round(o: int, key: str) -> list[Step]:
         ("add_keyed", "a", o + 10, key),
         ("claim", "a", [o, o + 2]),
         ("turn", "a", [], [(o, Event.COMPLETE, LARGE), (o + 2, Event.FAIL, None)], []),
+        # one that is tried again, and recurs
+        ("add_recurring", "a", o + 13),
+        ("claim", "a", [o + 13]),
+        ("turn", "a", [], [(o + 13, Event.RETRY, None)], []),
+        ("claim", "a", [o + 13]),
+        ("recur", "a", o + 13, o + 14),
+        ("cancel", "a", [o + 14]),
         # another owner, who leaves something behind
         ("open", "b"), ("enter", "b"), ("begin", "b"),
         ("add", "b", range(o + 11, o + 13), True),
@@ -81,9 +90,13 @@ def _round(o: int, key: str) -> list[Step]:
         ("claim", "a", [o + 1, o + 2, o + 3, o + 8, o + 10, o + 12]),
         ("block", "a", range(o + 1, o + 4)),
         ("turn", "a", [], [(n, Event.COMPLETE, str(n)) for n in (o + 8, o + 10, o + 12)], []),
-        ("end_run", "a", True), ("leave", "a"), ("close", "a"),
+        ("end_run", "a", True), ("leave", "a"), ("purge", "a", 20), ("close", "a"),
         ("open", "a"), ("enter", "a"), ("begin", "a"),
     ]  # fmt: skip
+
+
+def _error_of(event: Event) -> Any:
+    return ERROR if event in (Event.FAIL, Event.RETRY) else None
 
 
 class Doing:
@@ -133,6 +146,17 @@ class Doing:
     def add_keyed(self, who: str, id: int, key: str) -> None:
         self._turn(who, adds=[Batch(id, 1, SQUARE, calls=[call(id)], key=key)])
 
+    def add_recurring(self, who: str, id: int) -> None:
+        self._turn(who, adds=[Batch(id, 1, CUBE, calls=[call(id)], priority=5, options=OPTIONS)])
+
+    def recur(self, who: str, id: int, next_id: int) -> None:
+        successor = Successor(next_id, self.now)
+        end = Outcome(id, self._expected.tasks[id].attempts, Event.COMPLETE, "0", successor=successor)
+        assert self._turn(who, outcomes=[end]).refused == set()
+
+    def purge(self, who: str, seconds: int) -> None:
+        assert self.stores[who].purge(self.now - seconds * 1_000_000) == len(self._expected.finished(seconds))
+
     def claim(self, who: str, ids: list[int]) -> None:
         assert [it.id for it in self._turn(who, claim=len(ids)).claimed] == ids
 
@@ -146,7 +170,7 @@ class Doing:
     def turn(self, who: str, adds: list[int], ends: list[Any], claims: list[int]) -> None:
         batches = [Batch(id, 1, CUBE, calls=[call(id)]) for id in adds]
         outcomes = [
-            Outcome(id, self._expected.tasks[id].attempts, event, result, ERROR if event is Event.FAIL else None)
+            Outcome(id, self._expected.tasks[id].attempts, event, result, _error_of(event))
             for id, event, result in ends
         ]
         turned = self._turn(who, adds=batches, outcomes=outcomes, claim=len(claims))
@@ -180,7 +204,7 @@ class Expected(Model):
     def __init__(self) -> None:
         super().__init__()
         self.now = T0
-        self.histories: dict[int, list[Task]] = {}
+        self.histories: dict[int, list[Task | None]] = {}
 
     def step(self, step: Step) -> None:
         name, who, *args = step
@@ -229,8 +253,27 @@ class Expected(Model):
 
     def _end(self, who: str, id: int, event: Event, result: Any) -> None:
         claim = Claim(self.OWNERS[who], self.tasks[id].attempts)
-        error = ERROR if event is Event.FAIL else None
-        self.happen(id, event, self.now, claim=claim, result=result, error=error)
+        self.happen(id, event, self.now, claim=claim, result=result, error=_error_of(event))
+
+    def add_recurring(self, who: str, id: int) -> None:
+        self._add(CUBE, id)
+        self.tasks[id] = replace(self.tasks[id], priority=5, options=OPTIONS)
+        self.histories[id] = [self.tasks[id]]
+
+    def recur(self, who: str, id: int, next_id: int) -> None:
+        self._end(who, id, Event.COMPLETE, "0")
+        self.tasks[next_id] = succeed(self.tasks[id], Successor(next_id, self.now), self.now)
+        self.histories[next_id] = [self.tasks[next_id]]
+
+    def finished(self, seconds: int) -> list[int]:
+        """What had finished so long ago."""
+        before = self.now - seconds * 1_000_000
+        return [id for id, task in self.tasks.items() if task.status in FINISHED and (task.finished_at or 0) < before]
+
+    def purge(self, who: str, seconds: int) -> None:
+        for id in self.finished(seconds):
+            del self.tasks[id]
+            self.histories[id].append(None)
 
     def cancel(self, who: str, ids: list[int]) -> None:
         for id in ids:
@@ -319,8 +362,9 @@ class Allowed:
 
     def problems(self, held: dict[int, Task]) -> list[str]:
         """What is wrong with what a store holds."""
-        found = [f"invented: {_shown(held[id])}" for id in held.keys() - self._tasks_after.keys()]
-        for id in self._tasks_after:
+        known = {**self._tasks_before, **self._tasks_after}
+        found = [f"invented: {_shown(held[id])}" for id in held.keys() - known.keys()]
+        for id in known:
             may_be = [self._tasks_before.get(id), *self._histories[id]]
             if _comparable(held.get(id)) not in map(_comparable, may_be):
                 found.append(f"{id}: {_shown(held.get(id))} instead of one of {[_shown(task) for task in may_be]}")
@@ -368,6 +412,7 @@ def check(address: Path, rounds: int, acknowledged: int) -> list[str]:
         if missing := {task.id for task in left if task.status is Status.PENDING} - done:
             found.append(f"PENDING, and not claimed by who comes next: {missing}")
     with contextlib.closing(open_store(address, create=False)) as store:
+        found += [f"still not as it should be: {problem}" for problem in store.check()]
         for task in store.find():
             if task.status is not Status.COMPLETED and (
                 task.id in done or task.status in (Status.PENDING, Status.RUNNING)
