@@ -269,7 +269,7 @@ def test_only_its_user_can_read_a_backup(backend: Backend, client: Client, tmp_p
 def test_backups_under_load_are_each_of_one_moment(
     backend: Backend, client: Client, start: Start, tmp_path: Path
 ) -> None:
-    """Another process adds pairs, each in one transaction, and completes them: no copy has half of one."""
+    """Another process adds, completes and purges pairs, each in one transaction: no copy has half of one."""
     process = start("""
 client = Client(backend, address)
 ready()
@@ -277,8 +277,10 @@ import threading
 stop = threading.Event()
 threading.Thread(target=lambda: (input(), stop.set())).start()
 while not stop.is_set():
-    ids = client.add(1, 2, claimed=True)
-    client.end(Event.COMPLETE, *ids, result="1")
+    for _ in range(50):
+        ids = client.add(1, 2, claimed=True)
+        client.end(Event.COMPLETE, *ids, result="1")
+    client.store.purge(tick())
 """)
     for n in range(8):
         client.store.backup(tmp_path / f"{n}" / backend.filename)
