@@ -209,14 +209,14 @@ _APPLIED_AT = len(_MAGIC) + 1 + 6 + 1 + 20 + 1
 
 def _parse_header(header: bytes) -> tuple[int, int, str]:
     """Generation, end of what is applied, boot. Raises ValueError where it is torn."""
-    magic, version, generation, applied, *boot = header.split()
+    magic, version, generation, applied, *boot = header.split(None, 4)
     if int(version) > VERSION:
         raise StoreVersionError(
             f"the journal has version {int(version)}, and this omniq_executor reads up to {VERSION}"
         )
     if magic != _MAGIC or int(applied) < _HEADER_BYTES:
         raise ValueError("a torn header")
-    return int(generation), int(applied), boot[0].decode() if boot else ""
+    return int(generation), int(applied), boot[0].strip().decode() if boot else ""
 
 
 def _read_all(fd: int, start: int) -> bytes:
