@@ -264,6 +264,8 @@ class SQLiteStore(Store):
             raise StoreError(
                 f"the store {self.path} is being opened by another process for more than {BUSY_TIMEOUT_S:.0f} s"
             ) from error
+        except OSError as error:
+            raise StoreError(f"the store {self.path}: {safety.explain(error)}") from error
 
     def reap(self, now: int) -> int:
         dead = [owner.id for owner in self.owners() if not owner.alive]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from backends import CUBE, ERROR, PROOF, SQUARE, Backend, Client, Model, call, rows
-from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
@@ -40,6 +40,7 @@ CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_t
 SETTINGS = settings(
     max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, suppress_health_check=CHECKS,
     derandomize=False, print_blob=True,
+    phases=[phase for phase in Phase if phase is not Phase.explain],  # which traces every line: twice the time
 )  # fmt: skip
 
 # What a task may be after one call of the store; if that ended a claim and took the task again, RUNNING as before.
