@@ -223,7 +223,8 @@ class Store(abc.ABC):
     def hear(self, owner: int) -> list[int]:
         """The tasks that were finished or cancelled by others since `owner` entered or last asked.
 
-        It is asked through the handle with which the owner entered.
+        It is asked through the handle with which the owner entered. One that finished, was revived and
+        finished again is there for each time.
         """
 
     # runs
