@@ -155,7 +155,7 @@ def decode_options(text: str | None) -> Options | None:
     fields["tags"] = tuple(fields.get("tags", ()))
     if "policy" in fields:
         fields["policy"] = base64.b64decode(fields["policy"])
-    return Options(**fields)
+    return Options(**fields).or_none()
 
 
 def _is_unicode(text: str) -> bool:

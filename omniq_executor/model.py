@@ -142,6 +142,13 @@ class Options(NamedTuple):
     tags: tuple[str, ...] = ()
     policy: bytes | None = None  # pickle of (backoff, retry_on), where they are not the usual ones
 
+    def or_none(self) -> "Options | None":
+        """These options, or None where all of them are the usual ones."""
+        return None if self == _USUAL else self
+
+
+_USUAL = Options()
+
 
 class Successor(NamedTuple):
     """The next occurrence of a task that recurs."""
@@ -198,7 +205,7 @@ def apply(
         case Event.FAIL:
             return replace(task, status=to, finished_at=now, error=error)
         case Event.RETRY:
-            options = task.options or Options()
+            options = task.options or _USUAL
             options = options._replace(retries=options.retries + 1)
             return replace(task, status=to, owner=None, started_at=None, eta=eta, error=error, options=options)
         case Event.RELEASE | Event.CRASH:
@@ -207,13 +214,13 @@ def apply(
         case Event.CANCEL:
             return replace(task, status=to, finished_at=now)
         case Event.REVIVE:
-            afresh = task.options and task.options._replace(retries=0)
+            afresh = task.options and task.options._replace(retries=0).or_none()
             return replace(task, status=to, finished_at=None, error=None, crashes=0, options=afresh)
 
 
 def succeed(task: Task, successor: Successor, now: int) -> Task:
     """The next occurrence of a task that recurs, as it is added when the task ends."""
-    options = (task.options or Options())._replace(
+    options = (task.options or _USUAL)._replace(
         retries=0, series=task.id if task.options is None or task.options.series is None else task.options.series
     )
     return Task(

@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 
 from .. import codec
 from ..errors import StoreError, StoreVersionError, TaskNotFound
-from ..model import FINISHED, Claim, Event, Options, Refused, Status, Task, format_id, now, parse_id, succeed
+from ..model import FINISHED, Claim, Event, Refused, Status, Task, format_id, now, parse_id, succeed
 from . import safety
 from .base import (
     Batch,
@@ -549,7 +549,7 @@ class FileStore(Store):
             task = Task(
                 id=number, queue=run.queue, run=run.id, func_path=function.path, func=b"", args=call.args,
                 kwargs=call.kwargs, enqueued_at=now, key=batch.key, priority=batch.priority, eta=batch.eta,
-                options=None if batch.options == Options() else batch.options, **claim,  # type: ignore[arg-type]
+                options=batch.options and batch.options.or_none(), **claim,  # type: ignore[arg-type]
             )  # fmt: skip
             changes.new[number] = Record(task, function.digest, call.identity, 1 + batch.claimed)
 

@@ -153,12 +153,11 @@ def _record(number: int, fields: dict[str, Any], size: int) -> Record:
 
 def _options(fields: dict[str, Any]) -> Options | None:
     interval, series = fields["interval"], fields.get("series")
-    options = Options(
+    return Options(
         _checked(fields["max_retries"], int), fields.get("retries", 0), fields["timeout"],
         None if interval is None else round(interval * 1_000_000), None if series is None else parse_id(series),
         tuple(fields.get("tags", ())), _pickle(fields, "policy"),
-    )  # fmt: skip
-    return None if options == _USUAL else options
+    ).or_none()  # fmt: skip
 
 
 def _checked(value: Any, kind: type) -> Any:

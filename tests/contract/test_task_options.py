@@ -117,6 +117,15 @@ def test_who_revives_a_task_gives_it_its_retries_back(client: Client) -> None:
     assert client.store.get(id).options == ALL
 
 
+def test_who_revives_a_task_that_had_no_options_but_a_retry_leaves_it_without_any(client: Client) -> None:
+    id = add(client)
+    client.claim()
+    end(client, id, Event.RETRY, error=ERROR, eta=0)
+    assert client.store.cancel([id], tick()) == [id]
+    assert client.store.revive([id], tick()) == [id]
+    assert client.store.get(id).options is None
+
+
 def test_the_next_occurrence_is_added_with_the_end_of_the_last(client: Client) -> None:
     id = add(client, 5, priority=2, options=ALL)
     client.claim()
