@@ -571,6 +571,8 @@ class Dispatcher:
         self.engine.reports = []
 
     def _commit(self, work: Turn, ends: Ends) -> None:
+        # Not for what is news to nobody: two who are rung would ring each other for ever.
+        is_news = bool(work.blocks or work.outcomes) or any(not batch.claimed for batch in work.adds)
         try:
             try:
                 turned = self.store.turn(self.owner, self.run, work)
@@ -609,7 +611,8 @@ class Dispatcher:
             self._rung = False
             self._backlog = True
             self._look(number for number in self.store.hear(self.owner) if number in self._waiting)
-        self.store.ring(self.owner)
+        if is_news:
+            self.store.ring(self.owner)
 
     def _commit_apart(self, work: Turn) -> Turned:
         """Commit each outcome alone, since one is too large for the store. That one's call fails for it."""

@@ -1,7 +1,9 @@
 """Races of the dispatcher's threads, each made to happen."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -120,3 +122,24 @@ def test_what_another_thread_has_taken_in_meanwhile_is_not_waited_for_under_the_
         dispatcher._selector = OvertakenSelector(dispatcher)
         assert [executor.submit(calls.square, n).result(WAIT_S) for n in range(20)] == [n * n for n in range(20)]
         dispatcher._selector = dispatcher._selector._real
+
+
+@pytest.mark.parametrize("name", ["store.db", "store"])
+def test_idle_executors_on_one_store_keep_each_other_busy_with_nothing(
+    tmp_path: Path, make_executor: Callable[..., PersistentExecutor], name: str
+) -> None:
+    both = [make_executor(1, store=tmp_path / name, queue="shared") for _ in range(2)]
+    taken = Counter[int]()
+    for number, executor in enumerate(both):
+        executor.submit(pow, 2, 3).result(WAIT_S)
+        dispatcher = executor._dispatcher
+
+        def take(*args: Any, number: int = number, take_turn: Any = dispatcher._take_turn, **kwargs: Any) -> None:
+            taken[number] += 1
+            take_turn(*args, **kwargs)
+
+        dispatcher._take_turn = take  # type: ignore[method-assign]
+    for executor in both:
+        executor.submit(pow, 2, 3).result(WAIT_S)
+    time.sleep(0.3)  # in which they could ring each other some hundred times
+    assert all(count < 20 for count in taken.values()), taken
