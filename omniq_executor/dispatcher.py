@@ -51,6 +51,7 @@ from .future import DurableFuture
 from .handout import Handout
 from .ids import Ids
 from .model import FINISHED, Event, Status, now
+from .neighbours import Neighbours
 from .outcomes import Ends, ends_of, singly, too_large
 from .policy import Plan
 from .schedule import STEAL_AFTER_S
@@ -120,6 +121,7 @@ class Dispatcher:
             self._bell = os.open(bell, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
             self._selector.register(self._bell, selectors.EVENT_READ, lambda _: self._on_bell())
         engine.attach(self._selector, self._wake)
+        self._neighbours = Neighbours(store, owner, self._selector)
 
     # what executors, maps and futures ask for
 
@@ -444,6 +446,8 @@ class Dispatcher:
                     ready = self._selector.select(0)
                 self._hear(ready)
                 self._holds = False
+                if self._neighbours.tend():
+                    self._backlog = True  # whoever has found it
                 self._turn()
         except StoreError as error:
             _log.error("%s; it is tried again every %s s", error, RETRY_S)
@@ -469,7 +473,7 @@ class Dispatcher:
         # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
         if self._dropped or self.engine.reports:  # the latter where a submit took them in, and then failed
             return 0
-        alarm = _earlier(self.engine.next_check(self._is_idle), self._retry_at)
+        alarm = _earlier(_earlier(self.engine.next_check(self._is_idle), self._retry_at), self._neighbours.look_at)
         left = None if alarm is None else max(alarm - time.monotonic(), 0.0)
         if self._due is not None:
             # By the clock on the wall, which may be set meanwhile: so it is looked at now and then.
@@ -508,7 +512,7 @@ class Dispatcher:
     def _on_bell(self) -> None:
         assert self._bell is not None
         _drain(self._bell)
-        self._rung = True
+        self._rung = self._neighbours.rung = True
 
     # the turn
 
@@ -725,6 +729,7 @@ class Dispatcher:
             except StoreError as error:
                 _log.error("the run could not be closed, and will be continued as a broken one: %s", error)
             self._selector.close()
+            self._neighbours.close()
             for fd in (self._wake_r, self._wake_w, self._bell):
                 if fd is not None:
                     os.close(fd)
@@ -737,6 +742,7 @@ class Dispatcher:
         self.failure = "this executor belongs to the parent process; make another one after the fork"
         self.lock = TurnLock()  # another thread of the parent's may have held it
         self.engine.leave_to_parent()
+        self._neighbours.close()
         os.close(self._selector.fileno())  # not unregistered: what it waits for is shared with the parent
         for fd in (self._wake_r, self._wake_w, self._bell):
             if fd is not None:

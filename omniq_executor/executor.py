@@ -109,6 +109,7 @@ class PersistentExecutor(concurrent.futures.Executor):
             try:
                 owner = opened.enter(queue or default_queue())
                 run = opened.begin_run(queue or default_queue(), owner, resume, now())
+                dispatcher = Dispatcher(opened, owner, run, pool, crash_retries)
             except BaseException:
                 opened.close()
                 raise
@@ -126,7 +127,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         """The name of the queue that the executor works off."""
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
         self._functions = Functions()
-        self._dispatcher = Dispatcher(opened, owner, run, pool, crash_retries)
+        self._dispatcher = dispatcher
         _open_dispatchers.add(self._dispatcher)
         self._abandon = weakref.finalize(self, Dispatcher.close, self._dispatcher, False)
         self._abandon.atexit = False  # _close_at_exit() does it, and waits

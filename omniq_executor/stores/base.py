@@ -205,6 +205,10 @@ class Store(abc.ABC):
         """All registered owners, oldest first."""
 
     @abc.abstractmethod
+    def peers(self, owner: int) -> list[int]:
+        """The ids of the other registered owners, alive or not."""
+
+    @abc.abstractmethod
     def reap(self, now: int) -> int:
         """RELEASE the RUNNING tasks of every owner whose death is proved, forget it, and return how many.
 

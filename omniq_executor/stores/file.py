@@ -392,6 +392,10 @@ class FileStore(Store):
             owners.append(Owner(int(name), about["queue"], about["host"], about["pid"], about["opened_at"], alive))
         return sorted(owners, key=lambda owner: (owner.opened_at, owner.id))
 
+    def peers(self, owner: int) -> list[int]:
+        with self._locked():
+            return [id for name in self._folders.json_names("owners") if (id := int(name)) != owner]
+
     def reap(self, now: int) -> int:
         with self._locked():
             dead = [owner.id for owner in self._registered() if not owner.alive]

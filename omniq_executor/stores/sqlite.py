@@ -267,6 +267,9 @@ class SQLiteStore(Store):
         except OSError as error:
             raise StoreError(f"the store {self.path}: {safety.explain(error)}") from error
 
+    def peers(self, owner: int) -> list[int]:
+        return [id for (id,) in self._read("SELECT id FROM owner WHERE id <> ?", (owner,))]
+
     def reap(self, now: int) -> int:
         dead = [owner.id for owner in self.owners() if not owner.alive]
         if not dead:

@@ -40,8 +40,10 @@ def test_an_owner_is_registered_until_it_leaves(client: Client, enter: Enter, st
     assert (first.queue, second.queue) == ("work", "elsewhere")
     assert (first.pid, first.host, first.alive) == (os.getpid(), socket.gethostname(), True)
     assert 0 < first.opened_at <= second.opened_at
+    assert client.store.peers(client.owner) == [other.owner]
     client.store.leave(client.owner)
-    assert [owner.id for owner in store.owners()] == [other.owner]
+    assert [owner.id for owner in store.owners()] == store.peers(client.owner) == [other.owner]
+    assert other.store.peers(other.owner) == []
 
 
 def test_what_an_owner_leaves_behind_is_pending(client: Client, other: Client) -> None:
