@@ -9,12 +9,12 @@ decide what comes next.
        |  ^               | | +--FAIL------> FAILED ----+
        |  +--RELEASE------+ +----CRASH--> PENDING       |
        |                    +----RETRY--> PENDING       |
-       +--CANCEL--> CANCELLED <--CANCEL (running)       |
+       +--CANCEL--> CANCELLED <--ABORT (running)        |
        ^                |                               |
        +-----REVIVE-----+---------------REVIVE----------+
 
-A claim is fenced: whatever ends it (COMPLETE, FAIL, RETRY, RELEASE, CRASH) must name the owner and the
-attempt of the claim. `attempts` counts the claims of a task and only ever grows, so an outcome
+A claim is fenced: what its owner ends it by (COMPLETE, FAIL, RETRY, RELEASE, CRASH) must name the owner and
+the attempt of the claim. ABORT is anybody's, and means whichever claim there is. `attempts` counts the claims of a task and only ever grows, so an outcome
 that arrives after its claim was lost finds another number there and is refused.
 """
 
@@ -54,6 +54,7 @@ class Event(enum.Enum):
     RELEASE = "release"  # given back unstarted, or its owner died: nothing is charged
     CRASH = "crash"  # the worker died in it: charged against crash_retries
     CANCEL = "cancel"  # nobody wants it any more
+    ABORT = "abort"  # nor what it does at present
     REVIVE = "revive"  # an explicit wish to run it again
 
 
@@ -65,6 +66,7 @@ TRANSITIONS: dict[tuple[Status, Event], Status] = {
     (Status.RUNNING, Event.RETRY): Status.PENDING,
     (Status.RUNNING, Event.RELEASE): Status.PENDING,
     (Status.RUNNING, Event.CRASH): Status.PENDING,
+    (Status.RUNNING, Event.ABORT): Status.CANCELLED,
     (Status.FAILED, Event.REVIVE): Status.PENDING,
     (Status.CANCELLED, Event.REVIVE): Status.PENDING,
 }
@@ -211,7 +213,7 @@ def apply(
         case Event.RELEASE | Event.CRASH:
             crashes = task.crashes + (event is Event.CRASH)
             return replace(task, status=to, owner=None, started_at=None, crashes=crashes)
-        case Event.CANCEL:
+        case Event.CANCEL | Event.ABORT:
             return replace(task, status=to, finished_at=now)
         case Event.REVIVE:
             afresh = task.options and task.options._replace(retries=0).or_none()
@@ -219,7 +221,7 @@ def apply(
 
 
 def succeed(task: Task, successor: Successor, now: int) -> Task:
-    """The next occurrence of a task that recurs, as it is added when the task ends."""
+    """The next occurrence of a task that recurs, as it is added when the task ends. See also `last()`."""
     options = (task.options or _USUAL)._replace(
         retries=0, series=task.id if task.options is None or task.options.series is None else task.options.series
     )
@@ -227,6 +229,12 @@ def succeed(task: Task, successor: Successor, now: int) -> Task:
         id=successor.id, queue=task.queue, run=task.run, func_path=task.func_path, func=task.func, args=task.args,
         kwargs=task.kwargs, priority=task.priority, eta=successor.eta, enqueued_at=now, options=options,
     )  # fmt: skip
+
+
+def last(task: Task) -> Task:
+    """A task that recurs, as the last of its series: no occurrence follows it."""
+    options = (task.options or _USUAL)._replace(interval=None)
+    return replace(task, options=options.or_none())
 
 
 def now() -> int:

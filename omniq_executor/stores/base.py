@@ -264,7 +264,8 @@ class Store(abc.ABC):
 
         Adds: a `key` that the queue has already is the one reason for which a batch is not added;
         use `by_key()` first. Ends: each is checked against (owner, attempt) and refused if the
-        claim is gone; the successor of one that is not refused is added as model.succeed() has it.
+        claim is gone; the successor of one that is not refused is added as model.succeed() has it,
+        unless the series was cancelled meanwhile.
         Claims: up to `work.claim` tasks of the run's queue that are PENDING with an eta not after
         `work.now`, highest priority first, then earliest eta, then lowest id; each becomes RUNNING
         with the next attempt.
@@ -275,11 +276,12 @@ class Store(abc.ABC):
         """Add one call with the id `number`, RUNNING as attempt 1 of `owner`: as a turn of one claimed add."""
 
     @abc.abstractmethod
-    def cancel(self, ids: Sequence[int], now: int) -> list[int]:
-        """CANCEL those that are PENDING, and return them.
+    def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
+        """CANCEL those that are PENDING and, with `running`, ABORT those that are RUNNING; returns them.
 
-        Of a task that recurs, the occurrence that is PENDING is cancelled with it, whichever of
-        the series is named: so the series ends.
+        Whoever runs one of them hears of it (see `hear()`) and is to end it.
+        Of a task that recurs, the series ends, whichever of it is named: an occurrence that is PENDING
+        is cancelled with it, and one that is RUNNING likewise or, without `running`, is the last.
         """
 
     @abc.abstractmethod

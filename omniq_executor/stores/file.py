@@ -569,7 +569,8 @@ class FileStore(Store):
             refused.add(number)
         else:
             changes.change(record, ended)
-            if end.successor is not None:
+            options = record.task.options
+            if end.successor is not None and options is not None and options.interval is not None:
                 task = succeed(record.task, end.successor, now)
                 changes.new[task.id] = Record(task, record.digest, record.identity, 1)
 
@@ -586,37 +587,44 @@ class FileStore(Store):
                 claimed.append(changes.change(found, found.claim(owner, now)))
         return claimed
 
-    def cancel(self, ids: Sequence[int], now: int) -> list[int]:
-        with self._locked():
-            series = {
-                task.id if task.options.series is None else task.options.series
-                for number in ids
-                if (record := self._load(number)) is not None
-                and (task := record.task).options is not None
-                and task.options.interval is not None
-            }
-            return self._change([*ids, *(self._occurrences(series) if series else ())], Event.CANCEL, now)
-
-    def _occurrences(self, series: set[int]) -> Iterator[int]:
-        """What is PENDING of the given series."""
-        for number in self._folders.names(STATUS_FOLDERS[Status.PENDING]):
-            record = self._load(number)
-            if record is not None and record.task.options is not None and record.task.options.series in series:
-                yield number
-
-    def revive(self, ids: Sequence[int], now: int) -> list[int]:
-        return self._change(ids, Event.REVIVE, now)
-
-    def _change(self, ids: Sequence[int], event: Event, now: int) -> list[int]:
+    def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
         with self._locked():
             changes = _Changes()
-            for number in ids:
-                record = self._load(number)
-                if record is not None:
-                    with contextlib.suppress(Refused):
-                        changes.change(record, record.after(event, now))
+            records = list(filter(None, map(self._load, ids)))
+            series = {series for record in records if (series := _series(record.task)) is not None}
+            records += self._occurrences(series) if series else ()
+            cancelled = self._change(changes, records, Event.CANCEL, now)
+            if running:
+                cancelled += self._change(changes, records, Event.ABORT, now)
+            for record in records:
+                if record.task.id not in changes.new and record.task.status is Status.RUNNING:
+                    if _series(record.task) is not None:
+                        changes.change(record, record.last())
             self._commit(0, changes)
-            return list(changes.new)
+            return cancelled
+
+    def _occurrences(self, series: set[int]) -> Iterator[Record]:
+        """What is PENDING or RUNNING of the given series."""
+        for status in (Status.PENDING, Status.RUNNING):
+            for number in self._folders.names(STATUS_FOLDERS[status]):
+                record = self._load(number)
+                if record is not None and _series(record.task) in series:
+                    yield record
+
+    def revive(self, ids: Sequence[int], now: int) -> list[int]:
+        with self._locked():
+            changes = _Changes()
+            revived = self._change(changes, filter(None, map(self._load, ids)), Event.REVIVE, now)
+            self._commit(0, changes)
+            return revived
+
+    def _change(self, changes: "_Changes", records: Iterable[Record], event: Event, now: int) -> list[int]:
+        """Let an event happen to those to which it may; returns which."""
+        before = len(changes.new)
+        for record in records:
+            with contextlib.suppress(Refused):
+                changes.change(record, record.after(event, now))
+        return list(changes.new)[before:]
 
     # upkeep
 
@@ -965,6 +973,13 @@ def _copy_file(source: str | Path, target: Path) -> None:
 
 def _order(task: Task) -> _Entry:
     return -task.priority, task.eta, task.id
+
+
+def _series(task: Task) -> int | None:
+    """The id of the series of a task that recurs."""
+    if task.options is None or task.options.interval is None:
+        return None
+    return task.id if task.options.series is None else task.options.series
 
 
 def _outcomes(block: Block) -> Iterator[tuple[int, Outcome]]:

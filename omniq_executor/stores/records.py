@@ -13,7 +13,7 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
 from ..codec import decode_error, encode_error, encode_json
-from ..model import Claim, ErrorInfo, Event, Options, Status, Task, apply, format_id, iso, parse_id, parse_iso
+from ..model import Claim, ErrorInfo, Event, Options, Status, Task, apply, format_id, iso, last, parse_id, parse_iso
 from ..preview import preview
 
 END = b"\n}\n"  # of every text, and in none before its end: JSON has no line ends within a text
@@ -45,6 +45,10 @@ class Record:
     def release(self, now: int) -> "Record":
         """The record after its claim is taken back from its owner."""
         return self.after(Event.RELEASE, now, claim=Claim(self.task.owner or 0, self.task.attempts))
+
+    def last(self) -> "Record":
+        """The record of a task that recurs, as the last of its series."""
+        return replace(self, task=last(self.task), version=self.version + 1)
 
     def removed(self) -> "Record":
         """What the journal says of the removal of the task: as little as its files can be found by."""

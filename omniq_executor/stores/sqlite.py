@@ -354,8 +354,8 @@ class SQLiteStore(Store):
                 # The turn is committed, and must not look as if it were not. The log is as good as before.
                 _log.warning("%s: its log is worked off later", error)
 
-    def cancel(self, ids: Sequence[int], now: int) -> list[int]:
-        cancelled: list[int] = self._write(transactions.cancel(ids, now))
+    def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
+        cancelled: list[int] = self._write(transactions.cancel(ids, now, running))
         return cancelled
 
     def revive(self, ids: Sequence[int], now: int) -> list[int]:

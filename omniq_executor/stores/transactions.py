@@ -188,8 +188,9 @@ _SUCCEED = f"""
     INSERT INTO task (id, queue, run, function, args, kwargs, identity, status, priority, eta, enqueued_at, options)
     SELECT ?, queue, run, function, args, kwargs, identity, {_ADDED:d}, priority, ?, ?,
         json_set(options, '$.series', coalesce(options ->> 'series', id), '$.retries', 0)
-    FROM task WHERE id = ?
+    FROM task WHERE id = ? AND options ->> 'interval' IS NOT NULL
 """
+_SERIES = "coalesce(options ->> 'series', id)"
 _NEWS = "INSERT INTO news (task, owner) VALUES (?, ?)"
 _RELEASE_ALL = f"""
     UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL WHERE {_RUNNING} AND owner = ?
@@ -339,21 +340,30 @@ def ensure_function(function: Function) -> Transaction:
     return id
 
 
-def cancel(ids: Sequence[int], now: int) -> Transaction:
-    """CANCEL the PENDING ones of ids, and return them. It is news to all owners, whoever asked for it."""
+def cancel(ids: Sequence[int], now: int, running: bool) -> Transaction:
+    """CANCEL the PENDING ones of ids, ABORT the RUNNING ones if that is wished, and return them. See Store.cancel().
+
+    It is news to all owners, whoever asked for it.
+    """
     recurring, _ = yield (
-        "SELECT coalesce(options ->> 'series', id) FROM task"
+        f"SELECT {_SERIES} FROM task"
         " WHERE id IN (SELECT value FROM json_each(?)) AND options ->> 'interval' IS NOT NULL",
         (json.dumps(list(ids)),),
     )
     if recurring:
         others, _ = yield (
-            f"SELECT id FROM task WHERE status = {source(Event.CANCEL)[0]:d}"
-            " AND options ->> 'series' IN (SELECT value FROM json_each(?))",
+            f"SELECT id, status FROM task WHERE status IN ({Status.PENDING:d}, {Status.RUNNING:d})"
+            f" AND {_SERIES} IN (SELECT value FROM json_each(?))",
             (json.dumps([series for (series,) in recurring]),),
         )
-        ids = [*ids, *(id for (id,) in others)]
-    changed = yield from _change(Event.CANCEL, f"finished_at = {now:d}", ids)
+        ids = [*ids, *(id for id, _ in others)]
+        yield (
+            "UPDATE task SET options = json_remove(options, '$.interval') WHERE id = ?",
+            Many((id,) for id, status in others if status == Status.RUNNING and not running),
+        )
+    changed = []
+    for event in (Event.CANCEL, Event.ABORT) if running else (Event.CANCEL,):
+        changed += yield from _change(event, f"finished_at = {now:d}", ids)
     yield _NEWS, Many((id, None) for id in changed)
     return changed
 

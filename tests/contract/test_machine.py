@@ -299,11 +299,12 @@ class StoreMachine(RuleBasedStateMachine):
                 self.publish(id, by=client.owner)
         assert turned.refused == refused
 
-    @rule(which=places)
-    def cancels(self, which: list[int]) -> None:
+    @rule(which=places, running=st.booleans())
+    def cancels(self, which: list[int], running: bool) -> None:
         ids = self.pick(which)
-        cancelled = [id for id in ids if self.model.happen(id, Event.CANCEL, self.now)]
-        assert sorted(self.observer.cancel(ids, self.now)) == sorted(cancelled)
+        events = (Event.CANCEL, Event.ABORT) if running else (Event.CANCEL,)
+        cancelled = [id for id in ids if any(self.model.happen(id, event, self.now) for event in events)]
+        assert sorted(self.observer.cancel(ids, self.now, running)) == sorted(cancelled)
         for id in cancelled:
             self.publish(id)
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from backends import ERROR, SQUARE, Backend, Client, call, new_ids, tick
 
 from omniq_executor.model import Claim, Event, Options, Status, Successor
@@ -159,6 +160,29 @@ def test_a_series_is_cancelled_by_any_of_its_occurrences(client: Client) -> None
     end(client, first, Event.COMPLETE, result="1", successor=Successor(second, tick() + 10**9))
     assert client.store.cancel([first], tick()) == [second]
     assert client.statuses([first, second, stranger]) == [Status.COMPLETED, Status.CANCELLED, Status.PENDING]
+
+
+@pytest.mark.parametrize("named", ["first", "second"])
+def test_a_series_that_is_cancelled_while_it_runs_ends_with_that_occurrence(client: Client, named: str) -> None:
+    first, (second, third) = add(client, options=ALL), new_ids(2)
+    client.claim(1)
+    end(client, first, Event.COMPLETE, result="1", successor=Successor(second, 0))
+    client.claim(1)
+    assert client.store.cancel([first if named == "first" else second], tick()) == []
+    assert client.store.get(second).options == ALL._replace(series=first, interval=None)
+    assert end(client, second, Event.COMPLETE, result="2", successor=Successor(third, 0)) == set()
+    assert client.statuses([first, second]) == [Status.COMPLETED, Status.COMPLETED]
+    assert client.store.states([third]) == []
+
+
+def test_a_series_is_cancelled_with_the_occurrence_that_runs_by_who_wishes_that(client: Client) -> None:
+    first, (second, third) = add(client, options=ALL), new_ids(2)
+    client.claim(1)
+    end(client, first, Event.COMPLETE, result="1", successor=Successor(second, 0))
+    client.claim(1)
+    assert client.store.cancel([first], tick(), running=True) == [second]
+    assert end(client, second, Event.COMPLETE, result="2", successor=Successor(third, 0)) == {second}
+    assert client.store.states([third]) == []
 
 
 def test_tasks_are_found_by_their_tags(client: Client) -> None:

@@ -415,6 +415,31 @@ def test_only_what_is_pending_can_be_cancelled(client: Client) -> None:
     assert client.claim() == []
 
 
+def test_what_runs_is_cancelled_only_by_who_wishes_that(client: Client, other: Client) -> None:
+    ids, now = one_of_each(client), tick()
+    before = {status: client.store.get(id) for status, id in ids.items()}
+    for one in (client, other):
+        one.store.hear(one.owner)
+    pending, running = ids[Status.PENDING], ids[Status.RUNNING]
+    assert sorted(client.store.cancel([*ids.values(), *new_ids(1)], now, running=True)) == [pending, running]
+    cancelled = client.store.get(running)
+    assert (cancelled.status, cancelled.finished_at, cancelled.attempts) == (Status.CANCELLED, now, 1)
+    for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
+        assert client.store.get(ids[status]) == before[status]
+    assert sorted(client.store.hear(client.owner)) == sorted(other.store.hear(other.owner)) == [pending, running]
+
+
+@pytest.mark.parametrize("event", sorted(ENDS_CLAIM, key=str))
+def test_a_claim_whose_task_was_cancelled_is_refused_its_end(client: Client, event: Event) -> None:
+    (id,) = client.add(1)
+    client.claim()
+    client.store.cancel([id], tick(), running=True)
+    assert client.turn(outcomes=[Outcome(id, 1, event, "1" if event is Event.COMPLETE else None)]).refused == {id}
+    assert client.store.get(id).status is Status.CANCELLED
+    assert client.store.revive([id], tick()) == [id]
+    assert [(it.id, it.attempt) for it in client.turn(claim=1).claimed] == [(id, 2)]
+
+
 def test_only_what_failed_or_was_cancelled_can_be_revived(client: Client) -> None:
     ids = one_of_each(client)
     before = {status: client.store.get(id) for status, id in ids.items()}
