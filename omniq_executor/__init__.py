@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .config import Settings as Settings
     from .errors import (
         CallError as CallError,
+        NotImportable as NotImportable,
         OmniqError as OmniqError,
         PoolBroken as PoolBroken,
         RemoteError as RemoteError,
@@ -46,6 +47,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             "CallError",
+            "NotImportable",
             "OmniqError",
             "PoolBroken",
             "RemoteError",

@@ -8,8 +8,8 @@ They come from the environment:
     OMNIQ_TIMEOUT      how long a call may run: 90, or 1.5h; by default for ever
     OMNIQ_RESULT_TTL   how long what is finished is kept: 7d, say; by default until it is purged
 
-`omniq-executor purge` goes by the last one. Executors do not act on OMNIQ_MAX_RETRIES and OMNIQ_TIMEOUT yet,
-which are read and checked.
+`omniq-executor purge` goes by the last one, and executors by the two before it, for calls whose options say
+nothing else.
 """
 
 import math

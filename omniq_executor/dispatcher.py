@@ -187,11 +187,11 @@ class Dispatcher:
         self._tell()
         return future
 
-    def cancel(self, numbers: Sequence[int]) -> None:
-        """Cancel those of the tasks that have not started, for good."""
+    def cancel(self, numbers: Sequence[int], running: bool = False) -> None:
+        """Cancel those of the tasks that have not started, for good; with `running`, end those that have."""
         with self.lock:
             if not self._closed:
-                self._cancel(numbers)
+                self._cancel(numbers, running)
         self._tell()
 
     def forget(self, sink: Sink) -> None:
@@ -237,7 +237,7 @@ class Dispatcher:
     def has_claimed(self, number: int) -> bool:
         """Whether the task is with a worker of this executor, or about to be."""
         with self.lock:
-            return self.engine.holds(number) or number in self._handout
+            return self.engine.holds(number) or number in self._handout.ids()
 
     # adding
 
@@ -323,10 +323,12 @@ class Dispatcher:
                 self._settle(known)
         self._turn()
 
-    def _cancel(self, numbers: Sequence[int]) -> None:
+    def _cancel(self, numbers: Sequence[int], running: bool = False) -> None:
         if not numbers:
             return
-        cancelled = self.store.cancel(numbers, now())
+        cancelled = self.store.cancel(numbers, now(), running)
+        if running:
+            self._abort(set(cancelled))
         mine = self._recall(set(numbers).difference(cancelled))
         if mine:
             releases = [Outcome(number, attempt, Event.RELEASE) for number, attempt in mine.items()]
@@ -337,6 +339,11 @@ class Dispatcher:
             self._waiting.resolve(number, CANCELLED)
             self._rung = True  # it is news to this owner too, to be cleared with the next turn
         self.store.ring(self.owner)
+
+    def _abort(self, numbers: set[int]) -> None:
+        """Have tasks not run here any more whose claim is gone."""
+        self._recall(numbers)
+        self.engine.end(numbers)
 
     def _recall(self, numbers: set[int]) -> dict[int, int]:
         """Those of the tasks that are claimed here and not started, with their attempts; nobody has them any more."""
@@ -614,7 +621,7 @@ class Dispatcher:
         if turned.foreign or self._rung:
             self._rung = False
             self._backlog = True
-            self._look(number for number in self.store.hear(self.owner) if number in self._waiting)
+            self._hear_of(self.store.hear(self.owner))
         if is_news:
             self.store.ring(self.owner)
 
@@ -631,6 +638,13 @@ class Dispatcher:
         turned = self.store.turn(self.owner, self.run, work)
         turned.refused |= refused
         return turned
+
+    def _hear_of(self, numbers: Sequence[int]) -> None:
+        """Take in that tasks were finished or cancelled by others."""
+        self._look(number for number in numbers if number in self._waiting)
+        if numbers and (mine := self._handout.ids().union(self.engine.held()).intersection(numbers)):
+            still = {found.id for found in self.store.states(mine) if found.status is Status.RUNNING}
+            self._abort(mine - still)
 
     def _look(self, numbers: Iterable[int]) -> None:
         """Ask the store how tasks stand, and resolve those that are finished."""

@@ -3,6 +3,7 @@
     OmniqError
      +-- CallError                 what became of one call; other calls are not touched
      |    +-- WorkerCrashed        the process running it died     (also a BrokenProcessPool)
+     |    +-- NotImportable        its function cannot be imported in the worker (also an ImportError)
      |    +-- TaskTimeout          it ran longer than its timeout  (also a TimeoutError)
      |    +-- RemoteError          it raised what cannot be rebuilt in this process
      |    +-- SerializationError   it, or its result, cannot be stored (also a PicklingError)
@@ -30,6 +31,10 @@ class CallError(OmniqError):
 
 class WorkerCrashed(CallError, BrokenProcessPool):
     """The worker process died while it ran the call, more often than `crash_retries` allows."""
+
+
+class NotImportable(CallError, ImportError):
+    """The function of the call cannot be imported in the worker. It was never called, and is not tried again."""
 
 
 class TaskTimeout(CallError, TimeoutError):

@@ -22,7 +22,7 @@ from .errors import CallError, TaskNotFound
 from .functions import Functions, stored_call
 from .future import DurableFuture
 from .mapping import Results
-from .model import Status, format_id, now, parse_id
+from .model import Options, Status, format_id, now, parse_id
 from .policy import Backoff, Plan, RetryOn, make_plan
 from .stores import open_store
 from .stores.base import Resume
@@ -102,6 +102,7 @@ class PersistentExecutor(concurrent.futures.Executor):
             raise ValueError(f"resume is 'crashed', 'always' or 'never', not {resume!r}")
         if engine != "local":
             raise ValueError(f"engine is 'local', not {engine!r}")
+        settings = store if isinstance(store, Settings) else Settings.from_env()
         # Before anything is opened: with fork, this forks.
         pool = LocalEngine(max_workers, mp_context or _default_context(), initializer, initargs, max_tasks_per_child)
         try:
@@ -127,6 +128,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         """The name of the queue that the executor works off."""
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
         self._functions = Functions()
+        self._usual = _usual_plan(settings)
         self._dispatcher = dispatcher
         _open_dispatchers.add(self._dispatcher)
         self._abandon = weakref.finalize(self, Dispatcher.close, self._dispatcher, False)
@@ -139,7 +141,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         SerializationError. Raises StoreError if the call cannot be stored, PoolBroken if workers
         cannot be started, and RuntimeError after `shutdown()`.
         """
-        return self._submit(USUAL, fn, args, kwargs)
+        return self._submit(self._usual, fn, args, kwargs)
 
     def _submit(
         self, plan: Plan, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -168,7 +170,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         its end makes the iterator raise TimeoutError. `chunksize` changes nothing: how many calls
         travel together is decided from how long they take.
         """
-        return self._map(USUAL, fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
+        return self._map(self._usual, fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
 
     def _map(
         self,
@@ -193,9 +195,10 @@ class PersistentExecutor(concurrent.futures.Executor):
         self,
         *,
         key: str | None = None,
-        max_retries: int = 0,
+        max_retries: int | None = None,
         backoff: Backoff | None = None,
         retry_on: RetryOn = Exception,
+        timeout: datetime.timedelta | float | None = None,
         priority: int = 0,
         eta: datetime.datetime | datetime.timedelta | float | None = None,
         interval: datetime.timedelta | float | None = None,
@@ -206,10 +209,15 @@ class PersistentExecutor(concurrent.futures.Executor):
         key: names one call within the queue. Whoever submits a call with a key that the queue has
             already gets a future of that task, and nothing is added.
         max_retries: how often a call that raised is tried again; 3 means up to four tries. What a dying
-            worker costs is counted apart, see `crash_retries`.
+            worker costs is counted apart, see `crash_retries`. Default: what the Settings say, else 0.
         backoff: seconds before a retry, or a function from the number of the retry (1, 2, …) to them.
             By default 1, 2, 4, … up to 60, each a quarter more or less by chance.
         retry_on: the exceptions after which it is tried again, a class or a tuple of classes.
+        timeout: how long each try may take, in seconds or as a timedelta, from when a worker has imported
+            the function and begins with the call. One that takes longer is ended with its worker and the
+            child processes it has started, by SIGTERM and two seconds later by SIGKILL. It has failed
+            with TaskTimeout then, and is tried again if retry_on says so. Other calls are not touched.
+            Default: what the Settings say, else none; math.inf for none in any case.
         priority: calls of a higher one run first, within the queue.
         eta: when the call is due: a datetime with a time zone, or a timedelta or seconds from now.
         interval: seconds or a timedelta after which the call is due again, and so on until it is
@@ -220,8 +228,10 @@ class PersistentExecutor(concurrent.futures.Executor):
 
         Raises TypeError or ValueError that names the option and value that make no sense.
         """
+        usual = self._usual.options or Options()
         plan = make_plan(
-            now(), key=key, max_retries=max_retries, backoff=backoff, retry_on=retry_on, priority=priority, eta=eta,
+            now(), key=key, max_retries=usual.max_retries if max_retries is None else max_retries, backoff=backoff,
+            retry_on=retry_on, timeout=usual.timeout if timeout is None else timeout, priority=priority, eta=eta,
             interval=interval, tags=tags,
         )  # fmt: skip
         return _WithOptions(self, plan)
@@ -305,6 +315,12 @@ class _WithOptions(concurrent.futures.Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As PersistentExecutor.shutdown(): it is the same pool."""
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _usual_plan(settings: Settings) -> Plan:
+    """The plan of calls that have no options."""
+    options = Options(settings.max_retries, timeout=settings.timeout).or_none()
+    return USUAL if options is None else Plan(options=options)
 
 
 def _check_whole(name: str, value: Any, at_least: int) -> None:

@@ -46,14 +46,18 @@ class DurableFuture(concurrent.futures.Future[Any]):
             raise ValueError("this call could not be stored, so there is no task of it")
         return self._dispatcher.store.get(self._number)
 
-    def cancel(self) -> bool:
+    def cancel(self, running: bool = False) -> bool:
         """Cancel the call if it has not started; True if it is cancelled, now or before.
 
         A cancelled call never runs: not here, not in another process, not after a restart. Of a call
         that recurs the series ends, also when this occurrence is done.
+
+        With `running` a call that has started is cancelled too, in whichever process it runs: its worker
+        is ended with the child processes that the call has started, by SIGTERM and two seconds later by
+        SIGKILL. Other calls are not touched. What it had done by then is not undone.
         """
         if self._dispatcher is not None and self._number is not None and (not self.done() or self.recurs):
-            self._dispatcher.cancel([self._number])
+            self._dispatcher.cancel([self._number], running)
         return self.cancelled()
 
     def running(self) -> bool:

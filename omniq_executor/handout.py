@@ -86,15 +86,18 @@ class Handout:
         start = 0
         while start < len(claimed):
             _, best = self._engine.room()
+            timeout = _timeout(claimed[start])
             share = self._engine.pace.share(len(claimed) - start, self._engine.max_workers)
-            stop = start + max(1, min(best, share))
+            stop = start + (max(1, min(best, share)) if timeout is None else 1)
             digest, size = claimed[start].digest, 0
             for i in range(start, stop):
                 size += len(claimed[i].args)
-                if claimed[i].digest != digest or (size > MOST_BYTES and i > start):
+                alone = size > MOST_BYTES or _timeout(claimed[i]) is not None
+                if claimed[i].digest != digest or (alone and i > start):
                     stop = i
                     break
             chunk = self._chunk_of_claimed(claimed[start:stop])
+            chunk.timeout = timeout
             if best > 0:
                 self._engine.give(chunk)
             else:  # large arguments have filled a worker's socket, say
@@ -117,8 +120,9 @@ class Handout:
         self.size -= len(taken)
         return taken
 
-    def __contains__(self, number: int) -> bool:
-        return any(number in chunk.ids for chunk in self._chunks) or any(number == held.number for held in self._burst)
+    def ids(self) -> set[int]:
+        """The ids of all calls that wait here."""
+        return {id for chunk in self._chunks for id in chunk.ids}.union(held.number for held in self._burst)
 
     def _gather_burst(self) -> None:
         """Make chunks of the calls of a burst: one of each stretch of calls of one function."""
@@ -147,6 +151,10 @@ class Handout:
                 self._functions.clear()
             pickled = self._functions[digest] = self._store.function(digest).pickle
         return pickled
+
+
+def _timeout(task: Claimed) -> float | None:
+    return None if task.options is None else task.options.timeout
 
 
 def _chunk_of(held: Sequence[_Held]) -> Chunk:

@@ -14,8 +14,9 @@ decide what comes next.
        +-----REVIVE-----+---------------REVIVE----------+
 
 A claim is fenced: what its owner ends it by (COMPLETE, FAIL, RETRY, RELEASE, CRASH) must name the owner and
-the attempt of the claim. ABORT is anybody's, and means whichever claim there is. `attempts` counts the claims of a task and only ever grows, so an outcome
-that arrives after its claim was lost finds another number there and is refused.
+the attempt of the claim. `attempts` counts the claims of a task and only ever grows, so an outcome that
+arrives after its claim was lost finds another number there and is refused. ABORT is anybody's, and ends
+whichever claim there is.
 """
 
 import enum

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from . import codec
 from .engines import worker as proc
-from .engines.local import CRASHED, Report
-from .errors import SerializationError, TooLarge, WorkerCrashed
+from .engines.local import CRASHED, TIMED_OUT, Report
+from .errors import CallError, SerializationError, TaskTimeout, TooLarge, WorkerCrashed
 from .model import ErrorInfo, Event, Successor, format_id
 from .policy import retry_at
 from .schedule import next_occurrence
@@ -69,6 +69,8 @@ def _ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_ret
                 _fail(ends, number, attempt, _crash_error(number, attempt, count, payload))
             else:
                 ends.outcomes.append(Outcome(number, attempt, Event.CRASH))
+        elif kind == TIMED_OUT:
+            _fail(ends, number, attempt, _timeout_error(number, attempt, payload))
     return ends
 
 
@@ -97,8 +99,7 @@ def singly(work: Turn) -> Iterator[Outcome]:
 def too_large(outcome: Outcome, why: TooLarge) -> Outcome:
     """What becomes of a call whose outcome the store cannot hold."""
     error = SerializationError(f"what {format_id(outcome.id)} returned or raised is too large: {why}")
-    info = ErrorInfo("omniq_executor.errors.SerializationError", str(error), "", pickle.dumps(error))
-    return outcome._replace(event=Event.FAIL, result=None, error=info)
+    return outcome._replace(event=Event.FAIL, result=None, error=_info(error))
 
 
 def _complete(ends: Ends, number: int, attempt: int, result: str | bytes) -> None:
@@ -130,4 +131,15 @@ def _crash_error(number: int, attempt: int, crashes: int, how: str) -> ErrorInfo
         f"the process running {format_id(number)} ended by {how}, as attempt {attempt};"
         f" it has happened {crashes} times to this call, so it is not tried again"
     )
-    return ErrorInfo("omniq_executor.errors.WorkerCrashed", str(error), "", pickle.dumps(error))
+    return _info(error)
+
+
+def _timeout_error(number: int, attempt: int, limit_s: float) -> ErrorInfo:
+    return _info(
+        TaskTimeout(f"{format_id(number)} ran for more than {limit_s:g} s, as attempt {attempt}, and was ended")
+    )
+
+
+def _info(error: CallError) -> ErrorInfo:
+    """An error of our own as it is stored."""
+    return ErrorInfo(f"omniq_executor.errors.{type(error).__name__}", str(error), "", pickle.dumps(error))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from . import codec
+from .errors import NotImportable
 from .model import ErrorInfo, Options
 from .schedule import backoff_s
 
@@ -40,6 +41,7 @@ def make_plan(
     max_retries: int,
     backoff: Backoff | None,
     retry_on: RetryOn,
+    timeout: datetime.timedelta | float | None,
     priority: int,
     eta: datetime.datetime | datetime.timedelta | float | None,
     interval: datetime.timedelta | float | None,
@@ -56,9 +58,11 @@ def make_plan(
     micros = None if interval is None else round(_seconds("interval", interval) * _MICROS)
     if micros is not None and micros <= 0:
         raise ValueError(f"interval must be greater than 0, not {interval!r}")
-    options = Options(
-        max_retries, interval=micros, tags=given, policy=_policy(backoff, retry_on) if max_retries else None
-    )
+    limit_s = None if timeout is None or timeout == math.inf else _seconds("timeout", timeout)
+    if limit_s is not None and limit_s <= 0:
+        raise ValueError(f"timeout must be greater than 0, not {timeout!r}")
+    policy = _policy(backoff, retry_on)
+    options = Options(max_retries, timeout=limit_s, interval=micros, tags=given, policy=policy if max_retries else None)
     return Plan(key, priority, _due(eta, now), None if options == Options() else options)
 
 
@@ -81,11 +85,12 @@ def retry_at(options: Options, error: ErrorInfo, now: int) -> int | None:
 
 
 def _is_among(error: ErrorInfo, kinds: RetryOn) -> bool:
+    """Whether an error is one after which a call is tried again. One that was never called is not."""
     try:
         raised = pickle.loads(error.pickle or b"")
     except Exception:  # noqa: BLE001 - what cannot be rebuilt is some exception of the call's all the same
         raised = Exception()
-    return isinstance(raised, kinds)
+    return isinstance(raised, kinds) and not isinstance(raised, NotImportable)
 
 
 def _call(backoff: Backoff, retry: int) -> float:

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 from .. import codec
 from ..schedule import MOST_BYTES, STEAL_AFTER_S, Pace
 from . import worker as proc
+from .ending import Ending
 from .launch import Process, make_launcher
 from .wire import Inbox, Outbox
 
@@ -53,7 +54,9 @@ class Chunk:
     function: bytes  # its pickle
     text: str | None = None  # JSON array of argument arrays
     calls: Sequence[tuple[str | bytes, str | None]] | None = None  # stored forms of (args, kwargs)
+    timeout: float | None = None  # seconds that its call may take; then it is the only one
     number: int = 0  # of its first call, given by the engine
+    given_at: float = 0.0  # likewise, if it has a timeout: by time.monotonic()
 
     def without(self, ids: Container[int]) -> "Chunk":
         """The chunk less the calls with these ids."""
@@ -61,7 +64,7 @@ class Chunk:
         kept = [i for i, number in enumerate(self.ids) if number not in ids]
         return Chunk(
             [self.ids[i] for i in kept], [self.attempts[i] for i in kept], self.digest, self.function,
-            calls=[(whole.calls or ())[i] for i in kept],
+            calls=[(whole.calls or ())[i] for i in kept], timeout=self.timeout,
         )  # fmt: skip
 
     def part(self, start: int, stop: int) -> "Chunk":
@@ -71,8 +74,9 @@ class Chunk:
             rows = codec.decode(self.text or "[]")
             calls = [codec.encode_call(tuple(row), {}) for row in rows]
         return Chunk(
-            self.ids[start:stop], self.attempts[start:stop], self.digest, self.function, calls=calls[start:stop]
-        )
+            self.ids[start:stop], self.attempts[start:stop], self.digest, self.function, calls=calls[start:stop],
+            timeout=self.timeout,
+        )  # fmt: skip
 
 
 class Report(NamedTuple):
@@ -85,6 +89,7 @@ class Report(NamedTuple):
 
 
 CRASHED = "crashed"  # the process died in this call; the payload says how
+TIMED_OUT = "timed out"  # the call was ended; the payload is its timeout, in seconds
 RETURNED = "returned"  # not started, or its result was lost with the process: the payload is a Chunk to run elsewhere
 
 
@@ -139,6 +144,8 @@ class _Worker:
         self.has_run = False  # a call; its second thread answers before that, while it is being set up
         self.broken: str | None = None  # why it could not start
         self.watched = False
+        self.timer = 0.0  # when a call with a timeout is to be looked at, or 0
+        self.ending: Ending | None = None  # of the call that it is in
 
     @property
     def queued(self) -> int:
@@ -172,6 +179,7 @@ class LocalEngine:
         self._start_deaths = 0
         self._start_failures = 0
         self._start_at = 0.0  # before which no worker is started, after a failure; or 0
+        self._orphans: list[tuple[Process, Ending]] = []  # children of workers that were ended, in their grace
         self._selector: selectors.BaseSelector | None = None
         self._wake: Callable[[], None] = lambda: None
 
@@ -203,7 +211,7 @@ class LocalEngine:
             if self._start_at:
                 return 0
             return lead if self._max_tasks is None else min(lead, self._max_tasks)
-        if worker.outbox.waiting or worker.take_at or worker.taken != proc.NEVER:
+        if worker.outbox.waiting or worker.take_at or worker.taken != proc.NEVER or worker.ending is not None:
             return 0
         free = lead - worker.next + worker.reported
         return free if self._max_tasks is None else min(free, self._max_tasks - worker.next)
@@ -225,6 +233,9 @@ class LocalEngine:
         chunk.number = worker.next
         if not worker.queued:
             worker.heard_at = time.monotonic()
+        if chunk.timeout is not None:
+            chunk.given_at = time.monotonic()
+            self._set_timer(worker, chunk.given_at + chunk.timeout)
         worker.next += len(chunk.ids)
         worker.chunks.append(chunk)
         worker.outbox.send((chunk.number, function, pickled, chunk.text, chunk.calls))
@@ -264,7 +275,7 @@ class LocalEngine:
 
     def _start(self, slot: int) -> _Worker:
         cells = self._cells[slot * proc.CELLS : (slot + 1) * proc.CELLS]
-        cells[proc.STARTED], cells[proc.STOP], cells[proc.RESUME] = -1, proc.NEVER, proc.NEVER
+        cells[proc.STARTED], cells[proc.STOP], cells[proc.RESUME], cells[proc.SINCE] = -1, proc.NEVER, proc.NEVER, 0
         data, theirs = socket.socketpair()
         control, their_control = socket.socketpair()
         data.setblocking(False)
@@ -324,6 +335,8 @@ class LocalEngine:
                     self._start_deaths = 0
             for item in items:
                 self._take(worker, *item)
+        if worker.ending is not None and not worker.ending.has_begun:
+            self._go_on_ending(worker, worker.ending)  # it has sent what it had
         if not worker.queued:
             self._settle(worker)
         return True
@@ -369,10 +382,11 @@ class LocalEngine:
 
     def _settle(self, worker: _Worker) -> None:
         """All that the worker was given is reported."""
+        worker.timer = 0.0
         if worker.taken != proc.NEVER or worker.take_at:
             worker.taken, worker.take_at = proc.NEVER, 0.0
             worker.cells[proc.STOP] = proc.NEVER
-        if self._max_tasks is not None and worker.next >= self._max_tasks:
+        if self._max_tasks is not None and worker.next >= self._max_tasks and worker.ending is None:
             self._retire(worker)
 
     # taking back
@@ -380,25 +394,33 @@ class LocalEngine:
     def next_check(self, is_idle: Callable[[], bool]) -> float | None:
         """When `take_back()` has something to do, in seconds of time.monotonic(), or None."""
         due = self._start_at or None
+        for _, ending in self._orphans:
+            due = _earlier(due, ending.due)
         for worker in self._slots:
             if worker is None:
                 continue
+            if worker.timer:
+                due = _earlier(due, worker.timer)
+            if worker.ending is not None:
+                due = _earlier(due, worker.ending.due)
             if worker.take_at:
                 at = worker.take_at
             elif self._may_have_results(worker) or (self._is_hoarding(worker) and is_idle()):
                 at = worker.heard_at + STEAL_AFTER_S
             else:
                 continue
-            due = at if due is None else min(due, at)
+            due = _earlier(due, at)
         return due
 
     def take_back(self, now: float, is_idle: Callable[[], bool]) -> None:
         """Take back calls that wait behind a long one, where a worker could take more than there is.
 
-        And have a worker that is silent for long send the results of the calls before the long one.
+        And have a worker that is silent for long send the results of the calls before the long one, and
+        end calls whose time is over.
         """
         if self._start_at <= now:
             self._start_at = 0.0
+        self._end_overdue(now)
         for worker in self._slots:
             if worker is None:
                 continue
@@ -441,6 +463,79 @@ class LocalEngine:
             time.sleep(_VISIBLE_S)  # no event tells that a write has become visible
         for worker in stopped:
             self._conclude(worker)
+
+    # ending calls
+
+    def end(self, ids: Container[int]) -> None:
+        """End the workers that are in a call with one of these ids; what else they have runs elsewhere."""
+        doomed = []
+        for worker in self._slots:
+            if worker is not None and worker.queued:
+                # If it is between two calls, it is the next one that it cannot be kept from.
+                number = max(worker.cells[proc.STARTED], worker.reported)
+                parts = _parts(worker.chunks, number, min(number + 1, worker.taken))
+                if any(chunk.ids[start] in ids for chunk, start, _ in parts):
+                    doomed.append((worker, number, None))
+        self._begin_ending(doomed)
+
+    def _set_timer(self, worker: _Worker, at: float) -> None:
+        worker.timer = min(worker.timer, at) if worker.timer else at
+
+    def _end_overdue(self, now: float) -> None:
+        """End calls whose time is over, and go on with those that are being ended."""
+        for process, ending in self._orphans:
+            if ending.due is not None and ending.due <= now:
+                ending.step(process, now)
+        self._orphans = [(process, ending) for process, ending in self._orphans if ending.outlived()]
+        overdue = []
+        for worker in self._slots:
+            if worker is None:
+                continue
+            if worker.timer and worker.timer <= now:
+                overdue += self._look_at_clock(worker, now)
+            if worker.ending is not None and worker.ending.due is not None and worker.ending.due <= now:
+                self._go_on_ending(worker, worker.ending)
+        if overdue:
+            self._begin_ending(overdue)
+
+    def _look_at_clock(self, worker: _Worker, now: float) -> list[tuple[_Worker, int, float | None]]:
+        """The worker's call whose time is over, if there is one; its timer is set anew for the others."""
+        worker.timer = 0.0
+        overdue: list[tuple[_Worker, int, float | None]] = []
+        for chunk in worker.chunks:
+            if chunk.timeout is None or chunk.number < worker.reported:
+                continue
+            has_started = worker.cells[proc.STARTED] >= chunk.number and worker.cells[proc.SINCE]
+            # Not before it was given, should STARTED be seen before SINCE. If it has not started, all its time is left.
+            since = max(worker.cells[proc.SINCE] / 1e9, chunk.given_at) if has_started else now
+            if since + chunk.timeout <= now:
+                overdue.append((worker, chunk.number, chunk.timeout))
+            else:
+                self._set_timer(worker, since + chunk.timeout)
+        return overdue
+
+    def _begin_ending(self, doomed: Sequence[tuple[_Worker, int, float | None]]) -> None:
+        """Have these workers end in the calls of these numbers. What waits behind is taken back before."""
+        for worker, number, _ in doomed:
+            if worker.taken == proc.NEVER and not worker.take_at:
+                self._stop(worker, number + 1)
+        if doomed:
+            time.sleep(_VISIBLE_S)  # no event tells that a write has become visible
+        now = time.monotonic()
+        for worker, number, limit_s in doomed:
+            if worker.taken == proc.NEVER:
+                self._conclude(worker)
+            if worker.ending is None and worker.cells[proc.STARTED] <= number:  # else it is over just now
+                worker.ending = Ending(number, limit_s, now)
+                worker.asked_at = now
+                with contextlib.suppress(OSError):
+                    worker.control.send(proc.FLUSH)
+
+    def _go_on_ending(self, worker: _Worker, ending: Ending) -> None:
+        if worker.reported > ending.number and not ending.has_begun:
+            worker.ending = None  # it has come to its end by itself
+            return
+        ending.step(worker.process, time.monotonic())
 
     def _stop(self, worker: _Worker, first: int) -> None:
         """Have the worker start none of its calls from the one of that number on."""
@@ -494,12 +589,20 @@ class LocalEngine:
         if self._slots[slot] is worker:
             self._slots[slot] = None
             started, end = worker.cells[proc.STARTED], min(worker.taken, worker.next)
+            ending = worker.ending
+            if ending is not None and ending.number >= worker.reported:
+                started = ending.number  # whether it had begun or not
             if worker.reported <= started < end:
                 self._return(worker, worker.reported, started)
                 self._return(worker, started + 1, end)
-                self._report(worker, CRASHED, started, 1, how)
+                if ending is not None and ending.limit_s is not None and ending.number == started:
+                    self._report(worker, TIMED_OUT, started, 1, ending.limit_s)
+                else:
+                    self._report(worker, CRASHED, started, 1, how)
             else:
                 self._return(worker, worker.reported, end)
+            if ending is not None and ending.outlived():
+                self._orphans.append((worker.process, ending))
             if started >= 0:
                 self._start_deaths = 0
                 self._has_run = True
@@ -533,8 +636,12 @@ class LocalEngine:
         worker.socket.close()
 
     def is_busy(self) -> bool:
-        """Whether a worker has calls that are not reported."""
-        return any(worker is not None and worker.queued for worker in self._slots)
+        """Whether a worker has calls that are not reported, or something of one that was ended is left."""
+        return bool(self._orphans) or any(worker is not None and worker.queued for worker in self._slots)
+
+    def held(self) -> Iterator[int]:
+        """The ids of all calls that workers have."""
+        return (id for worker in self._slots if worker is not None for chunk in worker.chunks for id in chunk.ids)
 
     def holds(self, number: int) -> bool:
         """Whether a worker has the call of that id."""
@@ -599,6 +706,9 @@ class LocalEngine:
                 worker.process.kill(signal_number)
             self._close(worker)
         self._launcher.close(grace_s)
+        for process, ending in self._orphans:
+            ending.step(process, time.monotonic())
+        self._orphans.clear()
         self._slots = [None] * self.max_workers
         self._selector = None
 
@@ -618,6 +728,10 @@ def _parts(chunks: Iterable[Chunk], number: int, end: int) -> Iterator[tuple[Chu
             yield chunk, start, stop
 
 
+def _earlier(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one if other is None else min(one, other)
+
+
 def _describe_exit(code: int | None) -> str:
     if code is None:
         return "an unknown cause"
@@ -628,4 +742,4 @@ def _describe_exit(code: int | None) -> str:
     return f"exit code {code}"
 
 
-__all__ = ["CRASHED", "MOST_BYTES", "RETURNED", "Chunk", "LocalEngine", "Report"]
+__all__ = ["CRASHED", "MOST_BYTES", "RETURNED", "TIMED_OUT", "Chunk", "LocalEngine", "Report"]

@@ -6,7 +6,7 @@
                        results that lie there while a long call runs, or shows where the first thread is
 
 No lock and no queue is shared with another process, so no death can leave one held. What is shared
-is a row of three numbers per worker (see `cells`), each written by one side only:
+is a row of four numbers per worker (see `cells`), each written by one side only:
 
 - STARTED: the number of the call that the worker is in, or was in last. It is written before the
   call starts, so that when the worker dies the parent knows which call to charge.
@@ -15,6 +15,8 @@ is a row of three numbers per worker (see `cells`), each written by one side onl
   become visible, and reads STARTED: a call below or at it runs here, one above it never will.
   For either the worker reads STOP after it wrote STARTED and sees the parent's, or the parent sees
   the worker's. This works without the worker's help, so also when it is stopped or holds the GIL.
+- SINCE: when the worker began with the present chunk, in nanoseconds of time.monotonic(); 0 while it
+  imports the function. A call that has a timeout is alone in its chunk.
 
 Results are written when the chunk is done and nothing more is there, or with the first call that
 ends FLUSH_S after the first of them. What lies there while a later call takes long, the parent asks
@@ -34,10 +36,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .. import codec
+from ..errors import NotImportable
 from .wire import Inbox, frame
 
-STARTED, STOP, RESUME = range(3)
-CELLS = 3  # per worker
+STARTED, STOP, RESUME, SINCE = range(4)
+CELLS = 4  # per worker
 NEVER = 1 << 62  # a STOP that stops nothing
 FLUSH_S = 0.001
 FUNCTIONS = 1024  # that a worker keeps at most
@@ -147,6 +150,8 @@ class _Worker:
         rows, load = (codec.decode(text), None) if text is not None else (calls or (), self._decode)
         end = number + len(rows)
         started = clock()
+        # Before STARTED is: who sees that one must find this one.
+        cells[SINCE] = 0 if type(self._functions[function_id]) is bytes else time.monotonic_ns()
         if not self._items and not self._values:
             self._flush_at = started + FLUSH_S
         for row in rows:
@@ -157,8 +162,9 @@ class _Worker:
             try:
                 call = self._functions[function_id]
                 if type(call) is bytes:
-                    call = self._functions[function_id] = self._load(call)
+                    call = self._functions[function_id] = self._load_or_tell(call)
                     started = clock()  # loading is paid once, so it says nothing about the next calls
+                    cells[SINCE] = time.monotonic_ns()
                 value = call(*row) if load is None else load(call, row)
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
                 self._put((ERROR, number, *_describe(error)))
@@ -181,6 +187,15 @@ class _Worker:
         self._busy_s += clock() - started
         if len(rows) == 1:  # a call that came alone is waited for
             self.flush()
+
+    def _load_or_tell(self, function: bytes) -> Any:
+        try:
+            return self._load(function)
+        except Exception as error:
+            raise NotImportable(
+                f"process {os.getpid()} cannot import the function: {type(error).__name__}: {error}."
+                f" It looks for modules in {', '.join(folder or 'its current folder' for folder in sys.path)}"
+            ) from error
 
     def _load(self, function: bytes) -> Any:
         try:
@@ -282,6 +297,7 @@ __all__ = [
     "RESULT",
     "RESUME",
     "SHOW",
+    "SINCE",
     "SKIPPED",
     "STACK",
     "STARTED",

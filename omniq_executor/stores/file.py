@@ -597,9 +597,9 @@ class FileStore(Store):
             if running:
                 cancelled += self._change(changes, records, Event.ABORT, now)
             for record in records:
-                if record.task.id not in changes.new and record.task.status is Status.RUNNING:
-                    if _series(record.task) is not None:
-                        changes.change(record, record.last())
+                task = record.task
+                if task.id not in changes.new and task.status is Status.RUNNING and _series(task) is not None:
+                    changes.change(record, record.last())
             self._commit(0, changes)
             return cancelled
 

@@ -1,0 +1,78 @@
+"""Ending a worker in the middle of a call, with the processes that the call has started.
+
+A call is asked first, by SIGTERM, and then made to end, by SIGKILL. Its child processes are found
+while the worker lives, since they have another parent afterwards; psutil tells a process from a later
+one with the same id. One that has left its parents on purpose, as a daemon does, is not found.
+"""
+
+import contextlib
+import signal
+from typing import TYPE_CHECKING
+
+from .launch import Process
+
+if TYPE_CHECKING:
+    import psutil
+
+GRACE_S = 2.0  # between SIGTERM and SIGKILL
+ANSWER_S = 0.2  # in which a worker can send the results that it has, before SIGTERM
+
+
+class Ending:
+    """The end of the call with this number, in a worker that has nothing else to do any more."""
+
+    def __init__(self, number: int, limit_s: float | None, now: float) -> None:
+        self.number = number
+        self.limit_s = limit_s
+        """The timeout of the call, if that is why."""
+        self.due: float | None = now + ANSWER_S
+        """When the next step is to be taken, in seconds of time.monotonic(); None if there is none."""
+        self._children: list[psutil.Process] = []
+        self._asked = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a signal was sent."""
+        return self._asked
+
+    def step(self, process: Process, now: float) -> None:
+        """Send the next signal."""
+        if process.pid is None:
+            self.due = now + ANSWER_S  # the nursery is about to tell it
+            return
+        self._find_children(process)
+        signal_number = signal.SIGKILL if self._asked else signal.SIGTERM
+        self.due = None if self._asked else now + GRACE_S
+        self._asked = True
+        process.kill(signal_number)
+        _send(self._children, signal_number)
+
+    def outlived(self) -> bool:
+        """Whether children are left of a worker that has ended."""
+        self._children = [child for child in self._children if _is_running(child)]
+        return bool(self._children) and self.due is not None
+
+    def _find_children(self, process: Process) -> None:
+        import psutil  # 20 ms, and most executors never need it
+
+        if process.exit_code is None:
+            with contextlib.suppress(psutil.Error):
+                found = psutil.Process(process.pid).children(recursive=True)
+                self._children += [child for child in found if child not in self._children]
+
+
+def _send(processes: "list[psutil.Process]", signal_number: int) -> None:
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal_number)
+
+
+def _is_running(process: "psutil.Process") -> bool:
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
