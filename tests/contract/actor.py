@@ -199,11 +199,15 @@ class Actor:
         self.looked = looked or []
 
     def change(self, do: str) -> None:
-        """Cancel or revive some tasks."""
+        """Cancel some tasks, those that run too if it is to "abort", or revive them."""
         tasks = [task for task, *_ in self.chance.sample(self.looked, min(3, len(self.looked)))]
         time_ = now()
-        change = self.store.cancel if do == "cancel" else self.store.revive
-        self.note(do, lambda: change(tasks, time_), lambda changed: {"tasks": changed}, tasks=tasks, now=time_)
+        change = {
+            "cancel": lambda: self.store.cancel(tasks, time_),
+            "abort": lambda: self.store.cancel(tasks, time_, running=True),
+            "revive": lambda: self.store.revive(tasks, time_),
+        }[do]
+        self.note(do, change, lambda changed: {"tasks": changed}, tasks=tasks, now=time_)
 
     def reap(self) -> None:
         """Release what the dead had."""
@@ -223,6 +227,7 @@ class Actor:
             (3, self.end_for_another),
             (4, self.look),
             (1, lambda: self.change("cancel")),
+            (1, lambda: self.change("abort")),
             (2, lambda: self.change("revive")),
             (3, self.reap),
             (1, self.let_lock_go),

@@ -30,6 +30,7 @@ class Op:
     do      asked                                        answer
     turn    owner, queue, run, now, adds, ends, most     claimed: [[task, attempt]], refused: [task]
     cancel  tasks, now                                   tasks
+    abort   tasks, now                                   tasks: cancelled, also those that ran
     revive  tasks, now                                   tasks
     look                                                 tasks: [[task, status, attempts, owner]]
     reap
@@ -218,9 +219,11 @@ def _outcomes(history: _History, op: Op, number: int, task: Task | None) -> list
     """What a task may be after a call, if it was `task` before; nothing, if the call cannot have happened then."""
     if op.do == "turn":
         return _after_turn(op, number, task)
-    if op.do in ("cancel", "revive"):
+    if op.do in ("cancel", "abort", "revive"):
         accepted = number in op.answer["tasks"] if op.answer is not None else None
-        return _happen(task, Event(op.do), op.asked["now"], accepted)
+        is_pending = task is not None and task.status is Status.PENDING
+        event = Event.CANCEL if op.do == "abort" and is_pending else Event(op.do)
+        return _happen(task, event, op.asked["now"], accepted)
     if op.do == "look" and op.answer is not None:
         (saw,) = [rest for seen, *rest in op.answer["tasks"] if seen == number]
         return [task] if task is not None and saw == [task.status, task.attempts, task.owner] else []
