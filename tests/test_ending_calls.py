@@ -144,12 +144,14 @@ def test_the_processes_that_a_call_has_started_end_with_it(
     wait_until(lambda: not any(map(is_alive, pids)), what="the child and the grandchild to end")
 
 
-def test_shutdown_waits_for_what_is_left_of_a_call(make_executor: MakeExecutor, journal: Any, is_alive: Any) -> None:
+def test_shutdown_waits_for_what_is_left_of_a_call(
+    make_executor: MakeExecutor, journal: Any, is_alive: Any, wait_until: Any
+) -> None:
     with make_executor(1) as executor:
         future = executor.options(timeout=1.5).submit(with_children, journal.path, True)
         pids = [int(line) for line in journal.wait_for(2)]
         assert isinstance(future.exception(WAIT_S), TaskTimeout)
-    assert not any(map(is_alive, pids))
+    wait_until(lambda: not any(map(is_alive, pids)), what="those that were killed to be gone")
 
 
 @pytest.mark.parametrize(
@@ -247,8 +249,8 @@ def test_a_call_is_cancelled_from_another_process(
     executor: PersistentExecutor, journal: Any, is_alive: Any, wait_until: Any, store: Path
 ) -> None:
     future = executor.submit(sleep_noted, journal.path)
+    (pid,) = map(int, journal.wait_for(1))
     behind = [executor.submit(sleep_noted, journal.path, 0.0) for _ in range(3)]
-    (pid, *_) = map(int, journal.wait_for(1))
     command = [
         sys.executable,
         "-m",
