@@ -1,9 +1,10 @@
 """Both stores side by side, at what a task queue does: the figures of docs/backends.md.
 
-    python -m bench.backends [--rounds N] [--store-dir FOLDER] [--json PATH]
+    python -m bench.backends [--rounds N] [--backlog] [--store-dir FOLDER] [--json PATH]
 
 Each round takes both stores in turn, each in a fresh process with a fresh store; the table has the medians.
 One at a time means a transaction for each task, on disk when it returns. Together means what a map does.
+--backlog measures instead what a claim costs beside 1,000 and beside 100,000 tasks that are PENDING.
 """
 
 import argparse
@@ -115,6 +116,20 @@ def executor(address: Path, figures: Figures) -> None:
             list(pool.map(calls.noop, range(TASKS)))
 
 
+def backlog(address: Path, figures: Figures, size: int) -> None:
+    """Claims and completions, 10 at a time, of a process that opens a store with so many tasks PENDING."""
+    filler = Client(open_store(address))
+    for _ in range(size // TASKS):
+        filler.add_together(TASKS)
+    filler.store.close()
+    client = Client(open_store(address))
+    with taking(figures, f"first claim of a process, {size:,} PENDING"):
+        client.end(client.turn(claim=10))
+    with taking(figures, f"claim and complete 500, {size:,} PENDING"):
+        for _ in range(50):
+            client.end(client.turn(claim=10))
+
+
 PARTS: dict[str, Callable[[Store, Figures], None]] = {
     "one_at_a_time": one_at_a_time, "together": together, "large": large,
 }  # fmt: skip
@@ -133,6 +148,8 @@ def measure(part: str, address: Path) -> Figures:
     figures: Figures = {}
     if part == "executor":
         executor(address, figures)
+    elif part.startswith("backlog-"):
+        backlog(address, figures, int(part.removeprefix("backlog-")))
     else:
         PARTS[part](open_store(address), figures)
     return figures
@@ -152,6 +169,7 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser("python -m bench.backends", description="Both stores side by side.")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--backlog", action="store_true", help="what a claim costs beside many that wait")
     parser.add_argument("--store-dir", type=Path, metavar="FOLDER", help="where stores are made, else a temporary one")
     parser.add_argument("--json", type=Path, metavar="PATH")
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
@@ -164,7 +182,7 @@ def main() -> None:
     # All stores go at the end: a file system that has much to free makes new files slowly.
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.store_dir, ignore_cleanup_errors=True) as stores:
         for number in range(options.rounds):
-            for part in (*PARTS, "executor"):
+            for part in ("backlog-1000", "backlog-100000") if options.backlog else (*PARTS, "executor"):
                 for backend, suffix in SUFFIXES.items():
                     address = Path(stores) / f"{part}-{number}{suffix}"
                     for name, value in measured_apart(part, address).items():
