@@ -33,6 +33,21 @@ TASKS = 1_000
 MANY = 10_000
 WORKERS = 4
 ROUND_S = 300.0
+# What the storage document says from which this project grew, in ms (and MiB) for (file, sqlite).
+SEED = {
+    "enqueue 1,000, one at a time": (500, 300),
+    "enqueue 1,000 together": (500, 300),
+    "claim 1,000, one at a time": (1_500, 100),
+    "claim 1,000 together": (1_500, 100),
+    "complete 1,000, one at a time": (10_000, 10_000),
+    "complete 1,000 together": (10_000, 10_000),
+    "list 1,000": (500, 50),
+    "list 10,000": (5_000, 500),
+    "claim 10,000, 100 at a time": (30_000, 3_000),
+    "memory of the process, MiB": (150, 30),
+    "4 workers, 1,000 tasks by submit()": (25_000, 5_000),
+    "4 workers, 1,000 tasks by map()": (25_000, 5_000),
+}
 SUFFIXES = {"file": "", "sqlite": ".db"}
 
 Figures = dict[str, float]
@@ -191,10 +206,15 @@ def main() -> None:
         backend: {name: statistics.median(values) for name, values in of.items()} for backend, of in taken.items()
     }
     print(f"load {load_before:.1f} before, {os.getloadavg()[0]:.1f} after; {options.rounds} rounds\n")
-    print("| what | file | sqlite |\n|---|--:|--:|")
+    print("| what | file | before | sqlite | before |\n|---|--:|--:|--:|--:|")
     for name in medians["file"]:
-        unit = "" if "MiB" in name else " ms"
-        print(f"| {name} | {medians['file'][name]:,.1f}{unit} | {medians['sqlite'][name]:,.1f}{unit} |")
+        cells = [name]
+        for place, backend in enumerate(SUFFIXES):
+            value = medians[backend][name]
+            cells.append(f"{value:,.1f}" + ("" if "MiB" in name else " ms"))
+            before = SEED[name][place] if name in SEED else None
+            cells.append("" if before is None else f"{before:,}, {before / value:,.1f} ×")
+        print(f"| {' | '.join(cells)} |")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(medians, indent=2) + "\n", encoding="utf-8")

@@ -27,6 +27,8 @@ from histories import Op, check, failure, read, sums
 import omniq_executor
 from omniq_executor.model import Event, Status, Task
 
+pytestmark = pytest.mark.models
+
 HISTORIES = 400 if PROOF else 6
 SEED = int(os.environ.get("OMNIQ_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 WAIT_S = 60.0

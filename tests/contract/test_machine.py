@@ -33,6 +33,8 @@ from omniq_executor.errors import StoreError
 from omniq_executor.model import ENDS_CLAIM, TRANSITIONS, Claim, Event, Status, Task
 from omniq_executor.stores.base import Batch, Block, Call, Found, Function, Outcome, Turn, Turned
 
+pytestmark = pytest.mark.models
+
 EXAMPLES = 10_000 if PROOF else 500
 STEPS = 30
 

@@ -7,6 +7,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from mutations import MUTATIONS
 from test_machine import SETTINGS, StoreMachine
 
+pytestmark = pytest.mark.models
+
 ALL = [(backend, name) for backend, mutations in MUTATIONS.items() for name in mutations]
 
 
