@@ -90,7 +90,12 @@ def main() -> None:
 @_store
 @_json
 def status(address: str | None, as_json: bool) -> None:
-    """Count tasks by queue and state, and tell which owners live."""
+    """Count tasks by queue and state, and tell which owners live.
+
+    \b
+    For example:
+      omniq-executor status --store runs/etl.db
+    """
     with _look_into(address) as store:
         counts, owners = store.counts(), [_owner_fields(owner) for owner in store.owners()]
     if as_json:
@@ -113,7 +118,12 @@ def status(address: str | None, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Only the newest so many.")
 @_json
 def list_(address: str | None, state: str | None, queue: str | None, limit: int, as_json: bool) -> None:
-    """List tasks, the newest last."""
+    """List tasks, the newest last.
+
+    \b
+    For example:
+      omniq-executor list --status FAILED --limit 20
+    """
     with _look_into(address) as store:
         tasks = store.find(status=Status[state.upper()] if state else None, queue=queue, limit=limit)
     if as_json:
@@ -142,7 +152,12 @@ def list_(address: str | None, state: str | None, queue: str | None, limit: int,
 @click.option("--load", is_flag=True, help="Unpickle what is pickled, which runs code: only for stores you trust.")
 @_json
 def show(task_id: str, address: str | None, load: bool, as_json: bool) -> None:
-    """Show everything about one task."""
+    """Show everything about one task.
+
+    \b
+    For example:
+      omniq-executor show task-0d5kq3v7x8m2a
+    """
     with _look_into(address) as store:
         task = store.get(task_id)
         owners = {owner.id: owner for owner in store.owners()}
@@ -375,6 +390,10 @@ def demo(folder: Path | None, kill_at: float | None) -> None:
     """Analyse every Python file of FOLDER, one durable call a file.
 
     Without FOLDER it takes the standard library. The store is omniq_data/omniq.db in the current folder.
+
+    \b
+    For example:
+      omniq-executor demo --kill-at 0.5
     """
     run_demo(folder, kill_at)
 

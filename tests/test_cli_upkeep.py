@@ -244,7 +244,7 @@ def test_doctor_says_what_it_could_not_repair(shop: Shop) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["retry", "cancel", "purge", "backup", "doctor"])
+@pytest.mark.parametrize("verb", sorted(main.commands))
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
     done = CliRunner().invoke(main, [verb, "--help"], prog_name="omniq-executor")
     assert done.exit_code == 0
