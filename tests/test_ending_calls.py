@@ -311,3 +311,16 @@ def test_a_function_that_cannot_be_imported_fails_at_once_and_says_where_it_was_
     assert all(folder in str(error) for folder in sys.path[2:] if folder)
     task = future.task()
     assert (task.status, task.attempts, task.options) == (Status.FAILED, 1, Options(3))
+
+
+# --- With each start method ---
+
+
+def test_calls_are_ended_with_each_start_method(make_executor: MakeExecutor, context: Any, tmp_path: Path) -> None:
+    executor = make_executor(2, context)
+    late = executor.options(timeout=0.3).submit(sleep_noted, tmp_path / "late")
+    unwanted = executor.submit(sleep_noted, tmp_path / "unwanted")
+    calls.wait_for(tmp_path / "unwanted")
+    assert unwanted.cancel(running=True)
+    assert isinstance(late.exception(WAIT_S), TaskTimeout)
+    assert [executor.submit(calls.square, n).result(WAIT_S) for n in range(5)] == [0, 1, 4, 9, 16]
