@@ -106,6 +106,7 @@ USES: dict[str, Callable[[Store], object]] = {
     "enter": lambda store: store.enter("work"),
     "leave": lambda store: store.leave(1),
     "owners": lambda store: store.owners(),
+    "peers": lambda store: store.peers(1),
     "reap": lambda store: store.reap(tick()),
     "bell_path": lambda store: store.bell_path(1),
     "ring": lambda store: store.ring(1),
