@@ -20,13 +20,14 @@ import click
 
 from . import __version__, codec
 from .config import Settings, parse_address, parse_duration
-from .console import first_line, print_table, printable, progress
+from .console import Raw, first_line, print_table, printable, progress
 from .demo import run as run_demo
 from .errors import OmniqError, SettingsError
 from .migration import UnderWay, check_still, migrate as move
 from .model import FINISHED, Options, Status, Task, format_id, iso, now, parse_id
 from .stores import open_store
 from .stores.base import Owner, Store
+from .tail import pieces
 
 _WAIT_S = 0.5  # between two looks whether a store is still
 
@@ -180,6 +181,43 @@ def show(task_id: str, address: str | None, load: bool, as_json: bool) -> None:
             click.echo(f"{name:<14}{first}")
             for line in others:
                 click.echo(f"{'':<14}{line}".rstrip())
+
+
+@main.command()
+@click.argument("task_id", metavar="ID", callback=_checked_id)
+@click.option("--attempt", metavar="N", type=click.IntRange(min=1), help="Only what this attempt wrote, from 1 on.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written until the task is finished.")
+@_store
+@_json
+def logs(task_id: str, attempt: int | None, follow: bool, address: str | None, as_json: bool) -> None:
+    """Print what a task wrote to stdout, stderr and logging.
+
+    It is kept where the executor that ran it has capture_output=True. A line such as "==> attempt 2 <==" stands
+    before what a second attempt wrote. The exit status is 1 if nothing was written.
+
+    \b
+    For example:
+      omniq-executor logs task-0d5kq3v7x8m2a
+      omniq-executor logs task-0d5kq3v7x8m2a --follow
+      omniq-executor logs task-0d5kq3v7x8m2a --attempt 1 > first.log
+    """
+    written: dict[int, bytes] = {}
+    raw, at = Raw(), attempt or 1
+    with _look_into(address) as store:
+        for which, data in pieces(store, parse_id(task_id), attempt, follow):
+            if as_json:
+                written[which] = written.get(which, b"") + data
+                continue
+            if which != at:
+                raw.print_heading(f"==> attempt {which} <==")
+            raw.print(data)
+            written[which], at = b"", which
+    if as_json:
+        found = [{"attempt": n, "output": data.decode(errors="replace")} for n, data in sorted(written.items())]
+        _print_json({"id": task_id, "attempts": found})
+    elif not written:
+        click.echo(f"nothing that {task_id} wrote was kept", err=True)
+    _exit(bool(written))
 
 
 @main.command()

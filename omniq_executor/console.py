@@ -1,5 +1,6 @@
 """What the command line prints: tables that are drawn where they fit, and stay whole in a pipe."""
 
+import codecs
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,28 @@ def printable(text: str) -> str:
 def first_line(text: str) -> str:
     """The first line of `text`, printable."""
     return printable(text.strip().partition("\n")[0])
+
+
+class Raw:
+    """Prints what somebody else's program wrote: as it is into a pipe or a file, and printable on a terminal.
+
+    There, what was to return to the beginning of the line, as progress bars do, begins another.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if sys.stdout.isatty() else None
+        self._ends_line = True
+
+    def print(self, data: bytes) -> None:
+        """Print some of it, which may end within a character."""
+        self._ends_line = data.endswith(b"\n")
+        text = self._decoder and self._decoder.decode(data).replace("\r\n", "\n").replace("\r", "\n")
+        click.echo(data if text is None else printable(text), nl=False)
+
+    def print_heading(self, text: str) -> None:
+        """Print a line of our own."""
+        click.echo(text if self._ends_line else f"\n{text}")
+        self._ends_line = True
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str | int]]) -> None:

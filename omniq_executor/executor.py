@@ -59,6 +59,9 @@ class PersistentExecutor(concurrent.futures.Executor):
         WorkerCrashed.
     durability: "process" keeps what is acknowledged through the death of any process; "power"
         through a cut of the power too.
+    capture_output: whether what each call writes to stdout, stderr and logging is kept beside the
+        store, a file for each attempt, instead of going where the workers' output goes. See
+        `DurableFuture.logs()` and docs/output.md.
 
     Raises ValueError or TypeError for a parameter that makes no sense, StoreError where the store
     cannot be opened, StoreVersionError where a newer version wrote it, and SettingsError where a
@@ -79,6 +82,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         engine: Literal["local"] = "local",
         crash_retries: int = 2,
         durability: Literal["process", "power"] = "process",
+        capture_output: bool = False,
     ) -> None:
         _refuse_in_worker_start()
         if max_workers is None:
@@ -102,12 +106,15 @@ class PersistentExecutor(concurrent.futures.Executor):
             raise ValueError(f"resume is 'crashed', 'always' or 'never', not {resume!r}")
         if engine != "local":
             raise ValueError(f"engine is 'local', not {engine!r}")
+        if not isinstance(capture_output, bool):
+            raise TypeError(f"capture_output is True or False, not {capture_output!r}")
         settings = store if isinstance(store, Settings) else Settings.from_env()
         # Before anything is opened: with fork, this forks.
         pool = LocalEngine(max_workers, mp_context or _default_context(), initializer, initargs, max_tasks_per_child)
         try:
             opened = open_store(store, durability=durability)
             try:
+                pool.output = str(opened.output.prepare()) if capture_output else None
                 owner = opened.enter(queue or default_queue())
                 run = opened.begin_run(queue or default_queue(), owner, resume, now())
                 dispatcher = Dispatcher(opened, owner, run, pool, crash_retries)

@@ -7,6 +7,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import TYPE_CHECKING, Any
 
 from . import codec
+from .errors import StoreError
 from .model import ErrorInfo, Task, format_id
 
 if TYPE_CHECKING:
@@ -45,6 +46,32 @@ class DurableFuture(concurrent.futures.Future[Any]):
         if self._dispatcher is None or self._number is None:
             raise ValueError("this call could not be stored, so there is no task of it")
         return self._dispatcher.store.get(self._number)
+
+    def logs(self, attempt: int | None = None) -> str:
+        """What the call has written so far to stdout, stderr and logging, in the order of writing.
+
+        It is kept where the executor that ran it has `capture_output=True`; "" where nothing was. Of
+        all attempts, one after the other, or of the one with that number, from 1 on. It can be asked
+        while the call runs, by any process that has the store, and after `shutdown()`. Bytes that are no
+        UTF-8 become U+FFFD. Raises TaskNotFound if the task was purged meanwhile, and TypeError or
+        ValueError for what is no number of an attempt.
+        """
+        if attempt is not None:
+            if not isinstance(attempt, int):
+                raise TypeError(f"attempt is a whole number, not {attempt!r}")
+            if attempt < 1:
+                raise ValueError(f"attempts are counted from 1 on, so there is no {attempt}")
+        if self._dispatcher is None or self._number is None:
+            return ""  # it could not be stored, so it never ran
+        store = self._dispatcher.store
+        if attempt is not None:
+            attempts = [attempt]
+        else:
+            try:
+                attempts = store.output.attempts(self._number, store.get(self._number).attempts)
+            except StoreError:  # it is closed; what is kept beside it can be read all the same
+                attempts = store.output.attempts(self._number)
+        return b"".join(store.output.read(self._number, n) for n in attempts).decode(errors="replace")
 
     def cancel(self, running: bool = False) -> bool:
         """Cancel the call if it has not started; True if it is cancelled, now or before.

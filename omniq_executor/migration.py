@@ -1,4 +1,5 @@
-"""From one store to another: every task as it is, with its id, and the runs, so that a broken one can be resumed.
+"""From one store to another: every task as it is, with its id, the runs, so that a broken one can be resumed,
+and what calls wrote.
 
 The destination is reserved first, and opened to everybody last, each by one step that is done or not done.
 In between whoever is killed leaves a part that nobody can work on. A migration that is started again goes
@@ -73,6 +74,8 @@ def migrate(source: Store, destination: Store, advance: Callable[[int], object])
             break  # nobody was there who could have gone on in the meantime, or who did
     else:
         raise UnderWay(f"{source.address} keeps changing: end the processes that work on it, and begin again")
+    destination.output.take_in(source.output)
+    destination.output.remove_strays(destination.ids)
     destination.end_filling()
     return Moved(len(ids), len(source.runs()), written)
 

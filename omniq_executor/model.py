@@ -263,6 +263,11 @@ def parse_id(text: str) -> int:
     raise ValueError(f"{text!r} is not a task id: it should be task- and {_DIGITS} characters")
 
 
+def log_name(number: int, attempt: int) -> str:
+    """The name of the file that keeps what an attempt of a task writes."""
+    return f"{format_id(number)}.{attempt}.log"
+
+
 def iso(microseconds: int | None) -> str | None:
     """A time as ISO-8601 in UTC, to the microsecond."""
     if microseconds is None:

@@ -167,6 +167,7 @@ class LocalEngine:
         self.max_workers = max_workers
         self.broken: str | None = None  # why no worker can be started
         self.reports: list[Report] = []
+        self.output: str | None = None  # the folder that keeps what calls write, if any does
         self.pace = Pace()
         self._max_tasks = max_tasks_per_child
         array = context.RawArray(ctypes.c_longlong, proc.CELLS * max_workers)
@@ -238,7 +239,10 @@ class LocalEngine:
             self._set_timer(worker, chunk.given_at + chunk.timeout)
         worker.next += len(chunk.ids)
         worker.chunks.append(chunk)
-        worker.outbox.send((chunk.number, function, pickled, chunk.text, chunk.calls))
+        message: tuple[Any, ...] = chunk.number, function, pickled, chunk.text, chunk.calls
+        if self.output is not None:
+            message = *message, (self.output, chunk.ids, chunk.attempts)
+        worker.outbox.send(message)
         if worker.outbox.waiting:
             self._watch(worker)
 

@@ -37,6 +37,7 @@ from typing import Any
 
 from .. import codec
 from ..errors import NotImportable
+from ..model import log_name
 from .wire import Inbox, frame
 
 STARTED, STOP, RESUME, SINCE = range(4)
@@ -56,6 +57,7 @@ BROKEN = "broken"  # traceback of the initializer; the number is 0
 
 
 Setup = tuple[Callable[..., object] | None, Iterable[Any], tuple[str, str] | None]  # initializer, initargs, script
+Output = tuple[str, Sequence[int], Sequence[int]]  # the folder where it is kept, and of each call the id and attempt
 
 
 def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, setup: Any) -> None:
@@ -91,6 +93,8 @@ def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) ->
 class _Worker:
     def __init__(self, data: socket.socket, cells: "memoryview[int]") -> None:
         self.script: tuple[str, str] | None = None  # how to import the script, if it can be and is not yet
+        self._streams = sys.stdout, sys.stderr  # as they are before the initializer
+        self._capture: Any = None  # made for the first call whose output is kept
         self._socket = data
         self._inbox = Inbox(data)
         self._selector = selectors.DefaultSelector()
@@ -140,7 +144,13 @@ class _Worker:
         self.flush()
 
     def _run_chunk(
-        self, number: int, function_id: int, function: bytes | None, text: str | None, calls: Sequence[Any] | None
+        self,
+        number: int,
+        function_id: int,
+        function: bytes | None,
+        text: str | None,
+        calls: Sequence[Any] | None,
+        output: Output | None = None,
     ) -> None:
         clock, cells = time.perf_counter, self._cells
         if function is not None:
@@ -148,6 +158,8 @@ class _Worker:
                 self._functions.clear()
             self._functions[function_id] = function
         rows, load = (codec.decode(text), None) if text is not None else (calls or (), self._decode)
+        if output is not None:
+            load = self._captured(load, number, *output)
         end = number + len(rows)
         started = clock()
         # Before STARTED is: who sees that one must find this one.
@@ -211,6 +223,23 @@ class _Worker:
     def _decode(self, call: Callable[..., Any], row: tuple[str | bytes, str | None]) -> Any:
         args, kwargs = codec.decode_call(*row)
         return call(*args, **kwargs)
+
+    def _captured(
+        self, load: Callable[..., Any] | None, first: int, folder: str, ids: Sequence[int], attempts: Sequence[int]
+    ) -> Callable[..., Any]:
+        """What makes a call as `load` does, and keeps what it writes in its file. The numbers begin with `first`."""
+        if self._capture is None:
+            from .capture import Capture  # most workers never need it
+
+            self._capture = Capture(self._streams)
+        run, cells = self._capture.run, self._cells
+
+        def captured(call: Callable[..., Any], row: Any) -> Any:
+            place = cells[STARTED] - first
+            path = f"{folder}/{log_name(ids[place], attempts[place])}"
+            return run(path, call, *row) if load is None else run(path, load, call, row)
+
+        return captured
 
     def _put_result(self, number: int, value: Any) -> None:
         # Encoded at once: the value may be an object that a later call changes.

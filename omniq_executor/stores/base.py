@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from ..codec import split
 from ..model import FINISHED, Claim, ErrorInfo, Event, Options, Status, Successor, Task
+from .output import Output
 
 Resume = Literal["crashed", "always", "never"]
 
@@ -181,6 +182,8 @@ class Store(abc.ABC):
     """A place that keeps tasks. See the module's docstring for what holds of every method."""
 
     address: str
+    output: Output
+    """What its calls wrote, in files beside it."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -296,7 +299,8 @@ class Store(abc.ABC):
 
         Their keys are free then. With them go the functions that no task uses, unless an owner is
         registered, who may be about to use one; and the settled runs that have no tasks left, but for
-        the last of each queue. Raises ValueError for a state in which a task is not finished.
+        the last of each queue. What they wrote goes last: whoever dies before that leaves it to the next
+        purge or check. Raises ValueError for a state in which a task is not finished.
         """
 
     @abc.abstractmethod
@@ -305,6 +309,7 @@ class Store(abc.ABC):
 
         Returns the number of tasks in it. Others may go on using this store meanwhile. The copy has no
         owners, so what is RUNNING here is PENDING there, by RELEASE. It appears whole or not at all.
+        What its calls wrote is copied with it, of running ones as far as they have come.
         Raises StoreError if there is something at `destination` already.
         """
 
@@ -313,7 +318,8 @@ class Store(abc.ABC):
         """Look at everything, repair what can be, and say what was not as it should be.
 
         What was repaired on opening counts. Dead owners are forgotten, as by `reap()`, and what is
-        RUNNING without a registered owner goes back to PENDING by RELEASE.
+        RUNNING without a registered owner goes back to PENDING by RELEASE. What was written by tasks that
+        are not there is removed.
         """
 
     # moving to another store

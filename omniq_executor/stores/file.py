@@ -6,6 +6,7 @@
     ROOT/tasks/ ...    see folders.py
     ROOT/runs/N.json   the runs
     ROOT/owners/       a file, a lock and a doorbell for each owner, see owners.py
+    ROOT/output/       what calls wrote, see output.py
 
 Everything happens under the lock, after a look at what others have done meanwhile. What a process knows
 without reading: which tasks are PENDING, in order, by queue (heaps), and those that it changed last.
@@ -56,6 +57,7 @@ from .base import (
 )
 from .folders import STATUS_FOLDERS, Folders
 from .journal import Entry, Journal
+from .output import Output
 from .owners import Owners, new_owner_id
 from .records import Damaged, Record, from_text, to_text
 
@@ -103,6 +105,7 @@ class FileStore(Store):
         self._journal = Journal(self.path / _JOURNAL, durable)
         self._durable = durable
         self._owners = Owners(self.path / "owners")
+        self.output = Output(self.path / "output")
         self._known: dict[int, Record] = {}  # not finished, and last changed by this process
         self._queues: dict[str, _Queue] | None = None  # None until somebody claims
         self._functions: dict[bytes, Function] = {}
@@ -643,7 +646,8 @@ class FileStore(Store):
             self._commit(0, changes)
             if changes.new:
                 self._drop_unused()
-            return len(changes.new)
+        self.output.remove_strays(self.ids)
+        return len(changes.new)
 
     def _drop_unused(self) -> None:
         """Remove the functions and the runs that no task needs. See Store.purge()."""
@@ -668,8 +672,11 @@ class FileStore(Store):
             safety.make_folder(fresh / "tasks")
             # Most of the work without the lock, which others wait for: what changes meanwhile is copied again.
             copied: dict[str, _Seen] = {}
+            output = Output(fresh / "output")
+            output.take_in(self.output)  # twice, as the tasks
             _copy_tasks(self.path / "tasks", fresh / "tasks", copied)
             with self._locked():
+                output.take_in(self.output)
                 _copy_tasks(self.path / "tasks", fresh / "tasks", copied)
                 _copy_file(self.path / _MARK, fresh / _MARK)
                 for folder in ("functions", "runs", "keys"):
@@ -683,6 +690,7 @@ class FileStore(Store):
             with contextlib.closing(FileStore(fresh, durability=durability)) as copy, copy._locked():
                 copy._disown()
                 numbers = copy._folders.names("tasks")
+                output.remove_strays(lambda: numbers)
                 if self._durable:
                     copy._folders.sync(set(numbers))
         return len(numbers)
@@ -716,6 +724,9 @@ class FileStore(Store):
             self._check_functions(digests)
             self._folders.check_json("runs", _RUN_FIELDS, "what that run left open is not continued")
             self._check_owners()
+            strays = self.output.remove_strays(self.ids)
+            if strays:
+                repairs.append(Problem(f"{strays} files held what tasks wrote that are gone", True))
             found, self._folders.repairs = repairs, []
             return found
 

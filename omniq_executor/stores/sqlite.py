@@ -3,6 +3,7 @@
     omniq.db           the tasks; the view `tasks` is meant for people
     omniq.db-wal/-shm  SQLite's own
     omniq.db-owners/   who is alive, see owners.py
+    omniq.db-output/   what calls wrote, see output.py
 
 Rules that keep it whole:
 
@@ -49,6 +50,7 @@ from .base import (
     Turned,
     check_finished,
 )
+from .output import Output
 from .owners import NODES, Owners, new_owner_id
 from .transactions import Many, Reply, Transaction
 
@@ -103,6 +105,7 @@ class SQLiteStore(Store):
         self._filling = filling  # whether a migration may be under way in it
         self._connection: sqlite3.Connection | None = None
         self._owners = Owners(self._beside("-owners"))
+        self.output = Output(self._beside("-output"))
         try:
             if not create and not self.path.exists():
                 raise StoreError(f"there is no store at {self.path}")
@@ -131,7 +134,7 @@ class SQLiteStore(Store):
 
     def _check_private(self) -> None:
         """Refuse files that others could have written. SQLite reads those beside the database as part of it."""
-        for ending in ("", "-wal", "-shm", "-journal", "-owners", "-owners/open.lock"):
+        for ending in ("", "-wal", "-shm", "-journal", "-owners", "-owners/open.lock", "-output"):
             safety.check_private(self._beside(ending))
 
     def _beside(self, ending: str) -> Path:
@@ -367,11 +370,23 @@ class SQLiteStore(Store):
     def purge(self, before: int, statuses: Collection[Status] = FINISHED, queue: str | None = None) -> int:
         check_finished(statuses)
         removed: int = self._write(transactions.purge(before, statuses, queue))
+        self.output.remove_strays(self.ids)
         return removed
 
     def backup(self, destination: Path) -> int:
         self._opened()
-        with safety.appearing(destination) as fresh, self._lock, _explained(destination):
+        with safety.appearing(destination) as fresh, _explained(destination):
+            output = Output(Path(f"{fresh}-output"))
+            output.take_in(self.output)
+            ids = self._copy_to(fresh)
+            output.take_in(self.output)  # again: now neither a task that came meanwhile is without it, nor one that went
+            output.remove_strays(lambda: ids)
+            # Before the database, without which they are nobody's. Those of a backup that was killed here are replaced.
+            output.move_to(Output(Path(f"{destination}-output")))
+        return len(ids)
+
+    def _copy_to(self, fresh: Path) -> list[int]:
+        with self._lock:
             safety.make_file(fresh)
             with contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as copy:
                 self._opened().backup(copy)  # in one step: in smaller ones it begins again whenever somebody writes
@@ -379,8 +394,7 @@ class SQLiteStore(Store):
                 copy.execute("BEGIN IMMEDIATE")
                 _drive(copy, transactions.abandon())
                 copy.execute("COMMIT")
-                count: int = copy.execute("SELECT count(*) FROM task").fetchone()[0]
-        return count
+                return [id for (id,) in copy.execute("SELECT id FROM task")]
 
     def check(self) -> list[Problem]:
         self._opened()
@@ -401,6 +415,9 @@ class SQLiteStore(Store):
         released = self.reap(now()) + self._write(transactions.disown())
         if released:
             problems.append(Problem(f"{released} tasks were RUNNING though their owners are gone", True))
+        strays = self.output.remove_strays(self.ids)
+        if strays:
+            problems.append(Problem(f"{strays} files held what tasks wrote that are gone", True))
         for condition, what in transactions.CHECKS:
             ids = [id for (id,) in self._read(f"SELECT id FROM {condition} LIMIT 1")]
             if ids:

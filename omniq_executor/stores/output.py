@@ -1,0 +1,136 @@
+"""What calls wrote to stdout, stderr and logging: a plain file for each attempt, in a folder beside the tasks.
+
+    FOLDER/task-0d5kq3v7x8m2a.1.log    what the first attempt of that task wrote, in the order of writing
+
+The files are part of no transaction. A worker writes one while the call runs (engines/capture.py), so what
+was written is there however the worker ends, and can be read meanwhile. Its claim was committed before:
+so a file whose task is not in the store is of a task that was purged, and can go whenever it is found.
+A file without content, of a call that was killed before it wrote anything, is as good as none.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from ..errors import StoreError
+from ..model import log_name, parse_id
+from . import safety
+
+_ENDING = ".log"
+
+_log = logging.getLogger("omniq_executor")
+
+
+class Output:
+    """The files of one store. The folder is there once something was to be kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def prepare(self) -> Path:
+        """Make the folder, unless it is there; returns it. Raises StoreError where that is not possible."""
+        try:
+            safety.make_folder(self.folder)
+            safety.check_private(self.folder)
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be made: {safety.explain(error)}") from error
+        return self.folder
+
+    def attempts(self, number: int, most: int | None = None) -> list[int]:
+        """The attempts of a task that wrote something, in order.
+
+        `most` is how many it has had, where that is known: it saves a look at all files.
+        """
+        if most is not None:
+            candidates: Iterable[int] = range(1, most + 1)
+        else:
+            try:
+                candidates = sorted(attempt for of, attempt, _ in self._files() if of == number)
+            except OSError as error:
+                raise StoreError(f"{self.folder} cannot be looked at: {safety.explain(error)}") from error
+        return [attempt for attempt in candidates if self._size(log_name(number, attempt))]
+
+    def read(self, number: int, attempt: int, start: int = 0) -> bytes:
+        """What an attempt has written so far, from byte `start` on."""
+        try:
+            fd = os.open(self.folder / log_name(number, attempt), os.O_RDONLY | os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+        except OSError as error:
+            raise StoreError(f"what was written cannot be read: {safety.explain(error)}") from error
+        with open(fd, "rb") as file:
+            file.seek(start)
+            return file.read()
+
+    def remove_strays(self, ids: Callable[[], Iterable[int]]) -> int:
+        """Remove what was written by tasks that are not among `ids()`, which the store has; returns how many files."""
+        removed = 0
+        try:
+            files = list(self._files())  # before the look at the tasks: the file of a new call comes after its task
+            there = set(ids()) if files else set()
+            for number, _, name in files:
+                if number not in there:
+                    (self.folder / name).unlink(missing_ok=True)
+                    removed += 1
+        except OSError as error:
+            # Their tasks are gone, and it must not look as if they were not.
+            _log.warning("%s: what tasks wrote that are gone is removed later: %s", self.folder, error)
+        return removed
+
+    def take_in(self, other: "Output") -> None:
+        """Have a copy of all that `other` has; it may go on growing meanwhile.
+
+        What was copied before, and has not grown since, is not copied again. Raises StoreError.
+        """
+        copied = False
+        try:
+            for _, _, name in list(other._files()):
+                if other._size(name) != self._size(name):
+                    self.prepare()
+                    with contextlib.suppress(FileNotFoundError):  # it was purged
+                        _copy(other.folder / name, self.folder / name)
+                        copied = True
+            if copied:
+                os.sync()  # a file after the other would take minutes
+        except OSError as error:
+            raise StoreError(f"{other.folder} cannot be copied to {self.folder}: {safety.explain(error)}") from error
+
+    def move_to(self, other: "Output") -> None:
+        """Move all files to another folder on the same disk; those of the same name there are replaced."""
+        try:
+            for _, _, name in list(self._files()):
+                other.prepare()
+                os.replace(self.folder / name, other.folder / name)
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be moved to {other.folder}: {safety.explain(error)}") from error
+
+    def _files(self) -> Iterator[tuple[int, int, str]]:
+        """The task, the attempt and the name of each file. Others that lie there are not ours."""
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return
+        for name in names:
+            number, _, attempt = name.removesuffix(_ENDING).partition(".")
+            if name.endswith(_ENDING) and attempt.isdecimal():
+                with contextlib.suppress(ValueError):
+                    yield parse_id(number), int(attempt), name
+
+    def _size(self, name: str) -> int:
+        try:
+            return os.lstat(self.folder / name).st_size
+        except OSError:  # there is none
+            return 0
+
+
+def _copy(source: Path, target: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        safety.make_file(target)
+    with (
+        open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as old,
+        open(os.open(target, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW), "wb") as new,
+    ):
+        shutil.copyfileobj(old, new)
