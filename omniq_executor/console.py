@@ -34,14 +34,18 @@ class Raw:
     """
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if sys.stdout.isatty() else None
+        self._is_terminal = sys.stdout.isatty()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         self._ends_line = True
 
     def print(self, data: bytes) -> None:
         """Print some of it, which may end within a character."""
         self._ends_line = data.endswith(b"\n")
-        text = self._decoder and self._decoder.decode(data).replace("\r\n", "\n").replace("\r", "\n")
-        click.echo(data if text is None else printable(text), nl=False)
+        if self._is_terminal:
+            text = self._decoder.decode(data).replace("\r\n", "\n").replace("\r", "\n")
+            click.echo(printable(text), nl=False)
+        else:
+            click.echo(data, nl=False)
 
     def print_heading(self, text: str) -> None:
         """Print a line of our own."""

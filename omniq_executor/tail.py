@@ -7,9 +7,10 @@ from .errors import TaskNotFound
 from .model import FINISHED, Status, Task
 from .stores.base import Store
 
-# Between two looks. The system can tell of a file that grows, but Python has no call for that; `tail -f` without
-# it looks once a second.
+# Between two looks: no event that Python can wait for tells that a file has grown. One who reads along does not
+# notice, and it costs next to nothing.
 _LOOK_S = 0.1
+_PIECE_BYTES = 1 << 20
 _OWNERS_S = 1.0  # between two looks whether the process that runs the task lives
 
 
@@ -29,8 +30,7 @@ def pieces(store: Store, number: int, attempt: int | None, follow: bool) -> Iter
             is_over = _is_left(store, task)
         # After the look at the task: what it wrote before its end is there.
         for which in range(1, task.attempts + 1) if attempt is None else [attempt]:
-            data = store.output.read(number, which, seen.get(which, 0))
-            if data:
+            while data := store.output.read(number, which, seen.get(which, 0), _PIECE_BYTES):
                 seen[which] = seen.get(which, 0) + len(data)
                 yield which, data
         if is_over:

@@ -20,7 +20,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 _STDOUT, _STDERR = 1, 2
@@ -37,6 +37,7 @@ class Capture:
     """
 
     def __init__(self, streams: Sequence[Any]) -> None:
+        self._path: str | None = None  # where they lead now
         self._has_warned = False
         self._saved: Sequence[int] = ()  # where the descriptors led
         self._streams: Sequence[_Unbuffered] = ()
@@ -53,18 +54,10 @@ class Capture:
         _unbuffer_c()
         _keep_logging()
 
-    def run(self, path: str, call: Callable[..., Any], *args: Any) -> Any:
-        """The result of `call(*args)`; what it writes is appended to the file at `path`, which is made."""
-        is_open = self._open(path)
-        try:
-            return call(*args)
-        finally:
-            if is_open:
-                self._close(path)
-
-    def _open(self, path: str) -> bool:
+    def begin(self, path: str) -> None:
+        """Have what is written appended to the file at `path`, which is made."""
         if not self._streams:
-            return False
+            return
         try:
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
@@ -76,12 +69,16 @@ class Capture:
                 os.close(fd)
         except OSError as error:
             self._warn(path, error)
-            return False
+            return
+        self._path = path
         for stream in self._streams:
             stream.refused = None
-        return True
 
-    def _close(self, path: str) -> None:
+    def end(self) -> None:
+        """Have it go where it went before; a file to which nothing was written is removed."""
+        path, self._path = self._path, None
+        if path is None:
+            return
         _flush()
         for saved, fd in zip(self._saved, (_STDOUT, _STDERR), strict=True):
             os.dup2(saved, fd)

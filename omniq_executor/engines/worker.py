@@ -232,12 +232,15 @@ class _Worker:
             from .capture import Capture  # most workers never need it
 
             self._capture = Capture(self._streams)
-        run, cells = self._capture.run, self._cells
+        capture, cells = self._capture, self._cells
 
         def captured(call: Callable[..., Any], row: Any) -> Any:
             place = cells[STARTED] - first
-            path = f"{folder}/{log_name(ids[place], attempts[place])}"
-            return run(path, call, *row) if load is None else run(path, load, call, row)
+            capture.begin(f"{folder}/{log_name(ids[place], attempts[place])}")
+            try:
+                return call(*row) if load is None else load(call, row)
+            finally:
+                capture.end()
 
         return captured
 

@@ -53,8 +53,8 @@ class Output:
                 raise StoreError(f"{self.folder} cannot be looked at: {safety.explain(error)}") from error
         return [attempt for attempt in candidates if self._size(log_name(number, attempt))]
 
-    def read(self, number: int, attempt: int, start: int = 0) -> bytes:
-        """What an attempt has written so far, from byte `start` on."""
+    def read(self, number: int, attempt: int, start: int = 0, most: int = -1) -> bytes:
+        """What an attempt has written so far, from byte `start` on; at most so many bytes of it."""
         try:
             fd = os.open(self.folder / log_name(number, attempt), os.O_RDONLY | os.O_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError):
@@ -63,7 +63,7 @@ class Output:
             raise StoreError(f"what was written cannot be read: {safety.explain(error)}") from error
         with open(fd, "rb") as file:
             file.seek(start)
-            return file.read()
+            return file.read(most)
 
     def remove_strays(self, ids: Callable[[], Iterable[int]]) -> int:
         """Remove what was written by tasks that are not among `ids()`, which the store has; returns how many files."""

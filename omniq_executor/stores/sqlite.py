@@ -379,7 +379,7 @@ class SQLiteStore(Store):
             output = Output(Path(f"{fresh}-output"))
             output.take_in(self.output)
             ids = self._copy_to(fresh)
-            output.take_in(self.output)  # again: now neither a task that came meanwhile is without it, nor one that went
+            output.take_in(self.output)  # again: neither what came meanwhile is without it now, nor what went
             output.remove_strays(lambda: ids)
             # Before the database, without which they are nobody's. Those of a backup that was killed here are replaced.
             output.move_to(Output(Path(f"{destination}-output")))
