@@ -20,7 +20,7 @@ import omniq_executor
 from omniq_executor import PersistentExecutor, Status, StoreError, open_store
 from omniq_executor.codec import encode_call
 from omniq_executor.migration import Moved, UnderWay, migrate
-from omniq_executor.model import ErrorInfo, Options, Task
+from omniq_executor.model import ErrorInfo, Options, Task, log_name
 from omniq_executor.stores.base import Function, RunRecord, Store, Stored
 
 ROOT = str(Path(omniq_executor.__file__).parents[1])
@@ -115,6 +115,19 @@ def sorted_tasks(store: Store) -> list[Stored]:
     return sorted(store.stored(store.ids()), key=lambda stored: stored.task.id)
 
 
+def write_output(store: Store) -> dict[str, bytes]:
+    """Have each task have written something, in two attempts; returns what is kept."""
+    for id in store.ids():
+        for attempt in (1, 12):
+            (store.output.prepare() / log_name(id, attempt)).write_bytes(b"%d in %d" % (id, attempt))
+    return output_of(store)
+
+
+def output_of(store: Store) -> dict[str, bytes]:
+    folder = store.output.folder
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
 def released(tasks: list[Stored]) -> list[Stored]:
     """As they are where nobody runs any."""
     pending = {"status": Status.PENDING, "owner": None, "started_at": None}
@@ -151,6 +164,22 @@ def test_every_field_of_tasks_and_runs_is_kept(open_: Open, tmp_path: Path, kind
     assert found.id == 1002
     # All of it is of use: one of a series is cancelled with the others of it.
     assert open_(f"b/{NAMES[other]}").cancel([1000], 99) == [1000, 1001]
+
+
+@pytest.mark.parametrize(("kind", "other"), EVERY_WAY)
+def test_what_tasks_wrote_is_kept_with_its_attempts(open_: Open, kind: str, other: str) -> None:
+    source = open_(f"a/{NAMES[kind]}")
+    source.put(some_tasks(), RUNS)
+    written = write_output(source)
+    assert len(written) == 20
+    (source.output.folder / log_name(77, 1)).write_bytes(b"of a task that is gone")
+    destination = open_(f"b/{NAMES[other]}", filling=True)
+    migrate(source, destination, lambda _: None)
+    assert output_of(destination) == written
+    assert destination.output.attempts(1000) == [1, 12]
+    assert destination.check() == []
+    modes = {path.stat().st_mode & 0o777 for path in destination.output.folder.iterdir()}
+    assert modes | {destination.output.folder.stat().st_mode & 0o777} == {0o600, 0o700}
 
 
 @pytest.mark.parametrize(("kind", "other"), EVERY_WAY)
@@ -209,6 +238,10 @@ def test_what_has_changed_in_the_source_since_an_interruption_is_taken_in(open_:
     first, second = tasks[0].task, tasks[2].task
     assert source.cancel([first.id], 99) == [first.id]
     assert source.purge(1000, [Status.COMPLETED]) == 4
+    written = write_output(source)
+    cut = log_name(first.id, 1)  # the interruption was within it
+    (destination.output.prepare() / cut).write_bytes(written[cut][:3])
+    (destination.output.folder / log_name(second.id, 1)).write_bytes(b"of a task that was removed")
     moved = replace(second, id=5000)  # a new task has the key of one that was removed
     source.put([Stored(moved, FUNCTION.digest, None)])
     assert migrate(source, destination, lambda _: None) == Moved(17, 3, 2)
@@ -217,6 +250,7 @@ def test_what_has_changed_in_the_source_since_an_interruption_is_taken_in(open_:
     assert found is not None
     assert found.id == 5000
     assert destination.ids() == source.ids()
+    assert output_of(destination) == written
 
 
 # --- Kills ---
@@ -253,11 +287,9 @@ def test_a_migration_that_is_killed_anywhere_goes_on(open_: Open, tmp_path: Path
     source = open_(f"a/{NAMES[kind]}")
     tasks = some_tasks(60)
     source.put(tasks, RUNS)
-    expected = sorted_tasks(source)
+    expected, written = sorted_tasks(source), write_output(source)
     kills = 0
-    for calls in [1, 2, 3, 5, 8, 13, 21, 34, 55, 70, 89, 120, 144, 180, 233, 300, 377, 610][
-        : 18 if other == "file" else 12
-    ]:
+    for calls in [1, 2, 3, 5, 8, 13, 21, 34, 55, 70, 89, 120, 144, 180, 233, 300, 377, 610]:
         destination = tmp_path / f"b{calls}" / NAMES[other]
         command = [sys.executable, "-c", DIES.replace("{calls}", str(calls)), source.address, str(destination)]
         env = {**os.environ, "PYTHONPATH": ROOT}
@@ -270,6 +302,7 @@ def test_a_migration_that_is_killed_anywhere_goes_on(open_: Open, tmp_path: Path
         with contextlib.closing(open_store(destination, create=False)) as there:
             assert sorted_tasks(there) == released(expected)
             assert there.runs() == RUNS
+            assert output_of(there) == written
             assert [problem for problem in there.check() if not problem.repaired] == []
     assert kills >= 8
     assert sorted_tasks(source) == expected

@@ -56,7 +56,8 @@ class Output:
     def read(self, number: int, attempt: int, start: int = 0, most: int = -1) -> bytes:
         """What an attempt has written so far, from byte `start` on; at most so many bytes of it."""
         try:
-            fd = os.open(self.folder / log_name(number, attempt), os.O_RDONLY | os.O_NOFOLLOW)
+            with self._opened() as folder:
+                fd = os.open(log_name(number, attempt), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
         except (FileNotFoundError, NotADirectoryError):
             return b""
         except OSError as error:
@@ -70,11 +71,15 @@ class Output:
         removed = 0
         try:
             files = list(self._files())  # before the look at the tasks: the file of a new call comes after its task
-            there = set(ids()) if files else set()
-            for number, _, name in files:
-                if number not in there:
-                    (self.folder / name).unlink(missing_ok=True)
-                    removed += 1
+            if not files:
+                return 0
+            there = set(ids())
+            with self._opened() as folder:
+                for number, _, name in files:
+                    if number not in there:
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(name, dir_fd=folder)
+                            removed += 1
         except OSError as error:
             # Their tasks are gone, and it must not look as if they were not.
             _log.warning("%s: what tasks wrote that are gone is removed later: %s", self.folder, error)
@@ -110,14 +115,24 @@ class Output:
     def _files(self) -> Iterator[tuple[int, int, str]]:
         """The task, the attempt and the name of each file. Others that lie there are not ours."""
         try:
-            names = os.listdir(self.folder)
-        except FileNotFoundError:
+            with self._opened() as folder:
+                names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
             return
         for name in names:
             number, _, attempt = name.removesuffix(_ENDING).partition(".")
             if name.endswith(_ENDING) and attempt.isdecimal():
                 with contextlib.suppress(ValueError):
                     yield parse_id(number), int(attempt), name
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        # No link is followed: a store may have been copied from elsewhere.
+        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def _size(self, name: str) -> int:
         try:

@@ -16,9 +16,10 @@ import pytest
 from backends import BACKENDS, CUBE, SQUARE, Backend, Client, call, tick
 
 from omniq_executor import StoreError
-from omniq_executor.model import FINISHED, Event, Options, Status, format_id
+from omniq_executor.model import FINISHED, Event, Options, Status, format_id, log_name
 from omniq_executor.stores import journal
 from omniq_executor.stores.base import Batch, Call, Problem, Store
+from omniq_executor.stores.output import Output
 
 Enter = Callable[..., Client]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -35,6 +36,18 @@ def one_in_each_state(client: Client) -> dict[Status, int]:
 
 def ids_of(store: Store) -> list[int]:
     return [task.id for task in store.find()]
+
+
+def write_output(store: Store, id: int, text: bytes, attempt: int = 1) -> None:
+    """As a worker does: append to what an attempt wrote."""
+    with (store.output.prepare() / log_name(id, attempt)).open("ab") as file:
+        file.write(text)
+
+
+def output_of(store: Store) -> dict[str, bytes]:
+    """All that is kept of what calls wrote."""
+    folder = store.output.folder
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
 
 
 # --- Purge ---
@@ -149,6 +162,62 @@ def test_another_process_sees_what_is_purged(client: Client, other: Client) -> N
     assert ids_of(other.store) == []
     assert other.store.states(ids) == []
     assert other.store.revive(ids, tick()) == []
+
+
+def test_what_a_task_wrote_is_purged_with_it_and_with_no_other(client: Client, enter: Enter) -> None:
+    ids = one_in_each_state(client)
+    elsewhere = enter("elsewhere")
+    (other,) = elsewhere.add(1, claimed=True)
+    elsewhere.end(Event.COMPLETE, other, result="1")
+    for id in (*ids.values(), other):
+        write_output(client.store, id, b"1")
+        write_output(client.store, id, b"2", attempt=2)
+    strange = client.store.output.folder / "notes.txt"
+    strange.touch()
+    assert client.store.purge(tick(), queue="work") == 3
+    kept = [ids[Status.PENDING], ids[Status.RUNNING], other]
+    assert sorted(output_of(client.store)) == sorted(
+        ["notes.txt", *(log_name(id, attempt) for id in kept for attempt in (1, 2))]
+    )
+    assert client.store.output.attempts(kept[0], most=5) == client.store.output.attempts(kept[0]) == [1, 2]
+    assert client.store.output.attempts(ids[Status.FAILED], most=5) == client.store.output.attempts(0) == []
+
+
+def test_a_folder_of_output_that_is_a_link_is_not_followed(client: Client, tmp_path: Path) -> None:
+    (done,) = client.add(1, claimed=True)
+    client.end(Event.COMPLETE, done, result="1")
+    write_output(client.store, done, b"text")
+    folder = client.store.output.folder
+    folder.rename(tmp_path / "away")
+    folder.symlink_to(tmp_path / "away")
+    assert client.store.output.read(done, 1) == b""
+    assert client.store.purge(tick()) == 1
+    assert len([*(tmp_path / "away").iterdir()]) == 1
+    with pytest.raises(StoreError, match="is a symbolic link"):
+        client.store.output.prepare()
+
+
+def test_a_purge_that_cannot_remove_what_was_written_is_done_all_the_same(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (done,) = client.add(1, claimed=True)
+    client.end(Event.COMPLETE, done, result="1")
+    write_output(client.store, done, b"text")
+
+    unlink = os.unlink
+
+    def refuse(path: Any, **how: Any) -> None:
+        if str(path).endswith(".log"):
+            raise PermissionError(13, "Permission denied")
+        unlink(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        assert client.store.purge(tick()) == 1
+    assert "is removed later" in caplog.text
+    assert output_of(client.store)
+    assert client.store.purge(tick()) == 0
+    assert output_of(client.store) == {}
 
 
 @pytest.mark.parametrize("rotated", [False, True])
@@ -355,6 +424,89 @@ client.store.backup(Path({str(tmp_path / "saved" / backend.filename)!r}))
         assert saved.counts() == {"work": {Status.PENDING: 40}}
 
 
+def test_a_backup_has_what_tasks_wrote(backend: Backend, client: Client, tmp_path: Path) -> None:
+    ids = one_in_each_state(client)
+    for id in ids.values():
+        write_output(client.store, id, b"text of %d" % id)
+    write_output(client.store, ids[Status.RUNNING], b"\xff", attempt=2)
+    write_output(client.store, 77, b"of a task that is gone")
+    copy = tmp_path / "saved" / backend.filename
+    client.store.backup(copy)
+    with contextlib.closing(backend.open(copy, create=False)) as saved:
+        expected = output_of(client.store)
+        del expected[log_name(77, 1)]
+        assert output_of(saved) == expected
+        assert saved.check() == []
+        write_output(client.store, ids[Status.RUNNING], b"more")
+        assert output_of(saved) == expected
+    if backend.name == "sqlite":
+        assert sorted(path.name for path in copy.parent.iterdir()) == [
+            "store.db", "store.db-output", "store.db-owners"
+        ]  # fmt: skip
+
+
+def test_a_backup_of_tasks_that_wrote_nothing_has_nothing_beside_it(
+    backend: Backend, client: Client, tmp_path: Path
+) -> None:
+    client.add(1)
+    client.store.output.prepare()
+    copy = tmp_path / "saved" / backend.filename
+    client.store.backup(copy)
+    assert [path.name for path in copy.parent.iterdir()] == [backend.filename]
+    assert not (copy / "output").exists()
+
+
+def test_a_backup_has_what_tasks_wrote_that_come_and_go_meanwhile(
+    backend: Backend, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (goes,) = client.add(1, claimed=True)
+    client.end(Event.COMPLETE, goes, result="1")
+    write_output(client.store, goes, b"it goes")
+    (grows,) = client.add(2, claimed=True)
+    write_output(client.store, grows, b"it grows")
+    real = Output.take_in
+    came: list[int] = []
+
+    def change_after_first(self: Output, other: Output) -> None:
+        real(self, other)
+        if not came:
+            came.extend(client.add(3, claimed=True))
+            write_output(client.store, came[0], b"it came")
+            write_output(client.store, grows, b", and has grown")
+            client.store.purge(tick())
+
+    monkeypatch.setattr(Output, "take_in", change_after_first)
+    client.store.backup(tmp_path / "saved" / backend.filename)
+    with contextlib.closing(backend.open(tmp_path / "saved" / backend.filename, create=False)) as saved:
+        assert sorted(ids_of(saved)) == sorted([grows, *came])
+        expected = {log_name(grows, 1): b"it grows, and has grown", log_name(came[0], 1): b"it came"}
+        assert output_of(saved) == expected
+
+
+def test_a_backup_that_failed_leaves_nothing_and_one_that_was_killed_is_no_hindrance(
+    backend: Backend, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (done,) = client.add(1, claimed=True)
+    write_output(client.store, done, b"text")
+    copy = tmp_path / "saved" / backend.filename
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sync", fail)
+        with pytest.raises(StoreError, match="No space left"):
+            client.store.backup(copy)
+    assert list(copy.parent.iterdir()) == []
+    if backend.name == "sqlite":  # as far as one came that was killed
+        left = copy.with_name("store.db-output")
+        left.mkdir(0o700)
+        (left / log_name(done, 1)).write_bytes(b"te")
+    client.store.backup(copy)
+    with contextlib.closing(backend.open(copy, create=False)) as saved:
+        assert output_of(saved) == {log_name(done, 1): b"text"}
+
+
 # --- Check ---
 
 
@@ -362,6 +514,19 @@ def test_a_store_in_order_has_no_problems(client: Client, store: Store) -> None:
     one_in_each_state(client)
     client.add(1, key="monday")
     assert client.store.check() == store.check() == []
+
+
+def test_what_a_task_wrote_that_is_gone_is_removed(client: Client) -> None:
+    ids = one_in_each_state(client)
+    for id in ids.values():
+        write_output(client.store, id, b"text")
+    assert client.store.check() == []
+    expected = output_of(client.store)
+    write_output(client.store, 77, b"text")
+    write_output(client.store, 78, b"", attempt=9)
+    assert client.store.check() == [Problem("2 files held what tasks wrote that are gone", True)]
+    assert output_of(client.store) == expected
+    assert client.store.check() == []
 
 
 def test_a_dead_owner_is_found_and_forgotten(client: Client, other: Client) -> None:

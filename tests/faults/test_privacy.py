@@ -29,6 +29,7 @@ def work(client: Client) -> None:
     client.store.cancel(client.add(3), tick())
     client.add(4, claimed=True)
     client.add(5)
+    client.store.output.prepare()
 
 
 def modes_below(folder: Path) -> dict[Path, int]:
