@@ -32,6 +32,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / request.param
 
 
+@pytest.fixture(autouse=True)
+def _buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python and C keep back what they would; with this variable neither does, and nothing would be tested."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
 @pytest.fixture
 def make(make_executor: MakeExecutor, place: Path) -> MakeExecutor:
     """Makes executors that capture on it, with one worker."""
@@ -72,6 +78,15 @@ def say(what: Any) -> Any:
 
 def say_nothing(_: object = None) -> None:
     pass
+
+
+class SaysWhenPickled:
+    def __init__(self) -> None:
+        print("made")
+
+    def __reduce__(self) -> Any:
+        print("pickled")
+        return complex, (1, 2)
 
 
 def say_without_end_of_line(what: str) -> None:
@@ -208,6 +223,14 @@ with PersistentExecutor(1, capture_output=False) as executor:
 """)
     done = script.run()
     assert (done.stdout, done.stderr) == ("hello\n'said\\nsaid\\n'\nplain\n", "")
+
+
+def test_what_happens_before_and_after_the_call_is_not_its_output(make: MakeExecutor, capfd: Any) -> None:
+    with make(1, multiprocessing.get_context("spawn"), say, ("initializer",)) as executor:
+        future = executor.submit(SaysWhenPickled)
+        assert future.exception(WAIT_S) is None
+        assert future.logs() == "made\n"
+    assert capfd.readouterr().out == "initializer\npickled\n"
 
 
 def test_nothing_is_kept_unless_it_is_asked_for(make: MakeExecutor, place: Path) -> None:
