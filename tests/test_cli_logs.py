@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 import omniq_executor
 from omniq_executor import PersistentExecutor
-from omniq_executor.cli import main
 
 ROOT = str(Path(omniq_executor.__file__).parents[1])
 WAIT_S = 30.0
@@ -177,12 +175,6 @@ def test_a_reader_that_leaves_early_is_no_error_of_ours(shop: Shop) -> None:
     env = {**os.environ, "PYTHONPATH": ROOT}
     bash = ["bash", "-c", command]
     assert subprocess.run(bash, cwd=shop.folder, env=env, capture_output=True, timeout=60, check=True).stderr == b""
-
-
-def test_help_has_examples() -> None:
-    done = CliRunner().invoke(main, ["logs", "--help"], prog_name="omniq-executor")
-    assert done.exit_code == 0
-    assert "For example:\n    omniq-executor logs task-" in done.stdout
 
 
 # --- Following ---
