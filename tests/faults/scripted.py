@@ -32,6 +32,7 @@ QUEUE = "work"
 FIRST = 1 << 40  # the id of the first task
 PER_ROUND = 100  # ids, more than are used
 T0 = 1_700_000_000_000_000  # the time of the first step; each is a second later
+LATER = T0 + 3_600_000_000  # when everything is due
 LARGE = pickle.dumps(b"x" * 30_000)  # a result that takes many pages
 
 # What happens only now and then in a store must happen in a session too: by module, what makes it so.
@@ -383,16 +384,16 @@ class Allowed:
 def finish(store: Store) -> Iterator[Task]:
     """Have a new owner work off all that is left, and something new; gives the tasks that it completed."""
     owner = store.enter(QUEUE)
-    run = store.begin_run(QUEUE, owner, "crashed", T0)
+    run = store.begin_run(QUEUE, owner, "crashed", LATER)
     new = FIRST - 1
-    store.turn(owner, run, Turn(T0, adds=[Batch(new, 1, SQUARE, calls=[call("new")])]))
-    claimed = store.turn(owner, run, Turn(T0, claim=1000)).claimed
+    store.turn(owner, run, Turn(LATER, adds=[Batch(new, 1, SQUARE, calls=[call("new")])]))
+    claimed = store.turn(owner, run, Turn(LATER, claim=1000)).claimed
     assert new in {it.id for it in claimed}
     ends = [Outcome(it.id, it.attempt, Event.COMPLETE, str(it.id)) for it in claimed]
-    assert store.turn(owner, run, Turn(T0, outcomes=ends)).refused == set()
+    assert store.turn(owner, run, Turn(LATER, outcomes=ends)).refused == set()
     for it in claimed:
         yield store.get(it.id)
-    store.end_run(run, True, T0)
+    store.end_run(run, True, LATER)
     store.leave(owner)
 
 
@@ -403,7 +404,7 @@ def check(address: Path, rounds: int, acknowledged: int) -> list[str]:
         found = allowed.problems({task.id: task for task in store.find()})
         if any(owner.alive for owner in store.owners()):
             found.append("an owner of the dead process counts as alive")
-        store.reap(T0)
+        store.reap(LATER)
         left = store.find()
         found += [f"still claimed by a dead owner: {task}" for task in left if task.status is Status.RUNNING]
         if store.owners():
