@@ -134,9 +134,9 @@ def _flush() -> None:
 
 def _unbuffer_c() -> None:
     """Have C's stdout keep nothing back. Its stderr never does."""
-    libc = ctypes.CDLL(None)
     for name in ("stdout", "__stdoutp"):  # the latter on macOS
-        with contextlib.suppress(ValueError):  # there is no such name
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is nothing of that name
+            libc = ctypes.CDLL(None)
             libc.setvbuf(ctypes.c_void_p.in_dll(libc, name), None, _IONBF, ctypes.c_size_t(0))
             return
 

@@ -12,6 +12,8 @@ import contextlib
 import logging
 import os
 import shutil
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ..model import log_name, parse_id
 from . import safety
 
 _ENDING = ".log"
+_SETTLED_S = 1.0  # a folder that changed that lately may change again without another time
 
 _log = logging.getLogger("omniq_executor")
 
@@ -29,6 +32,8 @@ class Output:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._attempts: dict[int, list[int]] = {}
+        self._indexed = -1  # when the folder had changed last as that was made, or -1
 
     def prepare(self) -> Path:
         """Make the folder, unless it is there; returns it. Raises StoreError where that is not possible."""
@@ -48,7 +53,7 @@ class Output:
             candidates: Iterable[int] = range(1, most + 1)
         else:
             try:
-                candidates = sorted(attempt for of, attempt, _ in self._files() if of == number)
+                candidates = sorted(self._index().get(number, ()))
             except OSError as error:
                 raise StoreError(f"{self.folder} cannot be looked at: {safety.explain(error)}") from error
         return [attempt for attempt in candidates if self._size(log_name(number, attempt))]
@@ -111,6 +116,16 @@ class Output:
                 os.replace(self.folder / name, other.folder / name)
         except OSError as error:
             raise StoreError(f"{self.folder} cannot be moved to {other.folder}: {safety.explain(error)}") from error
+
+    def _index(self) -> dict[int, list[int]]:
+        """The attempts of all tasks, which is kept until the folder changes."""
+        changed_at = os.stat(self.folder).st_mtime_ns if self.folder.exists() else 0
+        if changed_at != self._indexed:
+            self._attempts = defaultdict(list)
+            for number, attempt, _ in self._files():
+                self._attempts[number].append(attempt)
+            self._indexed = changed_at if changed_at < time.time_ns() - _SETTLED_S * 1e9 else -1
+        return self._attempts
 
     def _files(self) -> Iterator[tuple[int, int, str]]:
         """The task, the attempt and the name of each file. Others that lie there are not ours."""

@@ -183,6 +183,17 @@ def test_what_a_task_wrote_is_purged_with_it_and_with_no_other(client: Client, e
     assert client.store.output.attempts(ids[Status.FAILED], most=5) == client.store.output.attempts(0) == []
 
 
+def test_attempts_are_found_that_came_after_a_look(client: Client) -> None:
+    assert client.store.output.attempts(7) == []
+    write_output(client.store, 7, b"text")
+    os.utime(client.store.output.folder, (1, 1))  # long ago
+    assert client.store.output.attempts(7) == [1]
+    write_output(client.store, 8, b"text", attempt=3)
+    write_output(client.store, 7, b"text", attempt=12)
+    assert client.store.output.attempts(7) == [1, 12]
+    assert client.store.output.attempts(8) == [3]
+
+
 def test_a_folder_of_output_that_is_a_link_is_not_followed(client: Client, tmp_path: Path) -> None:
     (done,) = client.add(1, claimed=True)
     client.end(Event.COMPLETE, done, result="1")
