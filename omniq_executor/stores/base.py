@@ -279,6 +279,10 @@ class Store(abc.ABC):
         """Add one call with the id `number`, RUNNING as attempt 1 of `owner`: as a turn of one claimed add."""
 
     @abc.abstractmethod
+    def claim(self, owner: int, number: int, now: int) -> Claimed | None:
+        """CLAIM the task with that id, whatever its queue and whenever it is due; None if it is not PENDING."""
+
+    @abc.abstractmethod
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
         """CANCEL those that are PENDING and, with `running`, ABORT those that are RUNNING; returns them.
 

@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from .. import codec
 from ..errors import StoreError, StoreVersionError, TaskNotFound
-from ..model import FINISHED, Claim, Event, Refused, Status, Task, format_id, now, parse_id, succeed
+from ..model import FINISHED, Claim, Event, Refused, Status, Task, format_id, now, parse_id, source, succeed
 from . import safety
 from .base import (
     Batch,
@@ -589,6 +589,16 @@ class FileStore(Store):
             if found is not None and found.task.status is Status.PENDING and _order(found.task) == entry:
                 claimed.append(changes.change(found, found.claim(owner, now)))
         return claimed
+
+    def claim(self, owner: int, number: int, now: int) -> Claimed | None:
+        with self._locked():
+            record = self._load(number)
+            if record is None or record.task.status not in source(Event.CLAIM):
+                return None
+            changes = _Changes()
+            claimed = changes.change(record, record.claim(owner, now))
+            self._commit(owner, changes)
+            return _claimed(claimed)
 
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
         with self._locked():

@@ -57,7 +57,7 @@ class Owners:
 
     def hold(self, owner: int) -> None:
         """Prove from now on that this process lives."""
-        lock = FileLock(self._lock_path(owner), mode=0o600)
+        lock = FileLock(self._lock_path(owner), mode=0o600, thread_local=False)  # another thread may let go of it
         try:
             lock.acquire(blocking=False)
             self._held[owner] = lock

@@ -31,12 +31,12 @@ from typing import Any, Literal
 
 from filelock import Timeout
 
-from ..codec import decode_error, decode_options
 from ..errors import StoreError, StoreVersionError, TaskNotFound, TooLarge
 from ..model import FINISHED, Status, Task, format_id, now, parse_id
 from . import safety, transactions
 from .base import (
     Call,
+    Claimed,
     Found,
     Function,
     Owner,
@@ -59,16 +59,8 @@ Durability = Literal["process", "power"]
 BUSY_TIMEOUT_S = 30.0
 CHECKPOINT_BYTES = 64 << 20  # of write-ahead log; a checkpoint syncs the disk, so the fewer the better
 _CHECKPOINT_TIMEOUT_S = 1.0
-_LOOK_AT_LOG_EVERY = 64  # turns
+LOOK_AT_LOG_EVERY = 64  # turns
 _KNOWN_FUNCTIONS = 4096  # whose numbers are kept
-
-_COLUMNS = """
-    t.id, q.name, t.run, f.path, f.pickle, t.args, t.kwargs, t.status, t.priority, t.eta, t.attempts, t.crashes,
-        t.owner, t.enqueued_at, t.started_at, t.finished_at, t.result, t.error, t.exception, t.key,
-        t.options
-"""
-_FROM = "FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function"
-_TASK = f"SELECT {_COLUMNS} {_FROM}"
 
 _log = logging.getLogger("omniq_executor")
 _open_stores: "weakref.WeakSet[SQLiteStore]" = weakref.WeakSet()
@@ -103,6 +95,8 @@ class SQLiteStore(Store):
         self._foreign = False  # whether one has, since the last turn
         self._turns = 0
         self._filling = filling  # whether a migration may be under way in it
+        self._durability = durability
+        self._lent: list[sqlite3.Connection] = []  # to others, see connect()
         self._connection: sqlite3.Connection | None = None
         self._owners = Owners(self._beside("-owners"))
         self.output = Output(self._beside("-output"))
@@ -110,8 +104,8 @@ class SQLiteStore(Store):
             if not create and not self.path.exists():
                 raise StoreError(f"there is no store at {self.path}")
             self._prepare_files()
-            with _explained(self.path), self._one_at_a_time():
-                self._connection = self._connect(durability)
+            with explained(self.path), self._one_at_a_time():
+                self._connection = self._connect()
         except OSError as error:
             what = "opened" if os.path.exists(self.path) else "created"
             raise StoreError(f"the store {self.path} cannot be {what}: {safety.explain(error)}") from error
@@ -128,7 +122,7 @@ class SQLiteStore(Store):
             safety.make_file(self.path)
         if not stat.S_ISREG(self.path.stat().st_mode):
             raise StoreError(f"{self.path} is not a file; give the path of a database file")
-        with _explained(self.path), contextlib.closing(self._look()) as connection:
+        with explained(self.path), contextlib.closing(self._look()) as connection:
             self._check_format(connection)  # before anything is left beside a file that is not ours
         safety.make_folder(self._owners.folder)
 
@@ -162,7 +156,15 @@ class SQLiteStore(Store):
                 f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
             )
 
-    def _connect(self, durability: Durability) -> sqlite3.Connection:
+    def connect(self) -> sqlite3.Connection:
+        """Another connection like the store's own, for who drives transactions in another way, and closes it."""
+        with explained(self.path), self._one_at_a_time():
+            self._opened()
+            connection = self._connect()
+        self._lent.append(connection)
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
         connection = self._look()
         try:
             self._check_format(connection)
@@ -170,7 +172,7 @@ class SQLiteStore(Store):
                 "PRAGMA page_size = 2048"
             )  # a lone commit writes a page or two: half the bytes of the default
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if self._durability == 'power' else 'NORMAL'}")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             connection.execute("BEGIN IMMEDIATE")
             _drive(connection, transactions.create())
@@ -188,7 +190,7 @@ class SQLiteStore(Store):
     def close(self) -> None:
         with self._lock:
             if self._connection is not None:
-                with _explained(self.path):
+                with explained(self.path):
                     self._connection.close()
                 self._connection = None
             self._owners.outlive()
@@ -221,8 +223,13 @@ class SQLiteStore(Store):
         except sqlite3.Error as error:
             raise _explain(self.path, error) from error
 
+    def _ask(self, looking: Transaction) -> Any:
+        """Run a transaction of one statement that only reads."""
+        with self._lock, explained(self.path):
+            return _drive(self._opened(), looking)
+
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        with self._lock, _explained(self.path):
+        with self._lock, explained(self.path):
             return self._opened().execute(sql, parameters).fetchall()
 
     def _opened(self) -> sqlite3.Connection:
@@ -235,7 +242,7 @@ class SQLiteStore(Store):
     def enter(self, queue: str) -> int:
         with self._lock:
             while True:
-                owner = new_owner_id(id for (id,) in self._read("SELECT id FROM owner"))
+                owner = new_owner_id(id for (id,) in self._read(transactions.OWNERS))
                 self._owners.hold(owner)
                 self._functions.clear()  # while no owner was registered, some may have been purged
                 if self._write(transactions.enter(owner, NODES, queue, self._owners.host, os.getpid(), now())):
@@ -291,9 +298,13 @@ class SQLiteStore(Store):
     def ring(self, owner: int) -> None:
         """Wake the other owners: something that they may wait for is committed."""
         self._opened()
-        for peer in self._peers:
-            if peer != owner:
-                self._owners.ring(peer)
+        self.ring_all(self._peers, owner)
+
+    def ring_all(self, owners: Iterable[int], but: int) -> None:
+        """Wake these owners, all but one."""
+        for owner in owners:
+            if owner != but:
+                self._owners.ring(owner)
 
     def hear(self, owner: int) -> list[int]:
         """The tasks that other owners finished since the last call."""
@@ -350,12 +361,21 @@ class SQLiteStore(Store):
 
     def _count_turn(self) -> None:
         self._turns += 1
-        if self._turns % _LOOK_AT_LOG_EVERY == 0:
-            try:
+        if self._turns % LOOK_AT_LOG_EVERY == 0:
+            self.work_off_log()
+
+    def work_off_log(self) -> None:
+        """Bring what is in the write-ahead log into the database, if that is much."""
+        try:
+            with self._lock:
                 self._checkpoint()
-            except StoreError as error:
-                # The turn is committed, and must not look as if it were not. The log is as good as before.
-                _log.warning("%s: its log is worked off later", error)
+        except StoreError as error:
+            # What is in it is committed, and must not look as if it were not. The log is as good as before.
+            _log.warning("%s: its log is worked off later", error)
+
+    def claim(self, owner: int, number: int, now: int) -> Claimed | None:
+        claimed: Claimed | None = self._write(transactions.claim(owner, number, now))
+        return claimed
 
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
         cancelled: list[int] = self._write(transactions.cancel(ids, now, running))
@@ -375,7 +395,7 @@ class SQLiteStore(Store):
 
     def backup(self, destination: Path) -> int:
         self._opened()
-        with safety.appearing(destination) as fresh, _explained(destination):
+        with safety.appearing(destination) as fresh, explained(destination):
             output = Output(Path(f"{fresh}-output"))
             output.take_in(self.output)
             ids = self._copy_to(fresh)
@@ -438,11 +458,8 @@ class SQLiteStore(Store):
         return [id for (id,) in self._read("SELECT id FROM task ORDER BY id")]
 
     def stored(self, ids: Sequence[int]) -> list[Stored]:
-        rows = self._read(
-            f"SELECT f.digest, t.identity, {_COLUMNS} {_FROM} WHERE t.id IN (SELECT value FROM json_each(?))",
-            (json.dumps(list(ids)),),
-        )
-        return [Stored(_task(row), digest, identity) for digest, identity, *row in rows]
+        stored: list[Stored] = self._ask(transactions.stored(ids))
+        return stored
 
     def runs(self) -> list[RunRecord]:
         rows = self._read(
@@ -474,7 +491,7 @@ class SQLiteStore(Store):
             self._count_turn()
 
     def end_filling(self) -> None:
-        with self._lock, _explained(self.path):
+        with self._lock, explained(self.path):
             self._opened().execute("PRAGMA synchronous = FULL")  # with this commit, all before it are synced
             self._write(transactions.end_filling())
 
@@ -484,7 +501,7 @@ class SQLiteStore(Store):
         if version != self._version:
             self._version = version
             self._foreign = True
-            self._peers[:] = [id for (id,) in connection.execute("SELECT id FROM owner")]
+            self._peers[:] = [id for (id,) in connection.execute(transactions.OWNERS)]
 
     def _checkpoint(self) -> None:
         try:
@@ -492,7 +509,7 @@ class SQLiteStore(Store):
                 return
         except FileNotFoundError:
             return
-        with _explained(self.path):
+        with explained(self.path):
             connection = self._opened()
             connection.execute(f"PRAGMA busy_timeout = {int(_CHECKPOINT_TIMEOUT_S * 1000)}")
             try:
@@ -517,10 +534,10 @@ class SQLiteStore(Store):
 
     def get(self, task_id: int | str) -> Task:
         number = parse_id(task_id) if isinstance(task_id, str) else task_id
-        rows = self._read(f"{_TASK} WHERE t.id = ?", (number,)) if 0 <= number < 1 << 63 else []
-        if not rows:
+        found: list[Stored] = self._ask(transactions.stored([number])) if 0 <= number < 1 << 63 else []
+        if not found:
             raise TaskNotFound(f"{self.path} holds no {format_id(number)}; `omniq-executor list` shows what it holds")
-        return _task(rows[0])
+        return found[0].task
 
     def function(self, digest: bytes) -> Function:
         rows = self._read("SELECT digest, path, pickle FROM function WHERE digest = ?", (digest,))
@@ -529,22 +546,15 @@ class SQLiteStore(Store):
         return Function(*rows[0])
 
     def states(self, ids: Iterable[int]) -> list[Found]:
-        with self._lock, _explained(self.path):
-            found: list[Found] = _drive(self._opened(), transactions.states(ids))
-            return found
+        found: list[Found] = self._ask(transactions.states(ids))
+        return found
 
     def by_key(self, queue: str, key: str) -> Found | None:
-        number = self._queue(queue)
-        with self._lock, _explained(self.path):
-            found: Found | None = _drive(self._opened(), transactions.by_key(number, key))
-            return found
+        found: Found | None = self._ask(transactions.by_key(self._queue(queue), key))
+        return found
 
     def counts(self) -> dict[str, dict[Status, int]]:
-        counts: dict[str, dict[Status, int]] = {}
-        for queue, status, count in self._read(
-            "SELECT q.name, t.status, count(*) FROM task t JOIN queue q ON q.id = t.queue GROUP BY 1, 2 ORDER BY 1, 2"
-        ):
-            counts.setdefault(queue, {})[Status(status)] = count
+        counts: dict[str, dict[Status, int]] = self._ask(transactions.counts())
         return counts
 
     def find(
@@ -554,15 +564,8 @@ class SQLiteStore(Store):
         tags: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> list[Task]:
-        conditions: list[tuple[str, Any]] = [("t.status = ?", status), ("q.name = ?", queue)]
-        conditions += [("EXISTS (SELECT 1 FROM json_each(t.options, '$.tags') WHERE value = ?)", t) for t in tags or ()]
-        given = [(sql, value) for sql, value in conditions if value is not None]
-        where = "WHERE " + " AND ".join(sql for sql, _ in given) if given else ""
-        rows = self._read(
-            f"{_TASK} {where} ORDER BY t.id DESC LIMIT ?",
-            (*(value for _, value in given), -1 if limit is None else limit),
-        )
-        return [_task(row) for row in reversed(rows)]
+        found: list[Task] = self._ask(transactions.find(status, queue, tags, limit))
+        return found
 
 
 def _drive(connection: sqlite3.Connection, transaction: Transaction) -> Any:
@@ -580,7 +583,7 @@ def _drive(connection: sqlite3.Connection, transaction: Transaction) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Raise SQLite's errors as StoreError."""
     try:
         yield
@@ -605,20 +608,9 @@ def _explain(path: Path, error: sqlite3.Error) -> StoreError:
     return StoreError(f"the store {path}: {hint}")
 
 
-def _task(row: Sequence[Any]) -> Task:
-    (id, queue, run, path, function, args, kwargs, status, priority, eta, attempts, crashes, owner, enqueued, started,
-     finished, result, error, exception, key, options) = row  # fmt: skip
-    return Task(
-        id=id, queue=queue, run=run, func_path=path, func=function, args=args, kwargs=kwargs, status=Status(status),
-        priority=priority, eta=eta, attempts=attempts, crashes=crashes, owner=owner, enqueued_at=enqueued,
-        started_at=started, finished_at=finished, result=result, key=key,
-        error=decode_error(error, exception), options=decode_options(options),
-    )  # fmt: skip
-
-
 def _after_fork_in_child() -> None:
     for store in list(_open_stores):
-        _lost_in_fork.append(store._connection)
+        _lost_in_fork.extend([store._connection, *store._lent])
         store._connection = None
         store._lock = threading.RLock()
 

@@ -176,13 +176,16 @@ _END = {
     f" crashes = crashes + 1 WHERE id = ? AND {_FENCE}",
 }
 _ALONE = " AND (SELECT count(*) FROM owner) = 1"
-_CLAIM = f"""
-    UPDATE task SET status = {target(Event.CLAIM):d}, owner = ?, attempts = attempts + 1, started_at = ?
-    WHERE id IN (
-        SELECT id FROM task WHERE {_PENDING} AND queue = ? AND eta <= ? ORDER BY priority DESC, eta, id LIMIT ?)
+_CLAIM_THAT = f"""
+    UPDATE task SET status = {target(Event.CLAIM):d}, owner = ?, attempts = attempts + 1, started_at = ? WHERE %s
     RETURNING priority, eta, id, attempts, crashes, run, args, kwargs,
         (SELECT digest FROM function WHERE function.id = task.function), options
 """
+_CLAIM = (
+    _CLAIM_THAT % "id IN (SELECT id FROM task"
+    f" WHERE {_PENDING} AND queue = ? AND eta <= ? ORDER BY priority DESC, eta, id LIMIT ?)"
+)
+_CLAIM_ONE = _CLAIM_THAT % f"id = ? AND {_PENDING}"
 _DUE = f"SELECT min(eta) FROM task WHERE {_PENDING} AND queue = ?"
 _SUCCEED = f"""
     INSERT INTO task (id, queue, run, function, args, kwargs, identity, status, priority, eta, enqueued_at, options)
@@ -247,13 +250,17 @@ def turn(
     if work.claim > 0:
         rows, _ = yield _CLAIM, (owner, work.now, queue, work.now, work.claim)
         rows.sort(key=lambda row: (-row[0], row[1], row[2]))
-        turned.claimed = [
-            Claimed(id, attempt, crashes, run_, digest, args, kwargs, eta, decode_options(options))
-            for _, eta, id, attempt, crashes, run_, args, kwargs, digest, options in rows
-        ]
+        turned.claimed = _claimed(rows)
         if len(rows) < work.claim:
             ((turned.due,),), _ = yield _DUE, (queue,)
     return turned
+
+
+def _claimed(rows: Sequence[Any]) -> list[Claimed]:
+    return [
+        Claimed(id, attempt, crashes, run, digest, args, kwargs, eta, decode_options(options))
+        for _, eta, id, attempt, crashes, run, args, kwargs, digest, options in rows
+    ]
 
 
 def _add(owner: int, run: int, queue: int, function: int, batch: Batch, now: int) -> Transaction:
@@ -340,6 +347,12 @@ def ensure_function(function: Function) -> Transaction:
     return id
 
 
+def claim(owner: int, number: int, now: int) -> Transaction:
+    """CLAIM one task if it is PENDING; returns a Claimed, or None."""
+    rows, _ = yield _CLAIM_ONE, (owner, now, number)
+    return _claimed(rows)[0] if rows else None
+
+
 def cancel(ids: Sequence[int], now: int, running: bool) -> Transaction:
     """CANCEL the PENDING ones of ids, ABORT the RUNNING ones if that is wished, and return them. See Store.cancel().
 
@@ -390,6 +403,9 @@ def _change(event: Event, columns: str, ids: Sequence[int]) -> Transaction:
 
 
 # Owners
+
+
+OWNERS = "SELECT id FROM owner"
 
 
 def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Transaction:
@@ -622,6 +638,12 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction:
 # Looking
 
 _FOUND = "id, status, owner, result, error, exception FROM task"
+_STORED = """
+    f.digest, t.identity, t.id, q.name, t.run, f.path, f.pickle, t.args, t.kwargs, t.status, t.priority, t.eta,
+        t.attempts, t.crashes, t.owner, t.enqueued_at, t.started_at, t.finished_at, t.result, t.error, t.exception,
+        t.key, t.options
+    FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
+"""
 
 
 def _found(row: Sequence[Any]) -> Found:
@@ -639,3 +661,46 @@ def by_key(queue: int, key: str) -> Transaction:
     """Where the task of that key stands, or None."""
     rows, _ = yield f"SELECT {_FOUND} WHERE queue = ? AND key = ?", (queue, key)
     return _found(rows[0]) if rows else None
+
+
+def stored(ids: Sequence[int]) -> Transaction:
+    """All that is stored of tasks: a Stored of each that is there."""
+    rows, _ = yield f"SELECT {_STORED} WHERE t.id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+    return [_stored(row) for row in rows]
+
+
+def find(status: Status | None, queue: str | None, tags: Sequence[str] | None, limit: int | None) -> Transaction:
+    """The tasks that match, oldest first. See Store.find()."""
+    conditions: list[tuple[str, Any]] = [("t.status = ?", status), ("q.name = ?", queue)]
+    conditions += [("EXISTS (SELECT 1 FROM json_each(t.options, '$.tags') WHERE value = ?)", t) for t in tags or ()]
+    given = [(sql, value) for sql, value in conditions if value is not None]
+    where = "WHERE " + " AND ".join(sql for sql, _ in given) if given else ""
+    rows, _ = yield (
+        f"SELECT {_STORED} {where} ORDER BY t.id DESC LIMIT ?",
+        (*(value for _, value in given), -1 if limit is None else limit),
+    )
+    return [_stored(row).task for row in reversed(rows)]
+
+
+def counts() -> Transaction:
+    """Number of tasks per queue and state."""
+    rows, _ = yield (
+        "SELECT q.name, t.status, count(*) FROM task t JOIN queue q ON q.id = t.queue GROUP BY 1, 2 ORDER BY 1, 2",
+        (),
+    )
+    found: dict[str, dict[Status, int]] = {}
+    for queue, status, count in rows:
+        found.setdefault(queue, {})[Status(status)] = count
+    return found
+
+
+def _stored(row: Sequence[Any]) -> Stored:
+    (digest, identity, id, queue, run, path, function, args, kwargs, status, priority, eta, attempts, crashes, owner,
+     enqueued, started, finished, result, error, exception, key, options) = row  # fmt: skip
+    task = Task(
+        id=id, queue=queue, run=run, func_path=path, func=function, args=args, kwargs=kwargs, status=Status(status),
+        priority=priority, eta=eta, attempts=attempts, crashes=crashes, owner=owner, enqueued_at=enqueued,
+        started_at=started, finished_at=finished, result=result, key=key,
+        error=decode_error(error, exception), options=decode_options(options),
+    )  # fmt: skip
+    return Stored(task, digest, identity)

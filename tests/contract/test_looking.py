@@ -116,6 +116,7 @@ USES: dict[str, Callable[[Store], object]] = {
     "take_over": lambda store: store.take_over(RUN, SQUARE, [call(1)], tick()),
     "add_claimed": lambda store: store.add_claimed(1, RUN, 1, SQUARE, call(1), tick()),
     "turn": lambda store: store.turn(1, RUN, Turn(tick())),
+    "claim": lambda store: store.claim(1, 1, tick()),
     "cancel": lambda store: store.cancel([1], tick()),
     "revive": lambda store: store.revive([1], tick()),
     "purge": lambda store: store.purge(tick()),

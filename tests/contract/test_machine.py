@@ -219,6 +219,19 @@ class StoreMachine(RuleBasedStateMachine):
     def claims_some(self, client: Client, most: int) -> Any:
         return multiple(*self.give_claimed(client, self.turn(client, claim=most), most))
 
+    @rule(target=claims, client=clients, which=places)
+    def claims_one_by_its_id(self, client: Client, which: list[int]) -> Any:
+        given = []
+        for id in self.pick(which):
+            self.now += 1
+            claimed = client.store.claim(client.owner, id, self.now)
+            task = self.model.tasks.get(id)
+            assert (claimed is not None) == (task is not None and task.status is Status.PENDING)
+            if claimed is not None:
+                given.append(self.give(client, id))
+                assert claimed.attempt == given[-1].attempt
+        return multiple(*given)
+
     def give_claimed(self, client: Client, turned: Turned, most: int) -> list[GivenClaim]:
         ids = self.model.claimable(client.run.queue, self.now)[:most]
         assert [claimed.id for claimed in turned.claimed] == ids

@@ -221,6 +221,43 @@ def test_threads_share_a_handle(client: Client) -> None:
     assert len(done) == 40
 
 
+# --- Claiming one by its id ---
+
+
+def test_a_task_is_claimed_by_its_id_whatever_its_queue_and_whenever_it_is_due(
+    client: Client, enter: Callable[..., Client]
+) -> None:
+    first, second = client.add(1, 2)
+    (later,) = new_ids(1)
+    client.turn(adds=[Batch(later, 1, CUBE, calls=[call(3)], eta=4 * 10**15, priority=5)])
+    stranger, now = enter("elsewhere"), tick()
+    claimed = stranger.store.claim(stranger.owner, second, now)
+    assert claimed == (second, 1, 0, client.run.id, SQUARE.digest, "[2]", None, 0, None)
+    task = client.store.get(second)
+    assert (task.status, task.owner, task.attempts, task.started_at) == (Status.RUNNING, stranger.owner, 1, now)
+    again = stranger.store.claim(stranger.owner, later, now)
+    assert again is not None
+    assert (again.id, again.eta, again.digest) == (later, 4 * 10**15, CUBE.digest)
+    assert client.claim() == [first]
+    assert stranger.end(Event.COMPLETE, second, later, result="4") == set()
+
+
+def test_only_what_is_pending_is_claimed_by_its_id_and_by_one_owner(client: Client, other: Client) -> None:
+    ids = client.add(*range(5), claimed=True)
+    client.end(Event.COMPLETE, ids[0], result="1")
+    client.end(Event.FAIL, ids[1])
+    client.end(Event.RELEASE, ids[2], ids[3])
+    client.store.cancel([ids[3]], tick())
+    before = client.store.find()
+    for id in (ids[0], ids[1], ids[3], ids[4], new_ids(1)[0]):
+        assert other.store.claim(other.owner, id, tick()) is None
+    assert client.store.find() == before
+    claims = [who.store.claim(who.owner, ids[2], tick()) for who in (other, client)]
+    assert [claim and claim.attempt for claim in claims] == [2, None]
+    other.store.leave(other.owner)
+    assert client.claim() == [ids[2]]
+
+
 # --- Ending ---
 
 

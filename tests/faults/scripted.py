@@ -37,7 +37,7 @@ LARGE = pickle.dumps(b"x" * 30_000)  # a result that takes many pages
 
 # What happens only now and then in a store must happen in a session too: by module, what makes it so.
 OFTEN: dict[str, dict[str, Any]] = {
-    "sqlite": {"sqlite.CHECKPOINT_BYTES": 1, "sqlite._LOOK_AT_LOG_EVERY": 5},
+    "sqlite": {"sqlite.CHECKPOINT_BYTES": 1, "sqlite.LOOK_AT_LOG_EVERY": 5},
     "file": {"journal.ROTATE_BYTES": 20_000},
 }
 
