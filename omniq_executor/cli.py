@@ -5,7 +5,6 @@ is 0 when what was asked for is done, 1 when there was nothing to do it to or a 
 2 for a command that makes no sense.
 """
 
-import base64
 import io
 import json
 import logging
@@ -23,8 +22,9 @@ from .config import Settings, parse_address, parse_duration
 from .console import Raw, first_line, print_table, printable, progress
 from .demo import run as run_demo
 from .errors import OmniqError, SettingsError
+from .fields import task_fields
 from .migration import UnderWay, check_still, migrate as move
-from .model import FINISHED, Options, Status, Task, format_id, iso, now, parse_id
+from .model import FINISHED, Status, Task, format_id, iso, now, parse_id
 from .stores import open_store
 from .stores.base import Owner, Store
 from .tail import pieces
@@ -128,7 +128,7 @@ def list_(address: str | None, state: str | None, queue: str | None, limit: int,
     with _look_into(address) as store:
         tasks = store.find(status=Status[state.upper()] if state else None, queue=queue, limit=limit)
     if as_json:
-        _print_json([_task_fields(task) for task in tasks])
+        _print_json([task_fields(task) for task in tasks])
         return
     print_table(
         ["ID", "STATUS", "ENQUEUED", "FINISHED", "QUEUE", "FUNCTION", "ERROR"],
@@ -162,7 +162,7 @@ def show(task_id: str, address: str | None, load: bool, as_json: bool) -> None:
     with _look_into(address) as store:
         task = store.get(task_id)
         owners = {owner.id: owner for owner in store.owners()}
-    fields = _task_fields(task)
+    fields = task_fields(task)
     loaded = _load(task) if load else {}
     if as_json:
         _print_json({**fields, "loaded": loaded} if load else fields)
@@ -494,44 +494,6 @@ def _owner_fields(owner: Owner) -> dict[str, str | int]:
         "since": iso(owner.opened_at) or "",
         "state": "alive" if owner.alive else "dead",
     }
-
-
-def _task_fields(task: Task) -> dict[str, Any]:
-    """A task as plain data. What JSON could not keep is given as {"pickle": its bytes in base 64}."""
-    error, options = task.error, task.options or Options()
-    return {
-        "id": task.task_id,
-        "queue": task.queue,
-        "run": task.run,
-        "func_path": task.func_path,
-        "args": _stored_json(task.args),
-        "kwargs": _stored_json(task.kwargs) or ({} if isinstance(task.args, str) else None),
-        "key": task.key,
-        "priority": task.priority,
-        "status": task.status.name,
-        "attempts": task.attempts,
-        "crashes": task.crashes,
-        "owner": task.owner,
-        "max_retries": options.max_retries,
-        "retries": options.retries,
-        "timeout": options.timeout,
-        "interval": None if options.interval is None else options.interval / 1_000_000,
-        "series": None if options.series is None else format_id(options.series),
-        "tags": list(options.tags),
-        "eta": iso(task.eta or None),
-        "enqueued_at": iso(task.enqueued_at),
-        "started_at": iso(task.started_at),
-        "completed_at": iso(task.completed_at),
-        "failed_at": iso(task.failed_at),
-        "result": _stored_json(task.result),
-        "error": error and {"type": error.type, "message": error.message, "traceback": error.traceback},
-    }
-
-
-def _stored_json(data: str | bytes | None) -> Any:
-    if isinstance(data, bytes):
-        return {"pickle": base64.b64encode(data).decode()}
-    return None if data is None else json.loads(data)
 
 
 def _stored_text(data: str | bytes | None) -> str | None:
