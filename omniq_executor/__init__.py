@@ -12,6 +12,7 @@ Names are loaded when they are first used: workers import this package too, and 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .aio import AsyncOmniQ as AsyncOmniQ
     from .config import Settings as Settings
     from .errors import (
         CallError as CallError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "PersistentExecutor": "executor",
+    "AsyncOmniQ": "aio",
     "DurableFuture": "future",
     "Status": "model",
     "Task": "model",

@@ -187,6 +187,13 @@ class Dispatcher:
         self._tell()
         return future
 
+    def work_off(self) -> None:
+        """Begin with the queue, though nothing has been added here."""
+        with self.lock:
+            self._enter()
+            self._turn()
+        self._tell()
+
     def cancel(self, numbers: Sequence[int], running: bool = False) -> None:
         """Cancel those of the tasks that have not started, for good; with `running`, end those that have."""
         with self.lock:

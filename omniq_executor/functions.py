@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import pkgutil
+import sys
 import types
 from typing import Any
 
@@ -40,6 +42,36 @@ class Functions:
                 self._by_name.clear()
             self._by_name[function] = described
         return described
+
+
+def named(path: str) -> Function:
+    """The stored form of the function with a dotted path, which is imported where it is called.
+
+    One of `__main__` is looked for here, as workers do not import the script. Raises ValueError for what is
+    no dotted path, and where `__main__` has no such function.
+    """
+    module, *names = path.split(".")
+    if not names or not all(name.isidentifier() for name in (module, *names)):
+        raise ValueError(f"{path!r} is not the dotted path of a function, such as my_module.my_function")
+    if module == "__main__":
+        found: Any = sys.modules["__main__"]
+        for name in names:
+            found = getattr(found, name, None)
+        if not callable(found):
+            raise ValueError(f"{path!r} is no function of this script, and workers have no other")
+        return Functions().describe(found)
+    pickled = pickle.dumps(_Imported(path), 5)
+    return Function(hashlib.blake2b(pickled, digest_size=16).digest(), path, pickled)
+
+
+class _Imported:
+    """What pickle loads as the function of that path: the path alone does not say where the module ends."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pkgutil.resolve_name, (self._path,)
 
 
 def stored_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

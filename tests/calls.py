@@ -159,6 +159,17 @@ def raise_keeping_a_lock() -> NoReturn:
     raise KeepsALock
 
 
+def throw(error: BaseException) -> NoReturn:
+    raise error
+
+
+class Outer:
+    class Inner:
+        @staticmethod
+        def double(n: int) -> int:
+            return 2 * n
+
+
 def raise_value_error(text: str) -> NoReturn:
     raise ValueError(text)
 
