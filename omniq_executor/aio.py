@@ -153,7 +153,8 @@ class AsyncOmniQ:
         call = _call(function, args, {} if kwargs is None else kwargs)
         plan = make_plan(
             now(), key=None, max_retries=self._settings.max_retries if max_retries is None else max_retries,
-            backoff=None, retry_on=Exception, priority=0, eta=_moment(eta), interval=interval, tags=(),
+            backoff=None, retry_on=Exception, timeout=self._settings.timeout if timeout is None else timeout,
+            priority=0, eta=_moment(eta), interval=interval, tags=(),
         )  # fmt: skip
         session = await self._session()
         return await session.add(function, call, plan.eta, plan.options)

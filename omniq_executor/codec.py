@@ -119,6 +119,31 @@ def dump_function(function: Any) -> bytes:
     return _dump(function, in_worker=False)
 
 
+def dump_path(path: str) -> bytes:
+    """A function by its dotted path, which need not be importable here, as a pickle."""
+    return pickle.dumps(_Imported(path), _PROTOCOL)
+
+
+class _Imported:
+    """What is loaded as what has a dotted path."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return imported, (self._path,)
+
+
+def imported(path: str) -> Any:
+    """What has a dotted path. The path alone does not say where the module ends. Raises ImportError if nothing has."""
+    import pkgutil
+
+    try:
+        return pkgutil.resolve_name(path)
+    except AttributeError as error:  # of a function that is not there; workers look for others in the script then
+        raise ImportError(f"there is no {path}: {error}") from error
+
+
 def load_function(data: bytes) -> Any:
     """The function of a stored pickle."""
     return pickle.loads(data)

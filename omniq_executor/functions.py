@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import pkgutil
 import sys
 import types
 from typing import Any
@@ -60,18 +59,8 @@ def named(path: str) -> Function:
         if not callable(found):
             raise ValueError(f"{path!r} is no function of this script, and workers have no other")
         return Functions().describe(found)
-    pickled = pickle.dumps(_Imported(path), 5)
+    pickled = codec.dump_path(path)
     return Function(hashlib.blake2b(pickled, digest_size=16).digest(), path, pickled)
-
-
-class _Imported:
-    """What pickle loads as the function of that path: the path alone does not say where the module ends."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pkgutil.resolve_name, (self._path,)
 
 
 def stored_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

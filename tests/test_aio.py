@@ -24,6 +24,7 @@ from omniq_executor import (
     Status,
     StoreError,
     TaskNotFound,
+    TaskTimeout,
 )
 from omniq_executor.model import iso
 from omniq_executor.stores import awaited
@@ -242,6 +243,44 @@ def test_many_wait_each_for_its_own(address: Path) -> None:
             return await asyncio.gather(*waiting)
 
     assert run_with(address, main) == [n * n for n in range(50)] * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "says"),
+    [
+        ("no_such_module.function", ImportError, "no_such_module"),
+        ("math.no_such_function", ImportError, "there is no math.no_such_function"),
+        ("math.pi", TypeError, "'float' object is not callable"),
+    ],
+)
+def test_of_a_path_that_is_no_functions_the_task_fails_and_says_so(
+    address: Path, path: str, expected: type[Exception], says: str
+) -> None:
+    async def main(omniq: AsyncOmniQ) -> None:
+        id = await omniq.enqueue(path)
+        async with omniq.worker(1):
+            with pytest.raises(expected, match=says):
+                await omniq.get_result(id)
+
+    run_with(address, main)
+
+
+def test_a_task_that_takes_too_long_is_ended(address: Path, tmp_path: Path) -> None:
+    async def main(omniq: AsyncOmniQ) -> None:
+        ids = [
+            await omniq.enqueue(calls.wait_for, [tmp_path / "never"], timeout=0.1),
+            await omniq.enqueue(calls.wait_for, [tmp_path / "never"]),
+        ]
+        assert [task["timeout"] for task in await omniq.list_tasks()] == [0.1, 0.2]
+        async with omniq.worker(1):
+            for id in ids:
+                with pytest.raises(TaskTimeout, match=id):
+                    await omniq.get_result(id)
+
+    if address.suffix:
+        run_with(Settings(base_dir=address, timeout=0.2), main)
+    else:
+        run_with(Settings(backend="file", base_dir=address, timeout=0.2), main)
 
 
 # --- Looking ---

@@ -198,7 +198,7 @@ class AwaitedSQLite(AwaitedStore):
 
     async def cancel(self, number: int) -> list[int]:
         """Store.cancel(), now, of one task."""
-        cancelled: list[int] = await self._write(transactions.cancel([number], now()), rings=0)
+        cancelled: list[int] = await self._write(transactions.cancel([number], now(), running=False), rings=0)
         return cancelled
 
     async def states(self, numbers: list[int]) -> list[Found]:
