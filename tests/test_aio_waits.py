@@ -87,7 +87,7 @@ async def write_elsewhere(address: Path) -> None:
     """Take the writer's lock, which is free unless a transaction was left open."""
 
     def write() -> None:
-        with contextlib.closing(sqlite3.connect(address, isolation_level=None, timeout=0)) as connection:
+        with contextlib.closing(sqlite3.connect(address, isolation_level=None, timeout=10)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
 
