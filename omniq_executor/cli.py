@@ -28,6 +28,7 @@ from .model import FINISHED, Status, Task, format_id, iso, now, parse_id
 from .stores import open_store
 from .stores.base import Owner, Store
 from .tail import pieces
+from .worker import run as run_worker
 
 _WAIT_S = 0.5  # between two looks whether a store is still
 
@@ -54,6 +55,12 @@ def _checked_id(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 def _checked_ids(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[int]:
     return [parse_id(_checked_id(ctx, param, value)) for value in dict.fromkeys(values)]
+
+
+def _checked_names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in values:
+        raise click.BadParameter("a name is empty")
+    return tuple(dict.fromkeys(values))
 
 
 def _checked_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -416,6 +423,38 @@ def doctor(address: str | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("-n", "processes", type=click.IntRange(min=1), help="How many processes.  [default: one for each CPU]")
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    callback=_checked_names,
+    help="Only this queue; can be given several times.  [default: all of the store]",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["process", "power"]),
+    default="process",
+    show_default=True,
+    help="What results are kept through, once they are acknowledged.",
+)
+@_store
+@_json
+def worker(processes: int | None, queues: tuple[str, ...], durability: str, address: str | None, as_json: bool) -> None:
+    """Work off what executors with engine="external", and others, have submitted.
+
+    What is called is imported from where Python finds it, the current folder first. On SIGTERM or Ctrl-C it
+    starts nothing more, and ends with status 0 when what runs is done. A second signal ends it at once.
+
+    \b
+    For example:
+      omniq-executor worker
+      omniq-executor worker -n 4 --queue etl --queue reports --store runs/etl.db
+    """
+    _exit_with(run_worker(address, processes, queues, durability, _print_line if as_json else _tell_event))
+
+
+@main.command()
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--kill-at",
@@ -474,6 +513,27 @@ def _tasks(count: int) -> str:
 def _exit(is_done: bool) -> None:
     if not is_done:
         raise click.exceptions.Exit(1)
+
+
+def _exit_with(status: int) -> None:
+    if status:
+        raise click.exceptions.Exit(status)
+
+
+def _print_line(value: object) -> None:
+    click.echo(json.dumps(value))
+
+
+def _tell_event(event: dict[str, Any]) -> None:
+    """Say what a worker is about, but for every task."""
+    match event:
+        case {"event": "started", "store": store, "queues": queues, "processes": count, "pid": pid}:
+            which = f"queues {', '.join(queues)}" if queues else "all queues"
+            click.echo(printable(f"process {pid} works off {which} of {store}, {count} calls at a time"))
+        case {"event": "draining", "signal": name}:
+            click.echo(f"{name}: no more calls are started; another signal ends those that run")
+        case {"event": "ended", "completed": completed, "failed": failed}:
+            click.echo(f"{_tasks(completed)} completed, {failed} failed")
 
 
 def _print_json(value: object) -> None:

@@ -75,7 +75,17 @@ _log = logging.getLogger("omniq_executor")
 class Dispatcher:
     """See the module's docstring. Executors make one each; it is not for direct use."""
 
-    def __init__(self, store: Store, owner: int, run: Run, engine: LocalEngine, crash_retries: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        owner: int,
+        run: Run,
+        engine: LocalEngine,
+        crash_retries: int,
+        waiting: Waiting | None = None,
+        queues: Sequence[str] | None = None,
+    ) -> None:
+        """`queues` are those to claim from, as in Turn; `waiting` is told of what finishes."""
         self.store = store
         self.owner = owner
         self.run = run
@@ -88,7 +98,8 @@ class Dispatcher:
         self._closed = False
         self._stopping = False  # whether nothing is given to workers any more
         self._ids = Ids(owner)
-        self._waiting = Waiting()
+        self._waiting = waiting or Waiting()
+        self._queues = queues
         self._dropped: deque[Sink] = deque()  # by whoever waited
         self._handout = Handout(store, engine)
         self._room = 0  # of the workers, for how many calls, when it was last looked at
@@ -114,7 +125,8 @@ class Dispatcher:
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
         self._selector.register(self._wake_r, selectors.EVENT_READ, lambda _: self._on_wake())
-        self._rung = False
+        self._rung = False  # whether others may have finished something, or added
+        self._news: list[int] = []  # tasks that are finished, to be looked at
         self._bell: int | None = None
         bell = store.bell_path(owner)
         if bell.exists():
@@ -242,9 +254,11 @@ class Dispatcher:
             return look.stacks()
 
     def has_claimed(self, number: int) -> bool:
-        """Whether the task is with a worker of this executor, or about to be."""
+        """Whether the task is with a worker, here or elsewhere, or about to be."""
         with self.lock:
-            return self.engine.holds(number) or number in self._handout.ids()
+            if self.engine.holds(number) or number in self._handout.ids():
+                return True
+            return not self._closed and any(found.status is Status.RUNNING for found in self.store.states([number]))
 
     # adding
 
@@ -255,8 +269,15 @@ class Dispatcher:
             if found is not None:
                 return found
         if self.run.continues:
-            return self.store.take_over(self.run, function, [call], now())[0]
+            return self._take_over(function, [call])[0]
         return None
+
+    def _take_over(self, function: Function, calls: Sequence[Call]) -> list[Found | None]:
+        """The tasks that calls continue, as Store.take_over() has them."""
+        found = self.store.take_over(self.run, function, calls, now())
+        if any(known is not None and known.status is Status.PENDING for known in found):
+            self.store.ring(self.owner)  # what had failed is PENDING again, and may be for workers elsewhere
+        return found
 
     def _submit_new(self, function: Function, call: Call, plan: Plan) -> DurableFuture:
         number = self._ids.take(1)
@@ -317,7 +338,7 @@ class Dispatcher:
 
     def _add_resumed(self, sink: Sink, position: int, function: Function, calls: Sequence[Call], plan: Plan) -> None:
         """Add calls of which some may be in the store already, by the runs that this one continues."""
-        found = self.store.take_over(self.run, function, calls, now())
+        found = self._take_over(function, calls)
         start = 0
         for place, known in enumerate([*found, None]):
             if known is None and place < len(calls):
@@ -539,6 +560,7 @@ class Dispatcher:
 
     def _do_turn(self, batch: Batch | None) -> None:
         engine = self.engine
+        self._retry_at = None
         while self._dropped:
             self._cancel(self._waiting.numbers(self._dropped.popleft()))
         if not self._holds:
@@ -556,6 +578,8 @@ class Dispatcher:
             self._due = None
             self._backlog = True
         ends = ends_of(self._reports, self._claims, self._crash_retries, moment, self._new_id)
+        if self._stopping and self._handout.size:
+            ends.outcomes.extend(Outcome(number, n, Event.RELEASE) for number, n in self._handout.take_all().items())
         if not self._holds and not self._stopping:
             self._handout.give()
         total, best = engine.room()
@@ -572,9 +596,11 @@ class Dispatcher:
             work.adds = (batch,)
             self._backlog = self._backlog or not batch.claimed
         if self._backlog and not self._handout.size and not self._stopping:
-            work.claim = total
-        if work.adds or work.blocks or work.outcomes or work.claim or self._rung:
+            work.claim, work.queues = total, self._queues
+        if work.adds or work.blocks or work.outcomes or work.claim:
             self._commit(work, ends)
+        elif self._rung:
+            self._catch_up(True)
 
     def _new_id(self) -> int:
         return self._ids.take(1)
@@ -599,11 +625,10 @@ class Dispatcher:
                     raise
                 turned = self._commit_apart(work)
         except StoreError:
-            if self._reports:
+            if self._reports or self._rung or work.claim:
                 self._retry_at = time.monotonic() + RETRY_S
             raise
         self._reports.clear()
-        self._retry_at = None
         if work.claim:
             self._backlog = len(turned.claimed) == work.claim
             self._due = turned.due
@@ -623,14 +648,26 @@ class Dispatcher:
             self._waiting.resolve_all(numbers, outcome, turned.refused)
             for number in numbers if self._claims else ():
                 self._claims.pop(number, None)
-        if turned.refused:
-            self._look(turned.refused)
-        if turned.foreign or self._rung:
-            self._rung = False
-            self._backlog = True
-            self._hear_of(self.store.hear(self.owner))
+        self._news += turned.refused
         if is_news:
             self.store.ring(self.owner)
+        if turned.foreign or self._rung or self._news:
+            self._catch_up(turned.foreign)
+
+    def _catch_up(self, is_foreign: bool) -> None:
+        """Take in what others did. What was committed stays so if that fails: it is done again later."""
+        try:
+            if is_foreign or self._rung:
+                self._rung = True
+                self._news += self.store.hear(self.owner)
+            self._backlog = True
+            self._hear_of(self._news)
+            self._news.clear()
+            self._rung = False
+        except StoreError as error:
+            self._rung = True
+            self._retry_at = time.monotonic() + RETRY_S
+            _log.error("%s; it is tried again every %s s", error, RETRY_S)
 
     def _commit_apart(self, work: Turn) -> Turned:
         """Commit each outcome alone, since one is too large for the store. That one's call fails for it."""
@@ -732,10 +769,26 @@ class Dispatcher:
         except StoreError as error:
             _log.error("the last results could not be stored, and their calls will run again: %s", error)
 
+    def drain(self) -> None:
+        """Claim nothing more, give back what has not started, and be finished when what runs is stored."""
+        with self.lock:
+            self._closing = self._stopping = True
+            self.engine.recall(set(self.engine.held()))
+        self._wake()
+
+    def serve(self, is_over: Callable[[], bool]) -> None:
+        """Take turns in the calling thread until it is drained, the pool is broken, or `is_over()`."""
+        self._wake()  # for what is there already
+        self.drive(lambda: is_over() or self._finished(), None)
+
+    def listen(self, fd: int, heard: Callable[[], None]) -> None:
+        """Have `heard` called in a turn, under the lock, when `fd` can be read."""
+        self._selector.register(fd, selectors.EVENT_READ, lambda _: heard())
+
     def _finished(self) -> bool:
         if not self._closing or self._waiting.open or not self._waiting.all_told:
             return False
-        return self.failure is not None or not self.engine.is_busy()
+        return self.failure is not None or not (self.engine.is_busy() or self.engine.reports or self._reports)
 
     def _close(self) -> None:
         with self.lock:
@@ -744,7 +797,8 @@ class Dispatcher:
             self._closed = True
             self.engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
             try:
-                self.store.end_run(self.run, self.clean, now())
+                if self.run.id:
+                    self.store.end_run(self.run, self.clean, now())
                 self.store.leave(self.owner)
                 self.store.close()
             except StoreError as error:

@@ -54,7 +54,11 @@ class PersistentExecutor(concurrent.futures.Executor):
     resume: "crashed" continues runs of the queue that did not end clean: a call submitted again
         is not run again if it finished then. "always" continues the last run however it ended.
         "never" starts afresh.
-    engine: "local", the processes of this machine.
+    engine: where calls run. "local": in processes of this executor. "external": in those of
+        `omniq-executor worker`, started by whomever, before or after; this executor only submits, and
+        its futures resolve when workers have finished. They wait as long as there are none, and so
+        does `shutdown()`. What describes processes has no place then: max_workers, mp_context,
+        initializer, max_tasks_per_child, crash_retries and capture_output.
     crash_retries: how often a call is run again whose process died in it, before it fails with
         WorkerCrashed.
     durability: "process" keeps what is acknowledged through the death of any process; "power"
@@ -79,14 +83,22 @@ class PersistentExecutor(concurrent.futures.Executor):
         store: str | os.PathLike[str] | Settings | None = None,
         queue: str | None = None,
         resume: Resume = "crashed",
-        engine: Literal["local"] = "local",
+        engine: Literal["local", "external"] = "local",
         crash_retries: int = 2,
         durability: Literal["process", "power"] = "process",
         capture_output: bool = False,
     ) -> None:
         _refuse_in_worker_start()
+        if engine not in ("local", "external"):
+            raise ValueError(f"engine is 'local' or 'external', not {engine!r}")
+        if engine == "external":
+            _refuse_without_processes(
+                max_workers=max_workers, mp_context=mp_context, initializer=initializer,
+                max_tasks_per_child=max_tasks_per_child, crash_retries=None if crash_retries == 2 else crash_retries,
+                capture_output=capture_output or None,
+            )  # fmt: skip
         if max_workers is None:
-            max_workers = _usable_cpus()
+            max_workers = usable_cpus()
         _check_whole("max_workers", max_workers, at_least=1)
         _check_whole("crash_retries", crash_retries, at_least=0)
         if mp_context is not None and not isinstance(mp_context, BaseContext):
@@ -104,13 +116,14 @@ class PersistentExecutor(concurrent.futures.Executor):
                 raise ValueError("max_tasks_per_child must be >= 1")
         if resume not in ("crashed", "always", "never"):
             raise ValueError(f"resume is 'crashed', 'always' or 'never', not {resume!r}")
-        if engine != "local":
-            raise ValueError(f"engine is 'local', not {engine!r}")
         if not isinstance(capture_output, bool):
             raise TypeError(f"capture_output is True or False, not {capture_output!r}")
         settings = store if isinstance(store, Settings) else Settings.from_env()
-        # Before anything is opened: with fork, this forks.
-        pool = LocalEngine(max_workers, mp_context or _default_context(), initializer, initargs, max_tasks_per_child)
+        # Before anything is opened: with fork, this forks. What others work off is for a pool of no workers.
+        pool = LocalEngine(
+            0 if engine == "external" else max_workers, mp_context or default_context(), initializer, initargs,
+            max_tasks_per_child,
+        )  # fmt: skip
         try:
             opened = open_store(store, durability=durability)
             try:
@@ -337,6 +350,12 @@ def _check_whole(name: str, value: Any, at_least: int) -> None:
         raise ValueError(f"{name} must be greater than {at_least - 1}, not {value}")
 
 
+def _refuse_without_processes(**parameters: Any) -> None:
+    for name, value in parameters.items():
+        if value is not None:
+            raise ValueError(f"engine='external' starts no processes, so {name}={value!r} has no place: leave it out")
+
+
 def default_queue() -> str:
     """The name of the script, the module given by -m, or the notebook that is running."""
     main = sys.modules.get("__main__")
@@ -348,12 +367,14 @@ def default_queue() -> str:
     return os.path.splitext(os.path.basename(path))[0] if path else "interactive"
 
 
-def _default_context() -> BaseContext:
+def default_context() -> BaseContext:
+    """Forkserver where there is one, else spawn."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     return multiprocessing.get_context(method)
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
+    """How many processes run at a time."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

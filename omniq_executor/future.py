@@ -88,7 +88,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
         return self.cancelled()
 
     def running(self) -> bool:
-        """Whether a worker of this executor is in the call, or has it among the calls to run next."""
+        """Whether a worker is in the call, or has it among the calls to run next; of whichever process it is."""
         if self.done() or self._dispatcher is None or self._number is None:
             return False
         return self._dispatcher.has_claimed(self._number)

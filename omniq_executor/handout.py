@@ -120,6 +120,14 @@ class Handout:
         self.size -= len(taken)
         return taken
 
+    def take_all(self) -> dict[int, int]:
+        """Take everything out; returns the attempts by number."""
+        self._gather_burst()
+        pairs = [pair for chunk in self._chunks for pair in zip(chunk.ids, chunk.attempts, strict=True)]
+        self._chunks.clear()
+        self.size = 0
+        return dict(pairs)
+
     def ids(self) -> set[int]:
         """The ids of all calls that wait here."""
         return {id for chunk in self._chunks for id in chunk.ids}.union(held.number for held in self._burst)

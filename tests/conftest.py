@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import multiprocessing
 import os
 import signal
@@ -203,6 +204,60 @@ def script(tmp_path: Path) -> Iterator[Script]:
         yield made
     finally:
         made.end()
+
+
+class Worker:
+    """`omniq-executor worker --json` in a session of its own, which finds the tests' modules."""
+
+    def __init__(self, folder: Path, *args: str) -> None:
+        roots = [str(Path(omniq_executor.__file__).parents[1]), str(Path(__file__).parent)]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "PYTHONFAULTHANDLER": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "omniq_executor", "worker", "--json", *args],
+            cwd=folder, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.started = self.event("started")
+
+    def event(self, name: str) -> dict[str, Any]:
+        """The next event of that name."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] == name:
+                return event
+        raise AssertionError(f"the worker ended without the event {name}, with {self.process.wait(WAIT_S)}")
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, but not its processes."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Have it die at once; what it has started ends by itself."""
+        self.process.kill()
+        self.process.wait(WAIT_S)
+
+    def wait(self) -> int:
+        """Wait for its end; returns the exit status."""
+        return self.process.wait(WAIT_S)
+
+    def end(self) -> None:
+        """End it, if it lives."""
+        self.kill()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Starts `omniq-executor worker` with the given arguments; returns when it is at work."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*args: object) -> Worker:
+            worker = Worker(tmp_path, *map(str, args))
+            stack.callback(worker.end)
+            return worker
+
+        yield start
 
 
 @pytest.fixture

@@ -117,6 +117,7 @@ class Turn:
     blocks: Sequence[Block] = ()
     outcomes: Sequence[Outcome] = ()
     claim: int = 0  # how many PENDING tasks to claim at most
+    queues: Sequence[str] | None = None  # to claim from; () for all of the store, None for that of the run
 
 
 @dataclass(slots=True)
@@ -126,7 +127,7 @@ class Turned:
     claimed: list[Claimed] = field(default_factory=list)
     refused: set[int] = field(default_factory=set)  # ids whose claim was not ours any more; nothing was written
     foreign: bool = False  # another process has changed the store since this owner's last turn
-    due: int | None = None  # if fewer were claimed than asked for: when the next PENDING task of the queue is due
+    due: int | None = None  # if fewer were claimed than asked for: when the next PENDING task of the queues is due
 
 
 class Owner(NamedTuple):
@@ -148,6 +149,9 @@ class Run(NamedTuple):
     continues: tuple[int, ...] = ()  # broken runs whose calls this run takes over
     done: int = 0  # tasks of those runs that are COMPLETED
     total: int = 0  # tasks of those runs
+
+
+NO_RUN = Run(0, "")  # of who only works off what others have added
 
 
 class RunRecord(NamedTuple):
@@ -269,9 +273,11 @@ class Store(abc.ABC):
         use `by_key()` first. Ends: each is checked against (owner, attempt) and refused if the
         claim is gone; the successor of one that is not refused is added as model.succeed() has it,
         unless the series was cancelled meanwhile.
-        Claims: up to `work.claim` tasks of the run's queue that are PENDING with an eta not after
+        Claims: up to `work.claim` tasks of the queue that are PENDING with an eta not after
         `work.now`, highest priority first, then earliest eta, then lowest id; each becomes RUNNING
-        with the next attempt.
+        with the next attempt. With `work.queues` it is so of each of these queues, which come one
+        after the other, in an order left to chance, so that none waits for another to be empty. Who
+        adds nothing and claims in this way needs no run: NO_RUN will do.
         """
 
     @abc.abstractmethod
@@ -402,6 +408,7 @@ def check_finished(statuses: Collection[Status]) -> None:
 
 
 __all__ = [
+    "NO_RUN",
     "Batch",
     "Block",
     "Call",

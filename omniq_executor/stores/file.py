@@ -19,6 +19,7 @@ import contextlib
 import heapq
 import logging
 import os
+import random
 import shutil
 import stat
 import threading
@@ -284,7 +285,15 @@ class FileStore(Store):
                 heard.extend(finished)
 
     def _queue(self, name: str) -> "_Queue":
-        """What is PENDING in a queue. The first time this reads all tasks that are PENDING, once."""
+        """What is PENDING in a queue."""
+        queues = self._by_queue()
+        found = queues.get(name)
+        if found is None:
+            found = queues[name] = _Queue()
+        return found
+
+    def _by_queue(self) -> "dict[str, _Queue]":
+        """What is PENDING. The first time this reads all tasks that are PENDING, once."""
         if self._queues is None:
             self._queues = {}
             for number in self._folders.names(STATUS_FOLDERS[Status.PENDING]):
@@ -293,10 +302,7 @@ class FileStore(Store):
                     self._queue(record.task.queue).push(record.task)
                 elif record is not None:
                     self._folders.link(record)
-        found = self._queues.get(name)
-        if found is None:
-            found = self._queues[name] = _Queue()
-        return found
+        return self._queues
 
     def _load(self, number: int) -> Record | None:
         """A task as it is committed, or None if there is none; one that is damaged is put aside."""
@@ -530,13 +536,14 @@ class FileStore(Store):
             for end in work.outcomes:
                 self._end(changes, refused, owner, end.id, end, work.now)
             try:
-                claimed = self._claim(changes, owner, run.queue, work.claim, work.now) if work.claim > 0 else []
+                sources = [run.queue] if work.queues is None else self._pending_queues(changes, work.queues)
+                claimed = self._claim(changes, owner, sources, work.claim, work.now) if work.claim > 0 else []
                 self._commit(owner, changes)
             except OSError:
                 self._queues = None  # what was taken out of them is still PENDING
                 raise
             foreign, self._foreign = self._foreign, False
-            due = self._queue(run.queue).next_due() if len(claimed) < work.claim else None
+            due = self._next_due(sources) if len(claimed) < work.claim else None
         return Turned([_claimed(record) for record in claimed], refused, foreign, due)
 
     def add_claimed(self, owner: int, run: Run, number: int, function: Function, call: Call, now: int) -> None:
@@ -577,18 +584,30 @@ class FileStore(Store):
                 task = succeed(record.task, end.successor, now)
                 changes.new[task.id] = Record(task, record.digest, record.identity, 1)
 
-    def _claim(self, changes: "_Changes", owner: int, queue: str, most: int, now: int) -> list[Record]:
-        pending = self._queue(queue)
-        for record in changes.new.values():
-            if record.task.status is Status.PENDING and record.task.queue == queue:
-                pending.push(record.task)
+    def _claim(self, changes: "_Changes", owner: int, queues: Sequence[str], most: int, now: int) -> list[Record]:
         claimed: list[Record] = []
-        while len(claimed) < most and (entry := pending.pop(now)) is not None:
-            number = entry[-1]
-            found = changes.new.get(number) or self._load(number)
-            if found is not None and found.task.status is Status.PENDING and _order(found.task) == entry:
-                claimed.append(changes.change(found, found.claim(owner, now)))
+        for queue in queues:
+            pending = self._queue(queue)
+            for record in changes.new.values():
+                if record.task.status is Status.PENDING and record.task.queue == queue:
+                    pending.push(record.task)
+            while len(claimed) < most and (entry := pending.pop(now)) is not None:
+                number = entry[-1]
+                found = changes.new.get(number) or self._load(number)
+                if found is not None and found.task.status is Status.PENDING and _order(found.task) == entry:
+                    claimed.append(changes.change(found, found.claim(owner, now)))
         return claimed
+
+    def _pending_queues(self, changes: "_Changes", names: Collection[str]) -> list[str]:
+        """Those of the named queues, or of all, that may have PENDING tasks, in any order."""
+        found = {name for name, queue in self._by_queue().items() if queue.has_entries()}
+        found |= {record.task.queue for record in changes.new.values()}
+        chosen = list(found.intersection(names) if names else found)
+        random.shuffle(chosen)
+        return chosen
+
+    def _next_due(self, queues: Sequence[str]) -> int | None:
+        return min((due for name in queues if (due := self._queue(name).next_due()) is not None), default=None)
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
         with self._locked():
@@ -952,6 +971,10 @@ class _Queue:
                 return entry
             heapq.heappush(self._later, (entry[1], entry))
         return None
+
+    def has_entries(self) -> bool:
+        """Whether there is an entry, out of date or not."""
+        return bool(self._due or self._later)
 
     def next_due(self) -> int | None:
         """When the next entry is due, if none is now."""

@@ -308,6 +308,8 @@ class SQLiteStore(Store):
 
     def hear(self, owner: int) -> list[int]:
         """The tasks that other owners finished since the last call."""
+        if not self._read(transactions.IS_NEWS, (owner,)):  # without the writer's lock: most rings are for others
+            return []
         heard: list[int] = self._write(transactions.hear(owner))
         return heard
 
@@ -342,7 +344,7 @@ class SQLiteStore(Store):
             self._count_turn()
 
     def turn(self, owner: int, run: Run, work: Turn) -> Turned:
-        queue = self._queue(run.queue)
+        queue = self._queue(run.queue) if run.id else 0
         for batch in work.adds:
             self._function(batch.function)
         with self._lock:

@@ -248,12 +248,28 @@ def turn(
     if len(peers) > 1:
         yield from _publish(owner, work, turned.refused)
     if work.claim > 0:
-        rows, _ = yield _CLAIM, (owner, work.now, queue, work.now, work.claim)
-        rows.sort(key=lambda row: (-row[0], row[1], row[2]))
-        turned.claimed = _claimed(rows)
-        if len(rows) < work.claim:
-            ((turned.due,),), _ = yield _DUE, (queue,)
+        for source in (queue,) if work.queues is None else (yield from _pending_queues(work.queues)):
+            left = work.claim - len(turned.claimed)
+            rows, _ = yield _CLAIM, (owner, work.now, source, work.now, left)
+            rows.sort(key=lambda row: (-row[0], row[1], row[2]))
+            turned.claimed += _claimed(rows)
+            if len(rows) == left:
+                turned.due = None
+                break
+            ((due,),), _ = yield _DUE, (source,)
+            if due is not None and (turned.due is None or due < turned.due):
+                turned.due = due
     return turned
+
+
+def _pending_queues(names: Sequence[str]) -> Transaction:
+    """The numbers of those of the named queues, or of all, that have PENDING tasks."""
+    rows, _ = yield (
+        "SELECT id FROM queue WHERE (? OR name IN (SELECT value FROM json_each(?)))"
+        f" AND EXISTS (SELECT 1 FROM task WHERE {_PENDING} AND task.queue = queue.id) ORDER BY random()",
+        (not names, json.dumps(list(names))),
+    )
+    return [id for (id,) in rows]
 
 
 def _claimed(rows: Sequence[Any]) -> list[Claimed]:
@@ -429,6 +445,9 @@ def bury(owners: Sequence[int]) -> Transaction:
         released += changed
         yield "DELETE FROM owner WHERE id = ?", (owner,)
     return released
+
+
+IS_NEWS = "SELECT 1 FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?) LIMIT 1"
 
 
 def hear(owner: int) -> Transaction:
