@@ -438,9 +438,17 @@ def doctor(address: str | None, as_json: bool) -> None:
     show_default=True,
     help="What results are kept through, once they are acknowledged.",
 )
+@click.option("--capture-output", is_flag=True, help="Keep what calls write, for `omniq-executor logs`.")
 @_store
 @_json
-def worker(processes: int | None, queues: tuple[str, ...], durability: str, address: str | None, as_json: bool) -> None:
+def worker(
+    processes: int | None,
+    queues: tuple[str, ...],
+    durability: str,
+    capture_output: bool,
+    address: str | None,
+    as_json: bool,
+) -> None:
     """Work off what executors with engine="external", and others, have submitted.
 
     What is called is imported from where Python finds it, the current folder first. On SIGTERM or Ctrl-C it
@@ -451,7 +459,8 @@ def worker(processes: int | None, queues: tuple[str, ...], durability: str, addr
       omniq-executor worker
       omniq-executor worker -n 4 --queue etl --queue reports --store runs/etl.db
     """
-    _exit_with(run_worker(address, processes, queues, durability, _print_line if as_json else _tell_event))
+    tell = _print_line if as_json else _tell_event
+    _exit_with(run_worker(address, processes, queues, durability, capture_output, tell))
 
 
 @main.command()

@@ -28,7 +28,14 @@ ENDED_BY = 128  # plus the signal: the exit status of who was not left the time 
 Tell = Callable[[dict[str, Any]], None]
 
 
-def run(address: str | None, processes: int | None, queues: Sequence[str], durability: str, tell: Tell) -> int:
+def run(
+    address: str | None,
+    processes: int | None,
+    queues: Sequence[str],
+    durability: str,
+    capture_output: bool,
+    tell: Tell,
+) -> int:
     """Work queues off, or all of the store, until a signal comes; returns the exit status.
 
     `tell` is given what happens: {"event": "started" | "finished" | "draining" | "ended", …}. Raises
@@ -41,6 +48,7 @@ def run(address: str | None, processes: int | None, queues: Sequence[str], durab
         undo.callback(engine.close)
         store = open_store(address, durability=durability)
         undo.callback(store.close)
+        engine.output = str(store.output.prepare()) if capture_output else None
         store.reap(now())
         owner = store.enter(", ".join(queues) or "*")
         ended = _Ended(tell)

@@ -213,6 +213,15 @@ def test_what_is_in_the_current_folder_can_be_imported(
     assert executor.submit(beside_it.answer).result(WAIT_S) == 42
 
 
+def test_what_calls_write_is_kept_if_that_is_wished(
+    executor: PersistentExecutor, start_worker: Any, address: Path
+) -> None:
+    start_worker("-n", 1, "--capture-output", "--store", address)
+    future = executor.submit(print, "from elsewhere")
+    future.result(WAIT_S)
+    assert future.logs() == "from elsewhere\n"
+
+
 def test_the_store_is_made_by_whoever_is_first(start_worker: Any, address: Path) -> None:
     start_worker("-n", 1, "--store", address)
     with PersistentExecutor(store=address, engine="external") as executor:
@@ -249,12 +258,6 @@ def test_without_it_says_what_it_is_about_at_its_start_and_end(
         "SIGTERM: no more calls are started; another signal ends those that run",
         "1 task completed, 0 failed",
     ]
-
-
-def test_help_shows_an_example() -> None:
-    done = CliRunner().invoke(main, ["worker", "--help"], prog_name="omniq-executor")
-    assert done.exit_code == 0
-    assert "For example:\n    omniq-executor worker" in done.stdout
 
 
 @pytest.mark.parametrize(

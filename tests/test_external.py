@@ -307,6 +307,7 @@ def test_news_that_could_not_be_read_are_read_later(
         {"initializer": calls.square},
         {"max_tasks_per_child": 1},
         {"crash_retries": 0},
+        {"capture_output": True},
     ],
     ids=lambda parameter: next(iter(parameter)),
 )
