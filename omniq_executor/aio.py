@@ -19,6 +19,7 @@ import base64
 import concurrent.futures
 import contextlib
 import datetime
+import functools
 import hashlib
 import logging
 import os
@@ -238,7 +239,7 @@ class AsyncOmniQ:
     # working
 
     @contextlib.asynccontextmanager
-    async def worker(self, concurrency: int | None = None) -> AsyncIterator[PersistentExecutor]:
+    async def worker(self, concurrency: int | None = None) -> AsyncIterator[None]:
         """Have the queue worked off by a pool of processes, until the block is left.
 
             async with omniq.worker(4):
@@ -246,22 +247,30 @@ class AsyncOmniQ:
 
         concurrency: how many processes; by default as many as this process may use CPUs.
 
-        The pool is that of a PersistentExecutor on the same store and queue, which the block is given. When
-        it is left, calls that run are finished; when it is left by a cancellation they are ended, and PENDING
-        again. Raises what PersistentExecutor raises.
+        The pool is that of a PersistentExecutor on the same store and queue. When the block is left, calls that
+        run are finished and nothing more is started; when it is left by a cancellation they are ended, and
+        PENDING again. Raises what PersistentExecutor raises.
         """
         executor = await asyncio.to_thread(self._start_worker, concurrency)
+        end = executor.terminate_workers
         try:
-            yield executor
-        except BaseException as error:
-            await asyncio.to_thread(executor.__exit__, type(error), error, error.__traceback__)
+            yield
+            end = functools.partial(_finish, executor)
+        except Exception:
+            end = functools.partial(_finish, executor)
             raise
-        await asyncio.to_thread(executor.shutdown)
+        finally:
+            await asyncio.to_thread(end)
 
     def _start_worker(self, concurrency: int | None) -> PersistentExecutor:
         executor = PersistentExecutor(concurrency, store=self._address, queue=self.queue, resume="never")
         executor._dispatcher.work_off()
         return executor
+
+
+def _finish(executor: PersistentExecutor) -> None:
+    executor._dispatcher.drain()
+    executor.shutdown()
 
 
 class _Session:

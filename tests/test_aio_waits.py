@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import calls
 import pytest
 
 import omniq_executor
@@ -363,11 +364,27 @@ def test_one_process_enqueues_and_waits_and_another_works(script: Any, address: 
     assert run(main()) == [1, 1, 2, 6, 24, 120, 720, 5040, 40320, 362880, 6]
 
 
+def test_a_worker_that_is_left_finishes_what_runs_and_starts_nothing_more(
+    address: Path, journal: Any, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with AsyncOmniQ(address) as omniq:
+            first = await omniq.enqueue(calls.noted_wait, [journal.path, "first", tmp_path / "gate"])
+            for n in range(3):
+                await omniq.enqueue(calls.noted, [journal.path, n])
+            async with omniq.worker(1):
+                await asyncio.to_thread(journal.wait_for, 1)
+                asyncio.get_running_loop().call_later(0.1, (tmp_path / "gate").touch)
+            assert await omniq.get_result(first, wait=False) == "first"
+            assert (await omniq.stats())["PENDING"] == 3
+        assert journal.lines() == ["first"]
+
+    run(main())
+
+
 def test_a_worker_that_is_cancelled_ends_its_calls_and_leaves_them_pending(
     address: Path, journal: Any, tmp_path: Path
 ) -> None:
-    import calls
-
     async def main() -> None:
         async with AsyncOmniQ(address) as omniq:
             id = await omniq.enqueue(calls.noted_wait, [journal.path, "called", tmp_path / "gate"])
