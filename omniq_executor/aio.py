@@ -38,10 +38,9 @@ from .ids import Ids
 from .model import FINISHED, Options, Status, Task, format_id, now, parse_id
 from .policy import make_plan
 from .stores.awaited import AwaitedStore, open_awaited
-from .stores.base import Batch, Call, Found, Function, Run, Turn
+from .stores.base import NO_RUN, Batch, Call, Found, Function, Turn
 
 DEFAULT_QUEUE = "default"
-_NO_RUN = 0  # runs are counted from 1
 _HEAR_S = 1.0  # at least, between two looks at what finished, while nobody waits for it
 
 _log = logging.getLogger("omniq_executor")
@@ -280,7 +279,7 @@ class _Session:
         self.store = store
         self.owner = _Once(self._enter)
         """The owner that this process is, from the first time that it is asked for."""
-        self._run = Run(_NO_RUN, queue)
+        self._run = NO_RUN._replace(queue=queue)
         self._ids: Ids
         self._bell: int | None = None
         self._rung = asyncio.Event()

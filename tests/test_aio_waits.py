@@ -364,6 +364,19 @@ def test_one_process_enqueues_and_waits_and_another_works(script: Any, address: 
     assert run(main()) == [1, 1, 2, 6, 24, 120, 720, 5040, 40320, 362880, 6]
 
 
+def test_the_command_worker_works_off_what_is_enqueued(script: Any, address: Path) -> None:
+    async def main() -> list[Any]:
+        async with AsyncOmniQ(address) as omniq:
+            ids = [await omniq.enqueue("math.factorial", [n]) for n in range(5)]
+            worker = script.start("--store", str(address), "-n", "1", python=["-m", "omniq_executor", "worker"])
+            results = await asyncio.gather(*(omniq.get_result(id) for id in ids))
+            worker.terminate()
+            assert (await asyncio.to_thread(script.finished, worker)).returncode == 0
+            return results
+
+    assert run(main()) == [1, 1, 2, 6, 24]
+
+
 def test_a_worker_that_is_left_finishes_what_runs_and_starts_nothing_more(
     address: Path, journal: Any, tmp_path: Path
 ) -> None:

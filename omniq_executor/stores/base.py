@@ -151,7 +151,7 @@ class Run(NamedTuple):
     total: int = 0  # tasks of those runs
 
 
-NO_RUN = Run(0, "")  # of who only works off what others have added
+NO_RUN = Run(0, "")  # of who only works off what others have added, and of tasks that no later run takes over
 
 
 class RunRecord(NamedTuple):
