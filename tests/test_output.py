@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import calls
 import pytest
 
-from omniq_executor import PersistentExecutor, TaskNotFound, TaskTimeout, WorkerCrashed, open_store
+from omniq_executor import PersistentExecutor, TaskNotFound, WorkerCrashed, open_store
 from omniq_executor.model import FINISHED, now
 
 WAIT_S = 30.0
@@ -351,10 +351,11 @@ def test_a_worker_that_is_killed_leaves_all_that_it_wrote(context: BaseContext, 
 
 def test_a_call_that_is_ended_leaves_all_that_it_wrote(make: MakeExecutor, journal: Any, tmp_path: Path) -> None:
     with make() as executor:
-        late = executor.options(timeout=0.5).submit(say_and_wait, "late", journal.path, tmp_path / "gate")
-        with pytest.raises(TaskTimeout):
-            late.result(WAIT_S)
-        assert late.logs() == "late begins\n"
+        future = executor.submit(say_and_wait, "it", journal.path, tmp_path / "gate")
+        journal.wait_for(1)
+        assert future.cancel(running=True)
+        assert executor.submit(say, "after").result(WAIT_S) == "after"  # its worker is gone
+        assert future.logs() == "it begins\n"
 
 
 def test_a_crash_tells_where_it_was(make: MakeExecutor) -> None:
