@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .config import Settings as Settings
     from .errors import (
         CallError as CallError,
+        DependencyFailed as DependencyFailed,
         NotImportable as NotImportable,
         OmniqError as OmniqError,
         PoolBroken as PoolBroken,
@@ -49,6 +50,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             "CallError",
+            "DependencyFailed",
             "NotImportable",
             "OmniqError",
             "PoolBroken",

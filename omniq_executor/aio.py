@@ -150,14 +150,14 @@ class AsyncOmniQ:
         neither written as JSON nor pickled.
         """
         function = named(func) if isinstance(func, str) else self._functions.describe(func)
-        call = _call(function, args, {} if kwargs is None else kwargs)
+        call, after = _call(function, args, {} if kwargs is None else kwargs)
         plan = make_plan(
             now(), key=None, max_retries=self._settings.max_retries if max_retries is None else max_retries,
             backoff=None, retry_on=Exception, timeout=self._settings.timeout if timeout is None else timeout,
             priority=0, eta=_moment(eta), interval=interval, tags=(),
         )  # fmt: skip
         session = await self._session()
-        return await session.add(function, call, plan.eta, plan.options)
+        return await session.add(function, call, plan.eta, plan.after(after).options if after else plan.options)
 
     async def get_result(self, task_id: str, wait: bool = True, timeout: float | None = None) -> Any:
         """What the task returned. With `wait`, wait until it is finished, at most `timeout` seconds.
@@ -413,8 +413,8 @@ def _has_failed(task: "asyncio.Task[Any]") -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-def _call(function: Function, args: Any, kwargs: Any) -> Call:
-    """The stored form of a call, of arguments as enqueue() takes them."""
+def _call(function: Function, args: Any, kwargs: Any) -> tuple[Call, tuple[int, ...]]:
+    """The stored form of a call, of arguments as enqueue() takes them, and the tasks whose futures are among them."""
     if isinstance(args, Mapping):
         try:
             pickled = base64.b64decode(args["pickle"], validate=True)
@@ -422,7 +422,7 @@ def _call(function: Function, args: Any, kwargs: Any) -> Call:
             raise ValueError(f"args is a list or tuple, or the pickle that list_tasks() gives, not {args!r}") from None
         if kwargs:
             raise ValueError(f"kwargs must be empty where args is a pickle, which has them too, and is {kwargs!r}")
-        return Call(pickled, None, hashlib.blake2b(pickled, digest_size=16).digest())
+        return Call(pickled, None, hashlib.blake2b(pickled, digest_size=16).digest()), ()
     if not isinstance(args, list | tuple):
         raise TypeError(f"args is a list or tuple, not {args!r}")
     if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):

@@ -65,6 +65,11 @@ def _encode_plain(value: Any) -> str | None:
 
 def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | bytes, str | None]:
     """The stored form of a call: (JSON array, JSON object or None), or (pickle of both, None)."""
+    return encode_plain_call(args, kwargs) or (dump_call(args, kwargs), None)
+
+
+def encode_plain_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str | None] | None:
+    """A call as JSON array and JSON object or None; None where JSON would not keep it exactly."""
     if len(args) == 1 and not kwargs and type(args[0]) is int and -(2**63) <= args[0] < 2**63:
         return f"[{args[0]}]", None
     seen: set[int] = set()  # by both, so that what is given twice stays one
@@ -72,7 +77,12 @@ def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | by
         text, named = _encode_plain(args), _encode_plain(kwargs) if kwargs else None
         if text is not None and (named is not None or not kwargs):
             return text, named
-    return _dump((args, kwargs), in_worker=False), None
+    return None
+
+
+def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """A call as a pickle. Raises SerializationError if that is not possible."""
+    return _dump((args, kwargs), in_worker=False)
 
 
 def decode_call(args: str | bytes, kwargs: str | None) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -178,6 +188,7 @@ def decode_options(text: str | None) -> Options | None:
         return None
     fields = json.loads(text)
     fields["tags"] = tuple(fields.get("tags", ()))
+    fields["after"] = tuple(fields.get("after", ()))
     if "policy" in fields:
         fields["policy"] = base64.b64decode(fields["policy"])
     return Options(**fields).or_none()

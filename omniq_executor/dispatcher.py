@@ -44,15 +44,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from . import codec
+from . import codec, dependencies
 from .engines.local import RETURNED, LocalEngine, Report
-from .errors import PoolBroken, StoreError, TooLarge
+from .errors import PoolBroken, StoreError, TaskNotFound, TooLarge
 from .future import DurableFuture
 from .handout import Handout
 from .ids import Ids
 from .model import FINISHED, Event, Status, now
 from .neighbours import Neighbours
-from .outcomes import Ends, ends_of, singly, too_large
+from .outcomes import UNMET, Ends, ends_of, singly, too_large
 from .policy import Plan
 from .schedule import STEAL_AFTER_S
 from .stores.base import Batch, Call, Claimed, Found, Function, Outcome, Run, Store, Turn, Turned
@@ -104,6 +104,7 @@ class Dispatcher:
         self._handout = Handout(store, engine)
         self._room = 0  # of the workers, for how many calls, when it was last looked at
         self._claims: dict[int, Claimed] = {}  # of tasks claimed here that crashed before, or have options
+        self._unbound: list[Claimed] = []  # those whose results of other tasks could not be read yet
         self._due: int | None = None  # when the next PENDING task is, as far as is known
         self._reports: list[Report] = []  # taken in, not committed yet
         self._backlog = True  # whether the store may have PENDING tasks for us
@@ -366,6 +367,8 @@ class Dispatcher:
         for number in cancelled:
             self._waiting.resolve(number, CANCELLED)
             self._rung = True  # it is news to this owner too, to be cleared with the next turn
+        if cancelled:
+            self._wake()  # for that turn: others may have waited for what is cancelled
         self.store.ring(self.owner)
 
     def _abort(self, numbers: set[int]) -> None:
@@ -597,7 +600,7 @@ class Dispatcher:
             self._backlog = self._backlog or not batch.claimed
         if self._backlog and not self._handout.size and not self._stopping:
             work.claim, work.queues = total, self._queues
-        if work.adds or work.blocks or work.outcomes or work.claim:
+        if work.adds or work.blocks or work.outcomes or work.claim or self._unbound:
             self._commit(work, ends)
         elif self._rung:
             self._catch_up(True)
@@ -624,7 +627,7 @@ class Dispatcher:
                 if not work.outcomes and not work.blocks:
                     raise
                 turned = self._commit_apart(work)
-        except StoreError:
+        except (StoreError, TaskNotFound):
             if self._reports or self._rung or work.claim:
                 self._retry_at = time.monotonic() + RETRY_S
             raise
@@ -632,6 +635,9 @@ class Dispatcher:
         if work.claim:
             self._backlog = len(turned.claimed) == work.claim
             self._due = turned.due
+        elif turned.freed:
+            self._backlog = True
+            self._wake()
         for batch in work.adds:
             if not batch.claimed:
                 continue
@@ -643,7 +649,10 @@ class Dispatcher:
         for task in turned.claimed:
             if task.crashes or task.options is not None:
                 self._claims[task.id] = task
-        self._handout.give_claimed(turned.claimed)
+        claimed: Sequence[Claimed] = turned.claimed
+        if self._claims and not self._stopping:
+            claimed = self._bound([*self._unbound, *claimed])
+        self._handout.give_claimed(claimed)
         for numbers, outcome in ends.resolutions:
             self._waiting.resolve_all(numbers, outcome, turned.refused)
             for number in numbers if self._claims else ():
@@ -669,18 +678,45 @@ class Dispatcher:
             self._retry_at = time.monotonic() + RETRY_S
             _log.error("%s; it is tried again every %s s", error, RETRY_S)
 
+    def _bound(self, claimed: Sequence[Claimed]) -> list[Claimed]:
+        """The claimed tasks with the results that they are given, less those for which there are none."""
+        needed = {number for task in claimed for number in _after(task)}
+        try:
+            stand = {found.id: found for found in self.store.states(needed)} if needed else {}
+        except StoreError as error:
+            _log.error("%s; results that calls are given are read again in %s s", error, RETRY_S)
+            self._unbound = [task for task in claimed if _after(task)]
+            self._retry_at = time.monotonic() + RETRY_S
+            return [task for task in claimed if not _after(task)]
+        self._unbound = []
+        ready: list[Claimed] = []
+        for task in claimed:
+            after = {number: stand.get(number) for number in _after(task)}
+            results = {found.id: found.result for found in after.values() if found and found.result is not None}
+            if not after:
+                ready.append(task)
+            elif len(results) == len(after):
+                ready.append(task._replace(args=dependencies.bind(task.args, task.kwargs, results), kwargs=None))
+            else:
+                self._reports.append(Report(UNMET, [task.id], [task.attempt], after))
+                self._wake()
+        return ready
+
     def _commit_apart(self, work: Turn) -> Turned:
         """Commit each outcome alone, since one is too large for the store. That one's call fails for it."""
-        refused = set()
+        refused, freed = set(), False
         for outcome in singly(work):
             try:
-                refused |= self.store.turn(self.owner, self.run, Turn(work.now, outcomes=[outcome])).refused
+                turned = self.store.turn(self.owner, self.run, Turn(work.now, outcomes=[outcome]))
+                refused |= turned.refused
             except TooLarge as error:
-                self.store.turn(self.owner, self.run, Turn(work.now, outcomes=[too_large(outcome, error)]))
+                turned = self.store.turn(self.owner, self.run, Turn(work.now, outcomes=[too_large(outcome, error)]))
                 refused.add(outcome.id)  # what was reported of it is not what became of it
+            freed = freed or turned.freed
         work.outcomes, work.blocks = [], []
         turned = self.store.turn(self.owner, self.run, work)
         turned.refused |= refused
+        turned.freed = turned.freed or freed
         return turned
 
     def _hear_of(self, numbers: Sequence[int]) -> None:
@@ -825,7 +861,7 @@ class Dispatcher:
 
     def _fail_by(self, error: BaseException) -> None:
         """What is to be done after any exception: one that is not the store's is a fault of our own, and the end."""
-        if not isinstance(error, StoreError | PoolBroken):
+        if not isinstance(error, StoreError | TaskNotFound | PoolBroken):
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -838,6 +874,11 @@ class Dispatcher:
         self._reports.clear()
         self._waiting.fail_all(error)
         self._rouse()  # to tell them, where this thread does not
+
+
+def _after(task: Claimed) -> tuple[int, ...]:
+    """The tasks whose results it is given."""
+    return () if task.options is None else task.options.after
 
 
 def _earlier(one: float | None, other: float | None) -> float | None:

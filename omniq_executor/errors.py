@@ -7,6 +7,7 @@
      |    +-- TaskTimeout          it ran longer than its timeout  (also a TimeoutError)
      |    +-- RemoteError          it raised what cannot be rebuilt in this process
      |    +-- SerializationError   it, or its result, cannot be stored (also a PicklingError)
+     |    +-- DependencyFailed     a call whose result it was to be given failed or was cancelled
      +-- PoolBroken                no worker can be started        (also a BrokenProcessPool)
      +-- StoreError                the store cannot do its work: disk, permissions, format
      |    +-- StoreVersionError    the store was written by a newer version
@@ -47,6 +48,10 @@ class RemoteError(CallError):
 
 class SerializationError(CallError, pickle.PicklingError):
     """A function, an argument or a result can be neither written as JSON nor pickled."""
+
+
+class DependencyFailed(CallError):
+    """The call was to be given the result of another, which failed, was cancelled or is gone; it was not run."""
 
 
 class PoolBroken(OmniqError, BrokenProcessPool):

@@ -157,9 +157,14 @@ class PersistentExecutor(concurrent.futures.Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture:
         """Store the call `fn(*args, **kwargs)` and have it run; returns its future.
 
+        A future of the same store, anywhere in the arguments that pickle reaches, stands for its
+        result: the call waits until that is there and is given it instead. If the task of such a
+        future fails or is cancelled the call is not run, and fails with DependencyFailed.
+
         A call that can be neither written as JSON nor pickled gives a future that fails with
         SerializationError. Raises StoreError if the call cannot be stored, PoolBroken if workers
-        cannot be started, and RuntimeError after `shutdown()`.
+        cannot be started, RuntimeError after `shutdown()`, and TaskNotFound for a future in the
+        arguments whose task is not in this store.
         """
         return self._submit(self._usual, fn, args, kwargs)
 
@@ -168,12 +173,12 @@ class PersistentExecutor(concurrent.futures.Executor):
     ) -> DurableFuture:
         try:
             function = self._functions.describe(fn)
-            call = stored_call(function, args, kwargs)
+            call, after = stored_call(function, args, kwargs)
         except CallError as error:
             future = DurableFuture(None, None)
             future.set_exception(error)
             return future
-        return self._dispatcher.submit(function, call, plan)
+        return self._dispatcher.submit(function, call, plan.after(after) if after else plan)
 
     def map(
         self,

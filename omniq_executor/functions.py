@@ -6,7 +6,7 @@ import sys
 import types
 from typing import Any
 
-from . import codec, keys
+from . import codec, dependencies, keys
 from .errors import SerializationError
 from .stores.base import Call, Function
 
@@ -63,23 +63,29 @@ def named(path: str) -> Function:
     return Function(hashlib.blake2b(pickled, digest_size=16).digest(), path, pickled)
 
 
-def stored_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """The stored form of a call's arguments. Raises SerializationError if they have none."""
-    try:
-        first, second = codec.encode_call(args, kwargs)
-    except SerializationError as error:
-        cause = error.__cause__
-        raise SerializationError(
-            f"an argument of {function.path} can be neither written as JSON nor pickled:"
-            f" {type(cause).__name__}: {cause}"
-        ) from cause
-    if isinstance(first, str):
-        return Call(first, second)
-    try:
-        identity = keys.value_digest((args, kwargs))
-    except keys.Uncanonical:
-        identity = hashlib.blake2b(first, digest_size=16).digest()
-    return Call(first, second, identity)
+def stored_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[int, ...]]:
+    """The stored form of a call's arguments, and the tasks whose futures are among them.
+
+    Raises SerializationError if they have none.
+    """
+    plain = codec.encode_plain_call(args, kwargs)
+    if plain is not None:
+        return Call(*plain), ()
+    with dependencies.noting() as noted:
+        try:
+            pickled = codec.dump_call(args, kwargs)
+        except SerializationError as error:
+            cause = error.__cause__
+            raise SerializationError(
+                f"an argument of {function.path} can be neither written as JSON nor pickled:"
+                f" {type(cause).__name__}: {cause}"
+            ) from cause
+        after = tuple(dict.fromkeys(noted))
+        try:
+            identity = keys.value_digest((args, kwargs))
+        except keys.Uncanonical:
+            identity = hashlib.blake2b(pickled, digest_size=16).digest()
+    return Call(pickled, None, identity), after
 
 
 _NAMED = frozenset({types.FunctionType, types.BuiltinFunctionType, type})

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any
 
-from . import codec
+from . import codec, dependencies
 from .errors import StoreError
 from .model import ErrorInfo, Task, format_id
 
@@ -109,6 +109,12 @@ class DurableFuture(concurrent.futures.Future[Any]):
         self._wait(timeout)
         self._read()
         return super().exception(0)
+
+    def __reduce__(self) -> Any:
+        """As an argument of a call it is a reference to the result; else, like any future, it cannot be pickled."""
+        if self._number is None:
+            raise TypeError("the call of this future could not be stored, so there will be no result to pass on")
+        return dependencies.refer(self._number)
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio

@@ -115,8 +115,14 @@ class Results(Iterator[Any]):
         size = 0
         for row in rows:
             try:
-                calls.append(stored_call(self._function, row, {}))
-                size += len(calls[-1].args)
+                call, after = stored_call(self._function, row, {})
+                size += len(call.args)
+                if after:  # unlike its neighbours, so by itself
+                    self._add(calls)
+                    calls = []
+                    self._add([call], self._plan.after(after))
+                else:
+                    calls.append(call)
             except CallError as error:
                 self._add(calls)
                 calls = []
@@ -125,9 +131,10 @@ class Results(Iterator[Any]):
         self._add(calls)
         return size
 
-    def _add(self, calls: list[Call]) -> None:
+    def _add(self, calls: list[Call], plan: Plan | None = None) -> None:
         if calls:
-            self._dispatcher.add(self._arrivals, self._added, len(calls), self._function, None, calls, self._plan)
+            plan = plan or self._plan
+            self._dispatcher.add(self._arrivals, self._added, len(calls), self._function, None, calls, plan)
             self._added += len(calls)
 
     def __iter__(self) -> "Results":

@@ -17,6 +17,9 @@ A claim is fenced: what its owner ends it by (COMPLETE, FAIL, RETRY, RELEASE, CR
 the attempt of the claim. `attempts` counts the claims of a task and only ever grows, so an outcome that
 arrives after its claim was lost finds another number there and is refused. ABORT is anybody's, and ends
 whichever claim there is.
+
+A task whose arguments are results of other tasks is PENDING like any other, and while one of those is not
+finished it waits: it is not due before NEVER (see `settle()`).
 """
 
 import enum
@@ -30,6 +33,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _PAIRS = [one + other for one in ALPHABET for other in ALPHABET]
 _DIGITS = 13  # 13 digits of 5 bits hold the 63 bits of an id
+NEVER = 253_402_300_799_999_999  # the last microsecond that ISO-8601 has a name for
 
 
 class Status(enum.IntEnum):
@@ -144,6 +148,8 @@ class Options(NamedTuple):
     series: int | None = None  # the first occurrence, of a later one
     tags: tuple[str, ...] = ()
     policy: bytes | None = None  # pickle of (backoff, retry_on), where they are not the usual ones
+    after: tuple[int, ...] = ()  # the tasks whose results are among its arguments
+    due: int | None = None  # while it waits for one of them: the eta that it has afterwards
 
     def or_none(self) -> "Options | None":
         """These options, or None where all of them are the usual ones."""
@@ -215,10 +221,27 @@ def apply(
             crashes = task.crashes + (event is Event.CRASH)
             return replace(task, status=to, owner=None, started_at=None, crashes=crashes)
         case Event.CANCEL | Event.ABORT:
-            return replace(task, status=to, finished_at=now)
+            return settle(replace(task, status=to, finished_at=now), waits=False)
         case Event.REVIVE:
             afresh = task.options and task.options._replace(retries=0).or_none()
             return replace(task, status=to, finished_at=None, error=None, crashes=0, options=afresh)
+
+
+def settle(task: Task, *, waits: bool) -> Task:
+    """The task, waiting for those that it comes after, or waiting no more. It must be PENDING if it waits.
+
+    A task waits from when it becomes PENDING, by whichever event, until all that it comes after are finished.
+    """
+    if task.options is None or waits == is_waiting(task):
+        return task
+    if waits:
+        return replace(task, eta=NEVER, options=task.options._replace(due=task.eta))
+    return replace(task, eta=task.options.due or 0, options=task.options._replace(due=None))
+
+
+def is_waiting(task: Task) -> bool:
+    """Whether the task waits for others, so that nobody may claim it."""
+    return task.options is not None and task.options.due is not None
 
 
 def succeed(task: Task, successor: Successor, now: int) -> Task:

@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 from . import codec
 from .engines import worker as proc
 from .engines.local import CRASHED, TIMED_OUT, Report
-from .errors import CallError, SerializationError, TaskTimeout, TooLarge, WorkerCrashed
-from .model import ErrorInfo, Event, Successor, format_id
+from .errors import CallError, DependencyFailed, SerializationError, TaskTimeout, TooLarge, WorkerCrashed
+from .model import FINISHED, ErrorInfo, Event, Status, Successor, format_id
 from .policy import retry_at
 from .schedule import next_occurrence
-from .stores.base import Block, Claimed, Outcome, Turn
+from .stores.base import Block, Claimed, Found, Outcome, Turn
 from .waiting import Text
+
+UNMET = "unmet"  # kind of a Report: it was not run for want of results; payload: what it comes after, as it stands
+_QUOTED = 500  # characters of the error of another task
 
 
 class Ends(NamedTuple):
@@ -71,6 +74,11 @@ def _ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_ret
                 ends.outcomes.append(Outcome(number, attempt, Event.CRASH))
         elif kind == TIMED_OUT:
             _fail(ends, number, attempt, _timeout_error(number, attempt, payload))
+        elif kind == UNMET:
+            if all(found is None or found.status in FINISHED for found in payload.values()):
+                _fail(ends, number, attempt, _dependency_error(number, payload))
+            else:  # one was revived meanwhile
+                ends.outcomes.append(Outcome(number, attempt, Event.RELEASE))
     return ends
 
 
@@ -78,7 +86,7 @@ def _heed_options(ends: Ends, claims: Mapping[int, Claimed], now: int, new_id: C
     """Have those that failed tried again that may be, and those that recur be followed by the next occurrence."""
     for place, end in enumerate(ends.outcomes):
         claim = claims.get(end.id)
-        if claim is None or claim.options is None or end.event is Event.CRASH:
+        if claim is None or claim.options is None or end.event in (Event.CRASH, Event.RELEASE):
             continue
         if end.error is not None and (eta := retry_at(claim.options, end.error, now)) is not None:
             ends.outcomes[place] = end._replace(event=Event.RETRY, eta=eta)
@@ -138,6 +146,21 @@ def _timeout_error(number: int, attempt: int, limit_s: float) -> ErrorInfo:
     return _info(
         TaskTimeout(f"{format_id(number)} ran for more than {limit_s:g} s, as attempt {attempt}, and was ended")
     )
+
+
+def _dependency_error(number: int, after: Mapping[int, Found | None]) -> ErrorInfo:
+    other, found = next(
+        (other, found) for other, found in after.items() if found is None or found.status is not Status.COMPLETED
+    )
+    if found is None:
+        how = "which the store does not hold any more"
+    elif found.error is None:
+        how = f"which is {found.status.name}"
+    else:
+        # The end of it, which tells how a chain of such failures began.
+        text = f"{found.error.type}: {found.error.message}"
+        how = f"which {found.status.name}: {text if len(text) <= _QUOTED else '... ' + text[-_QUOTED:]}"
+    return _info(DependencyFailed(f"{format_id(number)} needs the result of {format_id(other)}, {how}"))
 
 
 def _info(error: CallError) -> ErrorInfo:

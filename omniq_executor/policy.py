@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from . import codec
-from .errors import NotImportable
+from .errors import DependencyFailed, NotImportable
 from .model import ErrorInfo, Options
 from .schedule import backoff_s
 
@@ -27,6 +27,10 @@ class Plan(NamedTuple):
     priority: int = 0
     eta: int = 0
     options: Options | None = None
+
+    def after(self, ids: tuple[int, ...]) -> "Plan":
+        """The plan of a call that is given the results of these tasks."""
+        return self._replace(options=(self.options or Options())._replace(after=ids))
 
     @property
     def is_usual(self) -> bool:
@@ -90,7 +94,7 @@ def _is_among(error: ErrorInfo, kinds: RetryOn) -> bool:
         raised = pickle.loads(error.pickle or b"")
     except Exception:  # noqa: BLE001 - what cannot be rebuilt is some exception of the call's all the same
         raised = Exception()
-    return isinstance(raised, kinds) and not isinstance(raised, NotImportable)
+    return isinstance(raised, kinds) and not isinstance(raised, NotImportable | DependencyFailed)
 
 
 def _call(backoff: Backoff, retry: int) -> float:

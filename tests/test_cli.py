@@ -139,6 +139,17 @@ def test_show_tells_everything_about_a_task(store: Store) -> None:
     assert store.json("show", store.failed.task_id) in store.json("list")
 
 
+def test_show_tells_for_whose_results_a_task_waits(tmp_path: Path) -> None:
+    executor = PersistentExecutor(1, store=tmp_path / "a.db")
+    first = executor.options(eta=3600).submit(pow, 2, 3)
+    later = executor.submit(pow, first, 2)
+    command = ["show", str(later.task_id), "--store", "a.db"]
+    fields = json.loads(omniq(tmp_path, *command, "--json").stdout)
+    assert (fields["status"], fields["after"], fields["eta"]) == ("PENDING", [first.task_id], None)
+    assert f"<result of {first.task_id}>, 2" in omniq(tmp_path, *command, "--load").stdout
+    executor.kill_workers()
+
+
 def test_looking_unpickles_nothing(store: Store) -> None:
     for command in ["status"], ["list"], ["show", store.trap.task_id]:
         store.run(*command)

@@ -44,7 +44,8 @@ class Batch:
     """New calls of one function; call i gets the id `first + i`.
 
     Either `text` is the JSON array of their argument arrays (the fast form), or `calls` has each.
-    With `claimed` they are RUNNING from the start, as attempt 1 of the owner who adds them.
+    With `claimed` they are RUNNING from the start, as attempt 1 of the owner who adds them; then their
+    options name no tasks that they come after.
     """
 
     first: int
@@ -128,6 +129,7 @@ class Turned:
     refused: set[int] = field(default_factory=set)  # ids whose claim was not ours any more; nothing was written
     foreign: bool = False  # another process has changed the store since this owner's last turn
     due: int | None = None  # if fewer were claimed than asked for: when the next PENDING task of the queues is due
+    freed: bool = False  # whether tasks wait no more, in any queue, since what they come after is finished
 
 
 class Owner(NamedTuple):
@@ -270,7 +272,8 @@ class Store(abc.ABC):
         """Add, end and claim, in this order, in one transaction.
 
         Adds: a `key` that the queue has already is the one reason for which a batch is not added;
-        use `by_key()` first. Ends: each is checked against (owner, attempt) and refused if the
+        use `by_key()` first. One whose options name, as `after`, a task that the store does not hold
+        raises TaskNotFound. Ends: each is checked against (owner, attempt) and refused if the
         claim is gone; the successor of one that is not refused is added as model.succeed() has it,
         unless the series was cancelled meanwhile.
         Claims: up to `work.claim` tasks of the queue that are PENDING with an eta not after
@@ -278,6 +281,11 @@ class Store(abc.ABC):
         with the next attempt. With `work.queues` it is so of each of these queues, which come one
         after the other, in an order left to chance, so that none waits for another to be empty. Who
         adds nothing and claims in this way needs no run: NO_RUN will do.
+
+        What comes after others waits (see model.settle()): whatever becomes PENDING, by an add, an
+        end or `revive()`, while a task that it comes after is not finished, does; and with the end, or
+        `cancel()`, of the last of those, in the same transaction, it waits no more. A task that is not
+        there any more counts as finished.
         """
 
     @abc.abstractmethod
@@ -286,7 +294,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
-        """CLAIM the task with that id, whatever its queue and whenever it is due; None if it is not PENDING."""
+        """CLAIM the task with that id, whatever its queue and whenever it is due.
+
+        None if it is not PENDING, or waits for others.
+        """
 
     @abc.abstractmethod
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
@@ -309,8 +320,9 @@ class Store(abc.ABC):
 
         Their keys are free then. With them go the functions that no task uses, unless an owner is
         registered, who may be about to use one; and the settled runs that have no tasks left, but for
-        the last of each queue. What they wrote goes last: whoever dies before that leaves it to the next
-        purge or check. Raises ValueError for a state in which a task is not finished.
+        the last of each queue. A task that one which is not finished comes after stays. What they wrote
+        goes last: whoever dies before that leaves it to the next purge or check. Raises ValueError for
+        a state in which a task is not finished.
         """
 
     @abc.abstractmethod

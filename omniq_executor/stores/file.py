@@ -10,7 +10,8 @@
 
 Everything happens under the lock, after a look at what others have done meanwhile. What a process knows
 without reading: which tasks are PENDING, in order, by queue (heaps), and those that it changed last.
-So a claim reads the files that it takes and lists nothing. A heap may hold entries that are out of date;
+So a claim reads the files that it takes and lists nothing. Likewise which tasks wait for which others, see
+needs.py: so an end finds those that wait no more. A heap may hold entries that are out of date;
 each is compared with its file when it is taken out.
 """
 
@@ -29,13 +30,26 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from .. import codec
 from ..errors import StoreError, StoreVersionError, TaskNotFound
-from ..model import FINISHED, Claim, Event, Refused, Status, Task, format_id, now, parse_id, source, succeed
+from ..model import (
+    FINISHED,
+    Claim,
+    Event,
+    Refused,
+    Status,
+    Task,
+    format_id,
+    is_waiting,
+    now,
+    parse_id,
+    source,
+    succeed,
+)
 from . import safety
 from .base import (
     Batch,
@@ -56,14 +70,15 @@ from .base import (
     Turned,
     check_finished,
 )
-from .folders import STATUS_FOLDERS, Folders
+from .folders import STATUS_FOLDERS, WAITING, Folders
 from .journal import Entry, Journal
+from .needs import Needs
 from .output import Output
 from .owners import Owners, new_owner_id
 from .records import Damaged, Record, from_text, to_text
 
 FORMAT = "omniq-executor file store"
-VERSION = 1
+VERSION = 2
 BUSY_TIMEOUT_S = 30.0
 _POLL_S = 0.001  # how often filelock tries; a turn takes about that long
 _MARK = "omniq.json"
@@ -109,6 +124,7 @@ class FileStore(Store):
         self.output = Output(self.path / "output")
         self._known: dict[int, Record] = {}  # not finished, and last changed by this process
         self._queues: dict[str, _Queue] | None = None  # None until somebody claims
+        self._needs: Needs | None = None  # None until something ends
         self._functions: dict[bytes, Function] = {}
         self._resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]] = {}  # by run, see begin_run()
         self._took: dict[int, set[int]] = {}  # by run: the runs it took calls over from
@@ -155,7 +171,9 @@ class FileStore(Store):
         mark = self._folders.root / _MARK
         text = mark.read_bytes() if mark.exists() else b""
         if text.strip():
-            self._check_mark(text)
+            content = self._check_mark(text)
+            if content["version"] < VERSION:  # an older one would not heed what is new
+                self._folders.write_json("", _MARK, {**content, "version": VERSION})
         else:  # first of all: a folder that holds it is ours, however far the making of it came
             fd = os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
             with open(fd, "w") as file:
@@ -170,7 +188,7 @@ class FileStore(Store):
                 self._folders.sync(_numbers_in(self._journal.entries()))
             self._journal.mark_boot()
 
-    def _check_mark(self, text: bytes) -> None:
+    def _check_mark(self, text: bytes) -> dict[str, Any]:
         content = None
         with contextlib.suppress(ValueError):
             content = codec.decode(text.decode())
@@ -186,6 +204,7 @@ class FileStore(Store):
             raise StoreError(
                 f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
             )
+        return content
 
     def close(self) -> None:
         with self._lock:
@@ -258,7 +277,7 @@ class FileStore(Store):
 
     def _look_again(self) -> None:
         """Forget what is known, where it cannot be told what has changed."""
-        self._queues = self._peers = None
+        self._queues = self._peers = self._needs = None
         self._known.clear()
         self._foreign = True
         for heard in self._heard.values():
@@ -271,13 +290,17 @@ class FileStore(Store):
         for record in records:
             task = record.task
             if record.is_removed:
+                self._needs = None
                 continue
             if task.status in FINISHED:
                 self._known.pop(task.id, None)
             elif task.id in self._known or len(self._known) < _KNOWN_TASKS:
                 self._known[task.id] = record
+            if self._needs is not None:
+                self._needs.take_in(task, self._is_finished)
             if task.status is Status.PENDING and self._queues is not None:
-                self._queue(task.queue).push(task)
+                if not is_waiting(task):
+                    self._queue(task.queue).push(task)
             elif task.status in FINISHED:
                 finished.append(task.id)
         for owner, heard in self._heard.items():
@@ -303,6 +326,21 @@ class FileStore(Store):
                 elif record is not None:
                     self._folders.link(record)
         return self._queues
+
+    def _known_needs(self) -> Needs:
+        """Which tasks wait for which. The first time this reads all tasks that wait, once."""
+        if self._needs is None:
+            self._needs = Needs()
+            for number in self._folders.names(WAITING):
+                record = self._load(number)
+                if record is not None:
+                    self._needs.take_in(record.task, self._is_finished)
+        return self._needs
+
+    def _is_finished(self, number: int, changes: "_Changes | None" = None) -> bool:
+        """Whether a task is, by what is committed and by `changes`. One that is not there is."""
+        record = (changes.new.get(number) if changes is not None else None) or self._load(number)
+        return record is None or record.task.status in FINISHED
 
     def _load(self, number: int) -> Record | None:
         """A task as it is committed, or None if there is none; one that is damaged is put aside."""
@@ -422,6 +460,7 @@ class FileStore(Store):
             record = self._load(number)
             if record is not None and record.task.status is Status.RUNNING and record.task.owner in owners:
                 changes.change(record, record.release(now()))
+        self._settle(changes)
         self._commit(0, changes)
         self._peers = None
         try:
@@ -515,6 +554,7 @@ class FileStore(Store):
                     if record is not None and record.task.status is Status.FAILED:
                         record = changes.change(record, record.after(Event.REVIVE, now))
                     given.append(record)
+                self._settle(changes)
                 self._commit(0, changes)
             except OSError:
                 for left, number in reversed(taken):
@@ -535,6 +575,7 @@ class FileStore(Store):
                     self._end(changes, refused, owner, number, outcome, work.now)
             for end in work.outcomes:
                 self._end(changes, refused, owner, end.id, end, work.now)
+            freed = self._settle(changes)
             try:
                 sources = [run.queue] if work.queues is None else self._pending_queues(changes, work.queues)
                 claimed = self._claim(changes, owner, sources, work.claim, work.now) if work.claim > 0 else []
@@ -544,7 +585,7 @@ class FileStore(Store):
                 raise
             foreign, self._foreign = self._foreign, False
             due = self._next_due(sources) if len(claimed) < work.claim else None
-        return Turned([_claimed(record) for record in claimed], refused, foreign, due)
+        return Turned([_claimed(record) for record in claimed], refused, foreign, due, freed)
 
     def add_claimed(self, owner: int, run: Run, number: int, function: Function, call: Call, now: int) -> None:
         batch = Batch(number, 1, function, calls=(call,), claimed=True)
@@ -558,6 +599,12 @@ class FileStore(Store):
         self._keep(function)
         if batch.key is not None and self._folders.by_key(run.queue, batch.key) is not None:
             raise StoreError(f"the store {self.path}: the queue {run.queue} has a task with the key {batch.key!r}")
+        for needed in batch.options.after if batch.options is not None else ():
+            if needed not in changes.new and self._load(needed) is None:
+                raise TaskNotFound(
+                    f"the store {self.path} holds no {format_id(needed)}, so there is no result of it that a call could"
+                    " be given: it is of another store, or was purged"
+                )
         claim = {"status": Status.RUNNING, "attempts": 1, "owner": owner, "started_at": now} if batch.claimed else {}
         for number, call in enumerate(batch.each(), batch.first):
             task = Task(
@@ -589,7 +636,7 @@ class FileStore(Store):
         for queue in queues:
             pending = self._queue(queue)
             for record in changes.new.values():
-                if record.task.status is Status.PENDING and record.task.queue == queue:
+                if record.task.status is Status.PENDING and record.task.queue == queue and not is_waiting(record.task):
                     pending.push(record.task)
             while len(claimed) < most and (entry := pending.pop(now)) is not None:
                 number = entry[-1]
@@ -612,12 +659,27 @@ class FileStore(Store):
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
         with self._locked():
             record = self._load(number)
-            if record is None or record.task.status not in source(Event.CLAIM):
+            if record is None or record.task.status not in source(Event.CLAIM) or is_waiting(record.task):
                 return None
             changes = _Changes()
             claimed = changes.change(record, record.claim(owner, now))
             self._commit(owner, changes)
             return _claimed(claimed)
+
+    def _settle(self, changes: "_Changes") -> bool:
+        """Have those wait that should, after `changes`, and nobody else; returns whether some wait no more."""
+        finished = [number for number, record in changes.new.items() if record.task.status in FINISHED]
+        freed = False
+        for number in [*changes.new, *(self._known_needs().waiting_for(finished) if finished else ())]:
+            record = changes.new.get(number) or self._load(number)
+            if record is None or record.task.status is not Status.PENDING:
+                continue
+            after = record.task.options.after if record.task.options is not None else ()
+            settled = record.settled(not all(self._is_finished(needed, changes) for needed in reversed(after)))
+            if settled is not record:
+                changes.change(record, settled)
+                freed = freed or is_waiting(record.task)
+        return freed
 
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
         with self._locked():
@@ -632,21 +694,22 @@ class FileStore(Store):
                 task = record.task
                 if task.id not in changes.new and task.status is Status.RUNNING and _series(task) is not None:
                     changes.change(record, record.last())
+            self._settle(changes)
             self._commit(0, changes)
             return cancelled
 
     def _occurrences(self, series: set[int]) -> Iterator[Record]:
         """What is PENDING or RUNNING of the given series."""
-        for status in (Status.PENDING, Status.RUNNING):
-            for number in self._folders.names(STATUS_FOLDERS[status]):
-                record = self._load(number)
-                if record is not None and _series(record.task) in series:
-                    yield record
+        for number in [*self._pending(), *self._folders.names(STATUS_FOLDERS[Status.RUNNING])]:
+            record = self._load(number)
+            if record is not None and _series(record.task) in series:
+                yield record
 
     def revive(self, ids: Sequence[int], now: int) -> list[int]:
         with self._locked():
             changes = _Changes()
             revived = self._change(changes, filter(None, map(self._load, ids)), Event.REVIVE, now)
+            self._settle(changes)
             self._commit(0, changes)
             return revived
 
@@ -664,19 +727,28 @@ class FileStore(Store):
         check_finished(statuses)
         with self._locked():
             changes = _Changes()
+            needed = self._needed()
             for status in statuses:
                 for number in self._folders.names(STATUS_FOLDERS[status]):
                     record = self._load(number)
                     if record is None or record.task.status is not status:
                         continue
                     task = record.task
-                    if (task.finished_at or 0) < before and (queue is None or task.queue == queue):
+                    is_meant = (task.finished_at or 0) < before and (queue is None or task.queue == queue)
+                    if is_meant and number not in needed:
                         changes.change(record, record.removed())
             self._commit(0, changes)
             if changes.new:
                 self._drop_unused()
         self.output.remove_strays(self.ids)
         return len(changes.new)
+
+    def _needed(self) -> set[int]:
+        """What those come after that are not finished."""
+        numbers = [*self._folders.names(STATUS_FOLDERS[Status.RUNNING]), *self._pending()]
+        records = map(self._load, numbers)
+        tasks = [record.task for record in records if record is not None and record.task.status not in FINISHED]
+        return {number for task in tasks if task.options is not None for number in task.options.after}
 
     def _drop_unused(self) -> None:
         """Remove the functions and the runs that no task needs. See Store.purge()."""
@@ -732,6 +804,7 @@ class FileStore(Store):
             record = self._load(number)
             if record is not None and record.task.status is Status.RUNNING and record.task.owner not in here:
                 changes.change(record, record.release(now()))
+        self._settle(changes)
         self._commit(0, changes)
         return len(changes.new)
 
@@ -751,6 +824,7 @@ class FileStore(Store):
                     repairs.append(Problem(f"{task.task_id} has the key {task.key!r}, and so has {first}", False))
             self._folders.check_keys(keys)
             self._check_functions(digests)
+            self._check_waiting()
             self._folders.check_json("runs", _RUN_FIELDS, "what that run left open is not continued")
             self._check_owners()
             strays = self.output.remove_strays(self.ids)
@@ -758,6 +832,21 @@ class FileStore(Store):
                 repairs.append(Problem(f"{strays} files held what tasks wrote that are gone", True))
             found, self._folders.repairs = repairs, []
             return found
+
+    def _check_waiting(self) -> None:
+        """Have those wait that should, and nobody else."""
+        self._needs = None
+        changes = _Changes()
+        for record in self._all():
+            after = record.task.options.after if record.task.options is not None else ()
+            if record.task.status is Status.PENDING and after:
+                settled = record.settled(not all(map(self._is_finished, after)))
+                if settled is not record:
+                    changes.change(record, settled)
+        self._commit(0, changes)
+        if changes.new:
+            what = f"{len(changes.new)} tasks waited for what is finished, or did not wait for what is not"
+            self._folders.repairs.append(Problem(what, True))
 
     def _check_functions(self, digests: dict[bytes, int]) -> None:
         good = self._folders.check_json("functions", {"path", "pickle"}, "its tasks cannot run")
@@ -909,7 +998,11 @@ class FileStore(Store):
     ) -> list[Task]:
         tasks: list[Task] = []
         with self._locked():
-            for number in reversed(self._folders.names("tasks" if status is None else STATUS_FOLDERS[status])):
+            if status is Status.PENDING:
+                numbers = self._pending()
+            else:
+                numbers = self._folders.names("tasks" if status is None else STATUS_FOLDERS[status])
+            for number in reversed(numbers):
                 if limit is not None and len(tasks) >= limit:
                     break
                 record = self._load(number)
@@ -919,6 +1012,10 @@ class FileStore(Store):
                 if (queue is None or record.task.queue == queue) and set(tags or ()) <= set(given):
                     tasks.append(self._task(record))
         return tasks[::-1]
+
+    def _pending(self) -> list[int]:
+        """What is PENDING, waiting or not, oldest first."""
+        return sorted([*self._folders.names(STATUS_FOLDERS[Status.PENDING]), *self._folders.names(WAITING)])
 
     def _all(self) -> Iterator[Record]:
         for number in self._folders.names("tasks"):

@@ -2,6 +2,7 @@
 
     tasks/task-….json        the truth
     pending/task-….json      a link to ../tasks/task-….json; likewise running, completed, failed, cancelled
+    waiting/task-….json      likewise, of what is PENDING and waits for other tasks, instead of in pending
     keys/….json              likewise, by the hash of queue and key
     functions/….json         a function, by its digest
     runs/….json, owners/     see file.py and owners.py
@@ -20,14 +21,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..model import Status, format_id, parse_id
+from ..model import Status, Task, format_id, is_waiting, parse_id
 from . import safety
 from .base import Problem
 from .journal import sync_folder
 from .records import Damaged, Record, from_text
 
 STATUS_FOLDERS = {status: status.name.lower() for status in Status}
-FOLDERS = ("tasks", *STATUS_FOLDERS.values(), "keys", "functions", "runs", "owners", "broken")
+WAITING = "waiting"
+_LINK_FOLDERS = (*STATUS_FOLDERS.values(), WAITING)
+FOLDERS = ("tasks", *_LINK_FOLDERS, "keys", "functions", "runs", "owners", "broken")
 _SUFFIX = ".json"
 _READ_BYTES = 1 << 16
 
@@ -90,7 +93,7 @@ class Folders:
 
     def _places(self, record: Record) -> list[tuple[str, str]]:
         name = _name(record.task.id)
-        places = [("tasks", name), (STATUS_FOLDERS[record.task.status], name)]
+        places = [("tasks", name), (_folder(record.task), name)]
         if record.task.key is not None:
             places.append(("keys", _key_name(record.task.queue, record.task.key)))
         return places
@@ -102,18 +105,18 @@ class Folders:
             return
         name = _name(new.task.id)
         self._write(name, text, 0, shorter=len(text) < old.size)
-        if new.task.status is not old.task.status:
-            source, target = self._fds[STATUS_FOLDERS[old.task.status]], self._fds[STATUS_FOLDERS[new.task.status]]
+        source, target = _folder(old.task), _folder(new.task)
+        if target != source:
             try:
-                os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+                os.rename(name, name, src_dir_fd=self._fds[source], dst_dir_fd=self._fds[target])
             except FileNotFoundError:  # somebody has removed the link
-                self._link(STATUS_FOLDERS[new.task.status], name, name)
+                self._link(target, name, name)
 
     def restore(self, record: Record, text: bytes) -> None:
         """Write a task and its links unless it is there already, as this text has it or a later one."""
         number, task = record.task.id, record.task
         if record.is_removed:
-            for folder in STATUS_FOLDERS.values():
+            for folder in _LINK_FOLDERS:
                 self._unlink(folder, _name(number))
             self.remove(record)
             return
@@ -133,8 +136,8 @@ class Folders:
 
     def link(self, record: Record) -> None:
         """Have exactly the one link of a task that its status asks for."""
-        name, right = _name(record.task.id), STATUS_FOLDERS[record.task.status]
-        for folder in STATUS_FOLDERS.values():
+        name, right = _name(record.task.id), _folder(record.task)
+        for folder in _LINK_FOLDERS:
             if folder != right or not self._is_link(folder, name):
                 self._unlink(folder, name)
         with contextlib.suppress(FileExistsError):
@@ -212,7 +215,7 @@ class Folders:
                 else:
                     self.put_aside("tasks", entry.name, "it is not a task")
         linked: dict[str, int] = dict.fromkeys(tasks, 0)
-        for folder in STATUS_FOLDERS.values():
+        for folder in _LINK_FOLDERS:
             for name in os.listdir(self._fds[folder]):
                 if not self._is_link(folder, name):
                     self.put_aside(folder, name, "it is not a link to a task of the same name")
@@ -232,7 +235,7 @@ class Folders:
     def check_link(self, record: Record) -> None:
         """Have a task linked from the folder of its status."""
         name = _name(record.task.id)
-        if not self._is_link(STATUS_FOLDERS[record.task.status], name):
+        if not self._is_link(_folder(record.task), name):
             self.repairs.append(Problem(f"tasks/{name} was linked from the folder of another state", True))
             self.link(record)
 
@@ -271,7 +274,7 @@ class Folders:
             record = self.read(number)
         except Damaged as error:
             self.put_aside("tasks", _name(number), str(error), is_lost=True)
-            for folder in STATUS_FOLDERS.values():
+            for folder in _LINK_FOLDERS:
                 self._unlink(folder, _name(number))
             return None
         if record is not None:
@@ -323,6 +326,11 @@ class Folders:
             return None
 
 
+def _folder(task: Task) -> str:
+    """The folder from which a task is linked."""
+    return WAITING if is_waiting(task) else STATUS_FOLDERS[task.status]
+
+
 def _name(number: int) -> str:
     return format_id(number) + _SUFFIX
 
@@ -358,4 +366,4 @@ def _write_all(fd: int, data: bytes) -> None:
         written += os.write(fd, memoryview(data)[written:])
 
 
-__all__ = ["STATUS_FOLDERS", "Folders"]
+__all__ = ["STATUS_FOLDERS", "WAITING", "Folders"]

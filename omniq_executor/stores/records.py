@@ -13,7 +13,22 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
 from ..codec import decode_error, encode_error, encode_json
-from ..model import Claim, ErrorInfo, Event, Options, Status, Task, apply, format_id, iso, last, parse_id, parse_iso
+from ..model import (
+    NEVER,
+    Claim,
+    ErrorInfo,
+    Event,
+    Options,
+    Status,
+    Task,
+    apply,
+    format_id,
+    iso,
+    last,
+    parse_id,
+    parse_iso,
+    settle,
+)
 from ..preview import preview
 
 END = b"\n}\n"  # of every text, and in none before its end: JSON has no line ends within a text
@@ -50,6 +65,11 @@ class Record:
         """The record of a task that recurs, as the last of its series."""
         return replace(self, task=last(self.task), version=self.version + 1)
 
+    def settled(self, waits: bool) -> "Record":
+        """The record of a task that waits for others, or does not, as model.settle() has it; it may be this one."""
+        task = settle(self.task, waits=waits)
+        return self if task is self.task else replace(self, task=task, version=self.version + 1)
+
     def removed(self) -> "Record":
         """What the journal says of the removal of the task: as little as its files can be found by."""
         task = replace(self.task, args="[]", kwargs=None, result=None, error=None, options=None)
@@ -85,6 +105,12 @@ def to_text(record: Record) -> bytes:
         rest += f',\n  "series": "{format_id(options.series)}"'
     if options.tags:
         rest += f',\n  "tags": [{", ".join(map(_quote, options.tags))}]'
+    if options.after:
+        rest += f',\n  "after": [{", ".join(_quote(format_id(number)) for number in options.after)}]'
+    eta = task.eta
+    if options.due is not None:
+        rest += ',\n  "waiting": true'
+        eta = options.due
     status, finished = task.status, _moment(task.finished_at)
     return f"""{{
   "id": "{task.task_id}",
@@ -95,7 +121,7 @@ def to_text(record: Record) -> bytes:
   "attempts": {task.attempts},
   "max_retries": {options.max_retries},
   "timeout": {"null" if options.timeout is None else options.timeout},
-  "eta": {_moment(task.eta or None)},
+  "eta": {_moment(eta or None)},
   "interval": {"null" if options.interval is None else options.interval / 1_000_000},
   "enqueued_at": {_moment(task.enqueued_at)},
   "started_at": {_moment(task.started_at)},
@@ -137,7 +163,7 @@ def _record(number: int, fields: dict[str, Any], size: int) -> Record:
     task = Task(
         id=number, queue=_checked(fields["queue"], str), run=_checked(fields["run"], int),
         func_path=_checked(fields["func_path"], str), func=b"", args=args, kwargs=kwargs, status=status,
-        priority=_checked(fields["priority"], int), eta=_micros(fields["eta"]) or 0,
+        priority=_checked(fields["priority"], int), eta=NEVER if _is_waiting(fields) else _micros(fields["eta"]) or 0,
         attempts=_checked(fields["attempts"], int), crashes=_checked(fields["crashes"], int),
         owner=fields["owner"] if fields["owner"] is None else _checked(fields["owner"], int),
         enqueued_at=_micros(fields["enqueued_at"]) or 0, started_at=_micros(fields["started_at"]),
@@ -160,8 +186,13 @@ def _options(fields: dict[str, Any]) -> Options | None:
     return Options(
         _checked(fields["max_retries"], int), fields.get("retries", 0), fields["timeout"],
         None if interval is None else round(interval * 1_000_000), None if series is None else parse_id(series),
-        tuple(fields.get("tags", ())), _pickle(fields, "policy"),
+        tuple(fields.get("tags", ())), _pickle(fields, "policy"), tuple(map(parse_id, fields.get("after", ()))),
+        (_micros(fields["eta"]) or 0) if _is_waiting(fields) else None,
     ).or_none()  # fmt: skip
+
+
+def _is_waiting(fields: dict[str, Any]) -> bool:
+    return _checked(fields.get("waiting", False), bool)  # type: ignore[no-any-return]
 
 
 def _checked(value: Any, kind: type) -> Any:

@@ -445,6 +445,8 @@ class SQLiteStore(Store):
             if ids:
                 ((count,),) = self._read(f"SELECT count(*) FROM {condition}")
                 problems.append(Problem(f"{count} tasks, {format_id(ids[0])} for one, {what}", False))
+        if self._write(transactions.rewire()):
+            problems.append(Problem("it was not as it should be which tasks wait for others", True))
         return problems
 
     def _damage(self) -> list[str]:

@@ -18,7 +18,8 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from ..codec import decode_error, decode_options, encode_error, encode_options
-from ..model import ErrorInfo, Event, Status, Task, source, target
+from ..errors import TaskNotFound
+from ..model import FINISHED, NEVER, ErrorInfo, Event, Status, Task, format_id, source, target
 from .base import (
     Batch,
     Block,
@@ -50,7 +51,7 @@ class Many(list[Any]):
 Statement = tuple[str, Any]
 Transaction = Generator[Statement, Reply, Any]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x6F6D6E71  # "omnq": tells a store from the databases of other programs
 
 _TASK_COLUMNS = """
@@ -82,26 +83,32 @@ _SHOWN_ID = "'task-' || " + " || ".join(
 )
 
 
-def _shown_time(column: str) -> str:
-    whole = f"strftime('%Y-%m-%dT%H:%M:%S', t.{column} / 1000000, 'unixepoch')"
-    return f"{whole} || printf('.%06dZ', t.{column} % 1000000)"
+def _shown_time(time: str) -> str:
+    whole = f"strftime('%Y-%m-%dT%H:%M:%S', {time} / 1000000, 'unixepoch')"
+    return f"{whole} || printf('.%06dZ', {time} % 1000000)"
 
 
 _VIEW = f"""
     CREATE VIEW tasks AS SELECT {_SHOWN_ID} AS id, q.name AS queue, f.path AS func_path, t.args, t.kwargs,
         CASE t.status {" ".join(f"WHEN {s:d} THEN '{s.name}'" for s in Status)} END AS status,
         t.priority, t.attempts, t.crashes, t.key, t.run, t.owner,
-        {_shown_time("eta")} AS eta, {_shown_time("enqueued_at")} AS enqueued_at,
-        {_shown_time("started_at")} AS started_at,
-        CASE t.status WHEN {Status.COMPLETED:d} THEN {_shown_time("finished_at")} END AS completed_at,
-        CASE t.status WHEN {Status.FAILED:d} THEN {_shown_time("finished_at")} END AS failed_at,
+        {_shown_time("coalesce(t.options ->> 'due', t.eta)")} AS eta, {_shown_time("t.enqueued_at")} AS enqueued_at,
+        {_shown_time("t.started_at")} AS started_at,
+        CASE t.status WHEN {Status.COMPLETED:d} THEN {_shown_time("t.finished_at")} END AS completed_at,
+        CASE t.status WHEN {Status.FAILED:d} THEN {_shown_time("t.finished_at")} END AS failed_at,
         t.result, t.error ->> 'type' AS error_type, t.error ->> 'message' AS error_message,
         t.error ->> 'traceback' AS traceback,
         coalesce(t.options ->> 'max_retries', 0) AS max_retries, coalesce(t.options ->> 'retries', 0) AS retries,
         t.options ->> 'timeout' AS timeout, t.options ->> 'interval' AS interval, t.options ->> 'tags' AS tags,
-        t.options ->> 'series' AS series, t.id AS number
+        t.options ->> 'series' AS series, t.options ->> 'after' AS after, t.id AS number
     FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
 """
+
+# Of each task that is not finished: the tasks that it comes after. The truth is in its options.
+_DEPENDENCY = (
+    "CREATE TABLE dependency (task INTEGER NOT NULL, needs INTEGER NOT NULL, PRIMARY KEY (task, needs)) WITHOUT ROWID",
+    "CREATE INDEX dependency_needs ON dependency (needs)",
+)
 
 SCHEMA = (
     "CREATE TABLE queue (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
@@ -117,6 +124,7 @@ SCHEMA = (
     f"CREATE TABLE task ({_TASK_COLUMNS})",
     f"CREATE INDEX claimable ON task (queue, priority DESC, eta, id) WHERE status = {Status.PENDING:d}",
     "CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL",
+    *_DEPENDENCY,
     _VIEW,
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
@@ -124,7 +132,10 @@ SCHEMA = (
 
 
 # What makes of each version the next one.
-UPGRADES = {1: ("ALTER TABLE task ADD COLUMN options TEXT", "DROP VIEW tasks", _VIEW, "PRAGMA user_version = 2")}
+UPGRADES = {
+    1: ("ALTER TABLE task ADD COLUMN options TEXT", "PRAGMA user_version = 2"),
+    2: (*_DEPENDENCY, "DROP VIEW tasks", _VIEW, "PRAGMA user_version = 3"),
+}
 
 
 def create() -> Transaction:
@@ -175,7 +186,7 @@ _END = {
     Event.CRASH: f"UPDATE task SET status = {target(Event.CRASH):d}, owner = NULL, started_at = NULL,"
     f" crashes = crashes + 1 WHERE id = ? AND {_FENCE}",
 }
-_ALONE = " AND (SELECT count(*) FROM owner) = 1"
+_ALONE = " AND (SELECT count(*) FROM owner) = 1 AND NOT EXISTS (SELECT 1 FROM dependency)"
 _CLAIM_THAT = f"""
     UPDATE task SET status = {target(Event.CLAIM):d}, owner = ?, attempts = attempts + 1, started_at = ? WHERE %s
     RETURNING priority, eta, id, attempts, crashes, run, args, kwargs,
@@ -185,8 +196,8 @@ _CLAIM = (
     _CLAIM_THAT % "id IN (SELECT id FROM task"
     f" WHERE {_PENDING} AND queue = ? AND eta <= ? ORDER BY priority DESC, eta, id LIMIT ?)"
 )
-_CLAIM_ONE = _CLAIM_THAT % f"id = ? AND {_PENDING}"
-_DUE = f"SELECT min(eta) FROM task WHERE {_PENDING} AND queue = ?"
+_CLAIM_ONE = _CLAIM_THAT % f"id = ? AND {_PENDING} AND eta < {NEVER:d}"
+_DUE = f"SELECT min(eta) FROM task WHERE {_PENDING} AND queue = ? AND eta < {NEVER:d}"
 _SUCCEED = f"""
     INSERT INTO task (id, queue, run, function, args, kwargs, identity, status, priority, eta, enqueued_at, options)
     SELECT ?, queue, run, function, args, kwargs, identity, {_ADDED:d}, priority, ?, ?,
@@ -194,9 +205,26 @@ _SUCCEED = f"""
     FROM task WHERE id = ? AND options ->> 'interval' IS NOT NULL
 """
 _SERIES = "coalesce(options ->> 'series', id)"
+# What a task comes after, and who waits for it; see Store.turn().
+_ARE_DEPENDENCIES = "SELECT EXISTS (SELECT 1 FROM dependency)"
+_WIRES = "SELECT t.id, a.value FROM task t, json_each(t.options, '$.after') a"
+_WIRE = f"INSERT OR IGNORE INTO dependency {_WIRES} WHERE t.id IN (SELECT value FROM json_each(?))"
+_OPEN = ", ".join(f"{status:d}" for status in Status if status not in FINISHED)
+# The youngest first: it is the likeliest one not to be finished.
+_IS_HELD_UP = f"""(SELECT 1 FROM dependency d JOIN task n ON n.id = d.needs
+    WHERE d.task = task.id AND n.status IN ({_OPEN}) ORDER BY d.needs DESC LIMIT 1)"""
+_HOLD = f"""
+    UPDATE task SET options = json_set(options, '$.due', eta), eta = {NEVER:d}
+    WHERE {_PENDING} AND options ->> 'due' IS NULL AND {_IS_HELD_UP} IS NOT NULL AND id IN """
+_LET_GO = f"""
+    UPDATE task SET eta = options ->> 'due', options = json_remove(options, '$.due')
+    WHERE {_PENDING} AND options ->> 'due' IS NOT NULL AND {_IS_HELD_UP} IS NULL AND id IN """
+_GIVEN = "(SELECT value FROM json_each(?))"
+_ALL_DEPENDENT = "(SELECT task FROM dependency)"
 _NEWS = "INSERT INTO news (task, owner) VALUES (?, ?)"
 _RELEASE_ALL = f"""
     UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL WHERE {_RUNNING} AND owner = ?
+    RETURNING id
 """
 
 
@@ -245,8 +273,10 @@ def turn(
         for end in work.outcomes:
             if end.successor is not None and end.id not in turned.refused:
                 yield _SUCCEED, (*end.successor, work.now, end.id)
+    if (work.blocks or work.outcomes) and (yield _ARE_DEPENDENCIES, ()).rows[0][0]:
+        turned.freed = yield from _heed_dependencies(work, turned.refused)
     if len(peers) > 1:
-        yield from _publish(owner, work, turned.refused)
+        yield _NEWS, Many((id, owner) for id in _finished(work, turned.refused))
     if work.claim > 0:
         for source in (queue,) if work.queues is None else (yield from _pending_queues(work.queues)):
             left = work.claim - len(turned.claimed)
@@ -283,9 +313,13 @@ def _add(owner: int, run: int, queue: int, function: int, batch: Batch, now: int
     # A batch that is claimed as it is added never was PENDING to anybody: one insert is add and claim.
     claim = (_CLAIMED, now, 1, owner, now) if batch.claimed else (_ADDED, now, 0, None, None)
     special = batch.priority, batch.eta, encode_options(batch.options)
+    if batch.options is not None and batch.options.after:
+        yield from _check_there(batch.options.after)
     if special != (0, 0, None):
         for number, call in enumerate(batch.each(), batch.first):
             yield _ADD_SPECIAL, (number, queue, run, function, *call, batch.key, *claim, *special)
+        if batch.options is not None and batch.options.after:
+            yield from _wire(range(batch.first, batch.first + batch.size))
     elif batch.text is not None:
         yield _ADD_TEXT, (batch.first, queue, run, function, *claim, batch.text)
     else:
@@ -337,12 +371,46 @@ def _end_columns(end: Outcome, now: int) -> tuple[Any, ...]:
     return ()
 
 
-def _publish(owner: int, work: Turn, refused: set[int]) -> Transaction:
-    """Tell other owners what finished."""
+def _finished(work: Turn, refused: set[int]) -> list[int]:
+    """The tasks that a turn finished."""
     ids = [block.first + i for block in work.blocks for i in range(block.size)]
     ids += [end.id for end in work.outcomes if end.event in (Event.COMPLETE, Event.FAIL)]
-    if ids:
-        yield _NEWS, Many((id, owner) for id in ids if id not in refused)
+    return [id for id in ids if id not in refused]
+
+
+def _check_there(ids: Sequence[int]) -> Transaction:
+    rows, _ = yield f"SELECT id FROM task WHERE id IN {_GIVEN}", (json.dumps(ids),)
+    missing = set(ids).difference(id for (id,) in rows)
+    if missing:
+        raise TaskNotFound(
+            f"the store holds no {format_id(min(missing))}, so there is no result of it that a call could be given:"
+            " it is of another store, or was purged"
+        )
+
+
+def _wire(ids: Sequence[int]) -> Transaction:
+    """Have new tasks wait for those that they come after."""
+    text = json.dumps(list(ids))
+    yield _WIRE, (text,)
+    yield _HOLD + _GIVEN, (text,)
+
+
+def _heed_dependencies(work: Turn, refused: set[int]) -> Transaction:
+    """Do what the ends of a turn mean for what waits, or should; returns whether tasks wait no more."""
+    ends = [end for end in work.outcomes if end.id not in refused]
+    yield from _wire([end.successor.id for end in ends if end.successor is not None])
+    back = [end.id for end in ends if target(end.event) is Status.PENDING]
+    yield _HOLD + _GIVEN, (json.dumps(back),)
+    return (yield from _let_go_after(_finished(work, refused)))
+
+
+def _let_go_after(finished: Sequence[int]) -> Transaction:
+    """Have those wait no more that waited for one of these tasks, the last one; returns whether there are any."""
+    text = json.dumps(finished)
+    yield f"DELETE FROM dependency WHERE task IN {_GIVEN}", (text,)
+    waiting, _ = yield f"SELECT DISTINCT task FROM dependency WHERE needs IN {_GIVEN}", (text,)
+    _, changed = yield _LET_GO + _GIVEN, (json.dumps([id for (id,) in waiting]),)
+    return changed > 0
 
 
 def _error_columns(error: ErrorInfo | None) -> tuple[str | None, bytes | None]:
@@ -392,14 +460,20 @@ def cancel(ids: Sequence[int], now: int, running: bool) -> Transaction:
         )
     changed = []
     for event in (Event.CANCEL, Event.ABORT) if running else (Event.CANCEL,):
-        changed += yield from _change(event, f"finished_at = {now:d}", ids)
+        changed += yield from _change(event, f"finished_at = {now:d}, {_WAITS_NO_MORE}", ids)
+    yield from _let_go_after(changed)
     yield _NEWS, Many((id, None) for id in changed)
     return changed
 
 
+_WAITS_NO_MORE = "eta = coalesce(options ->> 'due', eta), options = json_remove(options, '$.due')"
+
+
 def revive(ids: Sequence[int]) -> Transaction:
     """REVIVE the FAILED and CANCELLED ones of ids, and return them."""
-    return (yield from _change(Event.REVIVE, _REVIVED, ids))
+    changed = yield from _change(Event.REVIVE, _REVIVED, ids)
+    yield from _wire(changed)
+    return changed
 
 
 _REVIVED = (
@@ -441,8 +515,9 @@ def bury(owners: Sequence[int]) -> Transaction:
     """RELEASE the tasks of owners that are gone, forget them, and return how many tasks that were."""
     released = 0
     for owner in owners:
-        _, changed = yield _RELEASE_ALL, (owner,)
-        released += changed
+        rows, _ = yield _RELEASE_ALL, (owner,)
+        released += len(rows)
+        yield _HOLD + _GIVEN, (json.dumps([id for (id,) in rows]),)
         yield "DELETE FROM owner WHERE id = ?", (owner,)
     return released
 
@@ -461,12 +536,13 @@ def hear(owner: int) -> Transaction:
 
 def disown() -> Transaction:
     """RELEASE what is RUNNING without a registered owner, and return how many tasks that were."""
-    _, changed = yield (
+    rows, _ = yield (
         f"UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL"
-        f" WHERE {_RUNNING} AND coalesce(owner, -1) NOT IN (SELECT id FROM owner)",
+        f" WHERE {_RUNNING} AND coalesce(owner, -1) NOT IN (SELECT id FROM owner) RETURNING id",
         (),
     )
-    return changed
+    yield _HOLD + _GIVEN, (json.dumps([id for (id,) in rows]),)
+    return len(rows)
 
 
 # Upkeep
@@ -476,7 +552,8 @@ def purge(before: int, statuses: Collection[Status], queue: str | None) -> Trans
     """Remove finished tasks and what nothing else needs, and return how many tasks. See Store.purge()."""
     _, changed = yield (
         f"DELETE FROM task WHERE status IN ({', '.join(f'{status:d}' for status in statuses)}) AND finished_at < ?"
-        " AND (? IS NULL OR queue = (SELECT id FROM queue WHERE name = ?))",
+        " AND (? IS NULL OR queue = (SELECT id FROM queue WHERE name = ?))"
+        " AND id NOT IN (SELECT needs FROM dependency)",
         (before, queue, queue),
     )
     if changed:
@@ -504,6 +581,23 @@ def reindex() -> Transaction:
     """Make the indexes anew from the tables."""
     yield "REINDEX", ()
 
+
+def rewire() -> Transaction:
+    """Have all wait as their options say, for as long as they should; returns how much that was not so before."""
+    wires = f"{_WIRES.replace('t.options,', _VALID)} WHERE t.status IN ({_OPEN})"
+    changes = 0
+    for sql in (
+        f"DELETE FROM dependency WHERE (task, needs) NOT IN ({wires})",
+        f"INSERT OR IGNORE INTO dependency {wires}",
+        _HOLD + _ALL_DEPENDENT,
+        _LET_GO + _ALL_DEPENDENT,
+    ):
+        _, changed = yield sql, ()
+        changes += changed
+    return changes
+
+
+_VALID = "CASE WHEN json_valid(t.options) THEN t.options END,"
 
 # What should find nothing, and what it means if it does.
 CHECKS = (
@@ -572,6 +666,7 @@ def put(tasks: Sequence[Stored], runs: Sequence[RunRecord], gone: Sequence[int])
 
 def end_filling() -> Transaction:
     """Note that nothing is missing any more."""
+    yield from rewire()
     yield "DROP TABLE migration", ()
 
 

@@ -13,7 +13,19 @@ from typing import Any
 
 from omniq_executor import open_store
 from omniq_executor.codec import encode, join
-from omniq_executor.model import Claim, ErrorInfo, Event, Refused, Status, Task, apply
+from omniq_executor.model import (
+    FINISHED,
+    Claim,
+    ErrorInfo,
+    Event,
+    Options,
+    Refused,
+    Status,
+    Task,
+    apply,
+    is_waiting,
+    settle,
+)
 from omniq_executor.stores.base import Batch, Block, Call, Function, Outcome, Resume, Store, Turn, Turned
 
 
@@ -128,13 +140,16 @@ class Model:
 
     def __init__(self) -> None:
         self.tasks: dict[int, Task] = {}
+        self.changed: set[int] = set()  # by the present transaction
 
     def add(
-        self, queue: str, run: int, function: Function, id: int, call: Call, now: int, key: str | None = None
-    ) -> None:
+        self, queue: str, run: int, function: Function, id: int, call: Call, now: int, key: str | None = None,
+        options: Options | None = None,
+    ) -> None:  # fmt: skip
+        self.changed.add(id)
         self.tasks[id] = Task(
             id=id, queue=queue, run=run, func_path=function.path, func=function.pickle, args=call.args,
-            kwargs=call.kwargs, enqueued_at=now, key=key,
+            kwargs=call.kwargs, enqueued_at=now, key=key, options=options and options.or_none(),
         )  # fmt: skip
 
     def happen(self, id: int, event: Event, now: int, **what: Any) -> bool:
@@ -143,7 +158,19 @@ class Model:
             self.tasks[id] = apply(self.tasks[id], event, now, **what)
         except (KeyError, Refused):
             return False
+        self.changed.add(id)
         return True
+
+    def settle(self) -> bool:
+        """At the end of a transaction have wait what should; returns whether tasks wait no more."""
+        freed = False
+        for task in self.tasks.values():
+            if task.status is Status.PENDING and task.options and (task.id in self.changed or is_waiting(task)):
+                waits = any(self.tasks[id].status not in FINISHED for id in task.options.after)
+                self.tasks[task.id] = settle(task, waits=waits)
+                freed = freed or (is_waiting(task) and not waits)
+        self.changed.clear()
+        return freed
 
     def claim(self, id: int, owner: int, now: int) -> int:
         """Claim a task; returns the attempt."""
@@ -163,5 +190,6 @@ class Model:
 
     def all(self, **fields: Any) -> list[Task]:
         """The tasks with these fields, oldest first."""
+        self.settle()
         tasks = (self.tasks[id] for id in sorted(self.tasks))
         return [task for task in tasks if all(getattr(task, name) == value for name, value in fields.items())]

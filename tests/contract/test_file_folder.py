@@ -17,7 +17,7 @@ from backends import BACKENDS, CUBE, ERROR, SQUARE, Backend, Client, call, new_i
 
 from omniq_executor import StoreError, StoreVersionError, TaskNotFound
 from omniq_executor.codec import encode_call
-from omniq_executor.model import Event, Status, format_id, iso
+from omniq_executor.model import Event, Options, Status, format_id, iso
 from omniq_executor.stores import journal
 from omniq_executor.stores.base import Batch, Call, Outcome, Turn
 from omniq_executor.stores.file import FileStore
@@ -49,7 +49,7 @@ def fields_of(address: Path, id: int) -> dict[str, Any]:
 
 def folders_of(address: Path, id: int) -> list[str]:
     """The folders that have a link to a task, each of which must be the right one."""
-    linked = [folder for folder in FOLDERS if (address / folder / name_of(id)).is_symlink()]
+    linked = [folder for folder in (*FOLDERS, "waiting") if (address / folder / name_of(id)).is_symlink()]
     for folder in linked:
         assert os.readlink(address / folder / name_of(id)) == f"../tasks/{name_of(id)}"
     return linked
@@ -348,7 +348,65 @@ def test_a_journal_that_is_begun_anew_stays_short(
     assert client.store.counts() == {"work": {Status.COMPLETED: 40}}
 
 
+# --- What waits for others ---
+
+
+def add_waiting(client: Client, *after: int, eta: int = 0) -> int:
+    (id,) = new_ids(1)
+    client.turn(adds=[Batch(id, 1, SQUARE, calls=[call(1)], eta=eta, options=Options(after=after))])
+    return id
+
+
+def test_what_waits_is_linked_from_a_folder_of_its_own(client: Client, address: Path) -> None:
+    (first,) = client.add(1, claimed=True)
+    eta = tick()
+    id = add_waiting(client, first, eta=eta)
+    assert folders_of(address, id) == ["waiting"]
+    fields = fields_of(address, id)
+    assert (fields["status"], fields["after"], fields["waiting"], fields["eta"]) == (
+        "PENDING", [format_id(first)], True, iso(eta),
+    )  # fmt: skip
+    client.end(Event.COMPLETE, first, result="1")
+    assert folders_of(address, id) == ["pending"]
+    assert "waiting" not in fields_of(address, id)
+    assert fields_of(address, id)["eta"] == iso(eta)
+
+
+def test_links_of_what_waits_are_repaired(client: Client, address: Path, reopened: Callable[[], FileStore]) -> None:
+    (first,) = client.add(1, claimed=True)
+    id = add_waiting(client, first)
+    os.rename(address / "waiting" / name_of(id), address / "pending" / name_of(id))
+    assert any(problem.repaired for problem in reopened().check())
+    assert folders_of(address, id) == ["waiting"]
+    client.end(Event.COMPLETE, first, result="1")
+    assert client.claim() == [id]
+
+
+def test_who_waits_for_what_is_gone_is_found(client: Client, address: Path) -> None:
+    (first,) = client.add(1, claimed=True)
+    id = add_waiting(client, first)
+    (address / "tasks" / name_of(first)).unlink()
+    client.reopen()
+    problems = client.store.check()
+    assert [problem.what for problem in problems if "waited for what is finished" in problem.what]
+    assert not client.store.get(id).options.due  # type: ignore[union-attr]
+    assert client.store.check() == []
+
+
 # --- Whose folder it is ---
+
+
+def test_a_store_of_the_first_version_is_brought_up_to_date(client: Client, address: Path) -> None:
+    (id,) = client.add(1)
+    client.stop()
+    client.close()
+    mark = address / "omniq.json"
+    mark.write_text(mark.read_text().replace('"version": 2', '"version": 1'))
+    (address / "waiting").rmdir()
+    with contextlib.closing(FileStore(address)) as store:
+        assert store.check() == []
+        assert store.ids() == [id]
+    assert json.loads(mark.read_text())["version"] == 2
 
 
 def test_a_store_of_a_newer_version_is_refused(store: FileStore, address: Path) -> None:

@@ -29,8 +29,8 @@ from hypothesis.stateful import (
 )
 
 from omniq_executor.codec import encode
-from omniq_executor.errors import StoreError
-from omniq_executor.model import ENDS_CLAIM, TRANSITIONS, Claim, Event, Status, Task
+from omniq_executor.errors import StoreError, TaskNotFound
+from omniq_executor.model import ENDS_CLAIM, TRANSITIONS, Claim, Event, Options, Status, Task, is_waiting
 from omniq_executor.stores.base import Batch, Block, Call, Found, Function, Outcome, Turn, Turned
 
 pytestmark = pytest.mark.models
@@ -182,7 +182,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def add(self, client: Client, batch: Batch) -> list[GivenClaim]:
         for id, added in enumerate(batch.calls or (), batch.first):
-            self.model.add(client.run.queue, client.run.id, batch.function, id, added, self.now, batch.key)
+            run, function = client.run, batch.function
+            self.model.add(run.queue, run.id, function, id, added, self.now, batch.key, batch.options)
         return [self.give(client, id) for id in range(batch.first, self.next_id) if batch.claimed]
 
     @rule(target=claims, client=clients, pickled=st.binary(max_size=3), claimed=st.booleans())
@@ -206,6 +207,17 @@ class StoreMachine(RuleBasedStateMachine):
             self.turn(client, adds=[batch], outcomes=ends, claim=1)
         return multiple()
 
+    @rule(client=clients, argument=values, which=places)
+    def adds_what_comes_after_others(self, client: Client, argument: Any, which: list[int]) -> None:
+        after = tuple(self.pick(which))
+        batch = self.batch(SQUARE, [call(argument)], options=Options(after=after))
+        if self.model.tasks.keys() >= set(after):
+            self.turn(client, adds=[batch])
+            self.add(client, batch)
+        else:
+            with pytest.raises(TaskNotFound):
+                self.turn(client, adds=[batch])
+
     @rule(target=claims, client=clients, function=functions, argument=values)
     def adds_one_claimed(self, client: Client, function: Function, argument: Any) -> GivenClaim:
         id, added = self.next_id, call(argument)
@@ -226,7 +238,8 @@ class StoreMachine(RuleBasedStateMachine):
             self.now += 1
             claimed = client.store.claim(client.owner, id, self.now)
             task = self.model.tasks.get(id)
-            assert (claimed is not None) == (task is not None and task.status is Status.PENDING)
+            is_free = task is not None and task.status is Status.PENDING and not is_waiting(task)
+            assert (claimed is not None) == is_free
             if claimed is not None:
                 given.append(self.give(client, id))
                 assert claimed.attempt == given[-1].attempt
@@ -313,6 +326,7 @@ class StoreMachine(RuleBasedStateMachine):
             if event in (Event.COMPLETE, Event.FAIL):
                 self.publish(id, by=client.owner)
         assert turned.refused == refused
+        assert turned.freed == self.model.settle()
 
     @rule(which=places, running=st.booleans())
     def cancels(self, which: list[int], running: bool) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import BACKENDS, CUBE, ERROR, Backend, Client, call, new_ids, tick
+from backends import BACKENDS, CUBE, ERROR, SQUARE, Backend, Client, call, new_ids, tick
 from filelock import FileLock
 
 from omniq_executor import StoreError, StoreVersionError
-from omniq_executor.model import Event, Status, format_id, iso
+from omniq_executor.model import Event, Options, Status, format_id, iso
 from omniq_executor.stores import sqlite
 from omniq_executor.stores.base import Batch, Call, Outcome
 from omniq_executor.stores.sqlite import SQLiteStore
@@ -47,10 +47,11 @@ def shown(plain: sqlite3.Connection, id: int) -> dict[str, Any]:
 def test_a_store_of_the_first_version_is_brought_up_to_date(
     client: Client, plain: sqlite3.Connection, address: Path
 ) -> None:
-    """Which had no options."""
+    """Which had no options and no dependencies."""
     (id,) = client.add(1)
     client.stop()
     client.close()
+    plain.execute("DROP TABLE dependency")
     plain.execute("DROP VIEW tasks")
     plain.execute("ALTER TABLE task DROP COLUMN options")
     plain.execute("CREATE VIEW tasks AS SELECT id FROM task")
@@ -59,6 +60,41 @@ def test_a_store_of_the_first_version_is_brought_up_to_date(
         assert store.get(id).options is None
     assert plain.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
     assert shown(plain, id)["max_retries"] == 0
+
+
+def test_a_store_of_the_second_version_is_brought_up_to_date(
+    client: Client, plain: sqlite3.Connection, address: Path
+) -> None:
+    """Which had no dependencies."""
+    (id,) = client.add(1)
+    client.stop()
+    client.close()
+    plain.execute("DROP TABLE dependency")
+    plain.execute("PRAGMA user_version = 2")
+    with contextlib.closing(SQLiteStore(address)) as store:
+        assert store.check() == []
+    assert plain.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
+    assert shown(plain, id)["after"] is None
+
+
+def test_what_waits_for_nothing_or_should_wait_is_repaired(
+    client: Client, store: SQLiteStore, plain: sqlite3.Connection
+) -> None:
+    (first,) = client.add(1, claimed=True)
+    (id,) = new_ids(1)
+    client.turn(adds=[Batch(id, 1, SQUARE, calls=[call(1)], options=Options(after=(first,)))])
+    before = store.get(id)
+    plain.execute("DELETE FROM dependency")
+    assert [problem.repaired for problem in store.check()] == [True]
+    assert store.get(id) == before
+    plain.execute("UPDATE task SET eta = 0, options = json_remove(options, '$.due') WHERE id = ?", (id,))
+    plain.execute("INSERT INTO dependency VALUES (17, 18)")
+    assert [problem.repaired for problem in store.check()] == [True]
+    assert store.get(id) == before
+    assert store.check() == []
+    plain.execute("UPDATE task SET status = 4 WHERE id = ?", (first,))
+    assert [problem.repaired for problem in store.check()] == [True]
+    assert client.claim() == [id]
 
 
 def test_a_store_of_a_newer_version_is_refused(store: SQLiteStore, plain: sqlite3.Connection, address: Path) -> None:
