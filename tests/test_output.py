@@ -185,10 +185,21 @@ def say_much(size: int) -> int:
     return print("x" * size) or size
 
 
-def leave_child(gate: Path) -> None:
-    """Leave a child behind that writes later, in pieces."""
-    print("parent")
+def leave_child(gate: Path, what: str = "") -> None:
+    """Leave a child behind that writes later."""
+    print(what, end="")
     subprocess.Popen(["sh", "-c", f"until [ -e {gate} ]; do sleep 0.01; done; echo child"])
+
+
+def leave_thread(gate: Path, over: Path) -> None:
+    """Leave a thread behind that writes later."""
+
+    def say_later() -> None:
+        calls.wait_for(gate)
+        os.write(1, b"thread\n")
+        over.touch()
+
+    threading.Thread(target=say_later, daemon=True).start()
 
 
 # --- What is kept ---
@@ -497,11 +508,51 @@ def test_a_child_that_is_left_behind_writes_to_the_output_of_its_call(
 ) -> None:
     gate = tmp_path / "gate"
     with make() as executor:
-        first, second = executor.submit(leave_child, gate), executor.submit(say, "other")
-        wait_for_all(first, second)
+        silent = executor.submit(leave_child, gate)
+        first, second = executor.submit(leave_child, gate, "parent\n"), executor.submit(say, "other")
+        wait_for_all(silent, first, second)
         gate.touch()
         wait_until(lambda: first.logs() == "parent\nchild\n")
         assert second.logs() == "other\n"
+        assert silent.logs() == ""  # its file was removed when it ended
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_a_thread_that_is_left_behind_writes_to_where_output_goes_at_that_moment(
+    make: MakeExecutor, journal: Any, tmp_path: Path, wait_until: Any, capfd: Any, between: bool
+) -> None:
+    gate, over, end = tmp_path / "gate", tmp_path / "over", tmp_path / "end"
+    with make(1, multiprocessing.get_context("spawn")) as executor:
+        first = executor.submit(leave_thread, gate, over)
+        first.result(WAIT_S)
+        if between:
+            gate.touch()
+            wait_until(over.exists)
+        second = executor.submit(say_and_wait, "second", journal.path, end)
+        journal.wait_for(1)
+        gate.touch()
+        wait_until(over.exists)
+        end.touch()
+        second.result(WAIT_S)
+        assert first.logs() == ""
+        assert second.logs() == "second begins\n" + ("" if between else "thread\n") + "second ends\n"
+    assert capfd.readouterr().out == ("thread\n" if between else "")
+
+
+def test_what_runs_twice_as_one_attempt_has_the_output_of_both(tmp_path: Path) -> None:
+    code = """
+import sys
+from omniq_executor.engines.capture import Capture
+
+for n in range(2):
+    capture = Capture((sys.stdout, sys.stderr))
+    capture.begin(sys.argv[1])
+    print("time", n)
+    capture.end()
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "file"], env=env, timeout=60, check=True)
+    assert (tmp_path / "file").read_text() == "time 0\ntime 1\n"
 
 
 def test_calls_run_though_their_output_cannot_be_kept(make: MakeExecutor, place: Path, capfd: Any) -> None:
