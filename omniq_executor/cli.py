@@ -199,8 +199,8 @@ def show(task_id: str, address: str | None, load: bool, as_json: bool) -> None:
 def logs(task_id: str, attempt: int | None, follow: bool, address: str | None, as_json: bool) -> None:
     """Print what a task wrote to stdout, stderr and logging.
 
-    It is kept where the executor that ran it has capture_output=True. A line such as "==> attempt 2 <==" stands
-    before what a second attempt wrote. The exit status is 1 if nothing was written.
+    It is kept where the executor that ran it has capture_output=True, or the worker --capture-output. A line such
+    as "==> attempt 2 <==" stands before what a second attempt wrote. The exit status is 1 if nothing was written.
 
     \b
     For example:
