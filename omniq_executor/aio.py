@@ -250,7 +250,13 @@ class AsyncOmniQ:
         run are finished and nothing more is started; when it is left by a cancellation they are ended, and
         PENDING again. Raises what PersistentExecutor raises.
         """
-        executor = await asyncio.to_thread(self._start_worker, concurrency)
+        await self._session()
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start_worker, concurrency))
+        try:
+            executor = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.to_thread((await starting).terminate_workers)  # which nobody else would end
+            raise
         end = executor.terminate_workers
         try:
             yield

@@ -186,15 +186,15 @@ def test_news_are_heard_while_nobody_waits(tmp_path: Path, wait_until: Any) -> N
 
     async def main() -> None:
         async with AsyncOmniQ(address) as omniq:
-            ids = [await omniq.enqueue("math.sqrt", [n]) for n in range(10)]
+            for n in range(10):
+                await omniq.enqueue("math.sqrt", [n])
             async with omniq.worker(1):
-                await omniq.get_result(ids[-1])
+                while (await omniq.stats())["COMPLETED"] < 10:
+                    await asyncio.sleep(0.01)
+                owner = await (await omniq._session()).owner()
                 with contextlib.closing(sqlite3.connect(address)) as connection:
-
-                    def is_heard() -> bool:
-                        return connection.execute("SELECT count(*) FROM news").fetchone() == (0,)
-
-                    while not is_heard():
+                    heard = "SELECT heard = (SELECT seq FROM sqlite_sequence) FROM owner WHERE id = ?"
+                    while connection.execute(heard, (owner,)).fetchone() != (1,):
                         await asyncio.sleep(0.01)
 
     run(main())
@@ -393,6 +393,37 @@ def test_a_worker_that_is_left_finishes_what_runs_and_starts_nothing_more(
         assert journal.lines() == ["first"]
 
     run(main())
+
+
+def test_a_worker_that_is_cancelled_while_it_starts_leaves_nothing_behind(
+    address: Path, tmp_path: Path, open_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = AsyncOmniQ._start_worker
+
+    async def main() -> None:
+        loop, starts = asyncio.get_running_loop(), asyncio.Event()
+
+        def watched(omniq: AsyncOmniQ, concurrency: int | None) -> Any:
+            loop.call_soon_threadsafe(starts.set)
+            return start(omniq, concurrency)
+
+        monkeypatch.setattr(AsyncOmniQ, "_start_worker", watched)
+
+        async def work() -> None:
+            async with omniq.worker(1):
+                await asyncio.Event().wait()
+
+        async with AsyncOmniQ(address) as omniq:
+            await omniq.enqueue(calls.wait_for, [tmp_path / "gate"])
+            working = asyncio.ensure_future(work())
+            await starts.wait()
+            working.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await working
+            assert (await omniq.stats())["PENDING"] == 1
+
+    run(main())
+    assert open_store(address).owners() == []
 
 
 def test_a_worker_that_is_cancelled_ends_its_calls_and_leaves_them_pending(

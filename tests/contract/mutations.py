@@ -53,6 +53,7 @@ SQLITE: dict[str, Mutation] = {
     "an end does not look at the attempt": _sql(_ENDS, "attempts = ?", "attempts >= ?"),
     "an end does not look at the state": _sql(_ENDS, transactions._RUNNING, "1"),
     "a claim does not look at the state": _sql(("_CLAIM",), transactions._PENDING, "status <= 3"),
+    "a claim by its id does not look at the state": _sql(("_CLAIM_ONE",), transactions._PENDING, "status <= 3"),
     "a claim does not look at the queue": _sql(("_CLAIM",), "queue = ?", "queue > -?"),
     "a claim does not count": _sql(("_CLAIM",), "attempts + 1", "max(attempts, 1)"),
     "a claim takes one more": _sql(("_CLAIM",), "LIMIT ?", "LIMIT ? + 1"),
