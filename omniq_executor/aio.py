@@ -222,7 +222,9 @@ class AsyncOmniQ:
         return (await session.state(number)).status is Status.CANCELLED
 
     async def claim_task(self, task_id: str) -> bool:
-        """Claim the task if it is PENDING, whenever it is due: then nobody else runs it. False if it is not.
+        """Claim the task if it is PENDING, whenever it is due: then nobody else runs it.
+
+        False if it is not PENDING, or waits for others that it comes after.
 
         Each is claimed exactly once per attempt, whoever asks at the same time. It is RUNNING until
         `aclose()`, or the death of this process, makes it PENDING again. Raises TaskNotFound if there is no such
