@@ -11,7 +11,8 @@ asyncio.run() has it, closes those that are open.
 
 Only who enqueues, claims or waits is an owner (see stores/owners.py); who looks changes nothing. The tasks
 are of no run: a queue's messages are not the submissions of a script, which a later run of it takes over.
-If the process dies, what it had claimed is released by whoever enters the store next.
+If the process dies, what it had claimed is released by an executor or worker that is there, or else by
+whoever enters the store next.
 """
 
 import asyncio

@@ -17,7 +17,7 @@ from typing import Any
 from .dispatcher import Dispatcher
 from .engines.local import LocalEngine
 from .executor import default_context, usable_cpus
-from .model import ErrorInfo, Status, format_id, now
+from .model import ErrorInfo, Status, format_id
 from .stores import open_store
 from .stores.base import NO_RUN
 from .waiting import Waiting
@@ -49,7 +49,6 @@ def run(
         store = open_store(address, durability=durability)
         undo.callback(store.close)
         engine.output = str(store.output.prepare()) if capture_output else None
-        store.reap(now())
         owner = store.enter(", ".join(queues) or "*")
         ended = _Ended(tell)
         dispatcher = Dispatcher(store, owner, NO_RUN, engine, CRASH_RETRIES, ended, queues)

@@ -35,6 +35,7 @@ from ..errors import StoreError, StoreVersionError, TaskNotFound, TooLarge
 from ..model import FINISHED, Status, Task, format_id, now, parse_id
 from . import safety, transactions
 from .base import (
+    NO_RUN,
     Call,
     Claimed,
     Found,
@@ -344,7 +345,7 @@ class SQLiteStore(Store):
             self._count_turn()
 
     def turn(self, owner: int, run: Run, work: Turn) -> Turned:
-        queue = self._queue(run.queue) if run.id else 0
+        queue = self._queue(run.queue) if run is not NO_RUN else 0
         for batch in work.adds:
             self._function(batch.function)
         with self._lock:
