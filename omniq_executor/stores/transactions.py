@@ -519,19 +519,25 @@ def bury(owners: Sequence[int]) -> Transaction:
         released += len(rows)
         yield _HOLD + _GIVEN, (json.dumps([id for (id,) in rows]),)
         yield "DELETE FROM owner WHERE id = ?", (owner,)
+    yield _DROP_HEARD, ()
     return released
 
 
-IS_NEWS = "SELECT 1 FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?) LIMIT 1"
+_NEWS_OF_OTHERS = "FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?1) AND owner IS NOT ?1"
+_DROP_HEARD = """
+    DELETE FROM news WHERE NOT EXISTS
+        (SELECT 1 FROM owner WHERE owner.heard < news.id AND owner.id IS NOT news.owner)
+"""
+IS_NEWS = f"SELECT 1 {_NEWS_OF_OTHERS} LIMIT 1"
 
 
 def hear(owner: int) -> Transaction:
-    """The tasks that others finished since this owner last asked. What all have heard is dropped."""
-    rows, _ = yield "SELECT id, task, owner FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?)", (owner,)
+    """The tasks that others finished since this owner last asked. What all others have heard is dropped."""
+    rows, _ = yield f"SELECT id, task {_NEWS_OF_OTHERS}", (owner,)
     if rows:
-        yield "UPDATE owner SET heard = ? WHERE id = ?", (max(id for id, *_ in rows), owner)
-        yield "DELETE FROM news WHERE id <= (SELECT min(heard) FROM owner)", ()
-    return [task for _, task, by in rows if by != owner]
+        yield "UPDATE owner SET heard = ? WHERE id = ?", (max(id for id, _ in rows), owner)
+        yield _DROP_HEARD, ()
+    return [task for _, task in rows]
 
 
 def disown() -> Transaction:

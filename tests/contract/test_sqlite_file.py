@@ -294,3 +294,14 @@ def test_a_dead_owner_that_another_process_is_looking_at_is_still_found_dead(cli
     assert looking.wait(5)
     assert other.store.reap(tick()) == 1
     looker.join()
+
+
+def test_news_are_dropped_as_soon_as_all_others_have_heard(address: Path, enter: Callable[..., Client]) -> None:
+    client, second, third = enter(), enter(), enter()
+    client.end(Event.COMPLETE, *client.add(1, 2, claimed=True), result="1")
+    counts = []
+    with contextlib.closing(sqlite3.connect(address)) as connection:
+        for other in (second, third):
+            assert len(other.store.hear(other.owner)) == 2
+            counts += connection.execute("SELECT count(*) FROM news").fetchone()
+    assert counts == [2, 0]
