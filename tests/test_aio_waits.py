@@ -134,11 +134,13 @@ def test_the_loop_goes_on_while_the_store_is_opened_and_closed(address: Path) ->
 
 
 def test_the_loop_goes_on_while_a_long_list_is_read(address: Path) -> None:
+    long = 20_000 if address.suffix else 3_000  # files take longer
+
     async def main() -> tuple[int, int]:
         async with AsyncOmniQ(address) as omniq:
             session = await omniq._session()
             owner = await session.owner()
-            batch = aio.Batch(1, 20_000, aio.named("a.b"), text=str([[n] for n in range(20_000)]))
+            batch = aio.Batch(1, long, aio.named("a.b"), text=str([[n] for n in range(long)]))
             await session.store.turn(owner, session._run, aio.Turn(1, adds=(batch,)))
             listing = asyncio.ensure_future(omniq.list_tasks())
             ticks = 0
@@ -148,7 +150,7 @@ def test_the_loop_goes_on_while_a_long_list_is_read(address: Path) -> None:
             return ticks, len(listing.result())
 
     ticks, count = run(main())
-    assert count == 20_000
+    assert count == long
     assert ticks > 5
 
 
