@@ -12,7 +12,7 @@ from typing import Any
 import calls
 import pytest
 
-from omniq_executor import PersistentExecutor, Status, StoreError, open_store
+from omniq_executor import DependencyFailed, PersistentExecutor, Status, StoreError, open_store
 from omniq_executor.model import now
 
 WAIT_S = 30.0
@@ -61,6 +61,17 @@ def submits(script: Any) -> Any:
     script.write(SUBMITS)
     script._env["PYTHONPATH"] += os.pathsep + str(Path(calls.__file__).parent)
     return script
+
+
+def test_a_worker_elsewhere_gives_results_to_the_calls_that_wait_for_them(
+    external: External, start_worker: Any, address: Path
+) -> None:
+    executor = external()
+    first, bad = executor.submit(calls.square, 2), executor.submit(calls.raise_value_error, "bad")
+    second, unrun = executor.submit(calls.add, first, first), executor.submit(calls.square, bad)
+    start_worker("--store", address)
+    assert executor.submit(calls.add, second, 1).result(WAIT_S) == 9
+    assert isinstance(unrun.exception(WAIT_S), DependencyFailed)
 
 
 def test_results_and_errors_come_from_a_worker_elsewhere(external: External, start_worker: Any, address: Path) -> None:
