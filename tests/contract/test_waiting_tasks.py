@@ -89,6 +89,15 @@ def test_an_end_that_is_refused_frees_nobody(client: Client, other: Client) -> N
     assert is_waiting(client.store, id)
 
 
+def test_a_refused_end_leaves_what_the_task_comes_after(client: Client, other: Client) -> None:
+    (first,) = client.add(1, claimed=True)
+    id = add(client, first)
+    client.end(Event.COMPLETE, first, result="1")
+    assert client.claim() == [id]
+    assert other.end(Event.COMPLETE, id, result="1") == {id}
+    assert client.store.purge(tick()) == 0
+
+
 def test_a_cancelled_task_frees_what_waits_for_it(client: Client) -> None:
     (first,) = client.add(1)
     id = add(client, first)
