@@ -15,6 +15,10 @@ import calls
 import pytest
 
 from omniq_executor import AsyncOmniQ, DependencyFailed, PersistentExecutor, SerializationError, Status, TaskNotFound
+from omniq_executor.engines.local import Report
+from omniq_executor.model import Event
+from omniq_executor.outcomes import UNMET, ends_of
+from omniq_executor.stores.base import Found, Outcome
 
 WAIT_S = 30.0
 
@@ -230,6 +234,12 @@ def test_a_call_that_is_revived_with_what_failed_runs_after_it(
     other.ring(0)
     wait_until(lambda: later.task().status is Status.COMPLETED)
     assert later.task().result == "4"
+
+
+def test_a_call_is_released_if_what_it_needs_was_revived_meanwhile() -> None:
+    stand = {2: Found(2, Status.PENDING, None, None, None), 3: None}
+    ends = ends_of([Report(UNMET, [1], [4], stand)], {}, 2, 0, lambda: 9)
+    assert (ends.outcomes, ends.resolutions) == ([Outcome(1, 4, Event.RELEASE)], [])
 
 
 # --- Which futures ---
