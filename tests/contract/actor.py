@@ -166,9 +166,9 @@ class Actor:
         return turned
 
     def some_ends(self) -> list[tuple[Held, Event]]:
-        """Ends of some of its claims."""
+        """Ends of some of its claims, of one for each task: an end that is refused is told by its task."""
         some = self.chance.sample(self.held, min(len(self.held), self.chance.randint(1, 3)))
-        return [(held, self.chance.choice(EVENTS)) for held in some]
+        return [(held, self.chance.choice(EVENTS)) for held in {held.task: held for held in some}.values()]
 
     def complete_block(self) -> None:
         """Complete tasks that follow each other, whoever has them."""
