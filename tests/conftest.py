@@ -22,6 +22,10 @@ from omniq_executor import PersistentExecutor
 METHODS = [name for name in ("fork", "forkserver", "spawn") if name in multiprocessing.get_all_start_methods()]
 WAIT_S = 30.0  # a bound for what is expected at once, on a machine that is busy with other things
 
+# A job that a shell runs in the background ignores Ctrl-C, and so would the scripts that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 MakeExecutor = Callable[..., PersistentExecutor]
 
 
