@@ -309,7 +309,7 @@ class SQLiteStore(Store):
 
     def hear(self, owner: int) -> list[int]:
         """The tasks that other owners finished since the last call."""
-        if not self._read(transactions.IS_NEWS, (owner,)):  # without the writer's lock: most rings are for others
+        if not self._read(transactions.IS_NEWS, (owner, owner)):  # without the writer's lock: most rings are for others
             return []
         heard: list[int] = self._write(transactions.hear(owner))
         return heard

@@ -523,7 +523,7 @@ def bury(owners: Sequence[int]) -> Transaction:
     return released
 
 
-_NEWS_OF_OTHERS = "FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?1) AND owner IS NOT ?1"
+_NEWS_OF_OTHERS = "FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?) AND owner IS NOT ?"
 _DROP_HEARD = """
     DELETE FROM news WHERE NOT EXISTS
         (SELECT 1 FROM owner WHERE owner.heard < news.id AND owner.id IS NOT news.owner)
@@ -533,7 +533,7 @@ IS_NEWS = f"SELECT 1 {_NEWS_OF_OTHERS} LIMIT 1"
 
 def hear(owner: int) -> Transaction:
     """The tasks that others finished since this owner last asked. What all others have heard is dropped."""
-    rows, _ = yield f"SELECT id, task {_NEWS_OF_OTHERS}", (owner,)
+    rows, _ = yield f"SELECT id, task {_NEWS_OF_OTHERS}", (owner, owner)
     if rows:
         yield "UPDATE owner SET heard = ? WHERE id = ?", (max(id for id, _ in rows), owner)
         yield _DROP_HEARD, ()
