@@ -123,7 +123,8 @@ def _fail(ends: Ends, number: int, attempt: int, error: ErrorInfo) -> None:
 def _consecutive(numbers: Sequence[int], attempts: Sequence[int], text: str) -> Iterator[tuple[int, int, int, str]]:
     """A block of results as parts with consecutive ids and one attempt: (first id, size, attempt, text)."""
     count = len(numbers)
-    if numbers[-1] - numbers[0] == count - 1 and attempts.count(attempts[0]) == count:
+    # All of them: of calls that came back and were given again, the first and the last alone say nothing.
+    if [*numbers] == [*range(numbers[0], numbers[0] + count)] and attempts.count(attempts[0]) == count:
         yield numbers[0], count, attempts[0], text
         return
     values = codec.decode(text)
