@@ -495,12 +495,8 @@ def _stand(store: Store, asked: Sequence[int], changed: Collection[int]) -> dict
     return {
         format_id(id): found[id].status.name if id in found else None
         for id in asked
-        if id not in changed and (id not in found or _series(found[id]) not in ended)
+        if id not in changed and (id not in found or found[id].series not in ended)
     }
-
-
-def _series(task: Task) -> int:
-    return task.id if task.options is None or task.options.series is None else task.options.series
 
 
 def _tell_changes(

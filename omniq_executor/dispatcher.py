@@ -54,7 +54,7 @@ from .model import FINISHED, Event, Status, now
 from .neighbours import Neighbours
 from .outcomes import UNMET, Ends, ends_of, singly, too_large
 from .policy import Plan
-from .schedule import STEAL_AFTER_S
+from .schedule import STEAL_AFTER_S, earlier
 from .stores.base import Batch, Call, Claimed, Found, Function, Outcome, Run, Store, Turn, Turned
 from .turnlock import TurnLock
 from .waiting import CANCELLED, Sink, Waiting, outcome_of
@@ -257,7 +257,7 @@ class Dispatcher:
     def has_claimed(self, number: int) -> bool:
         """Whether the task is with a worker, here or elsewhere, or about to be."""
         with self.lock:
-            if self.engine.holds(number) or number in self._handout.ids():
+            if number in self.engine.held() or number in self._handout.ids():
                 return True
             return not self._closed and any(found.status is Status.RUNNING for found in self.store.states([number]))
 
@@ -469,7 +469,7 @@ class Dispatcher:
         try:
             self._asleep.add(me)  # before the look at what is due
             try:
-                timeout_s = _earlier(timeout_s, self._next_alarm())
+                timeout_s = earlier(timeout_s, self._next_alarm())
                 if timeout_s is not None and timeout_s <= STEAL_AFTER_S:
                     self._asleep.discard(me)
                 ready = self._selector.select(timeout_s)
@@ -511,11 +511,11 @@ class Dispatcher:
         # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
         if self._dropped or self.engine.reports:  # the latter where a submit took them in, and then failed
             return 0
-        alarm = _earlier(_earlier(self.engine.next_check(self._is_idle), self._retry_at), self._neighbours.look_at)
+        alarm = earlier(earlier(self.engine.next_check(self._is_idle), self._retry_at), self._neighbours.look_at)
         left = None if alarm is None else max(alarm - time.monotonic(), 0.0)
         if self._due is not None:
             # By the clock on the wall, which may be set meanwhile: so it is looked at now and then.
-            left = _earlier(left, min(max((self._due - now()) / 1e6, 0.0), LOOK_AT_CLOCK_S))
+            left = earlier(left, min(max((self._due - now()) / 1e6, 0.0), LOOK_AT_CLOCK_S))
         return left
 
     def _is_idle(self) -> bool:
@@ -879,10 +879,6 @@ class Dispatcher:
 def _after(task: Claimed) -> tuple[int, ...]:
     """The tasks whose results it is given."""
     return () if task.options is None else task.options.after
-
-
-def _earlier(one: float | None, other: float | None) -> float | None:
-    return other if one is None else one if other is None else min(one, other)
 
 
 def _drain(fd: int) -> None:

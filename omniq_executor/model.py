@@ -133,6 +133,16 @@ class Task:
         return self.finished_at if self.status is Status.COMPLETED else None
 
     @property
+    def recurs(self) -> bool:
+        """Whether another occurrence is to follow it."""
+        return self.options is not None and self.options.interval is not None
+
+    @property
+    def series(self) -> int:
+        """The id of the first occurrence of a task that recurs; of any other, its own."""
+        return self.id if self.options is None or self.options.series is None else self.options.series
+
+    @property
     def failed_at(self) -> int | None:
         """When it failed, if it did."""
         return self.finished_at if self.status is Status.FAILED else None
@@ -246,9 +256,7 @@ def is_waiting(task: Task) -> bool:
 
 def succeed(task: Task, successor: Successor, now: int) -> Task:
     """The next occurrence of a task that recurs, as it is added when the task ends. See also `last()`."""
-    options = (task.options or _USUAL)._replace(
-        retries=0, series=task.id if task.options is None or task.options.series is None else task.options.series
-    )
+    options = (task.options or _USUAL)._replace(retries=0, series=task.series)
     return Task(
         id=successor.id, queue=task.queue, run=task.run, func_path=task.func_path, func=task.func, args=task.args,
         kwargs=task.kwargs, priority=task.priority, eta=successor.eta, enqueued_at=now, options=options,

@@ -57,3 +57,8 @@ def next_occurrence(eta: int, interval: int, now: int) -> int:
     It stays on its schedule however late it ran; times that are over already are left out.
     """
     return eta + interval * max((now - eta) // interval + 1, 1)
+
+
+def earlier(one: float | None, other: float | None) -> float | None:
+    """The earlier of two moments, or of two waits; None is never."""
+    return other if one is None else one if other is None else min(one, other)

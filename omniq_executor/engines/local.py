@@ -31,7 +31,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
 from .. import codec
-from ..schedule import MOST_BYTES, STEAL_AFTER_S, Pace
+from ..schedule import MOST_BYTES, STEAL_AFTER_S, Pace, earlier
 from . import worker as proc
 from .ending import Ending
 from .launch import Process, make_launcher
@@ -399,21 +399,21 @@ class LocalEngine:
         """When `take_back()` has something to do, in seconds of time.monotonic(), or None."""
         due = self._start_at or None
         for _, ending in self._orphans:
-            due = _earlier(due, ending.due)
+            due = earlier(due, ending.due)
         for worker in self._slots:
             if worker is None:
                 continue
             if worker.timer:
-                due = _earlier(due, worker.timer)
+                due = earlier(due, worker.timer)
             if worker.ending is not None:
-                due = _earlier(due, worker.ending.due)
+                due = earlier(due, worker.ending.due)
             if worker.take_at:
                 at = worker.take_at
             elif self._may_have_results(worker) or (self._is_hoarding(worker) and is_idle()):
                 at = worker.heard_at + STEAL_AFTER_S
             else:
                 continue
-            due = _earlier(due, at)
+            due = earlier(due, at)
         return due
 
     def take_back(self, now: float, is_idle: Callable[[], bool]) -> None:
@@ -647,10 +647,6 @@ class LocalEngine:
         """The ids of all calls that workers have."""
         return (id for worker in self._slots if worker is not None for chunk in worker.chunks for id in chunk.ids)
 
-    def holds(self, number: int) -> bool:
-        """Whether a worker has the call of that id."""
-        return any(number in chunk.ids for worker in self._slots if worker is not None for chunk in worker.chunks)
-
     def look(self, on_end: Callable[[], None]) -> Look:
         """Ask the workers for the Python stacks of the calls that are running.
 
@@ -730,10 +726,6 @@ def _parts(chunks: Iterable[Chunk], number: int, end: int) -> Iterator[tuple[Chu
         start, stop = max(number - chunk.number, 0), min(end - chunk.number, len(chunk.ids))
         if start < stop:
             yield chunk, start, stop
-
-
-def _earlier(one: float | None, other: float | None) -> float | None:
-    return other if one is None else one if other is None else min(one, other)
 
 
 def _describe_exit(code: int | None) -> str:

@@ -626,8 +626,7 @@ class FileStore(Store):
             refused.add(number)
         else:
             changes.change(record, ended)
-            options = record.task.options
-            if end.successor is not None and options is not None and options.interval is not None:
+            if end.successor is not None and record.task.recurs:
                 task = succeed(record.task, end.successor, now)
                 changes.new[task.id] = Record(task, record.digest, record.identity, 1)
 
@@ -685,14 +684,14 @@ class FileStore(Store):
         with self._locked():
             changes = _Changes()
             records = list(filter(None, map(self._load, ids)))
-            series = {series for record in records if (series := _series(record.task)) is not None}
+            series = {record.task.series for record in records if record.task.recurs}
             records += self._occurrences(series) if series else ()
             cancelled = self._change(changes, records, Event.CANCEL, now)
             if running:
                 cancelled += self._change(changes, records, Event.ABORT, now)
             for record in records:
                 task = record.task
-                if task.id not in changes.new and task.status is Status.RUNNING and _series(task) is not None:
+                if task.id not in changes.new and task.status is Status.RUNNING and task.recurs:
                     changes.change(record, record.last())
             self._settle(changes)
             self._commit(0, changes)
@@ -702,7 +701,7 @@ class FileStore(Store):
         """What is PENDING or RUNNING of the given series."""
         for number in [*self._pending(), *self._folders.names(STATUS_FOLDERS[Status.RUNNING])]:
             record = self._load(number)
-            if record is not None and _series(record.task) in series:
+            if record is not None and record.task.recurs and record.task.series in series:
                 yield record
 
     def revive(self, ids: Sequence[int], now: int) -> list[int]:
@@ -1114,13 +1113,6 @@ def _copy_file(source: str | Path, target: Path) -> None:
 
 def _order(task: Task) -> _Entry:
     return -task.priority, task.eta, task.id
-
-
-def _series(task: Task) -> int | None:
-    """The id of the series of a task that recurs."""
-    if task.options is None or task.options.interval is None:
-        return None
-    return task.id if task.options.series is None else task.options.series
 
 
 def _outcomes(block: Block) -> Iterator[tuple[int, Outcome]]:
