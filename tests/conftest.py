@@ -48,6 +48,12 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """The file that calls wait for."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
 def make_executor(store: Path) -> Iterator[MakeExecutor]:
     """Makes executors on one store. Those that the test did not end are ended with their workers."""
     with contextlib.ExitStack() as stack:

@@ -29,12 +29,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / str(request.param)
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    """What calls wait for."""
-    return tmp_path / "gate"
-
-
 @dataclass
 class Box:
     content: Any

@@ -40,11 +40,6 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / str(request.param)
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    return tmp_path / "gate"
-
-
 def start_holder(script: Any, address: Path, journal: Any, gate: Path) -> Any:
     """A process whose executor has one call, which is under way when this returns."""
     script.write(HOLDS)

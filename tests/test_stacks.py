@@ -25,12 +25,6 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="st
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    """The file that calls wait for."""
-    return tmp_path / "gate"
-
-
-@pytest.fixture
 def fifo(tmp_path: Path) -> Iterator[int]:
     """The writing end of a FIFO called "fifo"."""
     os.mkfifo(tmp_path / "fifo")

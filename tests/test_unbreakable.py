@@ -28,12 +28,6 @@ SOON_S = 5.0  # for what takes milliseconds, where a hang is what is tested for
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="stops processes or looks in /proc")
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    """The file that calls wait for."""
-    return tmp_path / "gate"
-
-
 def stop(pid: int, wait_until: Any) -> None:
     """Stop a process, all of its threads."""
     os.kill(pid, signal.SIGSTOP)
