@@ -3,13 +3,14 @@
     ROOT/omniq.json    says that this is a store, and of which version
     ROOT/turn.lock     the lock that each turn holds (filelock)
     ROOT/journal       what makes a turn one transaction, see journal.py
+    ROOT/order         in which order tasks are claimed, see order.py
     ROOT/tasks/ ...    see folders.py
     ROOT/runs/N.json   the runs
     ROOT/owners/       a file, a lock and a doorbell for each owner, see owners.py
     ROOT/output/       what calls wrote, see output.py
 
 Everything happens under the lock, after a look at what others have done meanwhile. What a process knows
-without reading: which tasks are PENDING, in order, by queue (heaps), and those that it changed last.
+without reading their files: which tasks are PENDING, in order, by queue, and those that it changed last.
 So a claim reads the files that it takes and lists nothing. Likewise which tasks wait for which others, see
 needs.py: so an end finds those that wait no more. A heap may hold entries that are out of date;
 each is compared with its file when it is taken out.
@@ -17,7 +18,6 @@ each is compared with its file when it is taken out.
 
 import base64
 import contextlib
-import heapq
 import logging
 import os
 import random
@@ -73,6 +73,7 @@ from .base import (
 from .folders import STATUS_FOLDERS, WAITING, Folders
 from .journal import Entry, Journal
 from .needs import Needs
+from .order import Order, Place, Queue, place_of
 from .output import Output
 from .owners import Owners, new_owner_id
 from .records import Damaged, Record, from_text, to_text
@@ -84,6 +85,7 @@ _POLL_S = 0.001  # how often filelock tries; a turn takes about that long
 _MARK = "omniq.json"
 _LOCK = "turn.lock"
 _JOURNAL = "journal"
+_ORDER = "order"
 _KNOWN_FUNCTIONS = 4096
 _KNOWN_TASKS = 8192
 _RUN_FIELDS = {"queue", "owner", "continues", "started_at", "ended_at", "clean", "settled"}
@@ -119,11 +121,12 @@ class FileStore(Store):
         self._closed = False
         self._folders = Folders(self.path, durable)
         self._journal = Journal(self.path / _JOURNAL, durable)
+        self._order = Order(self.path / _ORDER)
         self._durable = durable
         self._owners = Owners(self.path / "owners")
         self.output = Output(self.path / "output")
         self._known: dict[int, Record] = {}  # not finished, and last changed by this process
-        self._queues: dict[str, _Queue] | None = None  # None until somebody claims
+        self._queues: dict[str, Queue] | None = None  # None until somebody claims
         self._needs: Needs | None = None  # None until something ends
         self._functions: dict[bytes, Function] = {}
         self._resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]] = {}  # by run, see begin_run()
@@ -153,7 +156,7 @@ class FileStore(Store):
         try:
             for folder in [*reversed(self.path.parents), self.path]:
                 safety.make_folder(folder)
-            for path in (self.path, self.path / _MARK, self.path / _LOCK, self.path / _JOURNAL):
+            for path in (self.path, *(self.path / name for name in (_MARK, _LOCK, _JOURNAL, _ORDER))):
                 safety.check_private(path)
             if not stat.S_ISDIR(self.path.stat().st_mode):
                 raise StoreError(f"{self.path} is not a folder; give a name that ends in .db, or the path of a folder")
@@ -186,6 +189,7 @@ class FileStore(Store):
         if is_new_boot:
             if self._durable:
                 self._folders.sync(_numbers_in(self._journal.entries()))
+            self._order.rewrite({})  # nobody had its lines synced
             self._journal.mark_boot()
 
     def _check_mark(self, text: bytes) -> dict[str, Any]:
@@ -211,6 +215,7 @@ class FileStore(Store):
             self._closed = True
             self._folders.close()
             self._journal.close()
+            self._order.close()
             self._is_open = False
             self._owners.outlive()
             _open_stores.discard(self)
@@ -298,34 +303,38 @@ class FileStore(Store):
                 self._known[task.id] = record
             if self._needs is not None:
                 self._needs.take_in(task, self._is_finished)
-            if task.status is Status.PENDING and self._queues is not None:
-                if not is_waiting(task):
-                    self._queue(task.queue).push(task)
-            elif task.status in FINISHED:
+            if task.status in FINISHED:
                 finished.append(task.id)
+            elif self._queues is not None and _is_claimable(task):
+                self._queues[task.queue].push(place_of(task))
         for owner, heard in self._heard.items():
             if owner != by:
                 heard.extend(finished)
 
-    def _queue(self, name: str) -> "_Queue":
-        """What is PENDING in a queue."""
-        queues = self._by_queue()
-        found = queues.get(name)
-        if found is None:
-            found = queues[name] = _Queue()
-        return found
-
-    def _by_queue(self) -> "dict[str, _Queue]":
-        """What is PENDING. The first time this reads all tasks that are PENDING, once."""
+    def _by_queue(self) -> dict[str, Queue]:
+        """What is PENDING and does not wait."""
         if self._queues is None:
-            self._queues = {}
-            for number in self._folders.names(STATUS_FOLDERS[Status.PENDING]):
-                record = self._load(number)
-                if record is not None and record.task.status is Status.PENDING:
-                    self._queue(record.task.queue).push(record.task)
-                elif record is not None:
-                    self._folders.link(record)
+            queues: defaultdict[str, Queue] = defaultdict(Queue)
+            for queue, place in self._in_order().values():
+                queues[queue].push(place)
+            self._queues = queues
         return self._queues
+
+    def _in_order(self) -> dict[int, tuple[str, Place]]:
+        """The same by id, as the order has it; the file of a task that is missing there is read."""
+        pending = self._folders.names(STATUS_FOLDERS[Status.PENDING])
+        found = self._order.read(set(pending))
+        missing = []
+        for number in pending:
+            if number not in found and (record := self._load(number)) is not None:
+                if _is_claimable(record.task):
+                    missing.append(record.task)
+                else:
+                    self._folders.link(record)
+        self._order.add(missing)
+        found.update((task.id, (task.queue, place_of(task))) for task in missing)
+        self._order.trim(found)
+        return found
 
     def _known_needs(self) -> Needs:
         """Which tasks wait for which. The first time this reads all tasks that wait, once."""
@@ -367,6 +376,8 @@ class FileStore(Store):
             text = to_text(record)
             record.size = max(len(text), record.size)
             texts.append(text)
+        # Before the commit, so that there is no task that can be claimed and is not in the order.
+        self._order.add(record.task for record in changes.new.values() if _is_claimable(record.task))
         self._journal.append(by, texts)
         added: list[Record] = []
         try:
@@ -399,6 +410,8 @@ class FileStore(Store):
             if self._durable:
                 self._folders.sync(_numbers_in(self._journal.entries()))
             self._journal.rotate()
+            if self._order.is_long:
+                self._in_order()
         except OSError as error:
             _log.warning("%s: the journal is begun anew later: %s", self.path, error)
 
@@ -633,27 +646,31 @@ class FileStore(Store):
     def _claim(self, changes: "_Changes", owner: int, queues: Sequence[str], most: int, now: int) -> list[Record]:
         claimed: list[Record] = []
         for queue in queues:
-            pending = self._queue(queue)
+            pending = self._by_queue()[queue]
             for record in changes.new.values():
-                if record.task.status is Status.PENDING and record.task.queue == queue and not is_waiting(record.task):
-                    pending.push(record.task)
-            while len(claimed) < most and (entry := pending.pop(now)) is not None:
-                number = entry[-1]
+                if record.task.queue == queue and _is_claimable(record.task):
+                    pending.push(place_of(record.task))
+            while len(claimed) < most and (place := pending.pop(now)) is not None:
+                number = place[-1]
                 found = changes.new.get(number) or self._load(number)
-                if found is not None and found.task.status is Status.PENDING and _order(found.task) == entry:
+                if found is None or not _is_claimable(found.task):
+                    continue
+                if (found.task.queue, place_of(found.task)) == (queue, place):
                     claimed.append(changes.change(found, found.claim(owner, now)))
+                else:
+                    self._by_queue()[found.task.queue].push(place_of(found.task))
         return claimed
 
     def _pending_queues(self, changes: "_Changes", names: Collection[str]) -> list[str]:
         """Those of the named queues, or of all, that may have PENDING tasks, in any order."""
-        found = {name for name, queue in self._by_queue().items() if queue.has_entries()}
+        found = {name for name, queue in self._by_queue().items() if queue.has_places()}
         found |= {record.task.queue for record in changes.new.values()}
         chosen = list(found.intersection(names) if names else found)
         random.shuffle(chosen)
         return chosen
 
     def _next_due(self, queues: Sequence[str]) -> int | None:
-        return min((due for name in queues if (due := self._queue(name).next_due()) is not None), default=None)
+        return min((due for name in queues if (due := self._by_queue()[name].next_due()) is not None), default=None)
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
         with self._locked():
@@ -778,7 +795,9 @@ class FileStore(Store):
             with self._locked():
                 output.take_in(self.output)
                 _copy_tasks(self.path / "tasks", fresh / "tasks", copied)
-                _copy_file(self.path / _MARK, fresh / _MARK)
+                for name in (_MARK, _ORDER):
+                    if (self.path / name).exists():
+                        _copy_file(self.path / name, fresh / name)
                 for folder in ("functions", "runs", "keys"):
                     safety.make_folder(fresh / folder)
                     for entry in os.scandir(self.path / folder):
@@ -812,15 +831,20 @@ class FileStore(Store):
             repairs = self._folders.repairs
             self._known.clear()
             self._folders.check()
+            order: dict[int, tuple[str, Place]] = {}
             keys: dict[tuple[str, str], int] = {}
             digests: dict[bytes, int] = {}
             for record in self._all():
                 task = record.task
                 self._folders.check_link(record)
                 digests[record.digest] = digests.get(record.digest, 0) + 1
+                if _is_claimable(task):
+                    order[task.id] = task.queue, place_of(task)
                 if task.key is not None and keys.setdefault((task.queue, task.key), task.id) != task.id:
                     first = format_id(keys[task.queue, task.key])
                     repairs.append(Problem(f"{task.task_id} has the key {task.key!r}, and so has {first}", False))
+            self._order.rewrite(order)
+            self._queues = None
             self._folders.check_keys(keys)
             self._check_functions(digests)
             self._check_waiting()
@@ -1045,42 +1069,6 @@ class _Changes:
         return new
 
 
-_Entry = tuple[int, int, int]  # minus the priority, eta, id: the order of claims
-
-
-class _Queue:
-    """The PENDING tasks of a queue in the order of claims. It may hold entries that are out of date."""
-
-    def __init__(self) -> None:
-        self._due: list[_Entry] = []
-        self._later: list[tuple[int, _Entry]] = []  # by eta
-
-    def push(self, task: Task) -> None:
-        heapq.heappush(self._due, _order(task))
-
-    def pop(self, now: int) -> _Entry | None:
-        """The first entry that is due, or None."""
-        self._become_due(now)
-        while self._due:
-            entry = heapq.heappop(self._due)
-            if entry[1] <= now:
-                return entry
-            heapq.heappush(self._later, (entry[1], entry))
-        return None
-
-    def has_entries(self) -> bool:
-        """Whether there is an entry, out of date or not."""
-        return bool(self._due or self._later)
-
-    def next_due(self) -> int | None:
-        """When the next entry is due, if none is now."""
-        return self._later[0][0] if self._later else None
-
-    def _become_due(self, now: int) -> None:
-        while self._later and self._later[0][0] <= now:
-            heapq.heappush(self._due, heapq.heappop(self._later)[1])
-
-
 _Seen = tuple[int, int, int]  # inode, time of the last change, size
 _SETTLED_S = 1.0  # a file that changed that lately may change again without another time
 
@@ -1111,8 +1099,9 @@ def _copy_file(source: str | Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _order(task: Task) -> _Entry:
-    return -task.priority, task.eta, task.id
+def _is_claimable(task: Task) -> bool:
+    """Whether the task can be claimed, once it is due."""
+    return task.status is Status.PENDING and not is_waiting(task)
 
 
 def _outcomes(block: Block) -> Iterator[tuple[int, Outcome]]:
@@ -1156,6 +1145,7 @@ def _after_fork_in_child() -> None:
         store._lock = threading.RLock()
         store._folders.close()
         store._journal.close()
+        store._order.close()
     _open_stores.clear()
 
 

@@ -183,7 +183,7 @@ class Journal:
 
     def _read(self, start: int) -> list[Entry]:
         """The whole entries from `start` on; sets where the last of them ends."""
-        data = _read_all(self._fd, start)
+        data = read_all(self._fd, start)
         entries = []
         at = 0
         while (line_end := data.find(b"\n", at)) != -1:
@@ -219,7 +219,8 @@ def _parse_header(header: bytes) -> tuple[int, int, str]:
     return int(generation), int(applied), boot[0].strip().decode() if boot else ""
 
 
-def _read_all(fd: int, start: int) -> bytes:
+def read_all(fd: int, start: int = 0) -> bytes:
+    """What a file holds from `start` on."""
     pieces = []
     while piece := os.pread(fd, 1 << 20, start):
         pieces.append(piece)
@@ -244,4 +245,4 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-__all__ = ["Entry", "Journal", "sync_folder"]
+__all__ = ["Entry", "Journal", "read_all", "sync_folder"]

@@ -1,0 +1,149 @@
+"""The order in which the tasks of a file store are claimed: in memory, and in the file `order`.
+
+    place    of a task: minus its priority, when it is due, its id; the least is claimed first
+    queue    the places of what is PENDING in one queue, as one process knows it
+    order    a line for each task that became PENDING, so that a process need not read their files to know
+
+The file is only a help. A line is written before the turn that it belongs to is committed, so whoever dies
+leaves no task without one. If there is such a task all the same, since somebody has removed or damaged the
+file, the task's own is read. A line may be out of date, or of a task that never came, and so may a
+place in a queue: whoever takes one out compares it with the task.
+"""
+
+import contextlib
+import heapq
+import json
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from ..model import Task
+from . import safety
+from .journal import read_all
+
+Place = tuple[int, int, int]  # minus the priority, eta, id
+_LONG = 1 << 20  # bytes
+_FEW = 10_000  # lines
+
+
+def place_of(task: Task) -> Place:
+    """Where a PENDING task stands in the order."""
+    return -task.priority, task.eta, task.id
+
+
+class Queue:
+    """The PENDING tasks of a queue in the order of claims. It may hold places that are out of date."""
+
+    def __init__(self) -> None:
+        self._due: list[Place] = []
+        self._later: list[tuple[int, Place]] = []  # by eta
+
+    def push(self, place: Place) -> None:
+        """Put a place in, which may be there already."""
+        heapq.heappush(self._due, place)
+
+    def pop(self, now: int) -> Place | None:
+        """The first place that is due, or None."""
+        self._become_due(now)
+        while self._due:
+            place = heapq.heappop(self._due)
+            if place[1] <= now:
+                return place
+            heapq.heappush(self._later, (place[1], place))
+        return None
+
+    def has_places(self) -> bool:
+        """Whether there is a place, out of date or not."""
+        return bool(self._due or self._later)
+
+    def next_due(self) -> int | None:
+        """When the next place is due, if none is now."""
+        return self._later[0][0] if self._later else None
+
+    def _become_due(self, now: int) -> None:
+        while self._later and self._later[0][0] <= now:
+            heapq.heappush(self._due, heapq.heappop(self._later)[1])
+
+
+class Order:
+    """The file; see the module's docstring. Every method is called under the store's lock, and may raise OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+        self._lines = 0  # that were read last
+        self._enough = _LONG
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._fd != -1:
+            os.close(self._fd)
+            self._fd = -1
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Note tasks that are about to become PENDING."""
+        lines = [_line(task.queue, place_of(task)) for task in tasks]
+        if lines:
+            self._write(lines)
+
+    def read(self, pending: Collection[int]) -> dict[int, tuple[str, Place]]:
+        """By id, the queue and the place of those of these tasks that it has."""
+        self._open()
+        rows = _rows(read_all(self._fd))
+        self._lines = len(rows)
+        found = {}
+        for row in rows:
+            if isinstance(row, list) and list(map(type, row)) == [int, int, int, str] and row[2] in pending:
+                priority, eta, number, queue = row
+                found[number] = queue, (priority, eta, number)
+        return found
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it may hold so much that is out of date that `read()` and `trim()` are worth it."""
+        self._open()
+        return os.fstat(self._fd).st_size > self._enough
+
+    def trim(self, found: dict[int, tuple[str, Place]]) -> None:
+        """After `read()`: if most of it is out of date, have only these in it."""
+        if self._lines > 2 * len(found) + _FEW:
+            self.rewrite(found)
+        self._enough = max(_LONG, 2 * os.fstat(self._fd).st_size)
+
+    def rewrite(self, found: dict[int, tuple[str, Place]]) -> None:
+        """Have only these in it. Who dies meanwhile leaves it without some, whose own files are read then."""
+        self._open()
+        os.ftruncate(self._fd, 0)
+        self._write([_line(queue, place) for queue, place in found.values()])
+
+    def _open(self) -> None:
+        if self._fd == -1:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            safety.have_mode(self._fd)
+
+    def _write(self, lines: list[str]) -> None:
+        self._open()
+        text = memoryview("".join(["\n", *lines]).encode())  # the line end first: half a line may stand before it
+        while text:
+            text = text[os.write(self._fd, text) :]
+
+
+def _line(queue: str, place: Place) -> str:
+    priority, eta, number = place
+    return f"[{priority},{eta},{number},{json.dumps(queue)}]\n"
+
+
+def _rows(data: bytes) -> list[Any]:
+    lines = [line for line in data.split(b"\n") if line]
+    try:
+        return list(json.loads(b"[%b]" % b",".join(lines)))
+    except (ValueError, RecursionError):  # some are torn, by whoever died over them, or garbage
+        rows = []
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
+                rows.append(json.loads(line))
+        return rows
+
+
+__all__ = ["Order", "Place", "Queue", "place_of"]
