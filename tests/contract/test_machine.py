@@ -90,6 +90,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.news: dict[Client, set[int]] = {}  # by living client: what others finished since it last asked
 
     def teardown(self) -> None:
+        for client in self.news:
+            client.die()  # else its lock is kept open as long as this process lives
         for client in self.made:
             client.close()
         self.observer.close()
