@@ -145,8 +145,7 @@ class Folders:
 
     def names(self, folder: str) -> list[int]:
         """The tasks that are linked in the folder of a status, or are in `tasks`, oldest first."""
-        with os.scandir(self._fds[folder]) as entries:
-            numbers = [_number(entry.name) for entry in entries]
+        numbers = map(_number, os.listdir(self._fds[folder]))
         return sorted(number for number in numbers if number is not None)
 
     def by_key(self, queue: str, key: str) -> int | None:

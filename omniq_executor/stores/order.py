@@ -23,6 +23,7 @@ from . import safety
 from .journal import read_all
 
 Place = tuple[int, int, int]  # minus the priority, eta, id
+_TYPES = (int, int, int, str)  # of a line: a place, and the name of the queue
 _LONG = 1 << 20  # bytes
 _FEW = 10_000  # lines
 
@@ -94,7 +95,7 @@ class Order:
         self._lines = len(rows)
         found = {}
         for row in rows:
-            if isinstance(row, list) and list(map(type, row)) == [int, int, int, str] and row[2] in pending:
+            if type(row) is list and tuple(map(type, row)) == _TYPES and row[2] in pending:
                 priority, eta, number, queue = row
                 found[number] = queue, (priority, eta, number)
         return found
