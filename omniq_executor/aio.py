@@ -210,15 +210,16 @@ class AsyncOmniQ:
         found = [count for queue, count in counts.items() if self._looked_at in (None, queue)]
         return {status.name: sum(count.get(status, 0) for count in found) for status in Status}
 
-    async def cancel(self, task_id: str) -> bool:
+    async def cancel(self, task_id: str, running: bool = False) -> bool:
         """Cancel the task if it has not started; True if it is cancelled, now or before.
 
-        Of a task that recurs the series ends, also when this occurrence is done. Raises TaskNotFound if there
-        is no such task, and ValueError for what is no task id.
+        With `running` also if it has: its worker, in whichever process, is ended with the child processes of the
+        call, by SIGTERM and two seconds later by SIGKILL. Of a task that recurs the series ends, also when this
+        occurrence is done. Raises TaskNotFound if there is no such task, and ValueError for what is no task id.
         """
         number = parse_id(task_id)
         session = await self._session()
-        if await session.store.cancel(number):
+        if await session.store.cancel(number, running):
             return True
         return (await session.state(number)).status is Status.CANCELLED
 

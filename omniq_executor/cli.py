@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from . import __version__, codec
+from . import __version__, codec, dependencies
 from .config import Settings, parse_address, parse_duration
 from .console import Raw, first_line, print_table, printable, progress
 from .demo import run as run_demo
@@ -169,6 +169,7 @@ def show(task_id: str, address: str | None, load: bool, as_json: bool) -> None:
     with _look_into(address) as store:
         task = store.get(task_id)
         owners = {owner.id: owner for owner in store.owners()}
+        wrote = store.output.attempts(task.id, task.attempts)
     fields = task_fields(task)
     loaded = _load(task) if load else {}
     if as_json:
@@ -180,6 +181,8 @@ def show(task_id: str, address: str | None, load: bool, as_json: bool) -> None:
         fields["owner"] = "{owner} (process {pid} on {host}, {state})".format(**owner)
     if task.error:
         fields["error"] = f"{task.error.type}: {task.error.message}\n\n{task.error.traceback.strip()}"
+    if wrote:
+        fields["output"] = f"of attempt {', '.join(map(str, wrote))}: omniq-executor logs {task_id}"
     if load:
         fields["loaded"] = ", ".join(loaded) or "nothing: nothing is pickled"
     for name, value in fields.items():
@@ -577,7 +580,8 @@ def _load(task: Task) -> dict[str, str]:
 
 
 def _load_call(data: bytes) -> str:
-    positional, named = codec.decode_call(data, None)
+    with dependencies.looking():
+        positional, named = codec.decode_call(data, None)
     return ", ".join([*map(repr, positional), *(f"{name}={value!r}" for name, value in named.items())])
 
 

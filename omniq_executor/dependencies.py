@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import codec
+from .errors import DependencyFailed
 from .model import format_id, parse_id
 
 
@@ -25,6 +26,7 @@ class _Here(threading.local):
 
     noted: list[int] | None = None  # the tasks that were referred to, while arguments are being pickled
     results: Mapping[int, str | bytes] | None = None  # their results, while arguments are being loaded
+    is_looking = False  # whether arguments are loaded to be looked at alone
 
 
 _here = _Here()
@@ -49,10 +51,25 @@ def refer(number: int) -> Any:
 
 
 def result_of(task_id: str) -> Any:
-    """The result of a task in the arguments of a call that is about to run; else what stands for it there."""
-    if _here.results is None:
+    """The result of a task in the arguments of a call that is about to run; what stands for it for who only looks.
+
+    Raises DependencyFailed if the call does not wait for that task, as one whose arguments were stored anew.
+    """
+    if _here.is_looking:
         return Reference(task_id)
+    if _here.results is None:
+        raise DependencyFailed(f"the arguments refer to the result of {task_id}, which the call does not wait for")
     return codec.decode(_here.results[parse_id(task_id)])
+
+
+@contextlib.contextmanager
+def looking() -> Iterator[None]:
+    """Have arguments be loaded with what stands for results."""
+    _here.is_looking = True
+    try:
+        yield
+    finally:
+        _here.is_looking = False
 
 
 class Reference:

@@ -16,6 +16,7 @@ import pytest
 
 from omniq_executor import (
     AsyncOmniQ,
+    DependencyFailed,
     PersistentExecutor,
     RemoteError,
     SerializationError,
@@ -335,6 +336,24 @@ def test_who_only_looks_is_no_owner(address: Path, open_store: Any) -> None:
     assert run_with(address, main) == []
 
 
+def test_a_task_that_needs_results_and_is_enqueued_anew_is_not_run_without_them(
+    address: Path, journal: Any, tmp_path: Path
+) -> None:
+    """Its arguments name tasks of the store that it was listed from, which it does not wait for here."""
+    with PersistentExecutor(1, store=address, queue="default") as executor:
+        executor.submit(calls.noted, journal.path, executor.submit(calls.square, 3)).result()
+
+    async def main(omniq: AsyncOmniQ) -> None:
+        (task,) = [task for task in await omniq.list_tasks() if task["after"]]
+        async with AsyncOmniQ(tmp_path / "other.db") as other, other.worker(1):
+            again = await other.enqueue(task["func_path"], task["args"], task["kwargs"])
+            with pytest.raises(DependencyFailed, match=f"result of {task['after'][0]}, which the call does not wait"):
+                await other.get_result(again)
+
+    run_with(address, main)
+    assert len(journal.lines()) == 1
+
+
 # --- Cancelling and claiming ---
 
 
@@ -350,6 +369,21 @@ def test_only_what_has_not_started_is_cancelled(address: Path, journal: Any, tmp
             (tmp_path / "gate").touch()
             assert await omniq.get_result(running) == "called"
             assert not await omniq.cancel(running)
+
+    run_with(address, main)
+
+
+def test_what_runs_is_ended_if_that_is_asked_for(address: Path, journal: Any, tmp_path: Path) -> None:
+    async def main(omniq: AsyncOmniQ) -> None:
+        running = await omniq.enqueue(calls.noted_wait, [journal.path, "called", tmp_path / "gate"])
+        async with omniq.worker(1):
+            await asyncio.to_thread(journal.wait_for, 1)
+            assert await omniq.cancel(running, running=True)
+            with pytest.raises(concurrent.futures.CancelledError):
+                await omniq.get_result(running)
+            assert await omniq.get_result(await omniq.enqueue("calls.square", [3])) == 9  # the only worker is free
+            (done,) = await omniq.list_tasks("completed")
+            assert not await omniq.cancel(done["id"], running=True)
 
     run_with(address, main)
 

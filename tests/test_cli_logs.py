@@ -126,6 +126,11 @@ def test_in_a_pipe_it_is_byte_for_byte_what_was_written(shop: Shop) -> None:
     assert (done.stdout, done.stderr) == (b"\x1b[31mred\xff\r50 %\r100 %\r\n", b"")
 
 
+def test_show_says_whether_there_is_any(shop: Shop) -> None:
+    assert f"of attempt 1, 2: omniq-executor logs {shop.retried}" in shop.run("show", shop.retried).stdout.decode()
+    assert "logs" not in shop.run("show", shop.silent).stdout.decode()
+
+
 def test_on_a_terminal_it_steers_nothing(shop: Shop) -> None:
     ours, theirs = pty.openpty()
     env = {**os.environ, "PYTHONPATH": ROOT}

@@ -1,5 +1,6 @@
 """`omniq-executor worker`: what it works off, what it says, and how it ends."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 
 from omniq_executor import PersistentExecutor, Status
 from omniq_executor.cli import main
+from omniq_executor.engines.local import LocalEngine
 
 WAIT_S = 30.0
 
@@ -287,3 +289,18 @@ def test_a_store_that_breaks_while_it_is_opened_is_an_error_of_one_line(tmp_path
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+
+
+def test_without_any_process_it_ends_and_says_why(
+    executor: PersistentExecutor, address: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    future = executor.submit(calls.square, 2)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(LocalEngine, "_start", refuse)
+    done = CliRunner().invoke(main, ["worker", "--store", str(address)])
+    assert done.exit_code == 1
+    assert "Resource temporarily unavailable" in caplog.text + done.stderr
+    assert future.task().status is Status.PENDING

@@ -129,9 +129,9 @@ class AwaitedStore:
         """Store.claim(), now."""
         return await self._call(self._store.claim, owner, number, now())
 
-    async def cancel(self, number: int) -> list[int]:
+    async def cancel(self, number: int, running: bool) -> list[int]:
         """Store.cancel(), now, of one task."""
-        return await self._call(self._ringing, 0, self._store.cancel, [number], now())
+        return await self._call(self._ringing, 0, self._store.cancel, [number], now(), running)
 
     def _ringing(self, owner: int, verb: Callable[..., _T], *args: Any) -> _T:
         result = verb(*args)
@@ -196,9 +196,9 @@ class AwaitedSQLite(AwaitedStore):
         claimed: Claimed | None = await self._write(transactions.claim(owner, number, now()))
         return claimed
 
-    async def cancel(self, number: int) -> list[int]:
+    async def cancel(self, number: int, running: bool) -> list[int]:
         """Store.cancel(), now, of one task."""
-        cancelled: list[int] = await self._write(transactions.cancel([number], now(), running=False), rings=0)
+        cancelled: list[int] = await self._write(transactions.cancel([number], now(), running), rings=0)
         return cancelled
 
     async def states(self, numbers: list[int]) -> list[Found]:
