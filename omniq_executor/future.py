@@ -34,7 +34,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
         self.recurs = False
         """Whether the call was submitted with an interval."""
         self.resumed = False
-        """Whether the result was already in the store, from an earlier run, and nothing ran for it now."""
+        """Whether the result was in the store already when the call was submitted, so that nothing ran for it."""
 
     @property
     def task_id(self) -> str | None:
