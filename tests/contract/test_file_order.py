@@ -185,7 +185,7 @@ def test_what_is_out_of_date_is_left_out_in_time(
         assert other.claim() == ids
         other.end(Event.COMPLETE, *ids, result="1")
         longest = max(longest, (address / "order").stat().st_size)
-    assert longest < 6_000
+    assert longest < 1_500
     assert set(stays) <= set(lines(address))
     other.reopen()
     assert [found.id for found in other.turn(tick() + 10**13, claim=9).claimed] == stays
