@@ -24,7 +24,6 @@ finished it waits: it is not due before NEVER (see `settle()`).
 
 import enum
 import time
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -94,8 +93,7 @@ class Refused(Exception):
     """An event that may not happen to a task as it is now; the task is unchanged."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Task(NamedTuple):
     """One durable call and everything that is known of it. Times are microseconds since 1970, UTC.
 
     `args`, `kwargs` and `result` hold the stored form: `str` is JSON text, `bytes` a pickle. A
@@ -219,23 +217,23 @@ def apply(
         case Event.CLAIM:
             if claim is None or claim.attempt != task.attempts + 1:
                 raise Refused(f"{task.task_id} has had {task.attempts} attempts: {claim} is not the next")
-            return replace(task, status=to, owner=claim.owner, attempts=claim.attempt, started_at=now)
+            return task._replace(status=to, owner=claim.owner, attempts=claim.attempt, started_at=now)
         case Event.COMPLETE:
-            return replace(task, status=to, finished_at=now, result=result, error=None)
+            return task._replace(status=to, finished_at=now, result=result, error=None)
         case Event.FAIL:
-            return replace(task, status=to, finished_at=now, error=error)
+            return task._replace(status=to, finished_at=now, error=error)
         case Event.RETRY:
             options = task.options or _USUAL
             options = options._replace(retries=options.retries + 1)
-            return replace(task, status=to, owner=None, started_at=None, eta=eta, error=error, options=options)
+            return task._replace(status=to, owner=None, started_at=None, eta=eta, error=error, options=options)
         case Event.RELEASE | Event.CRASH:
             crashes = task.crashes + (event is Event.CRASH)
-            return replace(task, status=to, owner=None, started_at=None, crashes=crashes)
+            return task._replace(status=to, owner=None, started_at=None, crashes=crashes)
         case Event.CANCEL | Event.ABORT:
-            return settle(replace(task, status=to, finished_at=now), waits=False)
+            return settle(task._replace(status=to, finished_at=now), waits=False)
         case Event.REVIVE:
             afresh = task.options and task.options._replace(retries=0).or_none()
-            return replace(task, status=to, finished_at=None, error=None, crashes=0, options=afresh)
+            return task._replace(status=to, finished_at=None, error=None, crashes=0, options=afresh)
 
 
 def settle(task: Task, *, waits: bool) -> Task:
@@ -246,8 +244,8 @@ def settle(task: Task, *, waits: bool) -> Task:
     if task.options is None or waits == is_waiting(task):
         return task
     if waits:
-        return replace(task, eta=NEVER, options=task.options._replace(due=task.eta))
-    return replace(task, eta=task.options.due or 0, options=task.options._replace(due=None))
+        return task._replace(eta=NEVER, options=task.options._replace(due=task.eta))
+    return task._replace(eta=task.options.due or 0, options=task.options._replace(due=None))
 
 
 def is_waiting(task: Task) -> bool:
@@ -267,7 +265,7 @@ def succeed(task: Task, successor: Successor, now: int) -> Task:
 def last(task: Task) -> Task:
     """A task that recurs, as the last of its series: no occurrence follows it."""
     options = (task.options or _USUAL)._replace(interval=None)
-    return replace(task, options=options.or_none())
+    return task._replace(options=options.or_none())
 
 
 def now() -> int:

@@ -134,7 +134,7 @@ def test_the_loop_goes_on_while_the_store_is_opened_and_closed(address: Path) ->
 
 
 def test_the_loop_goes_on_while_a_long_list_is_read(address: Path) -> None:
-    long = 20_000 if address.suffix else 3_000  # files take longer
+    long = 20_000 if address.suffix else 10_000  # files take longer
 
     async def main() -> tuple[int, int]:
         async with AsyncOmniQ(address) as omniq:

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +87,17 @@ def some_tasks(count: int = 10) -> list[Stored]:
     """Tasks with something in every field, in each of the states, with JSON and with pickles."""
     found = []
     for number in range(count):
-        task = Task(**{f.name: a_value(f.name, f.type, number) for f in fields(Task)})
+        task = Task(**{name: a_value(name, kind, number) for name, kind in Task.__annotations__.items()})
         status = [*Status][number % 5]
         if status is not Status.PENDING:
-            task = replace(task, status=status, owner=5, started_at=77, error=None)
+            task = task._replace(status=status, owner=5, started_at=77, error=None)
         if status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
-            task = replace(task, finished_at=88, result="[1,2]" if status is Status.COMPLETED else None)
+            task = task._replace(finished_at=88, result="[1,2]" if status is Status.COMPLETED else None)
         identity = None
         if number >= 5:
             args, kwargs = encode_call((complex(1, number), (1,)), {})
             result = b"a pickle" if status is Status.COMPLETED else None
-            task = replace(task, args=args, kwargs=kwargs, result=result, key=None, options=None, priority=0, eta=0)
+            task = task._replace(args=args, kwargs=kwargs, result=result, key=None, options=None, priority=0, eta=0)
             identity = b"identity".ljust(16)
         found.append(Stored(task, FUNCTION.digest, identity))
     return found
@@ -132,7 +131,7 @@ def released(tasks: list[Stored]) -> list[Stored]:
     """As they are where nobody runs any."""
     pending = {"status": Status.PENDING, "owner": None, "started_at": None}
     return [
-        one._replace(task=replace(one.task, **pending)) if one.task.status is Status.RUNNING else one for one in tasks
+        one._replace(task=one.task._replace(**pending)) if one.task.status is Status.RUNNING else one for one in tasks
     ]
 
 
@@ -213,7 +212,7 @@ def test_a_part_can_be_opened_by_nobody_until_it_is_finished(open_: Open, tmp_pa
 def test_a_destination_that_holds_something_else_is_refused_and_left(open_: Open, kind: str) -> None:
     source, destination = open_("source.db"), open_(NAMES[kind], filling=True)
     source.put(some_tasks(), RUNS)
-    destination.put([some_tasks()[0]._replace(task=replace(some_tasks()[0].task, id=5))], RUNS[:1])
+    destination.put([some_tasks()[0]._replace(task=some_tasks()[0].task._replace(id=5))], RUNS[:1])
     with pytest.raises(StoreError, match="holds something else already"):
         migrate(source, destination, lambda _: None)
     assert destination.ids() == [5]
@@ -242,7 +241,7 @@ def test_what_has_changed_in_the_source_since_an_interruption_is_taken_in(open_:
     cut = log_name(first.id, 1)  # the interruption was within it
     (destination.output.prepare() / cut).write_bytes(written[cut][:3])
     (destination.output.folder / log_name(second.id, 1)).write_bytes(b"of a task that was removed")
-    moved = replace(second, id=5000)  # a new task has the key of one that was removed
+    moved = second._replace(id=5000)  # a new task has the key of one that was removed
     source.put([Stored(moved, FUNCTION.digest, None)])
     # The first, the new one, and the occurrence of the same series that runs, which is the last now.
     assert migrate(source, destination, lambda _: None) == Moved(17, 3, 3)
@@ -381,7 +380,7 @@ def test_what_a_dead_owner_was_running_is_pending_in_the_destination_alone(
     assert done.returncode == 0, done.stderr
     (before,), (after,) = open_("held.db").find(), open_("new").find()
     assert before.status is Status.RUNNING
-    assert after == replace(before, status=Status.PENDING, owner=None, started_at=None)
+    assert after == before._replace(status=Status.PENDING, owner=None, started_at=None)
     (tmp_path / "go").touch()
     with PersistentExecutor(1, store=tmp_path / "new", queue="held") as executor:
         assert executor.future(after.task_id).result(30) is None

@@ -940,7 +940,7 @@ class FileStore(Store):
             changes = _Changes()
             for task, digest, identity in tasks:
                 self._keep(Function(digest, task.func_path, task.func))
-                new = Record(replace(task, func=b""), digest, identity, version=1)
+                new = Record(task._replace(func=b""), digest, identity, version=1)
                 old = self._load(task.id)
                 if old is None:
                     changes.new[task.id] = new
@@ -1047,7 +1047,7 @@ class FileStore(Store):
                 yield record
 
     def _task(self, record: Record) -> Task:
-        return replace(record.task, func=self.function(record.digest).pickle)
+        return record.task._replace(func=self.function(record.digest).pickle)
 
     def _opened(self) -> None:
         if self._closed:

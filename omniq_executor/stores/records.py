@@ -72,7 +72,7 @@ class Record:
 
     def removed(self) -> "Record":
         """What the journal says of the removal of the task: as little as its files can be found by."""
-        task = replace(self.task, args="[]", kwargs=None, result=None, error=None, options=None)
+        task = self.task._replace(args="[]", kwargs=None, result=None, error=None, options=None)
         return Record(task, self.digest, None, self.version + 1, self.size, is_removed=True)
 
 

@@ -14,7 +14,6 @@ which keeps digits of floats that a conversion to REAL would round.
 
 import json
 from collections.abc import Collection, Generator, Iterable, Sequence
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 from ..codec import decode_error, decode_options, encode_error, encode_options
@@ -639,7 +638,7 @@ def begin_filling(address: str) -> Transaction:
 IS_FILLING = "SELECT count(*) FROM sqlite_master WHERE name = 'migration'"
 
 # The columns of `task` that are fields of Task, as they are.
-_PLAIN = [f.name for f in fields(Task) if f.name not in ("queue", "func_path", "func", "error", "options")]
+_PLAIN = [name for name in Task._fields if name not in ("queue", "func_path", "func", "error", "options")]
 _PUT_COLUMNS = [*_PLAIN, "queue", "function", "identity", "error", "exception", "options"]
 _PUT = f"""
     INSERT INTO task ({", ".join(_PUT_COLUMNS)}) VALUES ({", ".join("?" * len(_PUT_COLUMNS))})

@@ -288,7 +288,7 @@ def test_a_task_that_is_lost_is_seen(story: Story) -> None:
 def test_a_task_that_is_invented_is_seen(story: Story) -> None:
     story.claim(B, 1)
     story.end(B, 1)
-    problems = check(story.ops, [task(), replace(task(), id=8)])
+    problems = check(story.ops, [task(), task()._replace(id=8)])
     assert "8: is in the store, though no call that may have succeeded has added it" in problems
 
 

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,7 +60,7 @@ def test_add_claimed_does_what_a_turn_of_one_claimed_add_does(client: Client, ot
     (one, two), now = new_ids(2), tick()
     client.turn(now, adds=[Batch(one, 1, CUBE, calls=[added], claimed=True)])
     client.store.add_claimed(client.owner, client.run, two, CUBE, added, now)
-    assert client.store.get(two) == replace(client.store.get(one), id=two)
+    assert client.store.get(two) == client.store.get(one)._replace(id=two)
     assert other.claim() == []
     assert other.end(Event.COMPLETE, two) == {two}
     assert client.end(Event.COMPLETE, two, result="8") == set()

@@ -18,7 +18,6 @@ import pickle
 import secrets
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +257,7 @@ class Expected(Model):
 
     def add_recurring(self, who: str, id: int) -> None:
         self._add(CUBE, id)
-        self.tasks[id] = replace(self.tasks[id], priority=5, options=OPTIONS)
+        self.tasks[id] = self.tasks[id]._replace(priority=5, options=OPTIONS)
         self.histories[id] = [self.tasks[id]]
 
     def recur(self, who: str, id: int, next_id: int) -> None:
@@ -336,7 +335,7 @@ def differences(held: dict[int, Task], expected: dict[int, Task]) -> list[str]:
 
 def _comparable(task: Task | None) -> Any:
     """A task without what differs from session to session: the ids of owners and runs."""
-    return task and replace(task, run=0, owner=None if task.owner is None else 0)
+    return task and task._replace(run=0, owner=None if task.owner is None else 0)
 
 
 def _shown(task: Task | None) -> str:
