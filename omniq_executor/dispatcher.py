@@ -65,6 +65,7 @@ GRACE_S = 0.001
 ANSWER_S = 0.2  # in which workers that are to be ended can send what they have
 KILL_AFTER_S = 5.0  # for workers that do not end by themselves when they should
 LOOK_AT_CLOCK_S = 30.0
+STIR_S = 0.005  # at most, in which a thread that was woken gets a CPU
 POLL_S = 0.002  # of a burst, after which a caller's turn brings in outcomes and gives what is held
 
 USUAL = Plan()
@@ -116,6 +117,8 @@ class Dispatcher:
         self._polled_at = 0.0
         self._heard = 0  # how often events were taken in
         self._asleep: set[int] = set()  # threads that wait for events and wake up for nothing else
+        self._stirred = threading.Event()  # set when one of them is not asleep any more
+        self._stirred.set()
         self._driver: object | None = None
         self._driver_thread = 0
         self._driver_lock = threading.Lock()
@@ -475,6 +478,8 @@ class Dispatcher:
                 ready = self._selector.select(timeout_s)
             finally:
                 self._asleep.discard(me)
+                if not self._stirred.is_set():
+                    self._stirred.set()
             if gives_way and (self._grace or self._driver is not None):
                 return
             with self.lock:
@@ -543,6 +548,12 @@ class Dispatcher:
 
     def _on_wake(self) -> None:
         # Who is asleep, or drives and is about to be, must find what wakes it, whoever takes in events before.
+        if self._asleep:
+            # It has found it, and needs a CPU to say so. To take one turn after the other meanwhile would keep that
+            # from it where the machine is busy.
+            self._stirred.clear()
+            if self._asleep:
+                self._stirred.wait(STIR_S)
         if not self._asleep and (self._driver is None or self._driver_thread == threading.get_ident()):
             _drain(self._wake_r)
             self._ticking = False  # a turn follows, and gives what is held; what is held later needs another wake

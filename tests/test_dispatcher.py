@@ -12,6 +12,7 @@ import calls
 import pytest
 
 from omniq_executor import PersistentExecutor
+from omniq_executor.dispatcher import STIR_S
 
 WAIT_S = 30.0
 
@@ -143,3 +144,32 @@ def test_idle_executors_on_one_store_keep_each_other_busy_with_nothing(
         executor.submit(pow, 2, 3).result(WAIT_S)
     time.sleep(0.3)  # in which they could ring each other some hundred times
     assert all(count < 20 for count in taken.values()), taken
+
+
+def test_a_driver_does_not_spin_while_a_thread_that_was_woken_waits_for_a_cpu(
+    executor: PersistentExecutor, tmp_path: Path
+) -> None:
+    """Which would keep the CPU from it, where there are too few."""
+    dispatcher = executor._dispatcher
+    taken = 0
+
+    def take(*args: Any, take_turn: Any = dispatcher._take_turn, **kwargs: Any) -> None:
+        nonlocal taken
+        taken += 1
+        take_turn(*args, **kwargs)
+
+    future = executor.submit(calls.wait_for, tmp_path / "gate")
+    driver = threading.Thread(target=future.result, args=(WAIT_S,))
+    driver.start()
+    while dispatcher._driver is None:
+        time.sleep(0.001)
+    dispatcher._take_turn = take  # type: ignore[method-assign]
+    dispatcher._asleep.add(-1)  # a thread that has not come so far as to take itself out
+    began = time.monotonic()
+    dispatcher._wake()
+    time.sleep(0.1)
+    dispatcher._asleep.discard(-1)
+    most = 10 + (time.monotonic() - began) / STIR_S
+    (tmp_path / "gate").touch()
+    driver.join(WAIT_S)
+    assert 2 < taken <= most
