@@ -11,16 +11,17 @@ than it can hold, in which case it can go on with others. Times are microseconds
 """
 
 import abc
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from ..codec import split
 from ..model import FINISHED, Claim, ErrorInfo, Event, Options, Status, Successor, Task
 from .output import Output
 
 Resume = Literal["crashed", "always", "never"]
+_Queue = TypeVar("_Queue")
 
 
 class Function(NamedTuple):
@@ -130,6 +131,18 @@ class Turned:
     foreign: bool = False  # another process has changed the store since this owner's last turn
     due: int | None = None  # if fewer were claimed than asked for: when the next PENDING task of the queues is due
     freed: bool = False  # whether tasks wait no more, in any queue, since what they come after is finished
+
+
+def shares(queues: Sequence[_Queue], most: int, claimed: Sequence[object]) -> Iterator[tuple[_Queue, int]]:
+    """How many to claim from which queue next, for `most` in all, given what is `claimed` by then.
+
+    From each its share of what is missing, and then whatever there is.
+    """
+    for left in range(len(queues), 0, -1):
+        yield queues[-left], -(-(most - len(claimed)) // left)
+    for queue in queues if len(queues) > 1 else ():
+        if len(claimed) < most:
+            yield queue, most - len(claimed)
 
 
 class Owner(NamedTuple):
@@ -278,8 +291,8 @@ class Store(abc.ABC):
         unless the series was cancelled meanwhile.
         Claims: up to `work.claim` tasks of the queue that are PENDING with an eta not after
         `work.now`, highest priority first, then earliest eta, then lowest id; each becomes RUNNING
-        with the next attempt. With `work.queues` it is so of each of these queues, which come one
-        after the other, in an order left to chance, so that none waits for another to be empty. Who
+        with the next attempt. With `work.queues` it is so of each of these queues, of which each gives its
+        share, in an order left to chance, so that none waits for another to be empty. Who
         adds nothing and claims in this way needs no run: NO_RUN will do.
 
         What comes after others waits (see model.settle()): whatever becomes PENDING, by an add, an
@@ -439,4 +452,5 @@ __all__ = [
     "Turn",
     "Turned",
     "check_finished",
+    "shares",
 ]

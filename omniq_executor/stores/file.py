@@ -69,6 +69,7 @@ from .base import (
     Turn,
     Turned,
     check_finished,
+    shares,
 )
 from .folders import STATUS_FOLDERS, WAITING, Folders
 from .journal import Entry, Journal
@@ -645,12 +646,13 @@ class FileStore(Store):
 
     def _claim(self, changes: "_Changes", owner: int, queues: Sequence[str], most: int, now: int) -> list[Record]:
         claimed: list[Record] = []
-        for queue in queues:
+        for record in changes.new.values():
+            if record.task.queue in queues and _is_claimable(record.task):
+                self._by_queue()[record.task.queue].push(place_of(record.task))
+        for queue, share in shares(queues, most, claimed):
             pending = self._by_queue()[queue]
-            for record in changes.new.values():
-                if record.task.queue == queue and _is_claimable(record.task):
-                    pending.push(place_of(record.task))
-            while len(claimed) < most and (place := pending.pop(now)) is not None:
+            enough = len(claimed) + share
+            while len(claimed) < enough and (place := pending.pop(now)) is not None:
                 number = place[-1]
                 found = changes.new.get(number) or self._load(number)
                 if found is None or not _is_claimable(found.task):

@@ -33,6 +33,7 @@ from .base import (
     Stored,
     Turn,
     Turned,
+    shares,
 )
 
 
@@ -277,17 +278,17 @@ def turn(
     if len(peers) > 1:
         yield _NEWS, Many((id, owner) for id in _finished(work, turned.refused))
     if work.claim > 0:
-        for source in (queue,) if work.queues is None else (yield from _pending_queues(work.queues)):
-            left = work.claim - len(turned.claimed)
-            rows, _ = yield _CLAIM, (owner, work.now, source, work.now, left)
+        sources = (queue,) if work.queues is None else (yield from _pending_queues(work.queues))
+        for source, share in shares(sources, work.claim, turned.claimed):
+            rows, _ = yield _CLAIM, (owner, work.now, source, work.now, share)
             rows.sort(key=lambda row: (-row[0], row[1], row[2]))
             turned.claimed += _claimed(rows)
-            if len(rows) == left:
-                turned.due = None
-                break
-            ((due,),), _ = yield _DUE, (source,)
-            if due is not None and (turned.due is None or due < turned.due):
-                turned.due = due
+        if len(turned.claimed) < work.claim:
+            dues = []
+            for source in sources:
+                ((due,),), _ = yield _DUE, (source,)
+                dues.append(due)
+            turned.due = min((due for due in dues if due is not None), default=None)
     return turned
 
 

@@ -53,6 +53,20 @@ def test_no_more_are_claimed_than_was_asked_for_and_each_queue_in_its_order(
     assert order == ids
 
 
+@pytest.mark.parametrize("most", [3, 7, 11, 100])
+def test_each_queue_gives_its_share_of_a_claim_and_a_long_one_what_is_left(
+    queues: dict[str, Client], worker: Client, most: int
+) -> None:
+    queues["one"].add(*range(50))
+    queues["two"].add(*range(2))
+    queues["three"].add(1)
+    claimed = claim(worker, (), most).claimed
+    found = Counter(worker.store.get(one.id).queue for one in claimed)
+    assert len(claimed) == min(most, 53)
+    assert found["three"] == 1
+    assert found["two"] >= min(2, most // 3)
+
+
 def test_each_queue_comes_first_now_and_then(queues: dict[str, Client], worker: Client) -> None:
     for client in queues.values():
         client.add(*range(60))
