@@ -514,7 +514,8 @@ class Dispatcher:
     def _next_alarm(self) -> float | None:
         """Seconds until something is due that no event tells of."""
         # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
-        if self._dropped or self.engine.reports:  # the latter where a submit took them in, and then failed
+        # The last two where a submit took them in: it failed then, or it leaves the neighbours to this thread.
+        if self._dropped or self.engine.reports or self._neighbours.rung:
             return 0
         alarm = earlier(earlier(self.engine.next_check(self._is_idle), self._retry_at), self._neighbours.look_at)
         left = None if alarm is None else max(alarm - time.monotonic(), 0.0)

@@ -146,6 +146,16 @@ def test_idle_executors_on_one_store_keep_each_other_busy_with_nothing(
     assert all(count < 20 for count in taken.values()), taken
 
 
+def test_a_ring_that_a_submit_took_in_is_left_to_no_event(executor: PersistentExecutor) -> None:
+    """It was taken in between the wake of the dispatcher's own thread and its look at what is due."""
+    executor.submit(calls.square, 1).result(WAIT_S)
+    dispatcher = executor._dispatcher
+    with dispatcher.lock:
+        dispatcher._neighbours.rung = True
+        assert dispatcher._next_alarm() == 0
+    dispatcher._wake()
+
+
 def test_a_driver_does_not_spin_while_a_thread_that_was_woken_waits_for_a_cpu(
     executor: PersistentExecutor, tmp_path: Path
 ) -> None:
