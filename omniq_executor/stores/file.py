@@ -677,7 +677,7 @@ class FileStore(Store):
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
         with self._locked():
             record = self._load(number)
-            if record is None or record.task.status not in source(Event.CLAIM) or is_waiting(record.task):
+            if record is None or not _is_claimable(record.task):
                 return None
             changes = _Changes()
             claimed = changes.change(record, record.claim(owner, now))
@@ -1101,9 +1101,12 @@ def _copy_file(source: str | Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+_CLAIMED_FROM = source(Event.CLAIM)
+
+
 def _is_claimable(task: Task) -> bool:
     """Whether the task can be claimed, once it is due."""
-    return task.status is Status.PENDING and not is_waiting(task)
+    return task.status in _CLAIMED_FROM and not is_waiting(task)
 
 
 def _outcomes(block: Block) -> Iterator[tuple[int, Outcome]]:

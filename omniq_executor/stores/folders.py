@@ -187,7 +187,7 @@ class Folders:
         fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
             safety.have_mode(fd)
-            _write_all(fd, (json.dumps(content, indent=2) + "\n").encode())
+            write_all(fd, (json.dumps(content, indent=2) + "\n").encode())
             if self._durable:
                 os.fsync(fd)
         finally:
@@ -302,7 +302,7 @@ class Folders:
         try:
             if flags:
                 safety.have_mode(fd)
-            _write_all(fd, text)
+            write_all(fd, text)
             if shorter:
                 os.ftruncate(fd, len(text))
         finally:
@@ -359,10 +359,11 @@ def _read_and_close(fd: int) -> bytes:
         os.close(fd)
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, where the system may take a part at a time."""
     written = os.write(fd, data)
     while written < len(data):
         written += os.write(fd, memoryview(data)[written:])
 
 
-__all__ = ["STATUS_FOLDERS", "WAITING", "Folders"]
+__all__ = ["STATUS_FOLDERS", "WAITING", "Folders", "write_all"]

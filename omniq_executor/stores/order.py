@@ -20,6 +20,7 @@ from typing import Any
 
 from ..model import Task
 from . import safety
+from .folders import write_all
 from .journal import read_all
 
 Place = tuple[int, int, int]  # minus the priority, eta, id
@@ -125,9 +126,7 @@ class Order:
 
     def _write(self, lines: list[str]) -> None:
         self._open()
-        text = memoryview("".join(["\n", *lines]).encode())  # the line end first: half a line may stand before it
-        while text:
-            text = text[os.write(self._fd, text) :]
+        write_all(self._fd, "".join(["\n", *lines]).encode())  # the line end first: half a line may stand before it
 
 
 def _line(queue: str, place: Place) -> str:
