@@ -22,6 +22,7 @@ def task_fields(task: Task) -> dict[str, Any]:
         "status": task.status.name,
         "attempts": task.attempts,
         "crashes": task.crashes,
+        "owner_deaths": task.owner_deaths,
         "owner": task.owner,
         "max_retries": options.max_retries,
         "retries": options.retries,

@@ -8,15 +8,15 @@ decide what comes next.
     PENDING --CLAIM--> RUNNING --COMPLETE--> COMPLETED
        |  ^               | | +--FAIL------> FAILED ----+
        |  +--RELEASE------+ +----CRASH--> PENDING       |
-       |                    +----RETRY--> PENDING       |
+       |  +--ORPHAN-------+ +----RETRY--> PENDING       |
        +--CANCEL--> CANCELLED <--ABORT (running)        |
        ^                |                               |
        +-----REVIVE-----+---------------REVIVE----------+
 
 A claim is fenced: what its owner ends it by (COMPLETE, FAIL, RETRY, RELEASE, CRASH) must name the owner and
 the attempt of the claim. `attempts` counts the claims of a task and only ever grows, so an outcome that
-arrives after its claim was lost finds another number there and is refused. ABORT is anybody's, and ends
-whichever claim there is.
+arrives after its claim was lost finds another number there and is refused. ABORT and ORPHAN are anybody's, and
+end whichever claim there is.
 
 A task whose arguments are results of other tasks is PENDING like any other, and while one of those is not
 finished it waits: it is not due before NEVER (see `settle()`).
@@ -32,6 +32,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _PAIRS = [one + other for one in ALPHABET for other in ALPHABET]
 _TO_BASE_32 = str.maketrans(ALPHABET, "0123456789abcdefghijklmnopqrstuv")  # as int() reads it
+LAST_TIER = 2  # see tier()
+MOST_OWNER_DEATHS = 3  # after which a call fails instead of being tried again
 _DIGITS = 13  # 13 digits of 5 bits hold the 63 bits of an id
 NEVER = 253_402_300_799_999_999  # the last microsecond that ISO-8601 has a name for
 
@@ -56,7 +58,8 @@ class Event(enum.Enum):
     COMPLETE = "complete"  # the call returned
     FAIL = "fail"  # the call raised, or ran out of crash retries
     RETRY = "retry"  # the call raised, and is to be tried again
-    RELEASE = "release"  # given back unstarted, or its owner died: nothing is charged
+    RELEASE = "release"  # given back by its owner: nothing is charged
+    ORPHAN = "orphan"  # its owner died: counted apart, since the call may be what killed it
     CRASH = "crash"  # the worker died in it: charged against crash_retries
     CANCEL = "cancel"  # nobody wants it any more
     ABORT = "abort"  # nor what it does at present
@@ -70,6 +73,7 @@ TRANSITIONS: dict[tuple[Status, Event], Status] = {
     (Status.RUNNING, Event.FAIL): Status.FAILED,
     (Status.RUNNING, Event.RETRY): Status.PENDING,
     (Status.RUNNING, Event.RELEASE): Status.PENDING,
+    (Status.RUNNING, Event.ORPHAN): Status.PENDING,
     (Status.RUNNING, Event.CRASH): Status.PENDING,
     (Status.RUNNING, Event.ABORT): Status.CANCELLED,
     (Status.FAILED, Event.REVIVE): Status.PENDING,
@@ -120,6 +124,7 @@ class Task(NamedTuple):
     error: "ErrorInfo | None" = None
     key: str | None = None
     options: "Options | None" = None
+    owner_deaths: int = 0
 
     @property
     def task_id(self) -> str:
@@ -229,11 +234,25 @@ def apply(
         case Event.RELEASE | Event.CRASH:
             crashes = task.crashes + (event is Event.CRASH)
             return task._replace(status=to, owner=None, started_at=None, crashes=crashes)
+        case Event.ORPHAN:
+            return task._replace(status=to, owner=None, started_at=None, owner_deaths=task.owner_deaths + 1)
         case Event.CANCEL | Event.ABORT:
             return settle(task._replace(status=to, finished_at=now), waits=False)
         case Event.REVIVE:
             afresh = task.options and task.options._replace(retries=0).or_none()
-            return task._replace(status=to, finished_at=None, error=None, crashes=0, options=afresh)
+            return task._replace(
+                status=to, finished_at=None, error=None, crashes=0, owner_deaths=0, options=afresh
+            )  # fmt: skip
+
+
+def tier(task: Task) -> int:
+    """In which of three groups a PENDING task is claimed: 0 first, and the others only after it.
+
+    A claim whose owner died leaves up to hundreds of calls, of which one may be what killed it. In tier 1 their
+    owner died once: each travels alone. In tier 2 it died more often: each runs while nothing else does, so that
+    one more death tells which call it was.
+    """
+    return min(task.owner_deaths, LAST_TIER)
 
 
 def settle(task: Task, *, waits: bool) -> Task:

@@ -187,7 +187,7 @@ class AwaitedSQLite(AwaitedStore):
             if batch.function.digest not in self._functions:
                 number = await self._write(transactions.ensure_function(batch.function))
                 self._functions[batch.function.digest] = number
-        text = transactions.turn(owner, run.id, self._queues[run.queue], self._functions, work, self._peers, exact=True)
+        text = transactions.turn(owner, run, self._queues[run.queue], self._functions, work, self._peers, exact=True)
         turned: Turned = await self._write(text, rings=owner)
         return turned
 

@@ -98,6 +98,7 @@ class Claimed(NamedTuple):
     kwargs: str | None
     eta: int = 0
     options: Options | None = None
+    owner_deaths: int = 0
 
 
 class Found(NamedTuple):
@@ -120,6 +121,8 @@ class Turn:
     outcomes: Sequence[Outcome] = ()
     claim: int = 0  # how many PENDING tasks to claim at most
     queues: Sequence[str] | None = None  # to claim from; () for all of the store, None for that of the run
+    of_run: bool = False  # claim only what the run has added, taken over or adopted; `queues` is None then
+    tier: int = 0  # claim only tasks of this tier, see model.tier()
 
 
 @dataclass(slots=True)
@@ -131,6 +134,7 @@ class Turned:
     foreign: bool = False  # another process has changed the store since this owner's last turn
     due: int | None = None  # if fewer were claimed than asked for: when the next PENDING task of the queues is due
     freed: bool = False  # whether tasks wait no more, in any queue, since what they come after is finished
+    next_tier: int | None = None  # if fewer were claimed than asked for: the next tier that has PENDING tasks
 
 
 def shares(queues: Sequence[_Queue], most: int, claimed: Sequence[object]) -> Iterator[tuple[_Queue, int]]:
@@ -157,7 +161,7 @@ class Owner(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One life of an executor on a queue."""
+    """One life of an executor on a queue. A session is one life of a process, with all of its runs."""
 
     id: int
     queue: str
@@ -180,6 +184,17 @@ class RunRecord(NamedTuple):
     ended_at: int | None
     clean: bool | None  # None while it is open
     settled: bool  # nothing of it is taken over any more
+    session: int = 0  # 0 where the run is a session by itself
+    context: str = ""  # see Store.begin_run()
+
+
+class Leftover(NamedTuple):
+    """What a settled run has left PENDING."""
+
+    run: int
+    queue: str
+    started_at: int  # of the run
+    tasks: int  # how many
 
 
 class Stored(NamedTuple):
@@ -220,7 +235,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def leave(self, owner: int) -> None:
-        """Unregister. Its RUNNING tasks, if any are left, go back to PENDING by RELEASE."""
+        """Unregister. Its RUNNING tasks, if any are left, go back to PENDING by RELEASE: it is alive."""
 
     @abc.abstractmethod
     def owners(self) -> list[Owner]:
@@ -232,9 +247,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def reap(self, now: int) -> int:
-        """RELEASE the RUNNING tasks of every owner whose death is proved, forget it, and return how many.
+        """ORPHAN the RUNNING tasks of every owner whose death is proved, forget it, and return how many.
 
-        An owner that is alive keeps its tasks however slow or still it is.
+        An owner that is alive keeps its tasks however slow or still it is. Sessions whose process is dead are
+        forgotten too.
         """
 
     @abc.abstractmethod
@@ -253,21 +269,45 @@ class Store(abc.ABC):
         finished again is there for each time.
         """
 
-    # runs
+    # sessions and runs
 
     @abc.abstractmethod
-    def begin_run(self, queue: str, owner: int, resume: Resume, now: int) -> Run:
-        """Open a run of `queue`.
+    def begin_session(self, now: int) -> int:
+        """Register the life of this process as a session and return its id.
 
-        With "crashed" it continues each earlier run of the queue that did not end clean, has no
-        living owner, and of which no run that took over some of its calls has ended clean since;
-        with "always" also the queue's last run, however it ended; with "never" none. What those
-        runs continued in their turn is continued too.
+        It lasts until `end_session()`, which another handle may call, or the death of the process; either is
+        proved to others by a lock that the process holds, also after this handle is closed.
         """
 
     @abc.abstractmethod
-    def end_run(self, run: Run, clean: bool, now: int) -> None:
-        """Close a run. If it is clean, the runs it took calls over from are settled with it."""
+    def end_session(self, session: int, clean: bool, now: int, *, keep_broken: bool = False) -> list[Leftover]:
+        """End a session of this process. If it is clean, settle its runs and what came before them.
+
+        Those are the runs of the same queue and context whose session is over, whether calls of them were
+        taken over or not. With `keep_broken` the session's own runs that did not end clean stay as they are, to be
+        continued, and their queue and context are not settled. Returns what settled runs have left PENDING, of
+        which nobody was told before.
+        """
+
+    @abc.abstractmethod
+    def begin_run(
+        self, queue: str, owner: int, resume: Resume, now: int, *,
+        session: int = 0, context: str = "", since: int = 0,
+    ) -> Run:  # fmt: skip
+        """Open a run of `queue`, as part of a session or as one by itself.
+
+        With "crashed" it continues each earlier run of the queue that is not settled, has the same
+        context and no living owner, and is of a session that is over, or of this session if it did not
+        end clean. With "always" it also continues the runs of the queue and context that ended last: those of
+        one session, and of this one. With "never" none. What those runs continued in their turn is continued
+        too. A run of which nothing has happened after `since` is not continued.
+
+        The context is a text that stands for all that calls depend on and do not name, such as the initializer.
+        """
+
+    @abc.abstractmethod
+    def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
+        """Close a run. One that is a session by itself ends it, as `end_session()` does, whose result is returned."""
 
     @abc.abstractmethod
     def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
@@ -275,8 +315,20 @@ class Store(abc.ABC):
 
         The n-th call equal in function and arguments is given the n-th such task of the runs that
         `run` continues, in order of id. A task is given once. CANCELLED tasks are not given;
-        FAILED ones are given after a REVIVE, so as PENDING.
+        FAILED ones are given after a REVIVE, so as PENDING. What is PENDING then is of `run` from now on.
         """
+
+    @abc.abstractmethod
+    def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
+        """Have PENDING tasks be of `run` that nobody else would run, and return how many.
+
+        Those are tasks of runs without a registered owner, and of no run: of `ids` and all that those come
+        after, or, if it is None, of the run's queue.
+        """
+
+    @abc.abstractmethod
+    def cancel_run(self, run: int, now: int) -> list[int]:
+        """CANCEL what is PENDING of a run, as `cancel()` does, and return it."""
 
     # the work
 
@@ -289,7 +341,7 @@ class Store(abc.ABC):
         raises TaskNotFound. Ends: each is checked against (owner, attempt) and refused if the
         claim is gone; the successor of one that is not refused is added as model.succeed() has it,
         unless the series was cancelled meanwhile.
-        Claims: up to `work.claim` tasks of the queue that are PENDING with an eta not after
+        Claims: up to `work.claim` tasks of the queue and of `work.tier` that are PENDING with an eta not after
         `work.now`, highest priority first, then earliest eta, then lowest id; each becomes RUNNING
         with the next attempt. With `work.queues` it is so of each of these queues, of which each gives its
         share, in an order left to chance, so that none waits for another to be empty. Who
@@ -441,6 +493,7 @@ __all__ = [
     "Claimed",
     "Found",
     "Function",
+    "Leftover",
     "Outcome",
     "Owner",
     "Problem",

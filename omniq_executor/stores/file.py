@@ -5,12 +5,12 @@
     ROOT/journal       what makes a turn one transaction, see journal.py
     ROOT/order         in which order tasks are claimed, see order.py
     ROOT/tasks/ ...    see folders.py
-    ROOT/runs/N.json   the runs
+    ROOT/runs/N.json   the runs, and in sessions/ the processes that have begun some and live
     ROOT/owners/       a file, a lock and a doorbell for each owner, see owners.py
     ROOT/output/       what calls wrote, see output.py
 
 Everything happens under the lock, after a look at what others have done meanwhile. What a process knows
-without reading their files: which tasks are PENDING, in order, by queue, and those that it changed last.
+without reading their files: which tasks are PENDING, in order, by lane, and those that it changed last.
 So a claim reads the files that it takes and lists nothing. Likewise which tasks wait for which others, see
 needs.py: so an end finds those that wait no more. A heap may hold entries that are out of date;
 each is compared with its file when it is taken out.
@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from .. import codec
 from ..errors import StoreError, StoreVersionError, TaskNotFound
 from ..model import (
     FINISHED,
+    LAST_TIER,
     Claim,
     Event,
     Refused,
@@ -58,6 +59,7 @@ from .base import (
     Claimed,
     Found,
     Function,
+    Leftover,
     Outcome,
     Owner,
     Problem,
@@ -74,13 +76,13 @@ from .base import (
 from .folders import STATUS_FOLDERS, WAITING, Folders
 from .journal import Entry, Journal
 from .needs import Needs
-from .order import Order, Place, Queue, place_of
+from .order import Lane, Order, Place, Places, lane_of, place_of
 from .output import Output
-from .owners import Owners, new_owner_id
+from .owners import Owners, new_owner_id, new_session_id
 from .records import Damaged, Record, from_text, to_text
 
 FORMAT = "omniq-executor file store"
-VERSION = 2
+VERSION = 3
 BUSY_TIMEOUT_S = 30.0
 _POLL_S = 0.001  # how often filelock tries; a turn takes about that long
 _MARK = "omniq.json"
@@ -127,11 +129,11 @@ class FileStore(Store):
         self._owners = Owners(self.path / "owners")
         self.output = Output(self.path / "output")
         self._known: dict[int, Record] = {}  # not finished, and last changed by this process
-        self._queues: dict[str, Queue] | None = None  # None until somebody claims
+        self._lanes: defaultdict[Lane, Places] | None = None  # None until somebody claims
         self._needs: Needs | None = None  # None until something ends
         self._functions: dict[bytes, Function] = {}
         self._resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]] = {}  # by run, see begin_run()
-        self._took: dict[int, set[int]] = {}  # by run: the runs it took calls over from
+        self._adopted: dict[int, set[str]] = {}  # by run: the other queues that it has adopted tasks of
         self._heard: dict[int, list[int]] = {}  # by owner of this process: what others finished
         self._peers: list[int] | None = None  # the registered owners
         self._foreign = False  # whether another process has changed something since the last turn
@@ -283,7 +285,7 @@ class FileStore(Store):
 
     def _look_again(self) -> None:
         """Forget what is known, where it cannot be told what has changed."""
-        self._queues = self._peers = self._needs = None
+        self._lanes = self._peers = self._needs = None
         self._known.clear()
         self._foreign = True
         for heard in self._heard.values():
@@ -306,22 +308,22 @@ class FileStore(Store):
                 self._needs.take_in(task, self._is_finished)
             if task.status in FINISHED:
                 finished.append(task.id)
-            elif self._queues is not None and _is_claimable(task):
-                self._queues[task.queue].push(place_of(task))
+            elif self._lanes is not None and _is_claimable(task):
+                self._lanes[lane_of(task)].push(place_of(task))
         for owner, heard in self._heard.items():
             if owner != by:
                 heard.extend(finished)
 
-    def _by_queue(self) -> dict[str, Queue]:
+    def _known_lanes(self) -> defaultdict[Lane, Places]:
         """What is PENDING and does not wait."""
-        if self._queues is None:
-            queues: defaultdict[str, Queue] = defaultdict(Queue)
-            for queue, place in self._in_order().values():
-                queues[queue].push(place)
-            self._queues = queues
-        return self._queues
+        if self._lanes is None:
+            lanes: defaultdict[Lane, Places] = defaultdict(Places)
+            for lane, place in self._in_order().values():
+                lanes[lane].push(place)
+            self._lanes = lanes
+        return self._lanes
 
-    def _in_order(self) -> dict[int, tuple[str, Place]]:
+    def _in_order(self) -> dict[int, tuple[Lane, Place]]:
         """The same by id, as the order has it; the file of a task that is missing there is read."""
         pending = self._folders.names(STATUS_FOLDERS[Status.PENDING])
         found = self._order.read(set(pending))
@@ -333,7 +335,7 @@ class FileStore(Store):
                 else:
                     self._folders.link(record)
         self._order.add(missing)
-        found.update((task.id, (task.queue, place_of(task))) for task in missing)
+        found.update((task.id, (lane_of(task), place_of(task))) for task in missing)
         self._order.trim(found)
         return found
 
@@ -437,7 +439,7 @@ class FileStore(Store):
 
     def leave(self, owner: int) -> None:
         with self._locked():
-            self._bury([owner])
+            self._bury([owner], Record.release)
             self._heard.pop(owner, None)
         self._owners.let_go(owner)
 
@@ -460,20 +462,29 @@ class FileStore(Store):
     def reap(self, now: int) -> int:
         with self._locked():
             dead = [owner.id for owner in self._registered() if not owner.alive]
-            if not dead:
-                return 0
-            released = self._bury(dead)
-        for owner in dead:
-            self._owners.forget(owner)
-        return released
+            sessions = self._dead_sessions()
+            orphaned = self._bury(dead, Record.orphan) if dead else 0
+            for session in sessions:
+                (self.path / "sessions" / f"{session}.json").unlink()
+        for id in [*dead, *sessions]:
+            self._owners.forget(id)
+        return orphaned
 
-    def _bury(self, owners: Sequence[int]) -> int:
-        """RELEASE the tasks of owners that are gone, forget them, and return how many tasks that were."""
+    def _dead_sessions(self) -> list[int]:
+        sessions = [int(name) for name in self._folders.json_names("sessions")]
+        return [id for id in sessions if not self._owners.is_alive(id, self._session_host(id))]
+
+    def _session_host(self, session: int) -> str:
+        host: str = self._folders.read_json("sessions", f"{session}.json")["host"]
+        return host
+
+    def _bury(self, owners: Sequence[int], take_back: Callable[[Record, int], Record]) -> int:
+        """Take back the tasks of owners that are gone, forget them, and return how many tasks that were."""
         changes = _Changes()
         for number in self._folders.names(STATUS_FOLDERS[Status.RUNNING]):
             record = self._load(number)
             if record is not None and record.task.status is Status.RUNNING and record.task.owner in owners:
-                changes.change(record, record.release(now()))
+                changes.change(record, take_back(record, now()))
         self._settle(changes)
         self._commit(0, changes)
         self._peers = None
@@ -507,48 +518,132 @@ class FileStore(Store):
             heard, self._heard[owner] = self._heard.get(owner, []), []
             return heard
 
-    # runs
+    # sessions and runs
 
-    def begin_run(self, queue: str, owner: int, resume: Resume, now: int) -> Run:
+    def begin_session(self, now: int) -> int:
+        session = new_session_id()
+        with self._locked():
+            self._owners.hold(session, has_bell=False)
+            try:
+                about = {"host": self._owners.host, "pid": os.getpid(), "started_at": now}
+                self._folders.write_json("sessions", f"{session}.json", about)
+            except OSError:
+                self._owners.let_go(session)
+                raise
+        return session
+
+    def end_session(self, session: int, clean: bool, now: int, *, keep_broken: bool = False) -> list[Leftover]:
+        with self._locked():
+            runs = self._read_runs()
+            own = {id: run for id, run in runs.items() if run["session"] == session}
+            if keep_broken:
+                own = {id: run for id, run in own.items() if run["clean"] is not False}
+            left = self._settle_runs(runs, own) if clean else []
+            for id, run in own.items():
+                if not clean and run["clean"] is None:
+                    self._folders.write_json("runs", f"{id}.json", {**run, "clean": False})
+            # Last: whoever dies before that leaves a session that is over, and runs that are continued.
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / "sessions" / f"{session}.json").unlink()
+        self._owners.let_go(session)
+        return left
+
+    def _settle_runs(self, runs: dict[int, dict[str, Any]], own: dict[int, dict[str, Any]]) -> list[Leftover]:
+        """Settle these runs, which end clean, and those like them that are over."""
+        like = {(run["queue"], run["context"]) for run in own.values()}
+        settled = [
+            id
+            for id in self._over(runs)
+            if id not in own and not runs[id]["settled"] and (runs[id]["queue"], runs[id]["context"]) in like
+        ]
+        # Those that end clean last: whoever dies before that leaves them to be continued.
+        for id in [*settled, *own]:
+            clean = {"clean": True} if id in own else {}
+            runs[id].update(settled=True, **clean)
+            self._folders.write_json("runs", f"{id}.json", runs[id])
+        pending: dict[int, int] = {}
+        for number in self._pending():
+            record = self._load(number)
+            if record is not None and record.task.status is Status.PENDING:
+                pending[record.task.run] = pending.get(record.task.run, 0) + 1
+        return [
+            Leftover(id, runs[id]["queue"], runs[id]["started_at"], pending[id])
+            for id in sorted([*settled, *own])
+            if id in pending
+        ]
+
+    def _over(self, runs: dict[int, dict[str, Any]], session: int = 0) -> list[int]:
+        """Those of the runs that have no registered owner and no session that goes on, but for `session`."""
+        owners = {int(name) for name in self._folders.json_names("owners")}
+        sessions = {int(name) for name in self._folders.json_names("sessions")} - {session}
+        return [id for id, run in runs.items() if run["owner"] not in owners and run["session"] not in sessions]
+
+    def begin_run(
+        self, queue: str, owner: int, resume: Resume, now: int, *,
+        session: int = 0, context: str = "", since: int = 0,
+    ) -> Run:  # fmt: skip
         self.reap(now)  # so that who is registered is alive
         with self._locked():
-            runs = {int(name): self._folders.read_json("runs", f"{name}.json") for name in self._run_names()}
-            here = {int(name) for name in self._folders.json_names("owners")}
-            of_queue = {id: run for id, run in runs.items() if run["queue"] == queue and run["owner"] not in here}
+            runs = self._read_runs()
             continues: set[int] = set()
             if resume != "never":
-                continues.update(id for id, run in of_queue.items() if not run["settled"])
-            if resume == "always" and of_queue:
-                last = max(of_queue)
-                continues.update([last, *of_queue[last]["continues"]])
+                alike = {id: run for id, run in runs.items() if (run["queue"], run["context"]) == (queue, context)}
+                over = sorted(self._over(alike, session), reverse=True)
+                continues = {
+                    id
+                    for id in over
+                    if not alike[id]["settled"]
+                    and (not session or alike[id]["session"] != session or alike[id]["clean"] is False)
+                }
+                if resume == "always":
+                    last = next((of for id in over if (of := alike[id]["session"]) != session or not of), None)
+                    for place, id in enumerate(over):
+                        of = alike[id]["session"]
+                        # Those of the last session; a run without one is a session by itself.
+                        if of in (last, session) if of else place == 0:
+                            continues.update([id, *alike[id]["continues"]])
+            continues -= self._older(runs, continues, since)
             number = max(runs, default=0) + 1
             fields = {
                 "queue": queue, "owner": owner, "continues": sorted(continues), "started_at": now, "ended_at": None,
-                "clean": None, "settled": False,
+                "clean": None, "settled": False, "session": session, "context": context,
             }  # fmt: skip
             self._folders.write_json("runs", f"{number}.json", fields)
-            tasks = [r for r in self._all() if r.task.run in continues and r.task.status is not Status.CANCELLED]
             resumable = self._resumable[number] = defaultdict(deque)
-            for record in tasks:
-                resumable[_call_of(record)].append(record.task.id)
-            self._took[number] = set()
-            done = sum(record.task.status is Status.COMPLETED for record in tasks)
-            return Run(number, queue, tuple(sorted(continues)), done, len(tasks))
+            done = total = 0
+            for record in self._all() if continues else ():
+                if record.task.run in continues and record.task.status is not Status.CANCELLED:
+                    resumable[_call_of(record)].append(record.task.id)
+                    total += 1
+                    done += record.task.status is Status.COMPLETED
+            return Run(number, queue, tuple(sorted(continues)), done, total)
+
+    def _read_runs(self) -> dict[int, dict[str, Any]]:
+        return {int(name): _run_fields(self._folders.read_json("runs", f"{name}.json")) for name in self._run_names()}
+
+    def _older(self, runs: dict[int, dict[str, Any]], ids: Collection[int], since: int) -> set[int]:
+        """Those of the runs of which nothing has happened after `since`."""
+        old = {id for id in ids if id in runs and max(runs[id]["started_at"], runs[id]["ended_at"] or 0) <= since}
+        if old:  # a run that was killed may have been at work until then
+            for record in self._all():
+                task = record.task
+                if task.run in old and max(task.enqueued_at, task.started_at or 0, task.finished_at or 0) > since:
+                    old.discard(task.run)
+        return old
 
     def _run_names(self) -> list[str]:
         return list(self._folders.json_names("runs"))
 
-    def end_run(self, run: Run, clean: bool, now: int) -> None:
+    def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
         with self._locked():
             self._resumable.pop(run.id, None)
-            took = self._took.pop(run.id, set())
-            # The run itself last: if it ends half-way it is broken, and continues the others by its own list.
-            for number in [*sorted(took if clean else ()), run.id]:
-                name = f"{number}.json"
-                fields = self._folders.read_json("runs", name)
-                if number == run.id:
-                    fields.update(ended_at=now, clean=clean)
-                self._folders.write_json("runs", name, {**fields, "settled": clean})
+            self._adopted.pop(run.id, None)
+            fields = _run_fields(self._folders.read_json("runs", f"{run.id}.json"))
+            fields.update(ended_at=now, clean=None if clean else False)
+            if clean and not fields["session"]:
+                return self._settle_runs({**self._read_runs(), run.id: fields}, {run.id: fields})
+            self._folders.write_json("runs", f"{run.id}.json", fields)
+            return []
 
     def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
         if not run.continues:
@@ -567,6 +662,8 @@ class FileStore(Store):
                         record = self._load(taken[-1][1])
                     if record is not None and record.task.status is Status.FAILED:
                         record = changes.change(record, record.after(Event.REVIVE, now))
+                    if record is not None and record.task.status is Status.PENDING and record.task.run != run.id:
+                        record = changes.change(record, record.adopted(run.id))
                     given.append(record)
                 self._settle(changes)
                 self._commit(0, changes)
@@ -574,8 +671,35 @@ class FileStore(Store):
                 for left, number in reversed(taken):
                     left.appendleft(number)
                 raise
-            self._took[run.id].update(record.task.run for record in given if record is not None)
             return [None if record is None else _found(record) for record in given]
+
+    def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
+        with self._locked():
+            owners = {int(name) for name in self._folders.json_names("owners")}
+            busy = {id for id, fields in self._read_runs().items() if fields["owner"] in owners} | {run.id}
+            changes = _Changes()
+            left, seen = list(self._pending() if ids is None else ids), set[int]()
+            while left:
+                number = left.pop()
+                record = None if number in seen else self._load(number)
+                seen.add(number)
+                if record is None or record.task.status in FINISHED:
+                    continue
+                task = record.task
+                if ids is not None and task.options is not None:
+                    left += task.options.after
+                is_meant = ids is not None or task.queue == run.queue
+                if task.status is Status.PENDING and task.run not in busy and is_meant:
+                    changes.change(record, record.adopted(run.id))
+                    if task.queue != run.queue:
+                        self._adopted.setdefault(run.id, set()).add(task.queue)
+            self._commit(0, changes)
+            return len(changes.new)
+
+    def cancel_run(self, run: int, now: int) -> list[int]:
+        with self._locked():
+            records = map(self._load, self._pending())
+            return self.cancel([record.task.id for record in records if record and record.task.run == run], now)
 
     # the work
 
@@ -590,16 +714,22 @@ class FileStore(Store):
             for end in work.outcomes:
                 self._end(changes, refused, owner, end.id, end, work.now)
             freed = self._settle(changes)
+            claimed: list[Record] = []
+            lanes: list[Lane] = []
             try:
-                sources = [run.queue] if work.queues is None else self._pending_queues(changes, work.queues)
-                claimed = self._claim(changes, owner, sources, work.claim, work.now) if work.claim > 0 else []
+                if work.claim > 0:
+                    lanes = self._lanes_of(changes, run, work)
+                    claimed = self._claim(changes, owner, lanes, work.claim, work.now)
                 self._commit(owner, changes)
             except OSError:
-                self._queues = None  # what was taken out of them is still PENDING
+                self._lanes = None  # what was taken out of them is still PENDING
                 raise
             foreign, self._foreign = self._foreign, False
-            due = self._next_due(sources) if len(claimed) < work.claim else None
-        return Turned([_claimed(record) for record in claimed], refused, foreign, due, freed)
+            turned = Turned([_claimed(record) for record in claimed], refused, foreign, freed=freed)
+            if len(claimed) < work.claim:
+                turned.due = self._next_due(lanes)
+                turned.next_tier = self._next_tier(run, work)
+        return turned
 
     def add_claimed(self, owner: int, run: Run, number: int, function: Function, call: Call, now: int) -> None:
         batch = Batch(number, 1, function, calls=(call,), claimed=True)
@@ -644,35 +774,60 @@ class FileStore(Store):
                 task = succeed(record.task, end.successor, now)
                 changes.new[task.id] = Record(task, record.digest, record.identity, 1)
 
-    def _claim(self, changes: "_Changes", owner: int, queues: Sequence[str], most: int, now: int) -> list[Record]:
+    def _claim(self, changes: "_Changes", owner: int, lanes: Sequence[Lane], most: int, now: int) -> list[Record]:
+        """Claim the first tasks of these lanes. Those of a queue are as one, and each queue gives its share."""
         claimed: list[Record] = []
-        for record in changes.new.values():
-            if record.task.queue in queues and _is_claimable(record.task):
-                self._by_queue()[record.task.queue].push(place_of(record.task))
-        for queue, share in shares(queues, most, claimed):
-            pending = self._by_queue()[queue]
+        for new in changes.new.values():
+            if _is_claimable(new.task) and lane_of(new.task) in lanes:
+                self._known_lanes()[lane_of(new.task)].push(place_of(new.task))
+        for queue, share in shares(list(dict.fromkeys(queue for queue, _, _ in lanes)), most, claimed):
+            of_queue = [lane for lane in lanes if lane[0] == queue]
             enough = len(claimed) + share
-            while len(claimed) < enough and (place := pending.pop(now)) is not None:
-                number = place[-1]
-                found = changes.new.get(number) or self._load(number)
-                if found is None or not _is_claimable(found.task):
+            while len(claimed) < enough and (found := self._pop(of_queue, now)) is not None:
+                lane, place = found
+                record = changes.new.get(place[-1]) or self._load(place[-1])
+                if record is None or not _is_claimable(record.task):
                     continue
-                if (found.task.queue, place_of(found.task)) == (queue, place):
-                    claimed.append(changes.change(found, found.claim(owner, now)))
+                if (lane_of(record.task), place_of(record.task)) == (lane, place):
+                    claimed.append(changes.change(record, record.claim(owner, now)))
                 else:
-                    self._by_queue()[found.task.queue].push(place_of(found.task))
+                    self._known_lanes()[lane_of(record.task)].push(place_of(record.task))
         return claimed
 
-    def _pending_queues(self, changes: "_Changes", names: Collection[str]) -> list[str]:
-        """Those of the named queues, or of all, that may have PENDING tasks, in any order."""
-        found = {name for name, queue in self._by_queue().items() if queue.has_places()}
-        found |= {record.task.queue for record in changes.new.values()}
-        chosen = list(found.intersection(names) if names else found)
-        random.shuffle(chosen)
-        return chosen
+    def _pop(self, lanes: Sequence[Lane], now: int) -> tuple[Lane, Place] | None:
+        """Take out the first place of these lanes that is due."""
+        known = self._known_lanes()
+        first = None
+        for lane in lanes:
+            place = known[lane].first(now)
+            if place is not None and (first is None or place < first[1]):
+                first = lane, place
+        if first is not None:
+            known[first[0]].pop(now)
+        return first
 
-    def _next_due(self, queues: Sequence[str]) -> int | None:
-        return min((due for name in queues if (due := self._by_queue()[name].next_due()) is not None), default=None)
+    def _lanes_of(self, changes: "_Changes", run: Run, work: Turn) -> list[Lane]:
+        """The lanes that a turn claims from, those of a queue beside each other, and the queues in any order."""
+        if work.of_run:
+            return [(queue, run.id, work.tier) for queue in (run.queue, *self._adopted.get(run.id, ()))]
+        names = (run.queue,) if work.queues is None else work.queues
+        found = {lane for lane, places in self._known_lanes().items() if places.has_places()}
+        found |= {lane_of(record.task) for record in changes.new.values() if _is_claimable(record.task)}
+        lanes = [lane for lane in found if lane[2] == work.tier and (not names or lane[0] in names)]
+        order = {queue: random.random() for queue, _, _ in lanes}
+        return sorted(lanes, key=lambda lane: (order[lane[0]], lane))
+
+    def _next_due(self, lanes: Sequence[Lane]) -> int | None:
+        known = self._known_lanes()
+        return min((due for lane in lanes if (due := known[lane].next_due()) is not None), default=None)
+
+    def _next_tier(self, run: Run, work: Turn) -> int | None:
+        """The next tier that may have PENDING tasks of what the turn claims from."""
+        for tier in range(work.tier + 1, LAST_TIER + 1):
+            lanes = self._lanes_of(_Changes(), run, replace(work, tier=tier))
+            if any(self._known_lanes()[lane].has_places() for lane in lanes):
+                return tier
+        return None
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
         with self._locked():
@@ -778,7 +933,7 @@ class FileStore(Store):
                     (self.path / "functions" / f"{name}.json").unlink()
             self._functions.clear()
         runs = {record.task.run for record in records}
-        fields = {int(name): self._folders.read_json("runs", f"{name}.json") for name in self._run_names()}
+        fields = self._read_runs()
         last = {run["queue"]: number for number, run in sorted(fields.items())}
         for number, run in fields.items():
             if run["settled"] and number not in runs and number != last[run["queue"]]:
@@ -833,7 +988,7 @@ class FileStore(Store):
             repairs = self._folders.repairs
             self._known.clear()
             self._folders.check()
-            order: dict[int, tuple[str, Place]] = {}
+            order: dict[int, tuple[Lane, Place]] = {}
             keys: dict[tuple[str, str], int] = {}
             digests: dict[bytes, int] = {}
             for record in self._all():
@@ -841,12 +996,12 @@ class FileStore(Store):
                 self._folders.check_link(record)
                 digests[record.digest] = digests.get(record.digest, 0) + 1
                 if _is_claimable(task):
-                    order[task.id] = task.queue, place_of(task)
+                    order[task.id] = lane_of(task), place_of(task)
                 if task.key is not None and keys.setdefault((task.queue, task.key), task.id) != task.id:
                     first = format_id(keys[task.queue, task.key])
                     repairs.append(Problem(f"{task.task_id} has the key {task.key!r}, and so has {first}", False))
             self._order.rewrite(order)
-            self._queues = None
+            self._lanes = None
             self._folders.check_keys(keys)
             self._check_functions(digests)
             self._check_waiting()
@@ -890,7 +1045,7 @@ class FileStore(Store):
         dead = [owner for owner in self._registered() if not owner.alive]
         for owner in dead:
             repairs.append(Problem(f"the owner {owner.id} of {owner.queue!r}, process {owner.pid}, is dead", True))
-        released = self._bury([owner.id for owner in dead]) if dead else 0
+        released = self._bury([owner.id for owner in dead], Record.orphan) if dead else 0
         released += self._disown(but=nameless)
         if released:
             repairs.append(Problem(f"{released} tasks were RUNNING though their owners are gone", True))
@@ -912,7 +1067,7 @@ class FileStore(Store):
 
     def runs(self) -> list[RunRecord]:
         with self._locked():
-            runs = {int(name): self._folders.read_json("runs", f"{name}.json") for name in self._run_names()}
+            runs = self._read_runs()
         return [
             RunRecord(number, **{**run, "continues": tuple(run["continues"])}) for number, run in sorted(runs.items())
         ]
@@ -1104,6 +1259,11 @@ def _copy_file(source: str | Path, target: Path) -> None:
 _CLAIMED_FROM = source(Event.CLAIM)
 
 
+def _run_fields(stored: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a run, which an older version may have written."""
+    return {"session": 0, "context": "", **stored}
+
+
 def _is_claimable(task: Task) -> bool:
     """Whether the task can be claimed, once it is due."""
     return task.status in _CLAIMED_FROM and not is_waiting(task)
@@ -1132,8 +1292,9 @@ def _found(record: Record) -> Found:
 def _claimed(record: Record) -> Claimed:
     task = record.task
     return Claimed(
-        task.id, task.attempts, task.crashes, task.run, record.digest, task.args, task.kwargs, task.eta, task.options
-    )
+        task.id, task.attempts, task.crashes, task.run, record.digest, task.args, task.kwargs, task.eta, task.options,
+        task.owner_deaths,
+    )  # fmt: skip
 
 
 def _identity(call: Call) -> str | bytes:

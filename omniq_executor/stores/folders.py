@@ -5,7 +5,8 @@
     waiting/task-….json      likewise, of what is PENDING and waits for other tasks, instead of in pending
     keys/….json              likewise, by the hash of queue and key
     functions/….json         a function, by its digest
-    runs/….json, owners/     see file.py and owners.py
+    runs/….json, sessions/   see file.py
+    owners/                  see owners.py
     broken/                  what was found and is nothing of these
 
 The links are an index of the truth, and `check()` makes it agree. Files are reached from handles of
@@ -30,7 +31,7 @@ from .records import Damaged, Record, from_text
 STATUS_FOLDERS = {status: status.name.lower() for status in Status}
 WAITING = "waiting"
 _LINK_FOLDERS = (*STATUS_FOLDERS.values(), WAITING)
-FOLDERS = ("tasks", *_LINK_FOLDERS, "keys", "functions", "runs", "owners", "broken")
+FOLDERS = ("tasks", *_LINK_FOLDERS, "keys", "functions", "runs", "sessions", "owners", "broken")
 _SUFFIX = ".json"
 _READ_BYTES = 1 << 16
 
@@ -51,7 +52,7 @@ class Folders:
         for name in FOLDERS:
             safety.make_folder(self.root / name)
             safety.check_private(self.root / name)
-            if name not in ("owners", "runs", "functions"):
+            if name not in ("owners", "runs", "sessions", "functions"):
                 self._fds[name] = os.open(self.root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
     def close(self) -> None:

@@ -1,13 +1,13 @@
 """The order in which the tasks of a file store are claimed: in memory, and in the file `order`.
 
     place    of a task: minus its priority, when it is due, its id; the least is claimed first
-    queue    the places of what is PENDING in one queue, as one process knows it
+    lane     the tasks of one queue, one run and one tier (see model.tier()), which are claimed one after the other
     order    a line for each task that became PENDING, so that a process need not read their files to know
 
 The file is only a help. A line is written before the turn that it belongs to is committed, so whoever dies
 leaves no task without one. If there is such a task all the same, since somebody has removed or damaged the
 file, the task's own is read. A line may be out of date, or of a task that never came, and so may a
-place in a queue: whoever takes one out compares it with the task.
+place in a lane: whoever takes one out compares it with the task.
 """
 
 import contextlib
@@ -18,13 +18,14 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..model import Task
+from ..model import Task, tier
 from . import safety
 from .folders import write_all
 from .journal import read_all
 
 Place = tuple[int, int, int]  # minus the priority, eta, id
-_TYPES = (int, int, int, str)  # of a line: a place, and the name of the queue
+Lane = tuple[str, int, int]  # queue, run, tier
+_TYPES = (int, int, int, str, int, int)  # of a line: a place and a lane
 _LONG = 1 << 20  # bytes
 _FEW = 10_000  # lines
 
@@ -34,8 +35,13 @@ def place_of(task: Task) -> Place:
     return -task.priority, task.eta, task.id
 
 
-class Queue:
-    """The PENDING tasks of a queue in the order of claims. It may hold places that are out of date."""
+def lane_of(task: Task) -> Lane:
+    """The lane of a PENDING task."""
+    return task.queue, task.run, tier(task)
+
+
+class Places:
+    """The PENDING tasks of a lane in the order of claims. It may hold places that are out of date."""
 
     def __init__(self) -> None:
         self._due: list[Place] = []
@@ -45,15 +51,18 @@ class Queue:
         """Put a place in, which may be there already."""
         heapq.heappush(self._due, place)
 
-    def pop(self, now: int) -> Place | None:
+    def first(self, now: int) -> Place | None:
         """The first place that is due, or None."""
-        self._become_due(now)
-        while self._due:
+        while self._later and self._later[0][0] <= now:
+            heapq.heappush(self._due, heapq.heappop(self._later)[1])
+        while self._due and self._due[0][1] > now:
             place = heapq.heappop(self._due)
-            if place[1] <= now:
-                return place
             heapq.heappush(self._later, (place[1], place))
-        return None
+        return self._due[0] if self._due else None
+
+    def pop(self, now: int) -> Place | None:
+        """Take out the first place that is due."""
+        return None if self.first(now) is None else heapq.heappop(self._due)
 
     def has_places(self) -> bool:
         """Whether there is a place, out of date or not."""
@@ -62,10 +71,6 @@ class Queue:
     def next_due(self) -> int | None:
         """When the next place is due, if none is now."""
         return self._later[0][0] if self._later else None
-
-    def _become_due(self, now: int) -> None:
-        while self._later and self._later[0][0] <= now:
-            heapq.heappush(self._due, heapq.heappop(self._later)[1])
 
 
 class Order:
@@ -85,20 +90,19 @@ class Order:
 
     def add(self, tasks: Iterable[Task]) -> None:
         """Note tasks that are about to become PENDING."""
-        lines = [_line(task.queue, place_of(task)) for task in tasks]
+        lines = [_line(lane_of(task), place_of(task)) for task in tasks]
         if lines:
             self._write(lines)
 
-    def read(self, pending: Collection[int]) -> dict[int, tuple[str, Place]]:
-        """By id, the queue and the place of those of these tasks that it has."""
+    def read(self, pending: Collection[int]) -> dict[int, tuple[Lane, Place]]:
+        """By id, the lane and the place of those of these tasks that it has."""
         self._open()
         rows = _rows(read_all(self._fd))
         self._lines = len(rows)
-        found = {}
+        found: dict[int, tuple[Lane, Place]] = {}
         for row in rows:
             if type(row) is list and tuple(map(type, row)) == _TYPES and row[2] in pending:
-                priority, eta, number, queue = row
-                found[number] = queue, (priority, eta, number)
+                found[row[2]] = tuple(row[3:]), tuple(row[:3])
         return found
 
     @property
@@ -107,17 +111,17 @@ class Order:
         self._open()
         return os.fstat(self._fd).st_size > self._enough
 
-    def trim(self, found: dict[int, tuple[str, Place]]) -> None:
+    def trim(self, found: dict[int, tuple[Lane, Place]]) -> None:
         """After `read()`: if most of it is out of date, have only these in it."""
         if self._lines > 2 * len(found) + _FEW:
             self.rewrite(found)
         self._enough = max(_LONG, 2 * os.fstat(self._fd).st_size)
 
-    def rewrite(self, found: dict[int, tuple[str, Place]]) -> None:
+    def rewrite(self, found: dict[int, tuple[Lane, Place]]) -> None:
         """Have only these in it. Who dies meanwhile leaves it without some, whose own files are read then."""
         self._open()
         os.ftruncate(self._fd, 0)
-        self._write([_line(queue, place) for queue, place in found.values()])
+        self._write([_line(lane, place) for lane, place in found.values()])
 
     def _open(self) -> None:
         if self._fd == -1:
@@ -129,9 +133,9 @@ class Order:
         write_all(self._fd, "".join(["\n", *lines]).encode())  # the line end first: half a line may stand before it
 
 
-def _line(queue: str, place: Place) -> str:
-    priority, eta, number = place
-    return f"[{priority},{eta},{number},{json.dumps(queue)}]\n"
+def _line(lane: Lane, place: Place) -> str:
+    (priority, eta, number), (queue, run, tier) = place, lane
+    return f"[{priority},{eta},{number},{json.dumps(queue)},{run},{tier}]\n"
 
 
 def _rows(data: bytes) -> list[Any]:
@@ -146,4 +150,4 @@ def _rows(data: bytes) -> list[Any]:
         return rows
 
 
-__all__ = ["Order", "Place", "Queue", "place_of"]
+__all__ = ["Lane", "Order", "Place", "Places", "lane_of", "place_of"]

@@ -39,6 +39,11 @@ def new_owner_id(taken: Iterable[int]) -> int:
             return id
 
 
+def new_session_id() -> int:
+    """A random id that no owner has: those are smaller."""
+    return 1 << 31 | secrets.randbits(31)
+
+
 _POLL_S = 0.002  # how often filelock tries
 _kept: "list[Owners]" = []
 
@@ -55,13 +60,13 @@ class Owners:
         """The lock under which a store is created and opened, and its owners are looked at."""
         return FileLock(self.folder / "open.lock", timeout=timeout_s, mode=0o600, poll_interval=_POLL_S)
 
-    def hold(self, owner: int) -> None:
-        """Prove from now on that this process lives."""
+    def hold(self, owner: int, *, has_bell: bool = True) -> None:
+        """Prove from now on that this process lives: as an owner, or without a doorbell as a session."""
         lock = FileLock(self._lock_path(owner), mode=0o600, thread_local=False)  # another thread may let go of it
         try:
             lock.acquire(blocking=False)
             self._held[owner] = lock
-            if hasattr(os, "mkfifo"):
+            if has_bell and hasattr(os, "mkfifo"):
                 os.mkfifo(self.bell_path(owner), 0o600)
                 self.bell_path(owner).chmod(0o600)  # whatever the umask took
         except OSError as error:
@@ -70,10 +75,13 @@ class Owners:
 
     def let_go(self, owner: int) -> None:
         """Prove no more; the owner must be unregistered already."""
-        lock = self._held.pop(owner, None)
-        if lock is not None:
-            lock.release()
-            self.forget(owner)
+        # A session may have been begun by a handle that is closed by now.
+        for owners in (self, *(kept for kept in _kept if kept.folder == self.folder)):
+            lock = owners._held.pop(owner, None)
+            if lock is not None:
+                lock.release()
+                self.forget(owner)
+        _kept[:] = [kept for kept in _kept if kept._held]
 
     def outlive(self) -> None:
         """Keep on proving for owners that did not leave, until the process ends, though nobody refers to this."""
@@ -82,7 +90,7 @@ class Owners:
 
     def is_alive(self, owner: int, host: str) -> bool:
         """False only if the owner's death is proved."""
-        if owner in self._held or host != self.host:
+        if host != self.host or any(owner in owners._held for owners in (self, *_kept)):
             return True
         probe = FileLock(self._lock_path(owner), mode=0o600)
         try:
@@ -118,3 +126,15 @@ class Owners:
 
     def _lock_path(self, owner: int) -> Path:
         return self.folder / f"{owner}.lock"
+
+
+_lost_in_fork: "list[Owners]" = []  # what a child inherited: kept, so that it lets go of no lock of its parent's
+
+
+def _after_fork_in_child() -> None:
+    _lost_in_fork.extend(_kept)
+    _kept.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -61,6 +61,14 @@ class Record:
         """The record after its claim is taken back from its owner."""
         return self.after(Event.RELEASE, now, claim=Claim(self.task.owner or 0, self.task.attempts))
 
+    def orphan(self, now: int) -> "Record":
+        """The record after the death of the owner of its claim."""
+        return self.after(Event.ORPHAN, now)
+
+    def adopted(self, run: int) -> "Record":
+        """The record as one of another run's."""
+        return replace(self, task=self.task._replace(run=run), version=self.version + 1)
+
     def last(self) -> "Record":
         """The record of a task that recurs, as the last of its series."""
         return replace(self, task=last(self.task), version=self.version + 1)
@@ -98,6 +106,8 @@ def to_text(record: Record) -> bytes:
         rest += f',\n  "identity": "{record.identity.hex()}"'
     if record.is_removed:
         rest += ',\n  "removed": true'
+    if task.owner_deaths:
+        rest += f',\n  "owner_deaths": {task.owner_deaths}'
     options = task.options or _USUAL
     if options.retries:
         rest += f',\n  "retries": {options.retries}'
@@ -169,6 +179,7 @@ def _record(number: int, fields: dict[str, Any], size: int) -> Record:
         enqueued_at=_micros(fields["enqueued_at"]) or 0, started_at=_micros(fields["started_at"]),
         finished_at=_micros(finished), result=_stored(fields, "result") if completed else None, error=error,
         options=_options(fields), key=fields["key"] if fields["key"] is None else _checked(fields["key"], str),
+        owner_deaths=_checked(fields.get("owner_deaths", 0), int),
     )  # fmt: skip
     identity = fields.get("identity")
     return Record(

@@ -40,6 +40,7 @@ from .base import (
     Claimed,
     Found,
     Function,
+    Leftover,
     Owner,
     Problem,
     Resume,
@@ -52,7 +53,7 @@ from .base import (
     check_finished,
 )
 from .output import Output
-from .owners import NODES, Owners, new_owner_id
+from .owners import NODES, Owners, new_owner_id, new_session_id
 from .transactions import Many, Reply, Transaction
 
 Durability = Literal["process", "power"]
@@ -90,7 +91,7 @@ class SQLiteStore(Store):
         self._lock = threading.RLock()
         self._functions: dict[bytes, int] = {}
         self._queues: dict[str, int] = {}
-        self._took: dict[int, set[int]] = {}  # by run: the runs it took calls over from
+        self._adopted: dict[int, set[int]] = {}  # by run: the queues that it has adopted tasks of
         self._version = -1  # of PRAGMA data_version: changes when another connection has committed
         self._peers: list[int] = []  # the registered owners, as of that version
         self._foreign = False  # whether one has, since the last turn
@@ -252,7 +253,7 @@ class SQLiteStore(Store):
                 self._owners.let_go(owner)  # another was faster with such an id
 
     def leave(self, owner: int) -> None:
-        self._write(transactions.bury([owner]))
+        self._write(transactions.leave(owner))
         self._version = -1
         self._owners.let_go(owner)
 
@@ -283,13 +284,21 @@ class SQLiteStore(Store):
 
     def reap(self, now: int) -> int:
         dead = [owner.id for owner in self.owners() if not owner.alive]
-        if not dead:
+        sessions = self._dead_sessions()
+        if not dead and not sessions:
             return 0
-        released: int = self._write(transactions.bury(dead))
+        orphaned: int = self._write(transactions.bury(dead, sessions))
         self._version = -1
-        for owner in dead:
-            self._owners.forget(owner)
-        return released
+        for id in [*dead, *sessions]:
+            self._owners.forget(id)
+        return orphaned
+
+    def _dead_sessions(self) -> list[int]:
+        rows = self._read(transactions.SESSIONS)
+        if not rows:
+            return []
+        with self._one_at_a_time():
+            return [id for id, host in rows if not self._owners.is_alive(id, host)]
 
     def bell_path(self, owner: int) -> Path:
         """The FIFO that others ring for this owner."""
@@ -314,24 +323,50 @@ class SQLiteStore(Store):
         heard: list[int] = self._write(transactions.hear(owner))
         return heard
 
-    # runs
+    # sessions and runs
 
-    def begin_run(self, queue: str, owner: int, resume: Resume, now: int) -> Run:
+    def begin_session(self, now: int) -> int:
+        session = new_session_id()
+        self._owners.hold(session, has_bell=False)
+        self._write(transactions.begin_session(session, self._owners.host, os.getpid(), now))
+        return session
+
+    def end_session(self, session: int, clean: bool, now: int, *, keep_broken: bool = False) -> list[Leftover]:
+        left: list[Leftover] = self._write(transactions.end_session(session, clean, keep_broken))
+        self._owners.let_go(session)
+        return left
+
+    def begin_run(
+        self, queue: str, owner: int, resume: Resume, now: int, *,
+        session: int = 0, context: str = "", since: int = 0,
+    ) -> Run:  # fmt: skip
         self.reap(now)  # so that who is registered is alive
-        run: Run = self._write(transactions.begin_run(self._queue(queue), queue, owner, resume, now))
-        self._took[run.id] = set()
+        text = transactions.begin_run(self._queue(queue), queue, owner, resume, now, session, context, since)
+        run: Run = self._write(text)
         return run
 
-    def end_run(self, run: Run, clean: bool, now: int) -> None:
-        self._write(transactions.end_run(run, sorted(self._took.pop(run.id, ())), clean, now))
+    def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
+        left: list[Leftover] = self._write(transactions.end_run(run, clean, now))
+        self._adopted.pop(run.id, None)
+        return left
 
     def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
         if not run.continues:
             self._opened()
             return [None] * len(calls)
-        pairs = self._write(transactions.take_over(run.id, self._function(function), calls))
-        self._took[run.id].update(pair[0] for pair in pairs if pair is not None)
-        return [pair and pair[1] for pair in pairs]
+        found: list[Found | None] = self._write(transactions.take_over(run.id, self._function(function), calls))
+        return found
+
+    def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
+        queue = self._queue(run.queue)
+        count, queues = self._write(transactions.adopt(run.id, queue, ids))
+        if queues - {queue}:
+            self._adopted.setdefault(run.id, set()).update(queues - {queue})
+        return int(count)
+
+    def cancel_run(self, run: int, now: int) -> list[int]:
+        cancelled: list[int] = self._write(transactions.cancel_run(run, now))
+        return cancelled
 
     # the work
 
@@ -353,11 +388,12 @@ class SQLiteStore(Store):
             if statement is not None and self._execute(statement).rowcount == 1:
                 self._count_turn()
                 return Turned()
-            known = self._functions
+            about = owner, run, queue, self._functions, work, self._peers
+            adopted = self._adopted.get(run.id, ())
             try:
-                turned: Turned = self._write(transactions.turn(owner, run.id, queue, known, work, self._peers))
+                turned: Turned = self._write(transactions.turn(*about, adopted=adopted))
             except transactions.Inexact:
-                turned = self._write(transactions.turn(owner, run.id, queue, known, work, self._peers, exact=True))
+                turned = self._write(transactions.turn(*about, exact=True, adopted=adopted))
             turned.foreign, self._foreign = self._foreign, False
             self._count_turn()
         return turned
@@ -468,21 +504,12 @@ class SQLiteStore(Store):
 
     def runs(self) -> list[RunRecord]:
         rows = self._read(
-            "SELECT r.id, q.name, owner, continues, started_at, ended_at, clean, settled"
+            "SELECT r.id, q.name, owner, continues, started_at, ended_at, clean, settled, session, context"
             " FROM run r JOIN queue q ON q.id = r.queue ORDER BY r.id"
         )
         return [
-            RunRecord(
-                id,
-                queue,
-                owner,
-                tuple(json.loads(continues)),
-                started,
-                ended,
-                None if clean is None else bool(clean),
-                bool(settled),
-            )
-            for id, queue, owner, continues, started, ended, clean, settled in rows
+            RunRecord(id, queue, owner, tuple(json.loads(continues)), started, ended, *_flags(clean, settled), *rest)
+            for id, queue, owner, continues, started, ended, clean, settled, *rest in rows
         ]
 
     def begin_filling(self, source: str) -> str | None:
@@ -571,6 +598,10 @@ class SQLiteStore(Store):
     ) -> list[Task]:
         found: list[Task] = self._ask(transactions.find(status, queue, tags, limit))
         return found
+
+
+def _flags(clean: int | None, settled: int) -> tuple[bool | None, bool]:
+    return None if clean is None else bool(clean), bool(settled)
 
 
 def _drive(connection: sqlite3.Connection, transaction: Transaction) -> Any:

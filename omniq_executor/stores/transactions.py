@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ..codec import decode_error, decode_options, encode_error, encode_options
 from ..errors import TaskNotFound
-from ..model import FINISHED, NEVER, ErrorInfo, Event, Status, Task, format_id, source, target
+from ..model import FINISHED, LAST_TIER, NEVER, ErrorInfo, Event, Status, Task, format_id, source, target
 from .base import (
     Batch,
     Block,
@@ -26,6 +26,7 @@ from .base import (
     Claimed,
     Found,
     Function,
+    Leftover,
     Outcome,
     Resume,
     Run,
@@ -51,7 +52,7 @@ class Many(list[Any]):
 Statement = tuple[str, Any]
 Transaction = Generator[Statement, Reply, Any]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x6F6D6E71  # "omnq": tells a store from the databases of other programs
 
 _TASK_COLUMNS = """
@@ -75,7 +76,8 @@ _TASK_COLUMNS = """
     result,                                -- TEXT: JSON; BLOB: pickle
     error TEXT,                            -- JSON object: type, message, traceback
     exception BLOB,                        -- pickle of the exception
-    options TEXT                           -- JSON object of what differs from the usual, see model.Options
+    options TEXT,                          -- JSON object of what differs from the usual, see model.Options
+    owner_deaths INTEGER NOT NULL DEFAULT 0  -- claims that ended with the death of their owner
 """
 
 _SHOWN_ID = "'task-' || " + " || ".join(
@@ -91,7 +93,7 @@ def _shown_time(time: str) -> str:
 _VIEW = f"""
     CREATE VIEW tasks AS SELECT {_SHOWN_ID} AS id, q.name AS queue, f.path AS func_path, t.args, t.kwargs,
         CASE t.status {" ".join(f"WHEN {s:d} THEN '{s.name}'" for s in Status)} END AS status,
-        t.priority, t.attempts, t.crashes, t.key, t.run, t.owner,
+        t.priority, t.attempts, t.crashes, t.owner_deaths, t.key, t.run, t.owner,
         {_shown_time("coalesce(t.options ->> 'due', t.eta)")} AS eta, {_shown_time("t.enqueued_at")} AS enqueued_at,
         {_shown_time("t.started_at")} AS started_at,
         CASE t.status WHEN {Status.COMPLETED:d} THEN {_shown_time("t.finished_at")} END AS completed_at,
@@ -110,19 +112,31 @@ _DEPENDENCY = (
     "CREATE INDEX dependency_needs ON dependency (needs)",
 )
 
+# Those of the hot path are claimed in this order without a sort: see model.tier() for the place of owner_deaths.
+_CLAIMABLE = (
+    "CREATE INDEX claimable ON task (queue, run, owner_deaths, priority DESC, eta, id)"
+    f" WHERE status = {Status.PENDING:d}"
+)
+_SESSION = (
+    "CREATE TABLE session (id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,"
+    " started_at INTEGER NOT NULL)"
+)
+
 SCHEMA = (
     "CREATE TABLE queue (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
     "CREATE TABLE function (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, path TEXT NOT NULL,"
     " pickle BLOB NOT NULL)",
     "CREATE TABLE owner (id INTEGER PRIMARY KEY, queue TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,"
     " opened_at INTEGER NOT NULL, heard INTEGER NOT NULL)",
-    # clean: NULL while it is open, else 0 or 1. settled: nothing of it is taken over any more.
+    _SESSION,
+    # clean: NULL until its session ends, or 0 as soon as it did not end well; settled: nothing of it is taken over.
     "CREATE TABLE run (id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, owner INTEGER NOT NULL, continues TEXT NOT NULL,"
-    " started_at INTEGER NOT NULL, ended_at INTEGER, clean INTEGER, settled INTEGER NOT NULL DEFAULT 0)",
+    " started_at INTEGER NOT NULL, ended_at INTEGER, clean INTEGER, settled INTEGER NOT NULL DEFAULT 0,"
+    " session INTEGER NOT NULL DEFAULT 0, context TEXT NOT NULL DEFAULT '')",
     # What finished, in order: kept only while several owners are there, for those who wait for others.
     "CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL, owner INTEGER)",
     f"CREATE TABLE task ({_TASK_COLUMNS})",
-    f"CREATE INDEX claimable ON task (queue, priority DESC, eta, id) WHERE status = {Status.PENDING:d}",
+    _CLAIMABLE,
     "CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL",
     *_DEPENDENCY,
     _VIEW,
@@ -134,7 +148,18 @@ SCHEMA = (
 # What makes of each version the next one.
 UPGRADES = {
     1: ("ALTER TABLE task ADD COLUMN options TEXT", "PRAGMA user_version = 2"),
-    2: (*_DEPENDENCY, "DROP VIEW tasks", _VIEW, "PRAGMA user_version = 3"),
+    2: (*_DEPENDENCY, "PRAGMA user_version = 3"),
+    3: (
+        "ALTER TABLE task ADD COLUMN owner_deaths INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE run ADD COLUMN session INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE run ADD COLUMN context TEXT NOT NULL DEFAULT ''",
+        _SESSION,
+        "DROP INDEX claimable",
+        _CLAIMABLE,
+        "DROP VIEW tasks",
+        _VIEW,
+        "PRAGMA user_version = 4",
+    ),
 }
 
 
@@ -190,14 +215,28 @@ _ALONE = " AND (SELECT count(*) FROM owner) = 1 AND NOT EXISTS (SELECT 1 FROM de
 _CLAIM_THAT = f"""
     UPDATE task SET status = {target(Event.CLAIM):d}, owner = ?, attempts = attempts + 1, started_at = ? WHERE %s
     RETURNING priority, eta, id, attempts, crashes, run, args, kwargs,
-        (SELECT digest FROM function WHERE function.id = task.function), options
+        (SELECT digest FROM function WHERE function.id = task.function), options, owner_deaths
 """
-_CLAIM = (
-    _CLAIM_THAT % "id IN (SELECT id FROM task"
-    f" WHERE {_PENDING} AND queue = ? AND eta <= ? ORDER BY priority DESC, eta, id LIMIT ?)"
-)
+_OF_TIER = [f"owner_deaths {'>=' if number == LAST_TIER else '='} {number}" for number in range(LAST_TIER + 1)]
+_FIRST = [
+    f"SELECT %s FROM task WHERE {_PENDING} AND queue = ? AND run = ? AND {of_tier} AND eta <= ?"
+    " ORDER BY priority DESC, eta, id LIMIT ?"
+    for of_tier in _OF_TIER
+]
+_CLAIM = [_CLAIM_THAT % f"id IN ({first % 'id'})" for first in _FIRST]
+_CLAIM_THESE = _CLAIM_THAT % "id IN (SELECT value FROM json_each(?))"
 _CLAIM_ONE = _CLAIM_THAT % f"id = ? AND {_PENDING} AND eta < {NEVER:d}"
-_DUE = f"SELECT min(eta) FROM task WHERE {_PENDING} AND queue = ? AND eta < {NEVER:d}"
+_OF_RUN = f"FROM task WHERE {_PENDING} AND queue = ? AND run = ? AND"
+_DUE = [f"SELECT min(eta) {_OF_RUN} {of_tier} AND eta < {NEVER:d}" for of_tier in _OF_TIER]
+_NEXT_TIER = f"SELECT min(owner_deaths) {_OF_RUN} owner_deaths > ?"
+# The runs that have PENDING tasks of a queue, each found by one look into the index.
+_RUNS = f"""
+    WITH RECURSIVE pending(run) AS (
+        SELECT min(run) FROM task WHERE {_PENDING} AND queue = ?
+        UNION ALL SELECT (SELECT min(run) FROM task WHERE {_PENDING} AND queue = ? AND run > pending.run)
+        FROM pending WHERE pending.run IS NOT NULL)
+    SELECT run FROM pending WHERE run IS NOT NULL
+"""
 _SUCCEED = f"""
     INSERT INTO task (id, queue, run, function, args, kwargs, identity, status, priority, eta, enqueued_at, options)
     SELECT ?, queue, run, function, args, kwargs, identity, {_ADDED:d}, priority, ?, ?,
@@ -226,6 +265,10 @@ _RELEASE_ALL = f"""
     UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL WHERE {_RUNNING} AND owner = ?
     RETURNING id
 """
+_ORPHAN_ALL = f"""
+    UPDATE task SET status = {target(Event.ORPHAN):d}, owner = NULL, started_at = NULL, owner_deaths = owner_deaths + 1
+    WHERE {_RUNNING} AND owner = ? RETURNING id
+"""
 
 
 class Inexact(Exception):
@@ -248,21 +291,24 @@ def lone_end(owner: int, work: Turn) -> Statement | None:
 
 def turn(
     owner: int,
-    run: int,
+    run: Run,
     queue: int,
     functions: dict[bytes, int],
     work: Turn,
     peers: Sequence[int],
     exact: bool = False,
+    adopted: Collection[int] = (),
 ) -> Transaction:
     """One turn of a dispatcher: returns a Turned. See Store.turn().
+
+    `adopted` are the other queues that the run has adopted tasks of.
 
     Ends go by bulk statements, and it is enough to count what they changed, since claims are hardly
     ever lost. If one was, Inexact is raised; with `exact` the turn then finds out which.
     """
     turned = Turned()
     for batch in work.adds:
-        yield from _add(owner, run, queue, functions[batch.function.digest], batch, work.now)
+        yield from _add(owner, run.id, queue, functions[batch.function.digest], batch, work.now)
     for block in work.blocks:
         yield from _complete_block(owner, block, work.now, exact, turned.refused)
     if work.outcomes:
@@ -278,18 +324,49 @@ def turn(
     if len(peers) > 1:
         yield _NEWS, Many((id, owner) for id in _finished(work, turned.refused))
     if work.claim > 0:
-        sources = (queue,) if work.queues is None else (yield from _pending_queues(work.queues))
-        for source, share in shares(sources, work.claim, turned.claimed):
-            rows, _ = yield _CLAIM, (owner, work.now, source, work.now, share)
-            rows.sort(key=lambda row: (-row[0], row[1], row[2]))
-            turned.claimed += _claimed(rows)
-        if len(turned.claimed) < work.claim:
-            dues = []
-            for source in sources:
-                ((due,),), _ = yield _DUE, (source,)
-                dues.append(due)
-            turned.due = min((due for due in dues if due is not None), default=None)
+        yield from _claim(owner, run, [queue, *adopted], work, turned)
     return turned
+
+
+def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: Turned) -> Transaction:
+    """Claim what a turn asks for, and see what is left where that is not there."""
+    if work.queues is not None:
+        queues = yield from _pending_queues(work.queues)
+    elif not work.of_run:
+        queues = queues[:1]
+    sources: list[tuple[int, list[int]]] = []  # of each queue the runs whose tasks are claimed
+    for queue in queues:
+        if work.of_run:
+            sources.append((queue, [run.id]))
+        else:
+            rows, _ = yield _RUNS, (queue, queue)
+            sources.append((queue, [id for (id,) in rows]))
+    for (queue, runs), share in shares(sources, work.claim, turned.claimed):
+        turned.claimed += yield from _claim_from(owner, queue, runs, work, share)
+    if len(turned.claimed) < work.claim:
+        dues, tiers = [], []
+        for queue, runs in sources:
+            for id in runs:
+                dues += (yield _DUE[work.tier], (queue, id)).rows[0]
+                tiers += (yield _NEXT_TIER, (queue, id, work.tier)).rows[0]
+        turned.due = min((due for due in dues if due is not None), default=None)
+        turned.next_tier = min((min(tier, LAST_TIER) for tier in tiers if tier is not None), default=None)
+        if turned.next_tier == work.tier:  # the last one, which has all that is more
+            turned.next_tier = None
+
+
+def _claim_from(owner: int, queue: int, runs: Sequence[int], work: Turn, most: int) -> Transaction:
+    """Claim the first tasks of a queue, of these runs taken together; returns them in order."""
+    if len(runs) == 1:
+        rows, _ = yield _CLAIM[work.tier], (owner, work.now, queue, runs[0], work.now, most)
+    else:
+        first: list[Any] = []
+        for run in runs:
+            first += (yield _FIRST[work.tier] % "-priority, eta, id", (queue, run, work.now, most)).rows
+        ids = [id for _, _, id in sorted(first)[:most]]
+        rows, _ = (yield _CLAIM_THESE, (owner, work.now, json.dumps(ids))) if ids else Reply([], 0)
+    rows.sort(key=lambda row: (-row[0], row[1], row[2]))
+    return _claimed(rows)
 
 
 def _pending_queues(names: Sequence[str]) -> Transaction:
@@ -304,8 +381,8 @@ def _pending_queues(names: Sequence[str]) -> Transaction:
 
 def _claimed(rows: Sequence[Any]) -> list[Claimed]:
     return [
-        Claimed(id, attempt, crashes, run, digest, args, kwargs, eta, decode_options(options))
-        for _, eta, id, attempt, crashes, run, args, kwargs, digest, options in rows
+        Claimed(id, attempt, crashes, run, digest, args, kwargs, eta, decode_options(options), deaths)
+        for _, eta, id, attempt, crashes, run, args, kwargs, digest, options, deaths in rows
     ]
 
 
@@ -477,7 +554,7 @@ def revive(ids: Sequence[int]) -> Transaction:
 
 
 _REVIVED = (
-    "finished_at = NULL, error = NULL, exception = NULL, crashes = 0,"
+    "finished_at = NULL, error = NULL, exception = NULL, crashes = 0, owner_deaths = 0,"
     " options = CASE WHEN options ->> 'retries' THEN json_set(options, '$.retries', 0) ELSE options END"
 )
 
@@ -511,16 +588,27 @@ def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Tra
     return changed == 1
 
 
-def bury(owners: Sequence[int]) -> Transaction:
-    """RELEASE the tasks of owners that are gone, forget them, and return how many tasks that were."""
-    released = 0
+def bury(owners: Sequence[int], dead_sessions: Sequence[int] = ()) -> Transaction:
+    """ORPHAN the tasks of owners that are dead, forget them, and return how many tasks that were."""
+    orphaned = yield from _forget_owners(owners, _ORPHAN_ALL)
+    yield "DELETE FROM session WHERE id = ?", Many((id,) for id in dead_sessions)
+    return orphaned
+
+
+def leave(owner: int) -> Transaction:
+    """RELEASE the tasks of an owner that is alive, and forget it."""
+    return (yield from _forget_owners([owner], _RELEASE_ALL))
+
+
+def _forget_owners(owners: Sequence[int], take_back: str) -> Transaction:
+    returned = 0
     for owner in owners:
-        rows, _ = yield _RELEASE_ALL, (owner,)
-        released += len(rows)
+        rows, _ = yield take_back, (owner,)
+        returned += len(rows)
         yield _HOLD + _GIVEN, (json.dumps([id for (id,) in rows]),)
         yield "DELETE FROM owner WHERE id = ?", (owner,)
     yield _DROP_HEARD, ()
-    return released
+    return returned
 
 
 _NEWS_OF_OTHERS = "FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?) AND owner IS NOT ?"
@@ -579,6 +667,7 @@ def purge(before: int, statuses: Collection[Status], queue: str | None) -> Trans
 def abandon() -> Transaction:
     """Make of a copy a store without owners."""
     yield "DELETE FROM owner", ()
+    yield "DELETE FROM session", ()
     yield "DELETE FROM news", ()
     yield from disown()
 
@@ -664,8 +753,9 @@ def put(tasks: Sequence[Stored], runs: Sequence[RunRecord], gone: Sequence[int])
         ))  # fmt: skip
     yield _PUT, rows
     yield (
-        "INSERT OR REPLACE INTO run (id, queue, owner, continues, started_at, ended_at, clean, settled)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO run"
+        " (id, queue, owner, continues, started_at, ended_at, clean, settled, session, context)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         Many((run.id, queues[run.queue], run.owner, json.dumps(run.continues), *run[4:]) for run in runs),
     )
 
@@ -676,30 +766,82 @@ def end_filling() -> Transaction:
     yield "DROP TABLE migration", ()
 
 
-# Runs
+# Sessions and runs
+
+SESSIONS = "SELECT id, host FROM session"
+_IS_OVER = "owner NOT IN (SELECT id FROM owner)"  # of a run
 
 
-def begin_run(queue: int, queue_name: str, owner: int, resume: Resume, now: int) -> Transaction:
+def begin_session(id: int, host: str, pid: int, now: int) -> Transaction:
+    """Register a session. See Store.begin_session()."""
+    yield "INSERT INTO session VALUES (?, ?, ?, ?)", (id, host, pid, now)
+
+
+def end_session(session: int, clean: bool, keep_broken: bool) -> Transaction:
+    """End a session, and settle what is to be settled; returns a list of Leftover. See Store.end_session()."""
+    yield "DELETE FROM session WHERE id = ?", (session,)
+    if not clean:
+        yield "UPDATE run SET clean = 0 WHERE session = ? AND clean IS NULL", (session,)
+        return []
+    kept = "AND clean IS NOT 0" if keep_broken else ""
+    rows, _ = yield f"SELECT id, queue, context FROM run WHERE session = ? {kept}", (session,)
+    yield f"UPDATE run SET clean = 1 WHERE session = ? {kept}", (session,)
+    return (yield from _settle_runs([id for id, _, _ in rows], {(queue, context) for _, queue, context in rows}))
+
+
+def _settle_runs(ids: Sequence[int], like: Collection[tuple[int, str]]) -> Transaction:
+    """Settle these runs, and those like them that are over; returns what they have left, as a list of Leftover.
+
+    `like` are queues with contexts. A run that was left by an exception in a session that goes on is kept.
+    """
+    settled = list(ids)
+    for queue, context in like:
+        rows, _ = yield (
+            f"SELECT id FROM run WHERE queue = ? AND context = ? AND settled = 0 AND {_IS_OVER}"
+            " AND session NOT IN (SELECT id FROM session)",
+            (queue, context),
+        )
+        settled += [id for (id,) in rows]
+    text = json.dumps(settled)
+    yield f"UPDATE run SET settled = 1 WHERE id IN {_GIVEN}", (text,)
+    rows, _ = yield (
+        "SELECT r.id, q.name, r.started_at, (SELECT count(*) FROM task"
+        f" WHERE {_PENDING} AND task.queue = r.queue AND task.run = r.id)"
+        f" FROM run r JOIN queue q ON q.id = r.queue WHERE r.id IN {_GIVEN} ORDER BY r.id",
+        (text,),
+    )
+    return [Leftover(*row) for row in rows if row[-1]]
+
+
+def begin_run(
+    queue: int, queue_name: str, owner: int, resume: Resume, now: int, session: int, context: str, since: int
+) -> Transaction:
     """Open a run; returns a Run. See Store.begin_run()."""
     continues: set[int] = set()
     if resume != "never":
         rows, _ = yield (
-            "SELECT id FROM run WHERE queue = ? AND settled = 0 AND owner NOT IN (SELECT id FROM owner)",
-            (queue,),
+            f"SELECT id FROM run WHERE queue = ? AND context = ? AND settled = 0 AND {_IS_OVER}"
+            " AND (session NOT IN (SELECT id FROM session) OR (session = ? AND clean = 0))",
+            (queue, context, session),
         )
         continues.update(id for (id,) in rows)
     if resume == "always":
         rows, _ = yield (
-            "SELECT id, continues FROM run WHERE queue = ? AND owner NOT IN (SELECT id FROM owner)"
-            " ORDER BY id DESC LIMIT 1",
-            (queue,),
+            f"SELECT id, session, continues FROM run WHERE queue = ? AND context = ? AND {_IS_OVER}"
+            " AND (session NOT IN (SELECT id FROM session) OR session = ?) ORDER BY id DESC",
+            (queue, context, session),
         )
-        for id, earlier in rows:
-            continues.update([id, *json.loads(earlier)])
+        last = next((of for _, of, _ in rows if of != session or not of), None)
+        for place, (id, of, earlier) in enumerate(rows):
+            # Those of the last session; a run without one is a session by itself.
+            if (of and of in (last, session)) or (not of and place == 0):
+                continues.update([id, *json.loads(earlier)])
+    if continues and since:
+        continues.difference_update((yield from _older(continues, since)))
     chain = json.dumps(sorted(continues))
     _, _ = yield (
-        "INSERT INTO run (queue, owner, continues, started_at) VALUES (?, ?, ?, ?)",
-        (queue, owner, chain, now),
+        "INSERT INTO run (queue, owner, continues, started_at, session, context) VALUES (?, ?, ?, ?, ?, ?)",
+        (queue, owner, chain, now, session, context),
     )
     ((run,),), _ = yield "SELECT last_insert_rowid()", ()
     done = total = 0
@@ -719,16 +861,37 @@ def begin_run(queue: int, queue_name: str, owner: int, resume: Resume, now: int)
     return Run(run, queue_name, tuple(sorted(continues)), done or 0, total)
 
 
-def end_run(run: Run, took: Sequence[int], clean: bool, now: int) -> Transaction:
-    """Close a run, and settle it and what it took over from if it is clean."""
+def _older(runs: Collection[int], since: int) -> Transaction:
+    """Those of the runs of which nothing has happened after `since`."""
+    text = json.dumps(list(runs))
+    rows, _ = yield (
+        f"SELECT id FROM run WHERE max(started_at, coalesce(ended_at, 0)) <= ? AND id IN {_GIVEN}",
+        (since, text),
+    )
+    old = {id for (id,) in rows}
+    if old:  # a run that was killed may have been at work until then
+        rows, _ = yield (
+            f"SELECT DISTINCT run FROM task WHERE run IN {_GIVEN}"
+            " AND max(enqueued_at, coalesce(started_at, 0), coalesce(finished_at, 0)) > ?",
+            (json.dumps(list(old)), since),
+        )
+        old.difference_update(id for (id,) in rows)
+    return old
+
+
+def end_run(run: Run, clean: bool, now: int) -> Transaction:
+    """Close a run; returns a list of Leftover. See Store.end_run()."""
     yield f"DROP TABLE IF EXISTS temp.resumable_{run.id}", ()
-    yield "UPDATE run SET ended_at = ?, clean = ?, settled = ? WHERE id = ?", (now, clean, clean, run.id)
-    if clean:
-        yield "UPDATE run SET settled = 1 WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(took)),)
+    yield "UPDATE run SET ended_at = ?, clean = ? WHERE id = ?", (now, None if clean else 0, run.id)
+    rows, _ = yield "SELECT queue, context FROM run WHERE id = ? AND session = 0", (run.id,)
+    if not (rows and clean):
+        return []
+    yield "UPDATE run SET clean = 1 WHERE id = ?", (run.id,)
+    return (yield from _settle_runs([run.id], rows))
 
 
 def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction:
-    """For each call (run of the task, Found), or None. See Store.take_over()."""
+    """For each call its Found, or None. See Store.take_over()."""
     wanted: dict[str | bytes, list[int]] = {}
     for place, call in enumerate(calls):
         identity = call.identity if call.identity is not None else str(call.args) + (call.kwargs or "")
@@ -742,17 +905,40 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction:
             (function, identity, len(places)),
         )
         given.update(zip(sorted(id for (id,) in rows), places, strict=False))  # as many as are left
-    failed, _ = yield (
-        f"SELECT id FROM task WHERE id IN (SELECT value FROM json_each(?)) AND status = {Status.FAILED:d}",
-        (json.dumps(list(given)),),
-    )
+    ids = json.dumps(list(given))
+    failed, _ = yield f"SELECT id FROM task WHERE id IN {_GIVEN} AND status = {Status.FAILED:d}", (ids,)
     if failed:
         yield from revive([id for (id,) in failed])
-    rows, _ = yield f"SELECT run, {_FOUND} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(given)),)
-    found: list[tuple[int, Found] | None] = [None] * len(calls)
-    for of_run, *row in rows:
-        found[given[row[0]]] = of_run, _found(row)
+    yield f"UPDATE task SET run = ? WHERE id IN {_GIVEN} AND {_PENDING}", (run, ids)
+    rows, _ = yield f"SELECT {_FOUND} WHERE id IN {_GIVEN}", (ids,)
+    found: list[Found | None] = [None] * len(calls)
+    for row in rows:
+        found[given[row[0]]] = _found(row)
     return found
+
+
+_ADOPT = f"""
+    UPDATE task SET run = ? WHERE {_PENDING} AND run <> ? AND %s
+    AND run NOT IN (SELECT id FROM run WHERE owner IN (SELECT id FROM owner)) RETURNING queue
+"""
+
+
+def adopt(run: int, queue: int, ids: Collection[int] | None) -> Transaction:
+    """Have PENDING tasks be of a run; returns how many, and of which queues. See Store.adopt()."""
+    if ids is None:
+        rows, _ = yield _ADOPT % "queue = ?", (run, run, queue)
+    else:
+        # With a dependency of a dependency, and so on.
+        wanted = f"""id IN (WITH RECURSIVE wanted(id) AS ({_GIVEN[1:-1]} UNION
+            SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
+        rows, _ = yield _ADOPT % wanted, (run, run, json.dumps(list(ids)))
+    return len(rows), {of for (of,) in rows}
+
+
+def cancel_run(run: int, now: int) -> Transaction:
+    """CANCEL what is PENDING of a run, and return it."""
+    rows, _ = yield f"SELECT id FROM task WHERE {_PENDING} AND run = ?", (run,)
+    return (yield from cancel([id for (id,) in rows], now, False))
 
 
 # Looking
@@ -761,7 +947,7 @@ _FOUND = "id, status, owner, result, error, exception FROM task"
 _STORED = """
     f.digest, t.identity, t.id, q.name, t.run, f.path, f.pickle, t.args, t.kwargs, t.status, t.priority, t.eta,
         t.attempts, t.crashes, t.owner, t.enqueued_at, t.started_at, t.finished_at, t.result, t.error, t.exception,
-        t.key, t.options
+        t.key, t.options, t.owner_deaths
     FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
 """
 
@@ -822,11 +1008,11 @@ def _stored(row: Sequence[Any]) -> Stored:
 
 def _task(row: Sequence[Any]) -> Task:
     (_, _, id, queue, run, path, function, args, kwargs, status, priority, eta, attempts, crashes, owner,
-     enqueued, started, finished, result, error, exception, key, options) = row  # fmt: skip
+     enqueued, started, finished, result, error, exception, key, options, deaths) = row  # fmt: skip
     return Task(
         id=id, queue=queue, run=run, func_path=path, func=function, args=args, kwargs=kwargs, status=_STATUSES[status],
         priority=priority, eta=eta, attempts=attempts, crashes=crashes, owner=owner, enqueued_at=enqueued,
         started_at=started, finished_at=finished, result=result, key=key,
         error=None if error is None else decode_error(error, exception),
-        options=None if options is None else decode_options(options),
+        options=None if options is None else decode_options(options), owner_deaths=deaths,
     )  # fmt: skip
