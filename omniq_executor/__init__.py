@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .errors import (
         CallError as CallError,
         DependencyFailed as DependencyFailed,
+        KeyConflict as KeyConflict,
         NotImportable as NotImportable,
         OmniqError as OmniqError,
         PoolBroken as PoolBroken,
@@ -51,6 +52,7 @@ _HOMES = {
         (
             "CallError",
             "DependencyFailed",
+            "KeyConflict",
             "NotImportable",
             "OmniqError",
             "PoolBroken",

@@ -44,16 +44,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from . import codec, dependencies
+from . import codec, dependencies, sessions
 from .engines.local import RETURNED, LocalEngine, Report
-from .errors import PoolBroken, StoreError, TaskNotFound, TooLarge
+from .errors import KeyConflict, PoolBroken, StoreError, TaskNotFound, TooLarge
+from .functions import same_arguments
 from .future import DurableFuture
 from .handout import Handout
 from .ids import Ids
-from .model import FINISHED, Event, Status, now
+from .model import FINISHED, LAST_TIER, MOST_OWNER_DEATHS, Event, Status, now
 from .neighbours import Neighbours
-from .outcomes import UNMET, Ends, ends_of, singly, too_large
+from .outcomes import ORPHANED, UNMET, Ends, ends_of, singly, too_large
 from .policy import Plan
+from .preview import shown_arguments
 from .schedule import STEAL_AFTER_S, earlier
 from .stores.base import Batch, Call, Claimed, Found, Function, Outcome, Run, Store, Turn, Turned
 from .turnlock import TurnLock
@@ -85,8 +87,13 @@ class Dispatcher:
         crash_retries: int,
         waiting: Waiting | None = None,
         queues: Sequence[str] | None = None,
+        runs_leftovers: bool = False,
     ) -> None:
-        """`queues` are those to claim from, as in Turn; `waiting` is told of what finishes."""
+        """`queues` are those to claim from, as in Turn, or None for what is of the run.
+
+        `waiting` is told of what finishes. With `runs_leftovers` the run adopts what is PENDING in its queue and
+        that nobody else would run.
+        """
         self.store = store
         self.owner = owner
         self.run = run
@@ -109,6 +116,12 @@ class Dispatcher:
         self._due: int | None = None  # when the next PENDING task is, as far as is known
         self._reports: list[Report] = []  # taken in, not committed yet
         self._backlog = True  # whether the store may have PENDING tasks for us
+        self._next_tier: int | None = None  # the first of the others that has some, see model.tier()
+        self._is_alone = False  # whether a call of the last tier is under way, beside which nothing runs
+        self._runs_leftovers = runs_leftovers
+        self._foreign: set[int] = set()  # tasks that are waited for here and may be for nobody else to run
+        self._may_adopt = runs_leftovers  # whether some of those may have become so
+        self._said = False  # that a run is continued
         self._retry_at: float | None = None
         self._visits = 0  # of threads that drive, or submit while other calls are open
         self._grace = False
@@ -268,17 +281,45 @@ class Dispatcher:
 
     def _known(self, function: Function, call: Call, key: str | None) -> Found | None:
         """The task that a new call turns out to be."""
-        if key is not None:
-            found = self.store.by_key(self.run.queue, key)
-            if found is not None:
-                return found
+        if key is not None and (found := self._by_key(function, call, key)) is not None:
+            return found
         if self.run.continues:
             return self._take_over(function, [call])[0]
         return None
 
+    def _by_key(self, function: Function, call: Call, key: str) -> Found | None:
+        """The task that has the key. Raises KeyConflict if it is another call."""
+        found = self.store.by_key(self.run.queue, key)
+        stored = self.store.stored([found.id]) if found is not None else []
+        if found is None or not stored:  # it was purged in between
+            return None
+        task, _, identity = stored[0]
+        if task.func_path != function.path:
+            raise KeyConflict(
+                f"the key {key!r} of the queue {self.run.queue!r} is of a call of {task.func_path}, {task.task_id},"
+                f" and cannot be of one of {function.path} as well"
+            )
+        if not same_arguments(task, identity, call):
+            raise KeyConflict(
+                f"the key {key!r} of the queue {self.run.queue!r} is of {task.func_path} with the arguments"
+                f" {shown_arguments(task.args, task.kwargs)}, {task.task_id}, and cannot be of one with"
+                f" {shown_arguments(call.args, call.kwargs)} as well"
+            )
+        if found.status is Status.FAILED and task.run != self.run.id and self.store.revive([found.id], now()):
+            self.store.ring(self.owner)
+            return found._replace(status=Status.PENDING, error=None)
+        return found
+
     def _take_over(self, function: Function, calls: Sequence[Call]) -> list[Found | None]:
         """The tasks that calls continue, as Store.take_over() has them."""
-        found = self.store.take_over(self.run, function, calls, now())
+        run = self.run
+        found = self.store.take_over(run, function, calls, now())
+        if any(known is not None for known in found) and not self._said:
+            self._said = True
+            _log.warning(
+                "queue %r: continuing a run that did not end clean: %d of %d calls are done (run %s)",
+                run.queue, run.done, run.total, ", ".join(map(str, run.continues)),
+            )  # fmt: skip
         if any(known is not None and known.status is Status.PENDING for known in found):
             self.store.ring(self.owner)  # what had failed is PENDING again, and may be for workers elsewhere
         return found
@@ -306,7 +347,7 @@ class Dispatcher:
 
     def _has_room_for_one(self) -> bool:
         """Whether a new call can go to a worker, with no older one before it and nothing else to do in a turn."""
-        if self._backlog:
+        if self._backlog or self._is_alone:
             return False
         if self._holds:
             return self._handout.size < self._room
@@ -319,7 +360,7 @@ class Dispatcher:
         if future is None:
             future = DurableFuture(self, found.id)
             self._waiting.add_future(found.id, future)
-            self._settle(found)
+            self._settle(found, may_adopt=True)
         return future
 
     def _add_new(
@@ -352,7 +393,8 @@ class Dispatcher:
             start = place + 1
             if known is not None:
                 self._waiting.add_single(known.id, sink, position + place)
-                self._settle(known)
+                # What is PENDING is of this run by now; what runs elsewhere may be left by whoever runs it.
+                self._settle(known, may_adopt=known.status is Status.RUNNING)
         self._turn()
 
     def _cancel(self, numbers: Sequence[int], running: bool = False) -> None:
@@ -490,7 +532,7 @@ class Dispatcher:
                 self._hear(ready)
                 self._holds = False
                 if self._neighbours.tend():
-                    self._backlog = True  # whoever has found it
+                    self._backlog = self._may_adopt = True  # whoever has found it
                 self._turn()
         except StoreError as error:
             _log.error("%s; it is tried again every %s s", error, RETRY_S)
@@ -600,22 +642,47 @@ class Dispatcher:
         total, best = engine.room()
         self._room = total
         work = Turn(moment, blocks=ends.blocks, outcomes=ends.outcomes)
+        if self._may_adopt:
+            self._adopt()
+        if self._is_alone and not (engine.is_busy() or self._handout.size):
+            self._is_alone = False
+            self._backlog = True
         # Who rang may have added or revived something: it is claimed in this very turn, as no other may follow.
         self._backlog = self._backlog or ends.gives_back or self._rung
         if batch is not None:
             # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
-            usual = not batch.priority and not batch.eta and batch.options is None
+            usual = not batch.priority and not batch.eta and batch.options is None and not self._is_alone
             batch.claimed = (
                 usual and not self._backlog and best >= batch.size and total >= batch.size + self._handout.size
             )
             work.adds = (batch,)
             self._backlog = self._backlog or not batch.claimed
-        if self._backlog and not self._handout.size and not self._stopping:
-            work.claim, work.queues = total, self._queues
+        if not (self._handout.size or self._stopping or self._is_alone):
+            self._ask_for_tasks(work, total)
         if work.adds or work.blocks or work.outcomes or work.claim or self._unbound:
             self._commit(work, ends)
         elif self._rung:
             self._catch_up(True)
+
+    def _ask_for_tasks(self, work: Turn, total: int) -> None:
+        """Have a turn claim as many tasks as there is room for, those last whose owners died in them."""
+        work.queues, work.of_run = self._queues, self._queues is None
+        if self._backlog:
+            work.claim = total
+        elif self._next_tier == LAST_TIER:
+            # One more death is to tell which call it was, so nothing else runs meanwhile.
+            work.claim, work.tier = int(total > 0 and not work.adds and not self.engine.is_busy()), LAST_TIER
+        elif self._next_tier is not None:
+            work.claim, work.tier = self.engine.idle(), self._next_tier
+
+    def _adopt(self) -> None:
+        """Have this run be of what is waited for here, or lies about, and nobody else would run."""
+        self._foreign = {number for number in self._foreign if number in self._waiting}
+        adopted = self.store.adopt(self.run, None, now()) if self._runs_leftovers else 0
+        if self._foreign and self.engine.max_workers:
+            adopted += self.store.adopt(self.run, self._foreign, now())
+        self._backlog = self._backlog or adopted > 0
+        self._may_adopt = False
 
     def _new_id(self) -> int:
         return self._ids.take(1)
@@ -645,8 +712,7 @@ class Dispatcher:
             raise
         self._reports.clear()
         if work.claim:
-            self._backlog = len(turned.claimed) == work.claim
-            self._due = turned.due
+            self._take_in_claims(work, turned)
         elif turned.freed:
             self._backlog = True
             self._wake()
@@ -658,10 +724,9 @@ class Dispatcher:
                 self._tick()
             else:
                 self._handout.give_batch(batch)
-        for task in turned.claimed:
-            if task.crashes or task.options is not None:
-                self._claims[task.id] = task
         claimed: Sequence[Claimed] = turned.claimed
+        if work.tier:
+            claimed = self._without_deadly(claimed)
         if self._claims and not self._stopping:
             claimed = self._bound([*self._unbound, *claimed])
         self._handout.give_claimed(claimed)
@@ -675,6 +740,29 @@ class Dispatcher:
         if turned.foreign or self._rung or self._news:
             self._catch_up(turned.foreign)
 
+    def _take_in_claims(self, work: Turn, turned: Turned) -> None:
+        """Note what a turn has claimed, and what is left to claim."""
+        for task in turned.claimed:
+            if task.crashes or task.owner_deaths or task.options is not None:
+                self._claims[task.id] = task
+        self._is_alone = work.tier == LAST_TIER and bool(turned.claimed)
+        if len(turned.claimed) == work.claim:
+            return
+        dues = [due for due in (turned.due, self._due if work.tier else None) if due is not None]
+        self._due = min(dues, default=None)
+        self._next_tier = turned.next_tier
+        self._backlog = self._backlog and work.tier > 0
+        if self._next_tier is not None:
+            self._wake()  # for the turn that claims those
+
+    def _without_deadly(self, claimed: Sequence[Claimed]) -> list[Claimed]:
+        """Those of the claimed tasks that are run; the others have killed their owners too often."""
+        for task in claimed:
+            if task.owner_deaths >= MOST_OWNER_DEATHS:
+                self._reports.append(Report(ORPHANED, [task.id], [task.attempt], task.owner_deaths))
+                self._wake()
+        return [task for task in claimed if task.owner_deaths < MOST_OWNER_DEATHS]
+
     def _catch_up(self, is_foreign: bool) -> None:
         """Take in what others did. What was committed stays so if that fails: it is done again later."""
         try:
@@ -682,6 +770,7 @@ class Dispatcher:
                 self._rung = True
                 self._news += self.store.hear(self.owner)
             self._backlog = True
+            self._may_adopt = self._runs_leftovers or bool(self._foreign)
             self._hear_of(self._news)
             self._news.clear()
             self._rung = False
@@ -745,11 +834,15 @@ class Dispatcher:
             for found in self.store.states(asked):
                 self._settle(found)
 
-    def _settle(self, found: Found) -> None:
+    def _settle(self, found: Found, may_adopt: bool = False) -> None:
         """Resolve a task that the store says is finished, or see to it that it is run."""
         if found.status in FINISHED:
             self._waiting.resolve(found.id, outcome_of(found))
-        elif found.status is Status.PENDING:
+            return
+        if may_adopt:
+            self._foreign.add(found.id)
+            self._may_adopt = True
+        if found.status is Status.PENDING:
             self._backlog = True
 
     def _tell(self) -> None:
@@ -847,6 +940,7 @@ class Dispatcher:
             try:
                 if self.run.id:
                     self.store.end_run(self.run, self.clean, now())
+                    sessions.leave(self.store.address)
                 self.store.leave(self.owner)
                 self.store.close()
             except StoreError as error:

@@ -13,6 +13,7 @@
      |    +-- StoreVersionError    the store was written by a newer version
      |    +-- TooLarge             a value is larger than the store can hold
      +-- SettingsError             a setting has a value that it cannot have (also a ValueError)
+     +-- KeyConflict               a key names another call already (also a ValueError)
      +-- TaskNotFound              no task of that id in the store (also a LookupError)
 
 Each can be pickled, and each says in its message which thing it speaks of and what can be done.
@@ -72,6 +73,10 @@ class TooLarge(StoreError):
 
 class SettingsError(OmniqError, ValueError):
     """A setting, or the variable of the environment that gives it, has a value that it cannot have."""
+
+
+class KeyConflict(OmniqError, ValueError):
+    """A call was submitted with a key that its queue has for another function, or other arguments."""
 
 
 class TaskNotFound(OmniqError, LookupError):

@@ -3,7 +3,6 @@
 import atexit
 import concurrent.futures
 import datetime
-import logging
 import multiprocessing
 import multiprocessing.util  # before our own exit handler is registered, so that ours runs first
 import os
@@ -15,7 +14,9 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Literal
 
+from . import sessions
 from .config import Settings
+from .context import context_of
 from .dispatcher import USUAL, Dispatcher
 from .engines.local import LocalEngine
 from .errors import CallError, TaskNotFound
@@ -23,11 +24,12 @@ from .functions import Functions, stored_call
 from .future import DurableFuture
 from .mapping import Results
 from .model import Options, Status, format_id, now, parse_id
-from .policy import Backoff, Plan, RetryOn, make_plan
+from .policy import Backoff, Plan, RetryOn, make_plan, seconds
 from .stores import open_store
 from .stores.base import Resume
 
-_log = logging.getLogger("omniq_executor")
+RESUME_WITHIN = datetime.timedelta(days=7)
+
 _open_dispatchers: "weakref.WeakSet[Dispatcher]" = weakref.WeakSet()
 
 
@@ -51,9 +53,14 @@ class PersistentExecutor(concurrent.futures.Executor):
         current folder.
     queue: the calls of one queue are worked off by the executors of that queue. Default: the name
         of the script, so that two scripts in one folder do not run each other's calls.
-    resume: "crashed" continues runs of the queue that did not end clean: a call submitted again
-        is not run again if it finished then. "always" continues the last run however it ended.
-        "never" starts afresh.
+    resume: "crashed" continues what processes left that did not end clean: a call submitted again is not
+        run again if it finished then. "always" also continues the last process however it ended. "never"
+        starts afresh. A call is the same if function, arguments, initializer, its arguments and the
+        current folder are.
+    resume_within: seconds, or a timedelta, after which a run is not continued any more; None for no limit.
+    leftovers: what becomes of calls that an earlier run left and this one does not submit again. "leave" has
+        them stay PENDING, and says so once, when a process ends clean. "cancel" cancels them then. "run"
+        runs them here, with the code that they were submitted with.
     engine: where calls run. "local": in processes of this executor. "external": in those of
         `omniq-executor worker`, started by whomever, before or after; this executor only submits, and
         its futures resolve when workers have finished. They wait as long as there are none, and so
@@ -83,6 +90,8 @@ class PersistentExecutor(concurrent.futures.Executor):
         store: str | os.PathLike[str] | Settings | None = None,
         queue: str | None = None,
         resume: Resume = "crashed",
+        resume_within: datetime.timedelta | float | None = RESUME_WITHIN,
+        leftovers: Literal["leave", "cancel", "run"] = "leave",
         engine: Literal["local", "external"] = "local",
         crash_retries: int = 2,
         durability: Literal["process", "power"] = "process",
@@ -116,8 +125,14 @@ class PersistentExecutor(concurrent.futures.Executor):
                 raise ValueError("max_tasks_per_child must be >= 1")
         if resume not in ("crashed", "always", "never"):
             raise ValueError(f"resume is 'crashed', 'always' or 'never', not {resume!r}")
+        if leftovers not in ("leave", "cancel", "run"):
+            raise ValueError(f"leftovers is 'leave', 'cancel' or 'run', not {leftovers!r}")
+        within_s = None if resume_within is None else seconds("resume_within", resume_within)
+        if within_s is not None and within_s < 0:
+            raise ValueError(f"resume_within must be at least 0, not {resume_within!r}")
         if not isinstance(capture_output, bool):
             raise TypeError(f"capture_output is True or False, not {capture_output!r}")
+        initargs = tuple(initargs)
         settings = store if isinstance(store, Settings) else Settings.from_env()
         # Before anything is opened: with fork, this forks. What others work off is for a pool of no workers.
         pool = LocalEngine(
@@ -128,20 +143,21 @@ class PersistentExecutor(concurrent.futures.Executor):
             opened = open_store(store, durability=durability)
             try:
                 pool.output = str(opened.output.prepare()) if capture_output else None
-                owner = opened.enter(queue or default_queue())
-                run = opened.begin_run(queue or default_queue(), owner, resume, now())
-                dispatcher = Dispatcher(opened, owner, run, pool, crash_retries)
+                queue = queue or default_queue()
+                owner = opened.enter(queue)
+                moment = now()
+                run = opened.begin_run(
+                    queue, owner, resume, moment, session=sessions.enter(opened, queue, leftovers),
+                    context=context_of(initializer, initargs, opened.path),
+                    since=0 if within_s is None else moment - int(within_s * 1e6),
+                )  # fmt: skip
+                dispatcher = Dispatcher(opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run")
             except BaseException:
                 opened.close()
                 raise
         except BaseException:
             pool.close()
             raise
-        if run.total:
-            _log.warning(
-                "queue %r: continuing a run that did not end clean: %d of %d calls are done (run %s)",
-                run.queue, run.done, run.total, ", ".join(map(str, run.continues)),
-            )  # fmt: skip
         self.store = opened
         """The open store: for looking, as with `open_store()`."""
         self.queue = run.queue
@@ -402,6 +418,7 @@ def _close_at_exit() -> None:
             dispatcher.stop(signal.SIGTERM, "the script was interrupted")
         else:
             dispatcher.close(wait=True)
+    sessions.end_all()
 
 
 def _after_fork_in_child() -> None:

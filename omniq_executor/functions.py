@@ -8,6 +8,7 @@ from typing import Any
 
 from . import codec, dependencies, keys
 from .errors import SerializationError
+from .model import Task
 from .stores.base import Call, Function
 
 _CACHE_SIZE = 1024
@@ -84,8 +85,23 @@ def stored_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any
         try:
             identity = keys.value_digest((args, kwargs))
         except keys.Uncanonical:
-            identity = hashlib.blake2b(pickled, digest_size=16).digest()
+            identity = _UNSTABLE + hashlib.blake2b(pickled, digest_size=16).digest()
     return Call(pickled, None, identity), after
+
+
+_UNSTABLE = b"?"  # begins the identity of arguments that have no stable form
+
+
+def same_arguments(task: Task, identity: bytes | None, call: Call) -> bool:
+    """Whether a call has the arguments of a stored task, as far as can be told.
+
+    Arguments without a stable form may be the same, and results of other tasks are what their key says.
+    """
+    if call.identity is None or identity is None:
+        return (call.args, call.kwargs, call.identity) == (task.args, task.kwargs, identity)
+    if call.identity.startswith(_UNSTABLE) or identity.startswith(_UNSTABLE):
+        return True
+    return call.identity == identity or bool(task.options is not None and task.options.after)
 
 
 _NAMED = frozenset({types.FunctionType, types.BuiltinFunctionType, type})

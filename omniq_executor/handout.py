@@ -88,11 +88,11 @@ class Handout:
             _, best = self._engine.room()
             timeout = _timeout(claimed[start])
             share = self._engine.pace.share(len(claimed) - start, self._engine.max_workers)
-            stop = start + (max(1, min(best, share)) if timeout is None else 1)
+            stop = start + (1 if _is_apart(claimed[start]) else max(1, min(best, share)))
             digest, size = claimed[start].digest, 0
             for i in range(start, stop):
                 size += len(claimed[i].args)
-                alone = size > MOST_BYTES or _timeout(claimed[i]) is not None
+                alone = size > MOST_BYTES or _is_apart(claimed[i])
                 if claimed[i].digest != digest or (alone and i > start):
                     stop = i
                     break
@@ -163,6 +163,11 @@ class Handout:
 
 def _timeout(task: Claimed) -> float | None:
     return None if task.options is None else task.options.timeout
+
+
+def _is_apart(task: Claimed) -> bool:
+    """Whether the task travels alone: one that may be ended, or whose owner has died in it."""
+    return _timeout(task) is not None or task.owner_deaths > 0
 
 
 def _chunk_of(held: Sequence[_Held]) -> Chunk:

@@ -15,6 +15,7 @@ from .stores.base import Block, Claimed, Found, Outcome, Turn
 from .waiting import Text
 
 UNMET = "unmet"  # kind of a Report: it was not run for want of results; payload: what it comes after, as it stands
+ORPHANED = "orphaned"  # likewise, since its owners died in it; payload: how many
 _QUOTED = 500  # characters of the error of another task
 
 
@@ -74,6 +75,8 @@ def _ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_ret
                 ends.outcomes.append(Outcome(number, attempt, Event.CRASH))
         elif kind == TIMED_OUT:
             _fail(ends, number, attempt, _timeout_error(number, attempt, payload))
+        elif kind == ORPHANED:
+            _fail(ends, number, attempt, _orphan_error(number, payload))
         elif kind == UNMET:
             if all(found is None or found.status in FINISHED for found in payload.values()):
                 _fail(ends, number, attempt, _dependency_error(number, payload))
@@ -139,6 +142,14 @@ def _crash_error(number: int, attempt: int, crashes: int, how: str) -> ErrorInfo
     error = WorkerCrashed(
         f"the process running {format_id(number)} ended by {how}, as attempt {attempt};"
         f" it has happened {crashes} times to this call, so it is not tried again"
+    )
+    return _info(error)
+
+
+def _orphan_error(number: int, deaths: int) -> ErrorInfo:
+    error = WorkerCrashed(
+        f"the process that {format_id(number)} was submitted by, or whose worker ran it, died {deaths} times while it"
+        " had this call, the last time with nothing else running; so it is not tried again"
     )
     return _info(error)
 

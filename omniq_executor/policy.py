@@ -59,10 +59,10 @@ def make_plan(
     given = (tags,) if isinstance(tags, str) else tuple(tags)
     if isinstance(tags, str) or not all(isinstance(tag, str) for tag in given):
         raise TypeError(f"tags are several texts, not {tags!r}")
-    micros = None if interval is None else round(_seconds("interval", interval) * _MICROS)
+    micros = None if interval is None else round(seconds("interval", interval) * _MICROS)
     if micros is not None and micros <= 0:
         raise ValueError(f"interval must be greater than 0, not {interval!r}")
-    limit_s = None if timeout is None or timeout == math.inf else _seconds("timeout", timeout)
+    limit_s = None if timeout is None or timeout == math.inf else seconds("timeout", timeout)
     if limit_s is not None and limit_s <= 0:
         raise ValueError(f"timeout must be greater than 0, not {timeout!r}")
     policy = _policy(backoff, retry_on)
@@ -106,7 +106,7 @@ def _policy(backoff: Backoff | None, retry_on: RetryOn) -> bytes | None:
     kinds = retry_on if isinstance(retry_on, tuple) else (retry_on,)
     if not kinds or not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):  # type: ignore[redundant-expr]
         raise TypeError(f"retry_on is a class of exceptions, or several in a tuple, not {retry_on!r}")
-    if backoff is not None and not callable(backoff) and _seconds("backoff", backoff) < 0:
+    if backoff is not None and not callable(backoff) and seconds("backoff", backoff) < 0:
         raise ValueError(f"backoff is at least 0 seconds, not {backoff!r}")
     if backoff is None and retry_on is Exception:
         return None
@@ -122,10 +122,11 @@ def _due(eta: datetime.datetime | datetime.timedelta | float | None, now: int) -
         if eta.tzinfo is None:
             raise ValueError(f"eta {eta!r} does not say in which time zone it is: give one, such as datetime.UTC")
         return max(round(eta.timestamp() * _MICROS), 0)
-    return max(now + round(_seconds("eta", eta) * _MICROS), 0)
+    return max(now + round(seconds("eta", eta) * _MICROS), 0)
 
 
-def _seconds(name: str, value: Any) -> float:
+def seconds(name: str, value: Any) -> float:
+    """The seconds of a timedelta or a number. Raises TypeError or ValueError that names the parameter."""
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):

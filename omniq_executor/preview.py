@@ -11,6 +11,7 @@ from typing import Any
 
 MOST_BYTES = 1 << 16  # a larger pickle is not looked into: it would take as much memory as it is large
 
+_SHOWN = 200  # characters of arguments
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = _shorten.maxlong = 60
 _shorten.maxlevel = 4
@@ -24,6 +25,12 @@ def preview(data: bytes) -> str:
         return _shorten.repr(_Looker(io.BytesIO(data)).load())
     except Exception as error:  # noqa: BLE001 - a damaged pickle may make the unpickler raise anything
         return f"a pickle of {len(data)} bytes ({type(error).__name__})"
+
+
+def shown_arguments(args: str | bytes, kwargs: str | None) -> str:
+    """The stored arguments of a call, as a short text."""
+    text = preview(args) if isinstance(args, bytes) else f"{args}{kwargs or ''}"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 class _Looker(pickle.Unpickler):
@@ -76,4 +83,4 @@ class _StandIn(metaclass=_Named):
     given: list[Any]
 
 
-__all__ = ["MOST_BYTES", "preview"]
+__all__ = ["MOST_BYTES", "preview", "shown_arguments"]

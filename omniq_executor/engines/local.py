@@ -206,6 +206,10 @@ class LocalEngine:
                     best = free
         return total, best
 
+    def idle(self) -> int:
+        """How many workers have nothing to do, or could be started."""
+        return sum((worker is None or not worker.queued) and self._room(worker) > 0 for worker in self._slots)
+
     def _room(self, worker: _Worker | None) -> int:
         lead = self.pace.lead
         if worker is None:

@@ -216,6 +216,8 @@ class Store(abc.ABC):
     """A place that keeps tasks. See the module's docstring for what holds of every method."""
 
     address: str
+    path: Path
+    """Where it is: its database file, or its folder."""
     output: Output
     """What its calls wrote, in files beside it."""
 
