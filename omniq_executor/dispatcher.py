@@ -149,7 +149,7 @@ class Dispatcher:
         if bell.exists():
             self._bell = os.open(bell, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
             self._selector.register(self._bell, selectors.EVENT_READ, lambda _: self._on_bell())
-        engine.attach(self._selector, self._wake)
+        engine.attach(self._selector, self._wake, store.slots_path(owner))
         self._neighbours = Neighbours(store, owner, self._selector)
 
     # what executors, maps and futures ask for

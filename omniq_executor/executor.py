@@ -320,7 +320,9 @@ class PersistentExecutor(concurrent.futures.Executor):
     ) -> bool | None:
         if kind is not None:
             self._dispatcher.clean = False
-            if not issubclass(kind, Exception):  # Ctrl-C, or an exit: whoever wants to leave is not made to wait
+            if issubclass(kind, Exception):
+                sessions.raised(self.store.address, self._dispatcher.run)
+            else:  # Ctrl-C, or an exit: whoever wants to leave is not made to wait
                 self._dispatcher.stop(signal.SIGTERM, f"the executor was left by {kind.__name__}")
                 return None
         try:
@@ -412,8 +414,6 @@ def _close_at_exit() -> None:
     """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
     ended_by = getattr(sys, "last_value", None)  # the exception that nobody caught
     for dispatcher in list(_open_dispatchers):
-        if ended_by is not None:
-            dispatcher.clean = False
         if isinstance(ended_by, KeyboardInterrupt):
             dispatcher.stop(signal.SIGTERM, "the script was interrupted")
         else:

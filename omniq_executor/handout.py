@@ -139,8 +139,11 @@ class Handout:
         self._burst.clear()
 
     def _chunk_of_claimed(self, tasks: Sequence[Claimed]) -> Chunk:
+        ids: Sequence[int] = [task.id for task in tasks]
+        if ids == [*range(ids[0], ids[0] + len(ids))]:
+            ids = range(ids[0], ids[0] + len(ids))  # which travels in a few bytes, however long
         chunk = Chunk(
-            [task.id for task in tasks],
+            ids,
             [task.attempt for task in tasks],
             tasks[0].digest,
             self._pickle_of(tasks[0].digest),

@@ -2,7 +2,8 @@
 
 A run is not clean before the process has ended well: what its calls brought may be needed once more if the
 script dies later on. So a session is begun with the first executor on a store, outlives all of them, and is ended
-when the interpreter ends. A process that is killed ends none, and its lock tells so.
+when the interpreter ends. A process that is killed ends none, and its lock tells so. A run that was cut off, by
+Ctrl-C say, does not become clean at all, and is continued by the next one, in this process or another.
 """
 
 import logging
@@ -15,7 +16,7 @@ from typing import Any
 
 from .errors import StoreError
 from .model import now
-from .stores.base import Leftover, Store
+from .stores.base import Leftover, Run, Store
 
 _MOST = 64  # sessions at a time, each of which holds a file open; one that is not needed is ended before others
 
@@ -30,6 +31,7 @@ class _Session:
         self.reopen: Callable[[], Store] = _opener(store)
         self.users = 0  # executors that are open
         self.cancels: set[str] = set()  # queues whose leftovers are cancelled
+        self.raised: list[Run] = []  # runs whose `with` block was left by an exception, which may be caught
 
 
 _sessions: dict[str, _Session] = {}  # by address of the store, the oldest first
@@ -57,6 +59,13 @@ def leave(address: str) -> None:
             _sessions[address].users -= 1
 
 
+def raised(address: str, run: Run) -> None:
+    """An exception has left the run's `with` block. If it does not leave the process, the run is none the worse."""
+    with _lock:
+        if address in _sessions and not _is_interactive():
+            _sessions[address].raised.append(run)
+
+
 def end_all() -> None:
     """End the sessions of this process, which is about to end; the executors are closed."""
     with _lock:
@@ -73,11 +82,13 @@ def _end(address: str, session: _Session) -> None:
         _log.debug("the session in %s could not be ended: %s", address, error)
         return
     try:
-        left = store.end_session(session.id, clean, now(), keep_broken=_is_interactive())
-        for run in left:
-            if run.queue in session.cancels:
-                store.cancel_run(run.run, now())
-        tell_of_leftovers(address, [run for run in left if run.queue not in session.cancels])
+        for run in session.raised if clean else ():
+            store.end_run(run, True, now())
+        left = store.end_session(session.id, clean, now(), keep_broken=True)
+        for leftover in left:
+            if leftover.queue in session.cancels:
+                store.cancel_run(leftover.run, now())
+        tell_of_leftovers(address, [leftover for leftover in left if leftover.queue not in session.cancels])
     except StoreError as error:
         _log.error("the session could not be ended, and its runs will be continued as broken ones: %s", error)
     finally:

@@ -354,7 +354,7 @@ def test_a_broken_pool_is_what_users_of_process_pools_catch(make_executor: Any, 
         executor.submit(calls.square, 1).result(WAIT_S)
 
 
-def test_calls_of_a_pool_that_could_not_start_run_with_the_next(
+def test_calls_of_a_pool_that_could_not_start_are_kept_and_not_run_with_another_initializer(
     make_executor: Any, journal: Any, open_store: Any, store: Path
 ) -> None:
     broken = make_executor(1, None, calls.fail_to_start, (tmp := journal.path.with_name("starts"),))
@@ -364,7 +364,7 @@ def test_calls_of_a_pool_that_could_not_start_run_with_the_next(
     assert tmp.exists()
     assert make_executor().submit(calls.noted, journal.path, "kept").result(WAIT_S) == "kept"
     assert journal.lines() == ["kept"]
-    assert statuses(open_store(store)) == {"COMPLETED": 1}
+    assert statuses(open_store(store)) == {"PENDING": 1, "COMPLETED": 1}
 
 
 @pytest.mark.parametrize("most", [1, 3])
@@ -687,7 +687,7 @@ def test_calls_with_one_key_are_one_task(make_executor: Any, journal: Any, tmp_p
     (tmp_path / "gate").touch()
     assert first.task_id == second.task_id != other.task_id
     assert (first.result(WAIT_S), second.result(WAIT_S), other.result(WAIT_S)) == ("once", "once", "other")
-    third = executor.options(key="once").submit(calls.noted, journal.path, "never")
+    third = executor.options(key="once").submit(calls.noted_wait, journal.path, "once", tmp_path / "gate")
     assert third.result(WAIT_S) == "once"
     assert first.task().key == "once"
     assert sorted(journal.lines()) == ["once", "other"]

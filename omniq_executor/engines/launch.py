@@ -8,13 +8,14 @@ fork: a process that has threads must not fork, and ours has some as soon as it 
 is forked when the executor is made, before it has any, and all workers are forked by the nursery,
 which does nothing else.
 
-    parent --request, two sockets--> nursery --fork--> worker
+    parent --request, descriptors-> nursery --fork--> worker
            <--started, ended--------
 """
 
 import contextlib
 import functools
 import io
+import mmap
 import os
 import pickle
 import selectors
@@ -29,6 +30,7 @@ from multiprocessing import connection, reduction, spawn
 from multiprocessing.context import BaseContext
 from typing import Any, ClassVar
 
+from ..slots import Slots, row
 from . import worker
 
 Initializer = Callable[..., object] | None
@@ -59,9 +61,9 @@ class Process:
 class Launcher:
     """Starts workers and tells of their deaths. `start()` uses multiprocessing; NurseryLauncher differs."""
 
-    def __init__(self, context: BaseContext, array: Any, initializer: Initializer, initargs: Sequence[Any]) -> None:
+    def __init__(self, context: BaseContext, slots: Slots, initializer: Initializer, initargs: Sequence[Any]) -> None:
         self._context = context
-        self._array = array
+        self._slots = slots
         # Without an initializer nobody sees its arguments, and they need not travel.
         self._setup = _Setup(initializer, initargs if initializer is not None else (), _script())
         self._selector: selectors.BaseSelector | None = None
@@ -74,7 +76,7 @@ class Launcher:
     def start(self, slot: int, data: socket.socket, control: socket.socket, on_death: OnDeath) -> Process:
         """Start the worker of a slot with its ends of the sockets; `on_death` is called when it has ended."""
         made = self._context.Process(  # type: ignore[attr-defined]  # every concrete context has it
-            target=worker.enter, args=(data, control, self._array, slot, self._setup)
+            target=worker.enter_slot, args=(data, control, self._slots, slot, self._setup)
         )
         with _script_left_alone():
             made.start()
@@ -119,8 +121,8 @@ class NurseryLauncher(Launcher):
     _NEWS = struct.Struct("!qqq")  # process number, pid, exit code or _STARTED
     _STARTED = 1 << 40
 
-    def __init__(self, context: BaseContext, array: Any, initializer: Initializer, initargs: Sequence[Any]) -> None:
-        super().__init__(context, array, initializer, initargs)
+    def __init__(self, context: BaseContext, slots: Slots, initializer: Initializer, initargs: Sequence[Any]) -> None:
+        super().__init__(context, slots, initializer, initargs)
         self._socket, theirs = socket.socketpair()
         self._numbers: dict[int, Process] = {}
         self._count = 0
@@ -138,7 +140,9 @@ class NurseryLauncher(Launcher):
         """As in Launcher; the pid is known later."""
         if self._is_gone:
             raise RuntimeError("the process that forks the workers has died")
-        socket.send_fds(self._socket, [self._REQUEST.pack(self._count, slot)], [data.fileno(), control.fileno()])
+        socket.send_fds(
+            self._socket, [self._REQUEST.pack(self._count, slot)], [data.fileno(), control.fileno(), self._slots.fd]
+        )
         process = self._numbers[self._count] = Process(on_death)
         self._count += 1
         return process
@@ -200,7 +204,7 @@ class NurseryLauncher(Launcher):
         while listening or children:
             for ready in connection.wait([parent, *children] if listening else list(children)):
                 if ready is parent:
-                    request, fds, _, _ = socket.recv_fds(parent, self._REQUEST.size, 2)
+                    request, fds, _, _ = socket.recv_fds(parent, self._REQUEST.size, 3)
                     if not request:
                         listening = False
                         continue
@@ -220,14 +224,16 @@ class NurseryLauncher(Launcher):
 
     def _bear(self, parent: socket.socket, fds: Sequence[int], slot: int) -> None:
         parent.close()
-        data, control = (socket.socket(fileno=fd) for fd in fds)
-        worker.enter(data, control, self._array, slot, self._setup)
+        data, control = (socket.socket(fileno=fd) for fd in fds[:2])
+        shared = mmap.mmap(fds[2], 0)  # its file was made after the nursery
+        os.close(fds[2])
+        worker.enter(data, control, row(shared, slot), self._setup)
 
 
-def make_launcher(context: BaseContext, array: Any, initializer: Initializer, initargs: Sequence[Any]) -> Launcher:
+def make_launcher(context: BaseContext, slots: Slots, initializer: Initializer, initargs: Sequence[Any]) -> Launcher:
     """The launcher for a context's start method. With fork it forks: call it before anything is opened."""
     forks = context.get_start_method() == "fork"
-    return (NurseryLauncher if forks else Launcher)(context, array, initializer, initargs)
+    return (NurseryLauncher if forks else Launcher)(context, slots, initializer, initargs)
 
 
 class _Setup:

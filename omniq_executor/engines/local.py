@@ -5,7 +5,7 @@
 
 Each worker has a data socket of its own and nothing that is shared with another worker, so what
 befalls one befalls the others in no way. What a worker was given and has not reported yet is in
-its record here, as is the number of the call it is in (worker.cells), so that its death can be
+its record here, as is the number of the call it is in (slots.py), so that its death can be
 charged to the one call that was running; calls beside it come back as RETURNED and run elsewhere.
 
 Numbers: the calls given to a worker are numbered in the order in which it runs and reports them.
@@ -18,7 +18,6 @@ All methods are called by one thread at a time (the dispatcher's lock sees to it
 """
 
 import contextlib
-import ctypes
 import selectors
 import signal
 import socket
@@ -28,10 +27,12 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import codec
 from ..schedule import MOST_BYTES, STEAL_AFTER_S, Pace, earlier
+from ..slots import FIRST, RESUME, SINCE, STARTED, STOP, Slots
 from . import worker as proc
 from .ending import Ending
 from .launch import Process, make_launcher
@@ -170,9 +171,8 @@ class LocalEngine:
         self.output: str | None = None  # the folder that keeps what calls write, if any does
         self.pace = Pace()
         self._max_tasks = max_tasks_per_child
-        array = context.RawArray(ctypes.c_longlong, proc.CELLS * max_workers)
-        self._cells = memoryview(array).cast("B").cast("q")
-        self._launcher = make_launcher(context, array, initializer, tuple(initargs))
+        self._slots_file = Slots(max_workers)
+        self._launcher = make_launcher(context, self._slots_file, initializer, tuple(initargs))
         self._slots: list[_Worker | None] = [None] * max_workers
         self._function_ids: dict[bytes, int] = {}
         self._last_function = 0
@@ -184,11 +184,13 @@ class LocalEngine:
         self._selector: selectors.BaseSelector | None = None
         self._wake: Callable[[], None] = lambda: None
 
-    def attach(self, selector: selectors.BaseSelector, wake: Callable[[], None]) -> None:
+    def attach(self, selector: selectors.BaseSelector, wake: Callable[[], None], slots: Path) -> None:
         """Have the engine's events waited for by `selector`, with their handlers as its data.
 
-        `wake` is called when there is a report that no event tells of.
+        `wake` is called when there is a report that no event tells of. What is shared with the workers is in
+        the file `slots`, which is made here. Raises StoreError if it cannot be.
         """
+        self._slots_file.make(slots)
         self._selector = selector
         self._wake = wake
         self._launcher.attach(selector)
@@ -243,9 +245,9 @@ class LocalEngine:
             self._set_timer(worker, chunk.given_at + chunk.timeout)
         worker.next += len(chunk.ids)
         worker.chunks.append(chunk)
-        message: tuple[Any, ...] = chunk.number, function, pickled, chunk.text, chunk.calls
+        message: tuple[Any, ...] = chunk.number, function, pickled, chunk.text, chunk.calls, chunk.ids
         if self.output is not None:
-            message = *message, (self.output, chunk.ids, chunk.attempts)
+            message = *message, (self.output, chunk.attempts)
         worker.outbox.send(message)
         if worker.outbox.waiting:
             self._watch(worker)
@@ -282,8 +284,9 @@ class LocalEngine:
         return None
 
     def _start(self, slot: int) -> _Worker:
-        cells = self._cells[slot * proc.CELLS : (slot + 1) * proc.CELLS]
-        cells[proc.STARTED], cells[proc.STOP], cells[proc.RESUME], cells[proc.SINCE] = -1, proc.NEVER, proc.NEVER, 0
+        cells = self._slots_file.cells(slot)
+        cells[STARTED], cells[STOP], cells[RESUME], cells[SINCE] = -1, proc.NEVER, proc.NEVER, 0
+        cells[FIRST] = 0
         data, theirs = socket.socketpair()
         control, their_control = socket.socketpair()
         data.setblocking(False)
@@ -393,7 +396,7 @@ class LocalEngine:
         worker.timer = 0.0
         if worker.taken != proc.NEVER or worker.take_at:
             worker.taken, worker.take_at = proc.NEVER, 0.0
-            worker.cells[proc.STOP] = proc.NEVER
+            worker.cells[STOP] = proc.NEVER
         if self._max_tasks is not None and worker.next >= self._max_tasks and worker.ending is None:
             self._retire(worker)
 
@@ -480,7 +483,7 @@ class LocalEngine:
         for worker in self._slots:
             if worker is not None and worker.queued:
                 # If it is between two calls, it is the next one that it cannot be kept from.
-                number = max(worker.cells[proc.STARTED], worker.reported)
+                number = max(worker.cells[STARTED], worker.reported)
                 parts = _parts(worker.chunks, number, min(number + 1, worker.taken))
                 if any(chunk.ids[start] in ids for chunk, start, _ in parts):
                     doomed.append((worker, number, None))
@@ -513,9 +516,9 @@ class LocalEngine:
         for chunk in worker.chunks:
             if chunk.timeout is None or chunk.number < worker.reported:
                 continue
-            has_started = worker.cells[proc.STARTED] >= chunk.number and worker.cells[proc.SINCE]
+            has_started = worker.cells[STARTED] >= chunk.number and worker.cells[SINCE]
             # Not before it was given, should STARTED be seen before SINCE. If it has not started, all its time is left.
-            since = max(worker.cells[proc.SINCE] / 1e9, chunk.given_at) if has_started else now
+            since = max(worker.cells[SINCE] / 1e9, chunk.given_at) if has_started else now
             if since + chunk.timeout <= now:
                 overdue.append((worker, chunk.number, chunk.timeout))
             else:
@@ -533,7 +536,7 @@ class LocalEngine:
         for worker, number, limit_s in doomed:
             if worker.taken == proc.NEVER:
                 self._conclude(worker)
-            if worker.ending is None and worker.cells[proc.STARTED] <= number:  # else it is over just now
+            if worker.ending is None and worker.cells[STARTED] <= number:  # else it is over just now
                 worker.ending = Ending(number, limit_s, now)
                 worker.asked_at = now
                 with contextlib.suppress(OSError):
@@ -548,13 +551,13 @@ class LocalEngine:
     def _stop(self, worker: _Worker, first: int) -> None:
         """Have the worker start none of its calls from the one of that number on."""
         # RESUME first: a worker that sees STOP must find the end of the range there.
-        worker.cells[proc.RESUME] = worker.next
-        worker.cells[proc.STOP] = first
+        worker.cells[RESUME] = worker.next
+        worker.cells[STOP] = first
 
     def _conclude(self, worker: _Worker) -> None:
         """Report as RETURNED what the worker did not start; _VISIBLE_S have passed since `_stop()`."""
         # Below STOP everything is the worker's, also what it has not started yet.
-        started = max(worker.cells[proc.STARTED], worker.cells[proc.STOP] - 1)
+        started = max(worker.cells[STARTED], worker.cells[STOP] - 1)
         worker.taken, worker.take_at = max(started + 1, worker.reported), 0.0
         self._return(worker, worker.taken, worker.next)
 
@@ -596,7 +599,7 @@ class LocalEngine:
             self.broken = worker.broken
         if self._slots[slot] is worker:
             self._slots[slot] = None
-            started, end = worker.cells[proc.STARTED], min(worker.taken, worker.next)
+            started, end = worker.cells[STARTED], min(worker.taken, worker.next)
             ending = worker.ending
             if ending is not None and ending.number >= worker.reported:
                 started = ending.number  # whether it had begun or not
@@ -626,7 +629,7 @@ class LocalEngine:
         self._start_deaths += 1
         if self._start_deaths < _START_DEATHS_ALLOWED or self.broken is not None:
             return
-        works = any(worker is not None and worker.cells[proc.STARTED] >= 0 for worker in self._slots)
+        works = any(worker is not None and worker.cells[STARTED] >= 0 for worker in self._slots)
         if works or (self._has_run and self._start_deaths < _LATER_DEATHS_ALLOWED):
             self._start_at = time.monotonic() + _START_AGAIN_S  # it need not grow at once
         else:
@@ -685,6 +688,7 @@ class LocalEngine:
                 worker.socket.close()
                 worker.control.close()
         self._launcher.leave_to_parent()
+        self._slots_file.close()
         self._slots = [None] * self.max_workers
 
     def pids(self) -> list[int]:
@@ -693,7 +697,7 @@ class LocalEngine:
 
     def _running(self, worker: _Worker) -> int | None:
         """The id of the call that a worker is in."""
-        started = worker.cells[proc.STARTED]
+        started = worker.cells[STARTED]
         if worker.reported <= started:
             for chunk, start, _ in _parts(worker.chunks, started, started + 1):
                 return chunk.ids[start]
@@ -710,6 +714,7 @@ class LocalEngine:
                 worker.process.kill(signal_number)
             self._close(worker)
         self._launcher.close(grace_s)
+        self._slots_file.close()
         for process, ending in self._orphans:
             ending.step(process, time.monotonic())
         self._orphans.clear()
@@ -719,7 +724,7 @@ class LocalEngine:
 
 def _unstarted(worker: _Worker) -> int:
     """The number of the first call that the worker has not started."""
-    return max(worker.cells[proc.STARTED] + 1, worker.reported)
+    return max(worker.cells[STARTED] + 1, worker.reported)
 
 
 def _parts(chunks: Iterable[Chunk], number: int, end: int) -> Iterator[tuple[Chunk, int, int]]:

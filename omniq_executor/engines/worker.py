@@ -6,7 +6,7 @@
                        results that lie there while a long call runs, or shows where the first thread is
 
 No lock and no queue is shared with another process, so no death can leave one held. What is shared
-is a row of four numbers per worker (see `cells`), each written by one side only:
+is a row of numbers per worker (see slots.py), each written by one side only:
 
 - STARTED: the number of the call that the worker is in, or was in last. It is written before the
   call starts, so that when the worker dies the parent knows which call to charge.
@@ -17,6 +17,8 @@ is a row of four numbers per worker (see `cells`), each written by one side only
   the worker's. This works without the worker's help, so also when it is stopped or holds the GIL.
 - SINCE: when the worker began with the present chunk, in nanoseconds of time.monotonic(); 0 while it
   imports the function. A call that has a timeout is alone in its chunk.
+- FIRST and TASK: which task the number in STARTED stands for. FIRST is written first, so that it is ahead of
+  STARTED until that is one of the new chunk's numbers, too.
 
 Results are written when the chunk is done and nothing more is there, or with the first call that
 ends FLUSH_S after the first of them. What lies there while a later call takes long, the parent asks
@@ -38,10 +40,9 @@ from typing import Any
 from .. import codec
 from ..errors import NotImportable
 from ..model import log_name
+from ..slots import FIRST, RESUME, SINCE, STARTED, STOP, TASK, Slots
 from .wire import Inbox, frame
 
-STARTED, STOP, RESUME, SINCE = range(4)
-CELLS = 4  # per worker
 NEVER = 1 << 62  # a STOP that stops nothing
 FLUSH_S = 0.001
 FUNCTIONS = 1024  # that a worker keeps at most
@@ -57,12 +58,16 @@ BROKEN = "broken"  # traceback of the initializer; the number is 0
 
 
 Setup = tuple[Callable[..., object] | None, Iterable[Any], tuple[str, str] | None]  # initializer, initargs, script
-Output = tuple[str, Sequence[int], Sequence[int]]  # the folder where it is kept, and of each call the id and attempt
+Output = tuple[str, Sequence[int]]  # the folder where it is kept, and of each call the attempt
 
 
-def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, setup: Any) -> None:
-    """Run calls until the parent closes its side: the target of a worker process, whose cells are those of `slot`."""
-    cells = memoryview(array).cast("B").cast("q")[slot * CELLS : (slot + 1) * CELLS]
+def enter_slot(data: socket.socket, control: socket.socket, slots: Slots, slot: int, setup: Any) -> None:
+    """As `enter()`, in a process that finds its row by the file."""
+    enter(data, control, slots.cells(slot), setup)
+
+
+def enter(data: socket.socket, control: socket.socket, cells: "memoryview[int]", setup: Any) -> None:
+    """Run calls until the parent closes its side: the target of a worker process, whose row is `cells`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     worker = _Worker(data, cells)
     arguments = control, worker, threading.get_ident()
@@ -150,6 +155,7 @@ class _Worker:
         function: bytes | None,
         text: str | None,
         calls: Sequence[Any] | None,
+        ids: Sequence[int],
         output: Output | None = None,
     ) -> None:
         clock, cells = time.perf_counter, self._cells
@@ -159,14 +165,20 @@ class _Worker:
             self._functions[function_id] = function
         rows, load = (codec.decode(text), None) if text is not None else (calls or (), self._decode)
         if output is not None:
-            load = self._captured(load, number, *output)
+            load = self._captured(load, number, ids, *output)
         end = number + len(rows)
         started = clock()
         # Before STARTED is: who sees that one must find this one.
         cells[SINCE] = 0 if type(self._functions[function_id]) is bytes else time.monotonic_ns()
         if not self._items and not self._values:
             self._flush_at = started + FLUSH_S
+        cells[FIRST] = number  # before TASK, and both before STARTED is
+        cells[TASK] = ids[0]
+        others = None if type(ids) is range else iter(ids)
         for row in rows:
+            if others is not None:
+                cells[FIRST] = number
+                cells[TASK] = next(others)
             cells[STARTED] = number
             if cells[STOP] <= number < cells[RESUME]:
                 self._put((SKIPPED, number, end - number), executed=0)
@@ -225,7 +237,7 @@ class _Worker:
         return call(*args, **kwargs)
 
     def _captured(
-        self, load: Callable[..., Any] | None, first: int, folder: str, ids: Sequence[int], attempts: Sequence[int]
+        self, load: Callable[..., Any] | None, first: int, ids: Sequence[int], folder: str, attempts: Sequence[int]
     ) -> Callable[..., Any]:
         """What makes a call as `load` does, and keeps what it writes in its file. The numbers begin with `first`."""
         if self._capture is None:
@@ -319,20 +331,4 @@ def _traceback_text() -> str:
     return "".join(traceback.format_exception(*sys.exc_info()))
 
 
-__all__ = [
-    "BLOCK",
-    "BROKEN",
-    "CELLS",
-    "ERROR",
-    "FLUSH",
-    "NEVER",
-    "RESULT",
-    "RESUME",
-    "SHOW",
-    "SINCE",
-    "SKIPPED",
-    "STACK",
-    "STARTED",
-    "STOP",
-    "enter",
-]
+__all__ = ["BLOCK", "BROKEN", "ERROR", "FLUSH", "NEVER", "RESULT", "SHOW", "SKIPPED", "STACK", "enter", "enter_slot"]

@@ -249,15 +249,20 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def reap(self, now: int) -> int:
-        """ORPHAN the RUNNING tasks of every owner whose death is proved, forget it, and return how many.
+        """Take back the RUNNING tasks of every owner whose death is proved, forget it, and return how many.
 
-        An owner that is alive keeps its tasks however slow or still it is. Sessions whose process is dead are
-        forgotten too.
+        ORPHAN those that had begun, as the owner's slots tell, or all where there are none; RELEASE the
+        others. An owner that is alive keeps its tasks however slow or still it is. Sessions whose process is
+        dead are forgotten too.
         """
 
     @abc.abstractmethod
     def bell_path(self, owner: int) -> Path:
         """The owner's doorbell: a FIFO (where there are FIFOs) to which others write a byte to wake it."""
+
+    @abc.abstractmethod
+    def slots_path(self, owner: int) -> Path:
+        """Where an owner keeps which of its tasks have begun, see slots.py; it goes with the owner."""
 
     @abc.abstractmethod
     def ring(self, owner: int) -> None:

@@ -27,14 +27,14 @@ import threading
 import time
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from .. import codec
+from .. import codec, slots
 from ..errors import StoreError, StoreVersionError, TaskNotFound
 from ..model import (
     FINISHED,
@@ -439,7 +439,7 @@ class FileStore(Store):
 
     def leave(self, owner: int) -> None:
         with self._locked():
-            self._bury([owner], Record.release)
+            self._bury({owner: ()})
             self._heard.pop(owner, None)
         self._owners.let_go(owner)
 
@@ -461,9 +461,9 @@ class FileStore(Store):
 
     def reap(self, now: int) -> int:
         with self._locked():
-            dead = [owner.id for owner in self._registered() if not owner.alive]
+            dead = self._suspects(owner.id for owner in self._registered() if not owner.alive)
             sessions = self._dead_sessions()
-            orphaned = self._bury(dead, Record.orphan) if dead else 0
+            orphaned = self._bury(dead) if dead else 0
             for session in sessions:
                 (self.path / "sessions" / f"{session}.json").unlink()
         for id in [*dead, *sessions]:
@@ -478,13 +478,22 @@ class FileStore(Store):
         host: str = self._folders.read_json("sessions", f"{session}.json")["host"]
         return host
 
-    def _bury(self, owners: Sequence[int], take_back: Callable[[Record, int], Record]) -> int:
-        """Take back the tasks of owners that are gone, forget them, and return how many tasks that were."""
+    def _suspects(self, dead: Iterable[int]) -> dict[int, Collection[int] | None]:
+        """Of each dead owner the tasks that it had begun, or None if any may have been."""
+        return {owner: slots.begun(self._owners.slots_path(owner)) for owner in dead}
+
+    def _bury(self, owners: Mapping[int, Collection[int] | None]) -> int:
+        """Take back the tasks of owners that are gone, forget them, and return how many tasks that were.
+
+        The tasks that are given with an owner are orphaned, all if it is None; others are released.
+        """
         changes = _Changes()
         for number in self._folders.names(STATUS_FOLDERS[Status.RUNNING]):
             record = self._load(number)
             if record is not None and record.task.status is Status.RUNNING and record.task.owner in owners:
-                changes.change(record, take_back(record, now()))
+                begun = owners[record.task.owner or 0]
+                is_suspect = begun is None or number in begun
+                changes.change(record, record.orphan(now()) if is_suspect else record.release(now()))
         self._settle(changes)
         self._commit(0, changes)
         self._peers = None
@@ -503,6 +512,9 @@ class FileStore(Store):
         if self._closed:
             raise StoreError(f"the store {self.path} has been closed")
         return self._owners.bell_path(owner)
+
+    def slots_path(self, owner: int) -> Path:
+        return self._owners.slots_path(owner)
 
     def ring(self, owner: int) -> None:
         """Wake the other owners: something that they may wait for is committed."""
@@ -1045,7 +1057,7 @@ class FileStore(Store):
         dead = [owner for owner in self._registered() if not owner.alive]
         for owner in dead:
             repairs.append(Problem(f"the owner {owner.id} of {owner.queue!r}, process {owner.pid}, is dead", True))
-        released = self._bury([owner.id for owner in dead], Record.orphan) if dead else 0
+        released = self._bury(self._suspects(owner.id for owner in dead)) if dead else 0
         released += self._disown(but=nameless)
         if released:
             repairs.append(Problem(f"{released} tasks were RUNNING though their owners are gone", True))

@@ -103,13 +103,17 @@ class Owners:
 
     def forget(self, owner: int) -> None:
         """Remove the files of an owner that is gone. One that cannot be removed says nothing any more."""
-        for path in (self._lock_path(owner), self.bell_path(owner)):
+        for path in (self._lock_path(owner), self.bell_path(owner), self.slots_path(owner)):
             with contextlib.suppress(OSError):
                 path.unlink()
 
     def bell_path(self, owner: int) -> Path:
         """The owner's doorbell."""
         return self.folder / f"{owner}.bell"
+
+    def slots_path(self, owner: int) -> Path:
+        """The file in which the owner's workers note what they have begun."""
+        return self.folder / f"{owner}.slots"
 
     def ring(self, owner: int) -> None:
         """Wake an owner, if it listens. A full FIFO rings already, and a missing one has nobody behind it."""

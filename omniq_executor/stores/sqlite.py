@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 from filelock import Timeout
 
+from .. import slots
 from ..errors import StoreError, StoreVersionError, TaskNotFound, TooLarge
 from ..model import FINISHED, Status, Task, format_id, now, parse_id
 from . import safety, transactions
@@ -287,7 +288,8 @@ class SQLiteStore(Store):
         sessions = self._dead_sessions()
         if not dead and not sessions:
             return 0
-        orphaned: int = self._write(transactions.bury(dead, sessions))
+        suspects = {id: slots.begun(self._owners.slots_path(id)) for id in dead}
+        orphaned: int = self._write(transactions.bury(suspects, sessions))
         self._version = -1
         for id in [*dead, *sessions]:
             self._owners.forget(id)
@@ -304,6 +306,10 @@ class SQLiteStore(Store):
         """The FIFO that others ring for this owner."""
         self._opened()
         return self._owners.bell_path(owner)
+
+    def slots_path(self, owner: int) -> Path:
+        self._opened()
+        return self._owners.slots_path(owner)
 
     def ring(self, owner: int) -> None:
         """Wake the other owners: something that they may wait for is committed."""

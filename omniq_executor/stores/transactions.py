@@ -13,7 +13,7 @@ which keeps digits of floats that a conversion to REAL would round.
 """
 
 import json
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..codec import decode_error, decode_options, encode_error, encode_options
@@ -263,11 +263,11 @@ _ALL_DEPENDENT = "(SELECT task FROM dependency)"
 _NEWS = "INSERT INTO news (task, owner) VALUES (?, ?)"
 _RELEASE_ALL = f"""
     UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL WHERE {_RUNNING} AND owner = ?
-    RETURNING id
+    AND (? OR id IN (SELECT value FROM json_each(?))) RETURNING id
 """
 _ORPHAN_ALL = f"""
     UPDATE task SET status = {target(Event.ORPHAN):d}, owner = NULL, started_at = NULL, owner_deaths = owner_deaths + 1
-    WHERE {_RUNNING} AND owner = ? RETURNING id
+    WHERE {_RUNNING} AND owner = ? AND (? OR id IN (SELECT value FROM json_each(?))) RETURNING id
 """
 
 
@@ -588,27 +588,38 @@ def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Tra
     return changed == 1
 
 
-def bury(owners: Sequence[int], dead_sessions: Sequence[int] = ()) -> Transaction:
-    """ORPHAN the tasks of owners that are dead, forget them, and return how many tasks that were."""
-    orphaned = yield from _forget_owners(owners, _ORPHAN_ALL)
+def bury(suspects: Mapping[int, Collection[int] | None], dead_sessions: Sequence[int] = ()) -> Transaction:
+    """Take back the tasks of owners that are dead, forget them, and return how many tasks that were.
+
+    `suspects` has of each owner the tasks that it had begun, or None if any may have been.
+    """
+    returned = 0
+    for owner, begun in suspects.items():
+        returned += yield from _take_back(_ORPHAN_ALL, owner, begun)
+    returned += yield from _forget_owners(list(suspects))
     yield "DELETE FROM session WHERE id = ?", Many((id,) for id in dead_sessions)
-    return orphaned
+    return returned
 
 
 def leave(owner: int) -> Transaction:
     """RELEASE the tasks of an owner that is alive, and forget it."""
-    return (yield from _forget_owners([owner], _RELEASE_ALL))
+    return (yield from _forget_owners([owner]))
 
 
-def _forget_owners(owners: Sequence[int], take_back: str) -> Transaction:
+def _forget_owners(owners: Sequence[int]) -> Transaction:
     returned = 0
     for owner in owners:
-        rows, _ = yield take_back, (owner,)
-        returned += len(rows)
-        yield _HOLD + _GIVEN, (json.dumps([id for (id,) in rows]),)
+        returned += yield from _take_back(_RELEASE_ALL, owner)
         yield "DELETE FROM owner WHERE id = ?", (owner,)
     yield _DROP_HEARD, ()
     return returned
+
+
+def _take_back(sql: str, owner: int, ids: Collection[int] | None = None) -> Transaction:
+    """Have tasks of an owner be PENDING, those of `ids` or all; returns how many."""
+    rows, _ = yield sql, (owner, ids is None, json.dumps(list(ids or ())))
+    yield _HOLD + _GIVEN, (json.dumps([id for (id,) in rows]),)
+    return len(rows)
 
 
 _NEWS_OF_OTHERS = "FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?) AND owner IS NOT ?"
