@@ -257,20 +257,24 @@ def retry(task_ids: list[int], failed: bool, queue: str | None, address: str | N
 
 
 @main.command()
-@click.argument("task_ids", metavar="ID...", nargs=-1, required=True, callback=_checked_ids)
+@click.argument("task_ids", metavar="ID...", nargs=-1, callback=_checked_ids)
+@click.option("--run", type=click.IntRange(min=1), help="All tasks of this run instead, as its leftovers are named.")
 @click.option("--running", is_flag=True, help="Also those that run: their processes are ended.")
 @_store
 @_json
-def cancel(task_ids: list[int], running: bool, address: str | None, as_json: bool) -> None:
+def cancel(task_ids: list[int], run: int | None, running: bool, address: str | None, as_json: bool) -> None:
     """Cancel tasks that have not started; a task that recurs does so no more.
 
     \b
     For example:
       omniq-executor cancel task-0d5kq3v7x8m2a
       omniq-executor cancel task-0d5kq3v7x8m2a --running
+      omniq-executor cancel --run 3
     """
+    if (run is None) != bool(task_ids) or (run is not None and running):
+        raise click.UsageError("give the ids of tasks, or --run alone")
     with _look_into(address) as store:
-        changed = store.cancel(task_ids, now(), running)
+        changed = store.cancel(task_ids, now(), running) if run is None else store.cancel_run(run, now())
         store.ring(0)
         unchanged = _stand(store, task_ids, changed)
     _tell_changes("cancelled", "cancelled", changed, unchanged, as_json)

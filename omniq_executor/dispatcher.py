@@ -117,6 +117,7 @@ class Dispatcher:
         self._reports: list[Report] = []  # taken in, not committed yet
         self._backlog = True  # whether the store may have PENDING tasks for us
         self._next_tier: int | None = None  # the first of the others that has some, see model.tier()
+        self._is_visit = False  # whether the present turn is of somebody who adds, and may add more
         self._is_alone = False  # whether a call of the last tier is under way, beside which nothing runs
         self._runs_leftovers = runs_leftovers
         self._foreign: set[int] = set()  # tasks that are waited for here and may be for nobody else to run
@@ -442,6 +443,7 @@ class Dispatcher:
             self._thread = threading.Thread(target=self._run, name="omniq-dispatcher", daemon=True)
             self._thread.start()
         self._holds = False
+        self._is_visit = True
         if self._waiting.open:  # a burst
             self._visits += 1
             self._grace = True
@@ -530,7 +532,7 @@ class Dispatcher:
                 if self._heard != heard:  # by another thread: what was ready may be gone by now
                     ready = self._selector.select(0)
                 self._hear(ready)
-                self._holds = False
+                self._holds = self._is_visit = False
                 if self._neighbours.tend():
                     self._backlog = self._may_adopt = True  # whoever has found it
                 self._turn()
@@ -669,10 +671,14 @@ class Dispatcher:
         work.queues, work.of_run = self._queues, self._queues is None
         if self._backlog:
             work.claim = total
+        elif self._is_visit:
+            return  # the others come after all that is being added
         elif self._next_tier == LAST_TIER:
             # One more death is to tell which call it was, so nothing else runs meanwhile.
             work.claim, work.tier = int(total > 0 and not work.adds and not self.engine.is_busy()), LAST_TIER
-        elif self._next_tier is not None:
+        elif self._next_tier is not None and all(
+            number in self._claims and self._claims[number].owner_deaths for number in self.engine.held()
+        ):
             work.claim, work.tier = self.engine.idle(), self._next_tier
 
     def _adopt(self) -> None:
