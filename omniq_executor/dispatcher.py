@@ -671,8 +671,9 @@ class Dispatcher:
         work.queues, work.of_run = self._queues, self._queues is None
         if self._backlog:
             work.claim = total
-        elif self._is_visit:
-            return  # the others come after all that is being added
+        elif self._next_tier is not None and self._is_visit:
+            self._grace = True  # they come after all that is being added
+            self._tick()
         elif self._next_tier == LAST_TIER:
             # One more death is to tell which call it was, so nothing else runs meanwhile.
             work.claim, work.tier = int(total > 0 and not work.adds and not self.engine.is_busy()), LAST_TIER
