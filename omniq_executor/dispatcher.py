@@ -218,8 +218,9 @@ class Dispatcher:
         return future
 
     def work_off(self) -> None:
-        """Begin with the queue, though nothing has been added here."""
+        """Begin with the queue, whoever has added to it, though nothing has been added here."""
         with self.lock:
+            self._queues = (self.run.queue,)
             self._enter()
             self._turn()
         self._tell()
@@ -644,7 +645,7 @@ class Dispatcher:
         total, best = engine.room()
         self._room = total
         work = Turn(moment, blocks=ends.blocks, outcomes=ends.outcomes)
-        if self._may_adopt:
+        if self._may_adopt or (self._rung and (self._runs_leftovers or self._foreign)):
             self._adopt()
         if self._is_alone and not (engine.is_busy() or self._handout.size):
             self._is_alone = False

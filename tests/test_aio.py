@@ -105,8 +105,8 @@ def test_a_task_has_the_seeds_fields(address: Path) -> None:
         "id": plain, "func_path": "my_module.my_function", "args": [1, 2, 3], "kwargs": {"option": True},
         "status": "PENDING", "attempts": 0, "max_retries": 0, "timeout": None, "eta": None, "interval": None,
         "started_at": None, "completed_at": None, "failed_at": None, "result": None, "error": None,
-        "queue": "default", "run": 0, "key": None, "priority": 0, "crashes": 0, "owner": None, "retries": 0,
-        "series": None, "tags": [], "after": [],
+        "queue": "default", "run": 0, "key": None, "priority": 0, "crashes": 0, "owner_deaths": 0, "owner": None,
+        "retries": 0, "series": None, "tags": [], "after": [],
     }  # fmt: skip
     assert second["id"] == special
     assert (second["eta"], second["interval"], second["max_retries"]) == ("2100-01-01T00:00:00.000000Z", 60.0, 3)

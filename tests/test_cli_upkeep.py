@@ -124,8 +124,10 @@ def test_retry_names_what_it_did_not_retry(shop: Shop) -> None:
     assert told == f"{shop.done} is COMPLETED, and is not retried\n{unknown} is not there, and is not retried\n"
 
 
-def test_a_task_that_is_retried_is_run_by_an_executor_that_is_idle(shop: Shop, wait_until: Callable[..., Any]) -> None:
-    with PersistentExecutor(1, store=shop.folder / shop.name, queue="first", resume="never") as executor:
+def test_a_task_that_is_retried_is_run_by_an_idle_executor_that_runs_leftovers(
+    shop: Shop, wait_until: Callable[..., Any]
+) -> None:
+    with PersistentExecutor(1, store=shop.folder / shop.name, queue="first", leftovers="run") as executor:
         assert executor.submit(pow, 2, 3).result(30) == 8
         shop.run("retry", shop.failed)
         with closing(shop.open()) as store:  # nobody waits for the executor, which would wake it

@@ -352,7 +352,7 @@ def test_what_waits_when_everything_is_killed_runs_in_whichever_process_comes(
         HEAD
         + f"""
 if __name__ == "__main__":
-    with PersistentExecutor(1, store={kind!r}, queue="q") as executor:
+    with PersistentExecutor(1, store={kind!r}, queue="q", leftovers="run") as executor:
         if sys.argv[1] == "leave":
             a = executor.submit(step, "a")
             a.result()
