@@ -62,8 +62,9 @@ Output = tuple[str, Sequence[int], Sequence[int]]  # the folder where it is kept
 
 def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, setup: Any) -> None:
     """Run calls until the parent closes its side: the target of a worker process, whose cells are those of `slot`."""
+    _leave_group()
     cells = memoryview(array).cast("B").cast("q")[slot * CELLS : (slot + 1) * CELLS]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may be sent to all; the parent decides what it means
     worker = _Worker(data, cells)
     arguments = control, worker, threading.get_ident()
     threading.Thread(target=_heed_parent, args=arguments, name="omniq-control", daemon=True).start()
@@ -77,6 +78,16 @@ def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, se
         return
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         worker.run()
+
+
+def _leave_group() -> None:
+    """Be in a process group of its own (see launch.py)."""
+    with contextlib.suppress(PermissionError):  # it leads a session, and so a group
+        os.setpgid(0, 0)
+    # A group in the background is stopped when it uses the terminal, and nobody would see why it stands still. So
+    # reading fails, as in a process without a terminal, and writing works, whatever `stty tostop` says.
+    signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
 def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) -> None:
