@@ -1,6 +1,7 @@
 """The iterator of `map()`: results in order, without a future for each."""
 
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -153,8 +154,9 @@ class Results(Iterator[Any]):
 
     def _end(self, error: BaseException) -> None:
         self._ended = True
-        # Ctrl-C is no wish to cancel: what has not started is left for the next run.
-        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        # Ctrl-C ends a script, and is no wish to cancel then: what has not started is left for the next run. A session
+        # or a notebook goes on, where nobody can get at these results any more, and other calls would wait for them.
+        if not isinstance(error, StopIteration) and (isinstance(error, Exception) or hasattr(sys, "ps1")):
             self._dispatcher.forget(self._arrivals)
 
     def _next(self) -> Any:

@@ -82,6 +82,8 @@ def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, se
 
 def _leave_group() -> None:
     """Be in a process group of its own (see launch.py)."""
+    if not hasattr(os, "setpgid"):
+        return
     with contextlib.suppress(PermissionError):  # it leads a session, and so a group
         os.setpgid(0, 0)
     # A group in the background is stopped when it uses the terminal, and nobody would see why it stands still. So
