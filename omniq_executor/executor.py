@@ -16,7 +16,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from .config import Settings
+from .contexts import context_for
 from .dispatcher import USUAL, Dispatcher
+from .engines.launch import Process
 from .engines.local import LocalEngine
 from .errors import CallError, TaskNotFound
 from .functions import Functions, stored_call
@@ -42,7 +44,7 @@ class PersistentExecutor(concurrent.futures.Executor):
     ----------
     max_workers: how many processes at most; by default as many as this process may use CPUs.
     mp_context: a context of multiprocessing, for its start method. Default: forkserver where there
-        is one, else spawn.
+        is one, else spawn; but fork if `initargs` hold a lock or the like that reaches only forked processes.
     initializer, initargs: called in each worker before its first call.
     max_tasks_per_child: after how many calls a worker is replaced; None for never.
     store: where calls and results are kept: `x.db`, `x.sqlite`, `x.sqlite3` or `sqlite:///x` is an
@@ -119,11 +121,12 @@ class PersistentExecutor(concurrent.futures.Executor):
         if not isinstance(capture_output, bool):
             raise TypeError(f"capture_output is True or False, not {capture_output!r}")
         settings = store if isinstance(store, Settings) else Settings.from_env()
+        initargs = tuple(initargs)
+        context = mp_context or context_for(initializer, initargs)
         # Before anything is opened: with fork, this forks. What others work off is for a pool of no workers.
         pool = LocalEngine(
-            0 if engine == "external" else max_workers, mp_context or default_context(), initializer, initargs,
-            max_tasks_per_child,
-        )  # fmt: skip
+            0 if engine == "external" else max_workers, context, initializer, initargs, max_tasks_per_child
+        )
         try:
             opened = open_store(store, durability=durability)
             try:
@@ -147,6 +150,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         self.queue = run.queue
         """The name of the queue that the executor works off."""
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
+        self._mp_context = context  # likewise
         self._functions = Functions()
         self._usual = _usual_plan(settings)
         self._dispatcher = dispatcher
@@ -195,6 +199,9 @@ class PersistentExecutor(concurrent.futures.Executor):
         its end makes the iterator raise TimeoutError. `chunksize` changes nothing: how many calls
         travel together is decided from how long they take.
         """
+        if "submit" in vars(self) and buffersize is None:
+            # Somebody has put a function of its own there and relies on being called for each item, as tqdm does.
+            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
         return self._map(self._usual, fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
 
     def _map(
@@ -318,6 +325,11 @@ class PersistentExecutor(concurrent.futures.Executor):
     def _broken(self) -> str | None:
         return self._dispatcher.failure
 
+    @property
+    def _processes(self) -> dict[int, Process]:
+        """The worker processes by pid, as programs look for them in a process pool."""
+        return self._dispatcher.engine.processes()
+
 
 class _WithOptions(concurrent.futures.Executor):
     """What `PersistentExecutor.options()` returns."""
@@ -370,12 +382,6 @@ def default_queue() -> str:
         return name.removesuffix(".__main__")
     path = os.environ.get("JPY_SESSION_NAME") or getattr(main, "__file__", None)
     return os.path.splitext(os.path.basename(path))[0] if path else "interactive"
-
-
-def default_context() -> BaseContext:
-    """Forkserver where there is one, else spawn."""
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    return multiprocessing.get_context(method)
 
 
 def usable_cpus() -> int:

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence, Set as AbstractSet
 from typing import Any
 
+from .contexts import default_context
 from .dispatcher import Dispatcher
 from .engines.local import LocalEngine
-from .executor import default_context, usable_cpus
+from .executor import usable_cpus
 from .model import ErrorInfo, Status, format_id
 from .stores import open_store
 from .stores.base import NO_RUN

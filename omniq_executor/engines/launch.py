@@ -43,24 +43,38 @@ OnDeath = Callable[[], None]
 
 
 class Process:
-    """A worker process, as far as the parent knows it."""
+    """A worker process, as far as the parent knows it; what is public of multiprocessing's is here too."""
 
     def __init__(self, on_death: OnDeath) -> None:
         self.pid: int | None = None  # not known before a nursery has said so
-        self.exit_code: int | None = None  # None while it lives; -N after signal N
+        self.exitcode: int | None = None  # None while it lives; -N after signal N
         self._on_death: OnDeath | None = on_death
+        self._ended = threading.Event()
 
     def died(self) -> None:
         """Tell of its death, once; whoever is told is not kept alive any longer."""
+        self._ended.set()
         on_death, self._on_death = self._on_death, None
         if on_death is not None:
             on_death()
 
-    def kill(self, signal_number: int) -> None:
-        """Send a signal, if it lives."""
-        if self.pid is not None and self.exit_code is None:
+    def is_alive(self) -> bool:
+        """Whether its end has not been heard of."""
+        return not self._ended.is_set()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until its end has been heard of, for `timeout` seconds at most."""
+        self._ended.wait(timeout)
+
+    def terminate(self) -> None:
+        """End it by SIGTERM."""
+        self.kill(signal.SIGTERM)
+
+    def kill(self, signal_number: int | None = None) -> None:
+        """Send a signal, SIGKILL if none is named, if it lives."""
+        if self.pid is not None and self.exitcode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal_number)
+                os.kill(self.pid, signal.SIGKILL if signal_number is None else signal_number)
 
 
 class Launcher:
@@ -97,7 +111,7 @@ class Launcher:
         if self._selector is not None:
             self._selector.unregister(made.sentinel)
         made.join()
-        process.exit_code = made.exitcode
+        process.exitcode = made.exitcode
         made.close()
         process.died()
 
@@ -171,7 +185,7 @@ class NurseryLauncher(Launcher):
         process.pid = pid
         if code != self._STARTED:
             del self._numbers[number]
-            process.exit_code = code
+            process.exitcode = code
             process.died()
         return True
 
