@@ -380,7 +380,12 @@ def default_queue() -> str:
     if spec is not None and spec.name:
         name: str = spec.name
         return name.removesuffix(".__main__")
-    path = os.environ.get("JPY_SESSION_NAME") or getattr(main, "__file__", None)
+    # A script that a cell has started has the notebook's environment too, so its own name comes first.
+    path = (
+        getattr(main, "__file__", None)
+        or getattr(main, "__vsc_ipynb_file__", None)
+        or os.environ.get("JPY_SESSION_NAME")
+    )
     return os.path.splitext(os.path.basename(path))[0] if path else "interactive"
 
 

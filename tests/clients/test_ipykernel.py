@@ -26,7 +26,7 @@ class Kernel:
     def __init__(self, folder: Path) -> None:
         self.store = folder / "omniq_data" / "omniq.db"
         env = {**os.environ, "PYTHONPATH": str(Path(omniq_executor.__file__).parents[1])}
-        env.pop("JPY_SESSION_NAME", None)
+        env["JPY_SESSION_NAME"] = str(folder / "analysis.ipynb")  # as Jupyter has it
         self._manager = manager.KernelManager(kernel_name="python3")
         self._manager.start_kernel(cwd=str(folder), env=env)
         self._client = self._manager.client()
@@ -105,6 +105,12 @@ def test_a_kernel_is_shut_down_in_order_and_its_run_is_clean(kernel: Kernel, met
     kernel.shut_down()
     assert open_store(kernel.store).runs()[-1].clean is True
     assert psutil.wait_procs(children, WAIT_S)[1] == []
+
+
+def test_a_notebook_and_the_scripts_that_it_starts_go_by_their_own_names(kernel: Kernel, tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(MAKE.format(method="spawn") + "print(executor.queue)\n")
+    cell = MAKE.format(method="spawn") + "import sys\nprint(executor.queue)\n!{sys.executable} job.py\n"
+    assert kernel.run(cell).split() == ["analysis", "job"]
 
 
 def test_a_kernel_that_is_interrupted_goes_on_without_what_had_not_started(
