@@ -169,13 +169,23 @@ class Results(Iterator[Any]):
         number, count, outcome = self._arrivals.take()
         if outcome is _IN_STORE:
             # Several at once are plain JSON, so reading them ahead of their turn cannot fail.
-            first, *others = self._dispatcher.read(number, count)
-            self._values.extend(map(_value, others))
-            return _value(first)
+            outcome, *others = self._dispatcher.read(number, count)
+            self._values.extend(self._value(number, other) for other in others)
         if isinstance(outcome, Text):
             self._values.extend(value for (value,) in codec.decode(outcome.json))
             return self._values.popleft()
-        return _value(outcome)
+        return self._value(number, outcome)
+
+    def _value(self, number: int, outcome: Any) -> Any:
+        """The result that the outcome of a task stands for. Raises what it says the call raised."""
+        if isinstance(outcome, str | bytes):
+            return codec.decode(outcome)
+        if isinstance(outcome, ErrorInfo):
+            raise rebuild(outcome, number, self._dispatcher.store)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        assert outcome is CANCELLED
+        raise CancelledError
 
     def _wait(self) -> None:
         while not self._arrivals.has_next():
@@ -197,15 +207,3 @@ def _size(outcome: Any) -> int:
     if isinstance(outcome, Text):
         return len(outcome.json)
     return len(outcome) if isinstance(outcome, str | bytes) else 0
-
-
-def _value(outcome: Any) -> Any:
-    """The result that an outcome stands for. Raises what it says the call raised."""
-    if isinstance(outcome, str | bytes):
-        return codec.decode(outcome)
-    if isinstance(outcome, ErrorInfo):
-        raise rebuild(outcome)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    assert outcome is CANCELLED
-    raise CancelledError

@@ -73,7 +73,7 @@ _TASK_COLUMNS = """
     started_at INTEGER,
     finished_at INTEGER,
     result,                                -- TEXT: JSON; BLOB: pickle
-    error TEXT,                            -- JSON object: type, message, traceback
+    error TEXT,                            -- JSON object: type, message, traceback, call
     exception BLOB,                        -- pickle of the exception
     options TEXT                           -- JSON object of what differs from the usual, see model.Options
 """

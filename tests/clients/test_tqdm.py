@@ -69,7 +69,7 @@ def test_a_bar_is_moved_by_the_callbacks_of_futures(executor: PersistentExecutor
 def test_a_bar_stops_where_a_call_failed(executor: PersistentExecutor) -> None:
     bar = tqdm.tqdm(executor.map(calls.fail_at, [3] * 6, range(6), timeout=WAIT_S), total=6, file=io.StringIO())
     came = []
-    with pytest.raises(ValueError, match=r"^item 3$"):
+    with pytest.raises(ValueError, match=r"(?m)^item 3$"):
         came.extend(bar)
     assert bar.n == 3
 
