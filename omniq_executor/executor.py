@@ -28,6 +28,7 @@ from .model import Options, Status, format_id, now, parse_id
 from .policy import Backoff, Plan, RetryOn, make_plan
 from .stores import open_store
 from .stores.base import Resume
+from .stranded import SESSION, stranded
 
 _log = logging.getLogger("omniq_executor")
 _open_dispatchers: "weakref.WeakSet[Dispatcher]" = weakref.WeakSet()
@@ -133,6 +134,7 @@ class PersistentExecutor(concurrent.futures.Executor):
                 pool.output = str(opened.output.prepare()) if capture_output else None
                 owner = opened.enter(queue or default_queue())
                 run = opened.begin_run(queue or default_queue(), owner, resume, now())
+                lost = stranded(opened, run.queue, run.id) if queue is None and resume != "never" else []
                 dispatcher = Dispatcher(opened, owner, run, pool, crash_retries)
             except BaseException:
                 opened.close()
@@ -144,6 +146,12 @@ class PersistentExecutor(concurrent.futures.Executor):
             _log.warning(
                 "queue %r: continuing a run that did not end clean: %d of %d calls are done (run %s)",
                 run.queue, run.done, run.total, ", ".join(map(str, run.continues)),
+            )  # fmt: skip
+        if lost:
+            _log.warning(
+                "queue %r is new in this store. Calls of others wait whose script is not to be found: %s. If it is this"
+                " script that had another name, give the executor that queue, and it continues them",
+                run.queue, "; ".join(map(str, lost)),
             )  # fmt: skip
         self.store = opened
         """The open store: for looking, as with `open_store()`."""
@@ -386,7 +394,7 @@ def default_queue() -> str:
         or getattr(main, "__vsc_ipynb_file__", None)
         or os.environ.get("JPY_SESSION_NAME")
     )
-    return os.path.splitext(os.path.basename(path))[0] if path else "interactive"
+    return os.path.splitext(os.path.basename(path))[0] if path else SESSION
 
 
 def usable_cpus() -> int:
