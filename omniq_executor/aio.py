@@ -468,7 +468,7 @@ def _read(found: Found) -> tuple[Any, BaseException | None]:
     except BaseException as error:  # noqa: BLE001 - it is the outcome then
         return None, error
     assert found.error is not None
-    return None, rebuild(found.error)
+    return None, rebuild(found.error, found.id)
 
 
 def _all_fields(tasks: list[Task]) -> list[dict[str, Any]]:

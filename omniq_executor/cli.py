@@ -180,7 +180,8 @@ def show(task_id: str, address: str | None, load: bool, as_json: bool) -> None:
         owner = _owner_fields(owners[task.owner])
         fields["owner"] = "{owner} (process {pid} on {host}, {state})".format(**owner)
     if task.error:
-        fields["error"] = f"{task.error.type}: {task.error.message}\n\n{task.error.traceback.strip()}"
+        called = f"\n\nin {task.error.call}" if task.error.call else ""
+        fields["error"] = f"{task.error.type}: {task.error.message}{called}\n\n{task.error.traceback.strip()}"
     if wrote:
         fields["output"] = f"of attempt {', '.join(map(str, wrote))}: omniq-executor logs {task_id}"
     if load:

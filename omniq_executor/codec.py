@@ -162,6 +162,8 @@ def load_function(data: bytes) -> Any:
 def encode_error(error: ErrorInfo) -> str:
     """What is shown of an error, as a JSON object. Its pickle is kept apart."""
     fields = {"type": error.type, "message": error.message, "traceback": error.traceback}
+    if error.call:
+        fields["call"] = error.call
     # The name of a file, say, may be no Unicode; what is shown must be.
     shown = {name: text.encode(errors="backslashreplace").decode() for name, text in fields.items()}
     return _encode_json(shown)

@@ -3,6 +3,7 @@
 import atexit
 import concurrent.futures
 import datetime
+import logging
 import multiprocessing
 import multiprocessing.util  # before our own exit handler is registered, so that ours runs first
 import os
@@ -16,8 +17,8 @@ from typing import Any, Literal
 
 from . import sessions
 from .config import Settings
-from .context import context_of
 from .dispatcher import USUAL, Dispatcher
+from .engines.launch import Process
 from .engines.local import LocalEngine
 from .errors import CallError, TaskNotFound
 from .functions import Functions, stored_call
@@ -25,8 +26,13 @@ from .future import DurableFuture
 from .mapping import Results
 from .model import Options, Status, format_id, now, parse_id
 from .policy import Backoff, Plan, RetryOn, make_plan, seconds
+from .run_context import context_of
+from .start_method import context_for
 from .stores import open_store
 from .stores.base import Resume
+from .stranded import SESSION, stranded
+
+_log = logging.getLogger("omniq_executor")
 
 RESUME_WITHIN = datetime.timedelta(days=7)
 
@@ -44,7 +50,7 @@ class PersistentExecutor(concurrent.futures.Executor):
     ----------
     max_workers: how many processes at most; by default as many as this process may use CPUs.
     mp_context: a context of multiprocessing, for its start method. Default: forkserver where there
-        is one, else spawn.
+        is one, else spawn; but fork if `initargs` hold a lock or the like that reaches only forked processes.
     initializer, initargs: called in each worker before its first call.
     max_tasks_per_child: after how many calls a worker is replaced; None for never.
     store: where calls and results are kept: `x.db`, `x.sqlite`, `x.sqlite3` or `sqlite:///x` is an
@@ -134,23 +140,24 @@ class PersistentExecutor(concurrent.futures.Executor):
             raise TypeError(f"capture_output is True or False, not {capture_output!r}")
         initargs = tuple(initargs)
         settings = store if isinstance(store, Settings) else Settings.from_env()
+        context = mp_context or context_for(initializer, initargs)
         # Before anything is opened: with fork, this forks. What others work off is for a pool of no workers.
         pool = LocalEngine(
-            0 if engine == "external" else max_workers, mp_context or default_context(), initializer, initargs,
-            max_tasks_per_child,
-        )  # fmt: skip
+            0 if engine == "external" else max_workers, context, initializer, initargs, max_tasks_per_child
+        )
         try:
             opened = open_store(store, durability=durability)
             try:
                 pool.output = str(opened.output.prepare()) if capture_output else None
-                queue = queue or default_queue()
-                owner = opened.enter(queue)
+                name = queue or default_queue()
+                owner = opened.enter(name)
                 moment = now()
                 run = opened.begin_run(
-                    queue, owner, resume, moment, session=sessions.enter(opened, queue, leftovers),
+                    name, owner, resume, moment, session=sessions.enter(opened, name, leftovers),
                     context=context_of(initializer, initargs, opened.path),
                     since=0 if within_s is None else moment - int(within_s * 1e6),
                 )  # fmt: skip
+                lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
                 dispatcher = Dispatcher(opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run")
             except BaseException:
                 opened.close()
@@ -158,11 +165,18 @@ class PersistentExecutor(concurrent.futures.Executor):
         except BaseException:
             pool.close()
             raise
+        if lost:
+            _log.warning(
+                "queue %r is new in this store. Calls of others wait whose script is not to be found: %s. If it is this"
+                " script that had another name, give the executor that queue, and it continues them",
+                run.queue, "; ".join(map(str, lost)),
+            )  # fmt: skip
         self.store = opened
         """The open store: for looking, as with `open_store()`."""
         self.queue = run.queue
         """The name of the queue that the executor works off."""
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
+        self._mp_context = context  # likewise
         self._functions = Functions()
         self._usual = _usual_plan(settings)
         self._dispatcher = dispatcher
@@ -211,6 +225,9 @@ class PersistentExecutor(concurrent.futures.Executor):
         its end makes the iterator raise TimeoutError. `chunksize` changes nothing: how many calls
         travel together is decided from how long they take.
         """
+        if "submit" in vars(self) and buffersize is None:
+            # Somebody has put a function of its own there and relies on being called for each item, as tqdm does.
+            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
         return self._map(self._usual, fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
 
     def _map(
@@ -336,6 +353,11 @@ class PersistentExecutor(concurrent.futures.Executor):
     def _broken(self) -> str | None:
         return self._dispatcher.failure
 
+    @property
+    def _processes(self) -> dict[int, Process]:
+        """The worker processes by pid, as programs look for them in a process pool."""
+        return self._dispatcher.engine.processes()
+
 
 class _WithOptions(concurrent.futures.Executor):
     """What `PersistentExecutor.options()` returns."""
@@ -386,14 +408,13 @@ def default_queue() -> str:
     if spec is not None and spec.name:
         name: str = spec.name
         return name.removesuffix(".__main__")
-    path = os.environ.get("JPY_SESSION_NAME") or getattr(main, "__file__", None)
-    return os.path.splitext(os.path.basename(path))[0] if path else "interactive"
-
-
-def default_context() -> BaseContext:
-    """Forkserver where there is one, else spawn."""
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    return multiprocessing.get_context(method)
+    # A script that a cell has started has the notebook's environment too, so its own name comes first.
+    path = (
+        getattr(main, "__file__", None)
+        or getattr(main, "__vsc_ipynb_file__", None)
+        or os.environ.get("JPY_SESSION_NAME")
+    )
+    return os.path.splitext(os.path.basename(path))[0] if path else SESSION
 
 
 def usable_cpus() -> int:
@@ -412,9 +433,8 @@ def _refuse_in_worker_start() -> None:
 
 def _close_at_exit() -> None:
     """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
-    ended_by = getattr(sys, "last_value", None)  # the exception that nobody caught
     for dispatcher in list(_open_dispatchers):
-        if isinstance(ended_by, KeyboardInterrupt):
+        if isinstance(sessions.ended_by(), KeyboardInterrupt):
             dispatcher.stop(signal.SIGTERM, "the script was interrupted")
         else:
             dispatcher.close(wait=True)

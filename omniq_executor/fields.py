@@ -4,7 +4,7 @@ import base64
 import json
 from typing import Any
 
-from .model import Options, Task, format_id, iso
+from .model import ErrorInfo, Options, Task, format_id, iso
 
 
 def task_fields(task: Task) -> dict[str, Any]:
@@ -37,8 +37,13 @@ def task_fields(task: Task) -> dict[str, Any]:
         "completed_at": iso(task.completed_at),
         "failed_at": iso(task.failed_at),
         "result": _stored_json(task.result),
-        "error": error and {"type": error.type, "message": error.message, "traceback": error.traceback},
+        "error": error and _error_fields(error),
     }
+
+
+def _error_fields(error: ErrorInfo) -> dict[str, str]:
+    fields = {"type": error.type, "message": error.message, "traceback": error.traceback}
+    return {**fields, "call": error.call} if error.call else fields
 
 
 def _stored_json(data: str | bytes | None) -> Any:

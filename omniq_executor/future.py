@@ -7,11 +7,12 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import TYPE_CHECKING, Any
 
 from . import codec, dependencies
-from .errors import StoreError
+from .errors import OmniqError, StoreError
 from .model import ErrorInfo, Task, format_id
 
 if TYPE_CHECKING:
     from .dispatcher import Dispatcher
+    from .stores.base import Store
 
 _DONE = frozenset({CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED})
 _UNREAD = object()
@@ -145,7 +146,9 @@ class DurableFuture(concurrent.futures.Future[Any]):
                 return
             try:
                 if isinstance(stored, ErrorInfo):
-                    self._exception = rebuild(stored)
+                    self._exception = rebuild(
+                        stored, self._number, None if self._dispatcher is None else self._dispatcher.store
+                    )
                 else:
                     self._result = codec.decode(stored)
             except BaseException as error:  # noqa: BLE001 - loading is code of the user's: this is the outcome
@@ -189,8 +192,12 @@ class DurableFuture(concurrent.futures.Future[Any]):
             self.set_running_or_notify_cancel()
 
 
-def rebuild(error: ErrorInfo) -> BaseException:
-    """The exception that a stored error tells of, with the worker's traceback as its cause."""
+def rebuild(error: ErrorInfo, number: int | None, store: "Store | None" = None) -> BaseException:
+    """The exception that a task's stored error tells of, with the worker's traceback as its cause.
+
+    A note on it names the task and its call. Where the error does not say the call, as of a worker that has died,
+    it is the function alone, if the store is given and open.
+    """
     # The same class of cause as ProcessPoolExecutor's, which is what test suites and loggers look for.
     from concurrent.futures.process import _RemoteTraceback
 
@@ -205,5 +212,20 @@ def rebuild(error: ErrorInfo) -> BaseException:
             unreadable = f" (it cannot be rebuilt here: {type(why).__name__}: {why})"
     if not isinstance(exception, BaseException):
         exception = RemoteError(f"{error.type}: {error.message}{unreadable}")
-    exception.__cause__ = _RemoteTraceback(error.traceback)  # type: ignore[arg-type]  # it is the text
+    # Not by the class's own way of setting attributes, which may refuse. What it is given is the text.
+    BaseException.__setattr__(exception, "__cause__", _RemoteTraceback(error.traceback))  # type: ignore[arg-type]
+    if number is not None:
+        try:
+            BaseException.add_note(exception, _note(number, error.call, store))
+        except Exception:  # noqa: BLE001 - the class may have made of __notes__ what it likes; it goes without one
+            pass
     return exception
+
+
+def _note(number: int, call: str, store: "Store | None") -> str:
+    if not call and store is not None:
+        try:
+            call = store.get(number).func_path
+        except OmniqError:  # it is closed, or the task was purged
+            pass
+    return f"{format_id(number)}: {call}" if call else format_id(number)

@@ -1,6 +1,7 @@
 """The iterator of `map()`: results in order, without a future for each."""
 
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -153,8 +154,9 @@ class Results(Iterator[Any]):
 
     def _end(self, error: BaseException) -> None:
         self._ended = True
-        # Ctrl-C is no wish to cancel: what has not started is left for the next run.
-        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        # Ctrl-C ends a script, and is no wish to cancel then: what has not started is left for the next run. A session
+        # or a notebook goes on, where nobody can get at these results any more, and other calls would wait for them.
+        if not isinstance(error, StopIteration) and (isinstance(error, Exception) or hasattr(sys, "ps1")):
             self._dispatcher.forget(self._arrivals)
 
     def _next(self) -> Any:
@@ -167,13 +169,23 @@ class Results(Iterator[Any]):
         number, count, outcome = self._arrivals.take()
         if outcome is _IN_STORE:
             # Several at once are plain JSON, so reading them ahead of their turn cannot fail.
-            first, *others = self._dispatcher.read(number, count)
-            self._values.extend(map(_value, others))
-            return _value(first)
+            outcome, *others = self._dispatcher.read(number, count)
+            self._values.extend(self._value(number, other) for other in others)
         if isinstance(outcome, Text):
             self._values.extend(value for (value,) in codec.decode(outcome.json))
             return self._values.popleft()
-        return _value(outcome)
+        return self._value(number, outcome)
+
+    def _value(self, number: int, outcome: Any) -> Any:
+        """The result that the outcome of a task stands for. Raises what it says the call raised."""
+        if isinstance(outcome, str | bytes):
+            return codec.decode(outcome)
+        if isinstance(outcome, ErrorInfo):
+            raise rebuild(outcome, number, self._dispatcher.store)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        assert outcome is CANCELLED
+        raise CancelledError
 
     def _wait(self) -> None:
         while not self._arrivals.has_next():
@@ -195,15 +207,3 @@ def _size(outcome: Any) -> int:
     if isinstance(outcome, Text):
         return len(outcome.json)
     return len(outcome) if isinstance(outcome, str | bytes) else 0
-
-
-def _value(outcome: Any) -> Any:
-    """The result that an outcome stands for. Raises what it says the call raised."""
-    if isinstance(outcome, str | bytes):
-        return codec.decode(outcome)
-    if isinstance(outcome, ErrorInfo):
-        raise rebuild(outcome)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    assert outcome is CANCELLED
-    raise CancelledError

@@ -187,6 +187,7 @@ class ErrorInfo(NamedTuple):
     message: str
     traceback: str
     pickle: bytes | None = None
+    call: str = ""  # the function and its arguments, shortened; empty where the worker could not say
 
 
 class Claim(NamedTuple):

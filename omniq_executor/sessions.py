@@ -75,7 +75,7 @@ def end_all() -> None:
 
 def _end(address: str, session: _Session) -> None:
     """End a session, clean unless an exception is about to end the process."""
-    clean = _is_interactive() or getattr(sys, "last_value", None) is None
+    clean = ended_by() is None
     try:
         store = session.reopen()
     except StoreError as error:  # it was removed meanwhile, for one
@@ -110,6 +110,11 @@ def tell_of_leftovers(address: str, left: Iterable[Leftover]) -> None:
 def _opener(store: Any) -> Callable[[], Store]:
     kind, path = type(store), store.path  # the address alone may not tell which kind it is
     return lambda: kind(path, create=False)
+
+
+def ended_by() -> BaseException | None:
+    """The exception that nobody caught, and that is about to end this process."""
+    return None if _is_interactive() else getattr(sys, "last_value", None)
 
 
 def _is_interactive() -> bool:

@@ -16,8 +16,9 @@ from typing import Any
 
 from .dispatcher import Dispatcher
 from .engines.local import LocalEngine
-from .executor import default_context, usable_cpus
+from .executor import usable_cpus
 from .model import ErrorInfo, Status, format_id
+from .start_method import default_context
 from .stores import open_store
 from .stores.base import NO_RUN
 from .waiting import Waiting

@@ -29,7 +29,7 @@ def works(executor: PersistentExecutor) -> bool:
 def test_the_calls_exception_comes_with_the_workers_traceback(context: BaseContext, make_executor: Any) -> None:
     executor = make_executor(1, context)
     future = executor.submit(calls.raise_value_error, "as text")
-    with pytest.raises(ValueError, match=r"^as text$") as caught:
+    with pytest.raises(ValueError, match=r"(?m)^as text$") as caught:
         future.result(WAIT_S)
     assert type(caught.value) is ValueError
     cause = str(caught.value.__cause__)

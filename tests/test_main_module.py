@@ -1,10 +1,14 @@
 """What is defined in the script itself can be called, guarded or not, in a session, with -c and with -m."""
 
 import subprocess
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from omniq_executor.executor import default_queue
 
 METHODS_ALL = """
 import multiprocessing, os, sys
@@ -239,6 +243,35 @@ def test_the_queue_is_named_after_the_script(script: Any, open_store: Any) -> No
     script.write("from omniq_executor import PersistentExecutor\nwith PersistentExecutor(1) as e: e.submit(abs, 1)\n")
     assert script.run().returncode == 0
     assert list(open_store(script.store).counts()) == ["script"]
+
+
+def test_a_script_that_a_notebook_has_started_goes_by_its_own_name(script: Any, open_store: Any) -> None:
+    script._env["JPY_SESSION_NAME"] = "/home/me/analysis.ipynb"
+    script.write("from omniq_executor import PersistentExecutor\nwith PersistentExecutor(1) as e: e.submit(abs, 1)\n")
+    assert script.run().returncode == 0
+    assert script.run(python=["-m", "script"]).returncode == 0
+    assert list(open_store(script.store).counts()) == ["script"]
+
+
+@pytest.mark.parametrize(
+    ("session", "name", "queue"),
+    [
+        ("/home/me/analysis.ipynb", None, "analysis"),
+        (None, "/home/me/in.code.ipynb", "in.code"),
+        ("no notebook's", "in_code.ipynb", "in_code"),
+        (None, None, "interactive"),
+    ],
+)
+def test_a_notebook_goes_by_its_own_name(monkeypatch: Any, session: Any, name: Any, queue: str) -> None:
+    main = types.ModuleType("__main__")
+    if name is not None:
+        main.__vsc_ipynb_file__ = name  # type: ignore[attr-defined]
+    if session is not None:
+        monkeypatch.setenv("JPY_SESSION_NAME", session)
+    else:
+        monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert default_queue() == queue
 
 
 def test_a_worker_of_a_script_is_no_place_to_make_an_executor_by_import(method: str, script: Any) -> None:

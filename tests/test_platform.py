@@ -96,8 +96,8 @@ def test_every_public_name_is_there_without_posix() -> None:
 
 def test_without_posix_workers_are_spawned_on_all_cpus_of_the_machine() -> None:
     code = """
-from omniq_executor import executor
-print(executor.default_context().get_start_method(), executor.usable_cpus() == os.cpu_count())
+from omniq_executor import executor, start_method
+print(start_method.default_context().get_start_method(), executor.usable_cpus() == os.cpu_count())
 """
     assert run(code) == "spawn True\n"
 

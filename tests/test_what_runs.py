@@ -437,7 +437,7 @@ if __name__ == "__main__":
     with PersistentExecutor(2) as executor:
         futures = [executor.submit(work, n) for n in range(2000)]
         if len(sys.argv) > 1:
-            futures[int(sys.argv[1])].result()
+            next(future for future in futures[int(sys.argv[1]) :] if not future.resumed).result()
             die()
         print(sum(future.exception() is None for future in futures))
 """

@@ -55,7 +55,7 @@ class Ending:
     def _find_children(self, process: Process) -> None:
         import psutil  # 20 ms, and most executors never need it
 
-        if process.exit_code is None:
+        if process.exitcode is None:
             with contextlib.suppress(psutil.Error):
                 found = psutil.Process(process.pid).children(recursive=True)
                 self._children += [child for child in found if child not in self._children]

@@ -10,6 +10,12 @@ which does nothing else.
 
     parent --request, descriptors-> nursery --fork--> worker
            <--started, ended--------
+
+All of them, and what multiprocessing needs beside them, are in process groups of their own, in the
+session of the executor's process. What is sent to a whole group is the parent's to heed: Ctrl-C, or
+what a Jupyter kernel sends to its group when it shuts down or interrupts a cell. It would wait for
+the end of each process of its group, and the resource tracker of multiprocessing ignores SIGTERM.
+Workers learn that the parent is gone by the end of their sockets, however it went.
 """
 
 import contextlib
@@ -22,11 +28,12 @@ import selectors
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection, reduction, spawn
+from multiprocessing import connection, reduction, spawn, util
 from multiprocessing.context import BaseContext
 from typing import Any, ClassVar
 
@@ -38,24 +45,38 @@ OnDeath = Callable[[], None]
 
 
 class Process:
-    """A worker process, as far as the parent knows it."""
+    """A worker process, as far as the parent knows it; what is public of multiprocessing's is here too."""
 
     def __init__(self, on_death: OnDeath) -> None:
         self.pid: int | None = None  # not known before a nursery has said so
-        self.exit_code: int | None = None  # None while it lives; -N after signal N
+        self.exitcode: int | None = None  # None while it lives; -N after signal N
         self._on_death: OnDeath | None = on_death
+        self._ended = threading.Event()
 
     def died(self) -> None:
         """Tell of its death, once; whoever is told is not kept alive any longer."""
+        self._ended.set()
         on_death, self._on_death = self._on_death, None
         if on_death is not None:
             on_death()
 
-    def kill(self, signal_number: int) -> None:
-        """Send a signal, if it lives."""
-        if self.pid is not None and self.exit_code is None:
+    def is_alive(self) -> bool:
+        """Whether its end has not been heard of."""
+        return not self._ended.is_set()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until its end has been heard of, for `timeout` seconds at most."""
+        self._ended.wait(timeout)
+
+    def terminate(self) -> None:
+        """End it by SIGTERM."""
+        self.kill(signal.SIGTERM)
+
+    def kill(self, signal_number: int | None = None) -> None:
+        """Send a signal, SIGKILL if none is named, if it lives."""
+        if self.pid is not None and self.exitcode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal_number)
+                os.kill(self.pid, signal.SIGKILL if signal_number is None else signal_number)
 
 
 class Launcher:
@@ -78,7 +99,7 @@ class Launcher:
         made = self._context.Process(  # type: ignore[attr-defined]  # every concrete context has it
             target=worker.enter_slot, args=(data, control, self._slots, slot, self._setup)
         )
-        with _script_left_alone():
+        with _our_start():
             made.start()
         process = Process(on_death)
         process.pid = made.pid
@@ -92,7 +113,7 @@ class Launcher:
         if self._selector is not None:
             self._selector.unregister(made.sentinel)
         made.join()
-        process.exit_code = made.exitcode
+        process.exitcode = made.exitcode
         made.close()
         process.died()
 
@@ -168,7 +189,7 @@ class NurseryLauncher(Launcher):
         process.pid = pid
         if code != self._STARTED:
             del self._numbers[number]
-            process.exit_code = code
+            process.exitcode = code
             process.died()
         return True
 
@@ -197,6 +218,7 @@ class NurseryLauncher(Launcher):
 
     def _tend(self, parent: socket.socket) -> None:
         """The nursery's own life: start workers on request, tell of their ends, end after the last."""
+        os.setpgid(0, 0)  # first, so that there is hardly a moment in which Ctrl-C reaches it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._socket.close()
         children: dict[int, tuple[int, Any]] = {}
@@ -297,23 +319,37 @@ _starting = threading.local()
 
 
 @functools.cache
-def _teach_to_leave_the_script_alone() -> None:
-    # multiprocessing has no switch for this. The function stays as it was for all but our own starts.
-    original = spawn.get_preparation_data
+def _teach_multiprocessing() -> None:
+    # multiprocessing has no switch for either. Its functions stay as they were for all but our own starts.
+    get_preparation_data, spawnv_passfds = spawn.get_preparation_data, util.spawnv_passfds
 
-    def get_preparation_data(name: str) -> dict[str, Any]:
-        data = original(name)
+    def without_the_script(name: str) -> dict[str, Any]:
+        data = get_preparation_data(name)
         if getattr(_starting, "ours", False):
             data.pop("init_main_from_path", None)
             data.pop("init_main_from_name", None)
         return data
 
-    spawn.get_preparation_data = get_preparation_data
+    def in_a_group_of_its_own(path: Any, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        if not getattr(_starting, "ours", False):
+            return spawnv_passfds(path, args, passfds)
+        started = subprocess.Popen(args, executable=path, pass_fds=passfds, restore_signals=False, process_group=0)
+        started.returncode = 0  # whoever asked waits for its end, by its pid; this object is to forget it
+        return started.pid
+
+    spawn.get_preparation_data = without_the_script
+    util.spawnv_passfds = in_a_group_of_its_own
 
 
 @contextlib.contextmanager
-def _script_left_alone() -> Iterator[None]:
-    _teach_to_leave_the_script_alone()
+def _our_start() -> Iterator[None]:
+    """Have what this thread starts through multiprocessing in here be in a group of its own, without the script.
+
+    That includes the forkserver and the resource tracker, where it is we who need them first. If somebody else
+    has started them, they are in the group that they were started in, and no process can change that of a child
+    that has begun another program; the workers of such a forkserver leave its group by themselves.
+    """
+    _teach_multiprocessing()
     _starting.ours = True
     try:
         yield

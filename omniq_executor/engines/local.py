@@ -594,7 +594,7 @@ class LocalEngine:
     def _on_death(self, slot: int, worker: _Worker) -> None:
         while worker.watched and self._read(worker):
             pass
-        how = _describe_exit(worker.process.exit_code)
+        how = _describe_exit(worker.process.exitcode)
         if worker.broken is not None:  # known now, and told only now: its last log records are out
             self.broken = worker.broken
         if self._slots[slot] is worker:
@@ -693,7 +693,12 @@ class LocalEngine:
 
     def pids(self) -> list[int]:
         """The process ids of the workers."""
-        return [worker.process.pid for worker in self._slots if worker is not None and worker.process.pid is not None]
+        return list(self.processes())
+
+    def processes(self) -> dict[int, Process]:
+        """The worker processes by their ids, as far as those are known. Any thread may ask."""
+        processes = [worker.process for worker in self._slots if worker is not None]
+        return {process.pid: process for process in processes if process.pid is not None}
 
     def _running(self, worker: _Worker) -> int | None:
         """The id of the call that a worker is in."""

@@ -50,7 +50,7 @@ FUNCTIONS = 1024  # that a worker keeps at most
 # Kinds of items in a worker's message, all followed by the number of the (first) call:
 BLOCK = "block"  # count, JSON array of [result] arrays
 RESULT = "result"  # stored form of one result
-ERROR = "error"  # type, message, traceback, pickle of the exception or None
+ERROR = "error"  # type, message, traceback, pickle of the exception or None, the call as text
 SKIPPED = "skipped"  # count of calls that were taken back
 STACK = "stack"  # where that call is, as text; empty if it is over
 FLUSH, SHOW = b"!", b"?"  # what the parent may ask for
@@ -68,7 +68,8 @@ def enter_slot(data: socket.socket, control: socket.socket, slots: Slots, slot: 
 
 def enter(data: socket.socket, control: socket.socket, cells: "memoryview[int]", setup: Any) -> None:
     """Run calls until the parent closes its side: the target of a worker process, whose row is `cells`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    _leave_group()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may be sent to all; the parent decides what it means
     worker = _Worker(data, cells)
     arguments = control, worker, threading.get_ident()
     threading.Thread(target=_heed_parent, args=arguments, name="omniq-control", daemon=True).start()
@@ -82,6 +83,18 @@ def enter(data: socket.socket, control: socket.socket, cells: "memoryview[int]",
         return
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         worker.run()
+
+
+def _leave_group() -> None:
+    """Be in a process group of its own (see launch.py)."""
+    if not hasattr(os, "setpgid"):
+        return
+    with contextlib.suppress(PermissionError):  # it leads a session, and so a group
+        os.setpgid(0, 0)
+    # A group in the background is stopped when it uses the terminal, and nobody would see why it stands still. So
+    # reading fails, as in a process without a terminal, and writing works, whatever `stty tostop` says.
+    signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
 def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) -> None:
@@ -100,6 +113,7 @@ class _Worker:
         self.script: tuple[str, str] | None = None  # how to import the script, if it can be and is not yet
         self._streams = sys.stdout, sys.stderr  # as they are before the initializer
         self._capture: Any = None  # made for the first call whose output is kept
+        self._call_text: Any = None  # made for the first call that fails
         self._socket = data
         self._inbox = Inbox(data)
         self._selector = selectors.DefaultSelector()
@@ -191,7 +205,7 @@ class _Worker:
                     cells[SINCE] = time.monotonic_ns()
                 value = call(*row) if load is None else load(call, row)
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
-                self._put((ERROR, number, *_describe(error)))
+                self._put_error(number, error, self._functions[function_id], row if text is not None else None)
             else:
                 if codec.is_scalar(value):
                     with self._lock:
@@ -200,7 +214,7 @@ class _Worker:
                         self._values.append((value,))
                         self._executed += 1
                 else:
-                    self._put_result(number, value)
+                    self._put_result(number, value, call, row if text is not None else None)
             number += 1
             now = clock()
             if now >= self._flush_at:
@@ -256,12 +270,30 @@ class _Worker:
 
         return captured
 
-    def _put_result(self, number: int, value: Any) -> None:
+    def _put_result(self, number: int, value: Any, call: Any, row: Any) -> None:
         # Encoded at once: the value may be an object that a later call changes.
         try:
             self._put((RESULT, number, codec.encode(value, in_worker=True)))
         except BaseException as error:  # noqa: BLE001 - as above: pickling runs code of the user's
-            self._put((ERROR, number, *_describe(error)))
+            self._put_error(number, error, call, row)
+
+    def _put_error(self, number: int, error: BaseException, call: Any, row: Any) -> None:
+        """Put what a call raised; `row` has its arguments, if they were plain."""
+        told = self._told(call, (row, {}) if row is not None else _arguments(error))  # _describe() takes them away
+        self._put((ERROR, number, *_describe(error), told))
+
+    def _told(self, call: Any, arguments: tuple[Any, Any] | None) -> str:
+        if type(call) is bytes:  # it could not be loaded
+            return ""
+        if self._call_text is None:
+            from .calltext import CallText  # most workers never need it
+
+            self._call_text = CallText()
+        args, kwargs = arguments or (None, {})
+        try:
+            return str(self._call_text.of(call, args, kwargs))
+        except Exception:  # noqa: BLE001 - a callable of the user's may do anything when it is asked for its name
+            return ""
 
     def _put(self, item: tuple[Any, ...], executed: int = 1) -> None:
         with self._lock:
@@ -292,6 +324,18 @@ class _Worker:
             self._items, self._executed, self._busy_s = [], 0, 0.0
             for piece in frame(message):
                 self._socket.sendall(piece)
+
+
+def _arguments(error: BaseException) -> tuple[Any, Any] | None:
+    """The arguments of the call that raised, from the frame that had decoded them; keeping them costs every call."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code is _Worker._decode.__code__:
+            found = frame.f_locals
+            return (found["args"], found["kwargs"]) if "kwargs" in found else None
+        traceback = traceback.tb_next
+    return None
 
 
 def _import_script(how: str, what: str) -> None:

@@ -74,7 +74,7 @@ _TASK_COLUMNS = """
     started_at INTEGER,
     finished_at INTEGER,
     result,                                -- TEXT: JSON; BLOB: pickle
-    error TEXT,                            -- JSON object: type, message, traceback
+    error TEXT,                            -- JSON object: type, message, traceback, call
     exception BLOB,                        -- pickle of the exception
     options TEXT,                          -- JSON object of what differs from the usual, see model.Options
     owner_deaths INTEGER NOT NULL DEFAULT 0  -- claims that ended with the death of their owner

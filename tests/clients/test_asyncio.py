@@ -66,7 +66,7 @@ def test_the_calls_exception_is_raised_with_the_workers_traceback(executor: Pers
     async def main() -> None:
         await run_in(executor, calls.raise_value_error, "as text")
 
-    with pytest.raises(ValueError, match=r"^as text$") as caught:
+    with pytest.raises(ValueError, match=r"(?m)^as text$") as caught:
         run(main())
     assert "in raise_value_error" in str(caught.value.__cause__)
 

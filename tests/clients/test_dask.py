@@ -65,7 +65,7 @@ def test_an_executor_is_set_for_a_block_of_code(executor: PersistentExecutor) ->
 
 def test_the_exception_of_a_call_is_raised(executor: PersistentExecutor) -> None:
     fails = [dask.delayed(calls.fail_at)(3, n) for n in range(6)]
-    with pytest.raises(ValueError, match=r"^item 3$"):
+    with pytest.raises(ValueError, match=r"(?m)^item 3$"):
         compute(executor, fails)
 
 

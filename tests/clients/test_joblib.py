@@ -75,7 +75,7 @@ def nested(count: int) -> int:
 
 
 def test_the_calls_exception_is_raised_with_the_workers_traceback(executor: PersistentExecutor) -> None:
-    with pytest.raises(ValueError, match=r"^item 30$") as caught:
+    with pytest.raises(ValueError, match=r"(?m)^item 30$") as caught:
         parallel(executor, (joblib.delayed(calls.fail_at)(30, n) for n in range(100)))
     assert "in fail_at" in str(caught.value.__cause__)
 
@@ -86,7 +86,7 @@ def test_a_failure_cancels_what_has_not_started(make_executor: Any, journal: Any
     tasks = [joblib.delayed(calls.raise_value_error)("fails")]
     tasks += [joblib.delayed(calls.noted_wait)(journal.path, "waiting", gate) for _ in range(9)]
     journal.wait_for(1)
-    with pytest.raises(ValueError, match=r"^fails$"):
+    with pytest.raises(ValueError, match=r"(?m)^fails$"):
         parallel(executor, iter(tasks), n_jobs=10, pre_dispatch="all")
     gate.touch()
     assert executor.submit(calls.echo, "later").result(WAIT_S) == "later"

@@ -46,7 +46,7 @@ def test_differential_evolution_passes_its_args(executor: PersistentExecutor) ->
 
 
 def test_the_exception_of_the_objective_is_raised(executor: PersistentExecutor) -> None:
-    with pytest.raises(ArithmeticError, match=r"^in the middle$") as caught:
+    with pytest.raises(ArithmeticError, match=r"(?m)^in the middle$") as caught:
         evolve(fail_in_the_middle, executor.map)
     assert "in fail_in_the_middle" in str(caught.value.__cause__)
 

@@ -3,6 +3,8 @@
 import asyncio
 import concurrent.futures
 import io
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from omniq_executor import PersistentExecutor
 
 tqdm = pytest.importorskip("tqdm", reason="tqdm is in the extra `clients`")
 tqdm_asyncio = pytest.importorskip("tqdm.asyncio", reason="tqdm is in the extra `clients`")
+tqdm_concurrent = pytest.importorskip("tqdm.contrib.concurrent", reason="tqdm is in the extra `clients`")
 
 WAIT_S = 30.0
 AT_ONCE = {"mininterval": 0, "miniters": 1}  # shows each step
@@ -66,7 +69,7 @@ def test_a_bar_is_moved_by_the_callbacks_of_futures(executor: PersistentExecutor
 def test_a_bar_stops_where_a_call_failed(executor: PersistentExecutor) -> None:
     bar = tqdm.tqdm(executor.map(calls.fail_at, [3] * 6, range(6), timeout=WAIT_S), total=6, file=io.StringIO())
     came = []
-    with pytest.raises(ValueError, match=r"^item 3$"):
+    with pytest.raises(ValueError, match=r"(?m)^item 3$"):
         came.extend(bar)
     assert bar.n == 3
 
@@ -81,3 +84,26 @@ def test_a_bar_over_awaited_calls_reaches_its_total(executor: PersistentExecutor
 
     assert asyncio.run(main()) == [n * n for n in range(50)]
     assert "| 50/50 [" in shown.getvalue()
+
+
+def bar_of_its_own(n: int) -> tuple[int, int]:
+    """A bar in a worker, which takes the lock that tqdm has brought there."""
+    for _ in tqdm.tqdm(range(3), file=io.StringIO(), **AT_ONCE):
+        pass
+    return n, os.getpid()
+
+
+def test_process_map_works_with_its_lock(monkeypatch: Any, store: Path) -> None:
+    made = []
+
+    def make(**options: Any) -> PersistentExecutor:
+        made.append(PersistentExecutor(store=store, **options))
+        return made[0]
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", make)
+    shown = io.StringIO()
+    results = tqdm_concurrent.process_map(bar_of_its_own, range(20), max_workers=2, file=shown, **AT_ONCE)
+    assert [n for n, _ in results] == list(range(20))
+    assert os.getpid() not in {pid for _, pid in results}
+    assert "| 20/20 [" in shown.getvalue()
+    assert made[0]._mp_context.get_start_method() == multiprocessing.get_start_method()

@@ -277,7 +277,7 @@ def test_a_block_completes_consecutive_tasks(client: Client) -> None:
     assert [task.result for task in client.store.find(Status.COMPLETED)] == ["1", '"zwei"', "[3.0]"]
 
 
-@given(error=st.builds(ErrorInfo, st.text(), st.text(), st.text(), st.none() | st.binary()))
+@given(error=st.builds(ErrorInfo, st.text(), st.text(), st.text(), st.none() | st.binary(), st.text()))
 @on_one_store
 def test_a_failed_task_has_its_error(client: Client, error: ErrorInfo) -> None:
     (id,), now = client.add(1, claimed=True), tick()
