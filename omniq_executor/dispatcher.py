@@ -945,10 +945,10 @@ class Dispatcher:
                 return
             self._closed = True
             self.engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
+            sessions.leave(self.store.address)
             try:
                 if self.run.id:
                     self.store.end_run(self.run, self.clean, now())
-                    sessions.leave(self.store.address)
                 self.store.leave(self.owner)
                 self.store.close()
             except StoreError as error:

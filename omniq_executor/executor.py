@@ -3,6 +3,7 @@
 import atexit
 import concurrent.futures
 import datetime
+import functools
 import logging
 import multiprocessing
 import multiprocessing.util  # before our own exit handler is registered, so that ours runs first
@@ -183,6 +184,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         _open_dispatchers.add(self._dispatcher)
         self._abandon = weakref.finalize(self, Dispatcher.close, self._dispatcher, False)
         self._abandon.atexit = False  # _close_at_exit() does it, and waits
+        _close_with_multiprocessing()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture:
         """Store the call `fn(*args, **kwargs)` and have it run; returns its future.
@@ -445,8 +447,18 @@ def _after_fork_in_child() -> None:
     for dispatcher in list(_open_dispatchers):
         dispatcher.leave_to_parent()
     _open_dispatchers.clear()
+    _close_with_multiprocessing.cache_clear()
 
 
 atexit.register(_close_at_exit)
+
+
+@functools.cache
+def _close_with_multiprocessing() -> None:
+    """In a process that multiprocessing has started, do it at its end: what `atexit` knows may not be heeded there."""
+    if multiprocessing.parent_process() is not None:
+        multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=0)
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -100,10 +100,10 @@ def tell_of_leftovers(address: str, left: Iterable[Leftover]) -> None:
     for run, queue, started_at, tasks in left:
         began = datetime.fromtimestamp(started_at / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         _log.warning(
-            "queue %r: %d calls of run %d, begun at %s, were not submitted again and stay PENDING."
+            "queue %r: %s of run %d, begun at %s, not submitted again, stay PENDING."
             " `omniq-executor worker --store %s --queue %s` runs them,"
             " `omniq-executor cancel --store %s --run %d` cancels them",
-            queue, tasks, run, began, address, queue, address, run,
+            queue, "1 call" if tasks == 1 else f"{tasks} calls", run, began, address, queue, address, run,
         )  # fmt: skip
 
 
@@ -114,7 +114,9 @@ def _opener(store: Any) -> Callable[[], Store]:
 
 def ended_by() -> BaseException | None:
     """The exception that nobody caught, and that is about to end this process."""
-    return None if _is_interactive() else getattr(sys, "last_value", None)
+    if _is_interactive():
+        return None
+    return sys.exc_info()[1] or getattr(sys, "last_value", None)  # the first one in a process of multiprocessing
 
 
 def _is_interactive() -> bool:
