@@ -463,30 +463,6 @@ def test_a_call_that_kills_its_owner_fails_after_three_times_and_the_rest_gets_d
     assert (failed.owner_deaths, failed.crashes) == (MOST_OWNER_DEATHS, 0)
 
 
-@pytest.mark.slow
-def test_kills_on_purpose_fail_no_short_call(script: Any, open_store: Any) -> None:
-    script.write(
-        HEAD
-        + """
-def work(n):
-    time.sleep(0.001)
-    return n
-
-if __name__ == "__main__":
-    with PersistentExecutor(2) as executor:
-        futures = [executor.submit(work, n) for n in range(2000)]
-        if len(sys.argv) > 1:
-            [future for future in futures if not future.resumed][30].result()
-            die()
-        print(sum(future.exception() is None for future in futures))
-"""
-    )
-    for _ in range(6):
-        killed(script, "die")
-    assert ended(script).stdout == "2000\n"
-    assert max(task.owner_deaths for task in open_store(script.store).find()) < MOST_OWNER_DEATHS
-
-
 def test_only_what_had_begun_is_charged_with_the_death_of_its_owner(script: Any, open_store: Any) -> None:
     script.write(
         HEAD
