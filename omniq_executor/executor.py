@@ -147,7 +147,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         self.queue = run.queue
         """The name of the queue that the executor works off."""
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
-        self._functions = Functions()
+        self._functions = Functions(pool.snapshot)
         self._usual = _usual_plan(settings)
         self._dispatcher = dispatcher
         _open_dispatchers.add(self._dispatcher)
@@ -173,7 +173,7 @@ class PersistentExecutor(concurrent.futures.Executor):
     ) -> DurableFuture:
         try:
             function = self._functions.describe(fn)
-            call, after = stored_call(function, args, kwargs)
+            call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot)
         except CallError as error:
             future = DurableFuture(None, None)
             future.set_exception(error)

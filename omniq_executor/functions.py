@@ -11,16 +11,20 @@ from .errors import SerializationError
 from .stores.base import Call, Function
 
 _CACHE_SIZE = 1024
+_LARGEST_KEPT = 1 << 18  # bytes of a pickle
 
 
 class Functions:
     """Remembers the stored form of functions that are found by name.
 
-    Only theirs: what travels by value carries what it closes over, which may have changed since.
+    Of what travels by value only what identifies it: what it carries may have changed since.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, snapshot: Any = None) -> None:
+        """`snapshot` says what workers have of the script by a fork."""
+        self._snapshot = snapshot
         self._by_name: dict[Any, Function] = {}
+        self._by_value: dict[bytes, Function] = {}  # by the signature of all that is carried
 
     def describe(self, function: Any) -> Function:
         """The stored form of a function. Raises SerializationError if it has none, TypeError if it cannot be called."""
@@ -30,13 +34,21 @@ class Functions:
                 return known
         elif not callable(function):
             raise TypeError(f"{function!r} cannot be called")
-        pickled = codec.dump_function(function)
+        written = codec.write(function, self._snapshot)
+        if written.signature is not None and (known := self._by_value.get(written.signature)) is not None:
+            # With the pickle that was given first, if it is small: workers know it by that.
+            return known if known.pickle else known._replace(pickle=written.data)
         try:
             digest = keys.function_digest(function)
         except keys.Uncanonical:  # then it is the same only if its pickle is
-            digest = hashlib.blake2b(pickled, digest_size=16).digest()
-        described = Function(digest, _path(function), pickled)
-        if type(function) in _NAMED and _is_by_name(function, pickled):
+            digest = hashlib.blake2b(written.data, digest_size=16).digest()
+        described = Function(digest, _path(function), written.data)
+        if written.signature is not None:
+            if len(self._by_value) >= _CACHE_SIZE:
+                self._by_value.clear()
+            kept = described if len(written.data) < _LARGEST_KEPT else described._replace(pickle=b"")
+            self._by_value[written.signature] = kept
+        elif type(function) in _NAMED and _is_by_name(function, written.data):
             if len(self._by_name) >= _CACHE_SIZE:
                 self._by_name.clear()
             self._by_name[function] = described
@@ -63,22 +75,24 @@ def named(path: str) -> Function:
     return Function(hashlib.blake2b(pickled, digest_size=16).digest(), path, pickled)
 
 
-def stored_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[int, ...]]:
+def stored_call(
+    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], snapshot: Any = None
+) -> tuple[Call, tuple[int, ...]]:
     """The stored form of a call's arguments, and the tasks whose futures are among them.
 
-    Raises SerializationError if they have none.
+    `snapshot` as for Functions. Raises SerializationError if they have none.
     """
     plain = codec.encode_plain_call(args, kwargs)
     if plain is not None:
         return Call(*plain), ()
     with dependencies.noting() as noted:
         try:
-            pickled = codec.dump_call(args, kwargs)
+            pickled = codec.dump_call(args, kwargs, snapshot)
         except SerializationError as error:
             cause = error.__cause__
+            said = f"{cause}" if hasattr(cause, "what") else f"{type(cause).__name__}: {cause}"
             raise SerializationError(
-                f"an argument of {function.path} can be neither written as JSON nor pickled:"
-                f" {type(cause).__name__}: {cause}"
+                f"an argument of {function.path} can be neither written as JSON nor pickled: {said}"
             ) from cause
         after = tuple(dict.fromkeys(noted))
         try:

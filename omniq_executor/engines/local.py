@@ -55,6 +55,7 @@ class Chunk:
     text: str | None = None  # JSON array of argument arrays
     calls: Sequence[tuple[str | bytes, str | None]] | None = None  # stored forms of (args, kwargs)
     timeout: float | None = None  # seconds that its call may take; then it is the only one
+    space: int = 0  # the namespace in which it runs, see spaces.py: 0 is that of the executor's own run
     number: int = 0  # of its first call, given by the engine
     given_at: float = 0.0  # likewise, if it has a timeout: by time.monotonic()
 
@@ -64,7 +65,7 @@ class Chunk:
         kept = [i for i, number in enumerate(self.ids) if number not in ids]
         return Chunk(
             [self.ids[i] for i in kept], [self.attempts[i] for i in kept], self.digest, self.function,
-            calls=[(whole.calls or ())[i] for i in kept], timeout=self.timeout,
+            calls=[(whole.calls or ())[i] for i in kept], timeout=self.timeout, space=self.space,
         )  # fmt: skip
 
     def part(self, start: int, stop: int) -> "Chunk":
@@ -75,7 +76,7 @@ class Chunk:
             calls = [codec.encode_call(tuple(row), {}) for row in rows]
         return Chunk(
             self.ids[start:stop], self.attempts[start:stop], self.digest, self.function, calls=calls[start:stop],
-            timeout=self.timeout,
+            timeout=self.timeout, space=self.space,
         )  # fmt: skip
 
 
@@ -173,8 +174,10 @@ class LocalEngine:
         array = context.RawArray(ctypes.c_longlong, proc.CELLS * max_workers)
         self._cells = memoryview(array).cast("B").cast("q")
         self._launcher = make_launcher(context, array, initializer, tuple(initargs))
+        self.snapshot = self._launcher.snapshot
+        """What workers have of the script by a fork, as functions are written for them."""
         self._slots: list[_Worker | None] = [None] * max_workers
-        self._function_ids: dict[bytes, int] = {}
+        self._function_ids: dict[tuple[int, bytes, int, int], int] = {}
         self._last_function = 0
         self._has_run = False  # a call, in any worker
         self._start_deaths = 0
@@ -239,7 +242,7 @@ class LocalEngine:
             self._set_timer(worker, chunk.given_at + chunk.timeout)
         worker.next += len(chunk.ids)
         worker.chunks.append(chunk)
-        message: tuple[Any, ...] = chunk.number, function, pickled, chunk.text, chunk.calls
+        message: tuple[Any, ...] = chunk.number, function, pickled, chunk.text, chunk.calls, chunk.space
         if self.output is not None:
             message = *message, (self.output, chunk.ids, chunk.attempts)
         worker.outbox.send(message)
@@ -248,12 +251,14 @@ class LocalEngine:
 
     def _function_for(self, worker: _Worker, chunk: Chunk) -> tuple[int, bytes | None]:
         """The number of a chunk's function, and its pickle if the worker does not have it."""
-        number = self._function_ids.get(chunk.digest)
+        # The digest alone does not tell all versions apart: attributes of a function, say, are not in it.
+        version = chunk.space, chunk.digest, len(chunk.function), hash(chunk.function)
+        number = self._function_ids.get(version)
         if number is None:
             if len(self._function_ids) == proc.FUNCTIONS:
                 self._function_ids.clear()
             self._last_function += 1
-            number = self._function_ids[chunk.digest] = self._last_function
+            number = self._function_ids[version] = self._last_function
         if number in worker.functions:
             return number, None
         if len(worker.functions) == proc.FUNCTIONS:  # as the worker does

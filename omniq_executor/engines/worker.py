@@ -35,7 +35,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .. import codec
+from .. import codec, spaces
 from ..errors import NotImportable
 from ..model import log_name
 from .wire import Inbox, frame
@@ -56,7 +56,7 @@ FLUSH, SHOW = b"!", b"?"  # what the parent may ask for
 BROKEN = "broken"  # traceback of the initializer; the number is 0
 
 
-Setup = tuple[Callable[..., object] | None, Iterable[Any], tuple[str, str] | None]  # initializer, initargs, script
+Setup = tuple[Callable[..., object] | None, Iterable[Any]]  # initializer, initargs
 Output = tuple[str, Sequence[int], Sequence[int]]  # the folder where it is kept, and of each call the id and attempt
 
 
@@ -68,7 +68,9 @@ def enter(data: socket.socket, control: socket.socket, array: Any, slot: int, se
     arguments = control, worker, threading.get_ident()
     threading.Thread(target=_heed_parent, args=arguments, name="omniq-control", daemon=True).start()
     try:
-        initializer, initargs, worker.script = setup.unpack()
+        worker.script, worker.is_forked = setup.script, setup.is_forked
+        worker.enter(0)
+        initializer, initargs = setup.unpack()
         if initializer is not None:
             initializer(*initargs)
     except BaseException:  # whatever it is, this worker can run no calls, and the parent should know why
@@ -92,7 +94,10 @@ def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) ->
 
 class _Worker:
     def __init__(self, data: socket.socket, cells: "memoryview[int]") -> None:
-        self.script: tuple[str, str] | None = None  # how to import the script, if it can be and is not yet
+        self.script: tuple[str, str] | None = None  # how to import the script, if it can be
+        self.is_forked = False  # from the process of the script
+        self._space = spaces.Space()  # of the calls that run
+        self._space_number = -1
         self._streams = sys.stdout, sys.stderr  # as they are before the initializer
         self._capture: Any = None  # made for the first call whose output is kept
         self._socket = data
@@ -100,7 +105,8 @@ class _Worker:
         self._selector = selectors.DefaultSelector()
         self._selector.register(data, selectors.EVENT_READ)
         self._cells = cells
-        self._functions: dict[int, Any] = {}
+        self._functions: dict[int, Any] = {}  # pickles, and what they were loaded as
+        self._records: dict[int, spaces.Record] = {}  # what functions came with, that travelled by value
         self._lock = threading.Lock()  # of what follows: the second thread may flush
         self._items: list[tuple[Any, ...]] = []  # encoded, not yet sent
         self._values: list[tuple[Any]] = []  # scalars not yet encoded, of calls with consecutive numbers ...
@@ -150,12 +156,16 @@ class _Worker:
         function: bytes | None,
         text: str | None,
         calls: Sequence[Any] | None,
+        space: int = 0,
         output: Output | None = None,
     ) -> None:
         clock, cells = time.perf_counter, self._cells
+        if space != self._space_number:
+            self.enter(space)
         if function is not None:
             if len(self._functions) == FUNCTIONS:  # the parent forgets which ones we have at the same moment
                 self._functions.clear()
+                self._records.clear()
             self._functions[function_id] = function
         rows, load = (codec.decode(text), None) if text is not None else (calls or (), self._decode)
         if output is not None:
@@ -174,9 +184,11 @@ class _Worker:
             try:
                 call = self._functions[function_id]
                 if type(call) is bytes:
-                    call = self._functions[function_id] = self._load_or_tell(call)
+                    call = self._functions[function_id] = self._load_or_tell(function_id, call)
                     started = clock()  # loading is paid once, so it says nothing about the next calls
                     cells[SINCE] = time.monotonic_ns()
+                if self._records and (record := self._records.get(function_id)) is not None:
+                    self._space.apply(record)
                 value = call(*row) if load is None else load(call, row)
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
                 self._put((ERROR, number, *_describe(error)))
@@ -200,25 +212,34 @@ class _Worker:
         if len(rows) == 1:  # a call that came alone is waited for
             self.flush()
 
-    def _load_or_tell(self, function: bytes) -> Any:
+    def enter(self, space: int) -> None:
+        """Have what follows run among the names of that run."""
+        self._space_number = space
+        self._space = spaces.space_of(space, is_forked=self.is_forked and space == 0)
+        self._space.enter()
+
+    def _load_or_tell(self, function_id: int, function: bytes) -> Any:
         try:
-            return self._load(function)
+            return self._load(function_id, function)
         except Exception as error:
             raise NotImportable(
                 f"process {os.getpid()} cannot import the function: {type(error).__name__}: {error}."
                 f" It looks for modules in {', '.join(folder or 'its current folder' for folder in sys.path)}"
             ) from error
 
-    def _load(self, function: bytes) -> Any:
+    def _load(self, function_id: int, function: bytes) -> Any:
+        self._space.record = None
         try:
-            return codec.load_function(function)
+            loaded = codec.load_function(function)
         except AttributeError:
-            if self.script is None:
+            if self.script is None or self._space.has_imported:
                 raise
-        # A function of the script that cannot travel by value: this worker needs the script after all.
-        script, self.script = self.script, None
-        _import_script(*script)
-        return codec.load_function(function)
+            # A function of the script that cannot travel by value: this worker needs the script after all.
+            self._space.import_script(*self.script)
+            loaded = codec.load_function(function)
+        if self._space.record is not None:
+            self._records[function_id] = self._space.record
+        return loaded
 
     def _decode(self, call: Callable[..., Any], row: tuple[str | bytes, str | None]) -> Any:
         args, kwargs = codec.decode_call(*row)
@@ -280,21 +301,6 @@ class _Worker:
             self._items, self._executed, self._busy_s = [], 0, 0.0
             for piece in frame(message):
                 self._socket.sendall(piece)
-
-
-def _import_script(how: str, what: str) -> None:
-    """Import the main module, by "path" or by "name", as multiprocessing does, with its __name__ not "__main__".
-
-    An unguarded script that makes an executor is told so there, by RuntimeError.
-    """
-    from multiprocessing import process, spawn
-
-    current: Any = process.current_process()
-    current._inheriting = True
-    try:
-        spawn.prepare({f"init_main_from_{how}": what})
-    finally:
-        del current._inheriting
 
 
 def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:

@@ -1,0 +1,362 @@
+"""The functions of a script share one namespace in a worker: the answers are those of an importable module.
+
+Each program is run by ProcessPoolExecutor with spawn as a module, for the expected answers, and by
+PersistentExecutor as a script with each start method, and in a session.
+"""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# What is defined; the initializer and its arguments or nothing; and expressions, each with `call` as submit().result()
+PROGRAMS: dict[str, tuple[str, str, str]] = {
+    "a global set by the initializer": (
+        """
+        MODEL = None
+        def init(value):
+            global MODEL
+            MODEL = value
+        def ask(): return MODEL
+        """,
+        "init, (42,)",
+        "[call(ask), call(ask)]",
+    ),
+    "a list that two functions share": (
+        """
+        ITEMS = []
+        def put(n):
+            ITEMS.append(n)
+            return len(ITEMS)
+        def count(): return len(ITEMS), ITEMS
+        """,
+        "",
+        "[call(put, 1), call(count), call(put, 2), call(put, 3), call(count)]",
+    ),
+    "a class attribute that two functions share": (
+        """
+        class C:
+            items = []
+            count = 0
+            @classmethod
+            def bump(cls):
+                cls.count += 1
+                return cls.count
+        def put(n): C.items.append(n)
+        def look(): return C.items, C.count, len(C.items)
+        """,
+        "",
+        "[call(put, 1), call(put, 2), call(look), call(C.bump), call(C.bump), call(look)]",
+    ),
+    "a counter": (
+        """
+        COUNT = 0
+        def bump():
+            global COUNT
+            COUNT += 1
+            return COUNT
+        def look(): return COUNT
+        """,
+        "",
+        "[call(bump), call(bump), call(look), call(bump), call(look)]",
+    ),
+    "a cache": (
+        """
+        import functools
+        RUNS = []
+        @functools.lru_cache(maxsize=None)
+        def slow(n):
+            RUNS.append(n)
+            return n * n
+        def use(n): return slow(n), len(RUNS), slow.cache_info().hits
+        """,
+        "",
+        "[call(slow, 3), call(slow, 3), call(use, 3), call(use, 4), call(slow, 4), call(use, 5)]",
+    ),
+    "function attributes": (
+        """
+        def f():
+            f.calls += 1
+            return f.calls
+        f.calls = 0
+        def look(): return f.calls
+        """,
+        "",
+        "[call(f), call(f), call(look), call(f)]",
+    ),
+    "a mutable default that is a global": (
+        """
+        SEEN = []
+        def note(n, seen=SEEN):
+            seen.append(n)
+            return len(seen), seen is SEEN
+        def look(): return SEEN
+        """,
+        "",
+        "[call(note, 1), call(look), call(note, 2), call(look)]",
+    ),
+    "a mutable default": (
+        """
+        def note(n, seen=[]):
+            seen.append(n)
+            return list(seen)
+        """,
+        "",
+        "[call(note, 1), call(note, 2), call(note, 3)]",
+    ),
+    "a registry": (
+        """
+        REGISTRY = {}
+        def register(function):
+            REGISTRY[function.__name__] = function
+            return function
+        @register
+        def f(): return "f"
+        @register
+        def g(): return [REGISTRY["f"] is f, REGISTRY["g"] is g, sorted(REGISTRY), REGISTRY["f"]()]
+        """,
+        "",
+        "[call(g), call(f), call(g)]",
+    ),
+    "data in data": (
+        """
+        INNER = [1]
+        OUTER = {"inner": INNER, "more": [INNER]}
+        def put(n): INNER.append(n)
+        def look(): return OUTER, OUTER["inner"] is INNER, OUTER["more"][0] is INNER
+        """,
+        "",
+        "[call(look), call(put, 2), call(look)]",
+    ),
+    "instances of classes": (
+        """
+        import dataclasses, enum, typing
+        @dataclasses.dataclass
+        class Point:
+            x: int
+            tags: list = dataclasses.field(default_factory=list)
+        class Colour(enum.Enum):
+            RED = "r"
+            BLUE = "b"
+        class Pair(typing.NamedTuple):
+            a: int
+            b: int = 2
+        ORIGIN = Point(0)
+        LAST = None
+        def make(n):
+            global LAST
+            LAST = Point(n)
+            return LAST
+        def check(point, colour, pair):
+            return (isinstance(point, Point), colour is Colour.RED, isinstance(pair, Pair), type(ORIGIN) is Point,
+                    isinstance(LAST, Point), LAST == point, pair.b, Colour("b").name)
+        """,
+        "",
+        "[call(make, 1), call(check, Point(1), Colour.RED, Pair(1)), call(make, 3), call(check, Point(3), Colour.RED, Pair(7))]",
+    ),
+    "nested classes": (
+        """
+        class Outer:
+            class Inner:
+                made = 0
+                def __init__(self):
+                    type(self).made += 1
+        def make():
+            inner = Outer.Inner()
+            return type(inner).__qualname__, Outer.Inner.made
+        """,
+        "",
+        "[call(make), call(make)]",
+    ),
+    "functions that call each other": (
+        """
+        DEPTH = []
+        def even(n):
+            DEPTH.append(n)
+            return n == 0 or odd(n - 1)
+        def odd(n): return n != 0 and even(n - 1)
+        def factorial(n): return 1 if n < 2 else n * factorial(n - 1)
+        """,
+        "",
+        "[call(even, 4), call(odd, 4), call(factorial, 10), call(even, 3)]",
+    ),
+    "super and a class that names itself": (
+        """
+        class Base:
+            def __init__(self): self.log = ["Base"]
+            def name(self): return "base"
+        class Derived(Base):
+            shared = []
+            def __init__(self):
+                super().__init__()
+                Derived.shared.append(1)
+                self.log.append("Derived")
+            def name(self): return "derived of " + super().name()
+        def make(): return Derived().log, Derived().name(), len(Derived.shared), Derived.__mro__[1] is Base
+        """,
+        "",
+        "[call(make), call(make)]",
+    ),
+    "slots, metaclasses, abstract classes": (
+        """
+        import abc
+        class Meta(type):
+            made = []
+            def __call__(cls, *args):
+                Meta.made.append(cls.__name__)
+                return super().__call__(*args)
+        class Slotted(metaclass=Meta):
+            __slots__ = ("x", "__hidden")
+            def __init__(self, x):
+                self.x = x
+                self.__hidden = x + 1
+            def hidden(self): return self.__hidden
+        class Shape(abc.ABC):
+            @abc.abstractmethod
+            def area(self): ...
+        class Square(Shape):
+            def area(self): return 4
+        def use():
+            try: Shape()
+            except TypeError: abstract = True
+            return Slotted(1).hidden(), hasattr(Slotted(1), "__dict__"), len(Meta.made), abstract, Square().area()
+        """,
+        "",
+        "[call(use), call(use)]",
+    ),
+    "properties": (
+        """
+        import functools
+        class C:
+            def __init__(self): self.n = 1
+            @property
+            def double(self): return self.n * 2
+            @double.setter
+            def double(self, value): self.n = value // 2
+            @functools.cached_property
+            def triple(self): return self.n * 3
+            @staticmethod
+            def still(): return SHARED
+        SHARED = []
+        def use():
+            c = C()
+            c.double = 8
+            SHARED.append(c.triple)
+            return c.n, c.triple, C.still(), C.still() is SHARED
+        """,
+        "",
+        "[call(use), call(use)]",
+    ),
+    "a decorated function": (
+        """
+        import functools
+        CALLS = []
+        def traced(function):
+            @functools.wraps(function)
+            def wrapper(*args):
+                CALLS.append(function.__name__)
+                return function(*args)
+            return wrapper
+        @traced
+        def f(n): return n + len(CALLS)
+        @traced
+        def g(n): return f(n), CALLS
+        """,
+        "",
+        "[call(f, 1), call(g, 1), call(f, 1)]",
+    ),
+    "a list given as an argument is a copy": (
+        """
+        ITEMS = [1]
+        def put(items):
+            items.append(2)
+            return items is ITEMS, len(ITEMS)
+        """,
+        "",
+        "[call(put, ITEMS), call(put, ITEMS)]",
+    ),
+    "what pickles": (
+        """
+        import pickle
+        class P:
+            def __init__(self, x): self.x = x
+            def __reduce__(self): return rebuilt, (self.x,)
+        def rebuilt(x): return P(x + STEP)
+        STEP = 1
+        def round_trip(p): return p.x, pickle.loads(pickle.dumps(p)).x, pickle.loads(pickle.dumps(round_trip)) is round_trip
+        """,
+        "",
+        "[call(round_trip, P(1)), call(round_trip, P(5))]",
+    ),
+}
+
+MODULE = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from program import *
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), {initializer}) as executor:
+        def call(function, *args): return executor.submit(function, *args).result(30)
+        print({answers})
+"""
+
+SCRIPT = """
+import multiprocessing
+from omniq_executor import PersistentExecutor
+{definitions}
+executor = PersistentExecutor(1, multiprocessing.get_context({method!r}), {initializer})
+def call(function, *args): return executor.submit(function, *args).result(30)
+
+print({answers})
+executor.shutdown()
+"""
+
+
+def as_session(text: str) -> str:
+    """What a session would be typed: a line after each block."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if lines and lines[-1][:1] in (" ", ")") and line[:1] not in ("", " ", ")"):
+            lines.append("")
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def expected(tmp_path: Path) -> Any:
+    """What ProcessPoolExecutor prints for a program that is a module."""
+
+    def run(name: str) -> str:
+        definitions, initializer, answers = PROGRAMS[name]
+        folder = tmp_path / "module"
+        folder.mkdir()
+        (folder / "program.py").write_text(textwrap.dedent(definitions))
+        (folder / "run.py").write_text(MODULE.format(initializer=initializer, answers=answers))
+        done = subprocess.run([sys.executable, "run.py"], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.replace("program.", "__main__.")
+
+    return run
+
+
+def written(name: str, method: str) -> str:
+    definitions, initializer, answers = PROGRAMS[name]
+    text = SCRIPT.format(definitions=textwrap.dedent(definitions), method=method, initializer=initializer, answers=answers)
+    return text
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_script_is_answered_as_a_module_is(method: str, script: Any, expected: Any, name: str) -> None:
+    script.write(written(name, method))
+    done = script.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == expected(name)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_session_is_answered_as_a_module_is(method: str, script: Any, expected: Any, name: str) -> None:
+    done = script.run(python=["-i", "-q"], text=as_session(written(name, method)))
+    assert done.stdout == expected(name), done.stderr
