@@ -21,6 +21,7 @@ import os
 import pickle
 import sys
 import types
+import typing
 import uuid
 import weakref
 from collections import ChainMap, deque
@@ -46,7 +47,8 @@ _DUNDERS = frozenset({"__builtins__", "__annotations__", "__spec__", "__loader__
 _READS_GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _LONGEST_SOURCE = 1 << 18
 _KEPT = 4096  # functions whose pickles are remembered
-_LARGEST_KEPT = 1 << 24
+_LARGE = 1 << 18  # bytes
+_LARGEST_KEPT = 1 << 28
 
 
 class Unpicklable(Exception):
@@ -70,7 +72,59 @@ def dump(value: Any, snapshot: Snapshot | None = None, table: Mapping[type, Any]
 
     `table` has further ways to reduce objects, as copyreg.dispatch_table.
     """
-    return _Dump(snapshot, table).run(value)
+    if type(value) is not FunctionType:
+        return _Dump(snapshot, table).run(value)
+    place = id(value), id(snapshot)
+    known = _memories.get(place)
+    if known is not None and known.function() is value and known.still_holds():
+        return known.payload
+    whole = _Dump(snapshot, table)
+    memory = _Memory(value, snapshot, whole.run(value), whole)
+    _memories.pop(place, None)
+    if memory.is_of_use and len(memory.payload.data) < _LARGEST_KEPT:
+        if len(_memories) >= _KEPT or len(memory.payload.data) > _LARGE:
+            _memories.clear()  # of large ones there is one at most
+        _memories[place] = memory
+    return memory.payload
+
+
+class _Memory:
+    """A function that was written, and all by which it can be told whether it would be written alike again."""
+
+    def __init__(self, function: FunctionType, snapshot: Snapshot | None, payload: Payload, whole: "_Dump") -> None:
+        self.function = weakref.ref(function)
+        self.payload = payload
+        self.is_of_use = whole.is_fixed
+        self._snapshot = snapshot  # so that its id stays its own
+        self._modules = len(sys.modules)  # its submodules may come
+        self._dicts = [(names, _look(names)) for names in whole.dicts.values()]
+        self._functions = whole.stamps
+        self._classes = [(kind, dict(vars(kind))) for kind in whole.kinds]
+        self._values = whole.values
+
+    def still_holds(self) -> bool:
+        """Whether nothing of it has changed."""
+        if self._modules != len(sys.modules):
+            return False
+        if not all(_look(names) == known for names, known in self._dicts):
+            return False
+        if not all(_is_same(_stamp(function), stamp) for function, stamp in self._functions):
+            return False
+        for kind, known in self._classes:
+            members = vars(kind)
+            if len(members) != len(known) or not all(map(operator.is_, members.values(), known.values())):
+                return False
+        return all(pickle.dumps(value, 5) == data for value, data in self._values)
+
+
+def _look(names: dict[str, Any]) -> tuple[list[str], list[int], list[type]]:
+    """What the names of a module stand for now, in a form that does not keep it alive."""
+    values = [*names.values()]
+    return [*names], [*map(id, values)], [*map(type, values)]
+
+
+def _is_same(stamp: tuple[Any, ...] | None, known: tuple[Any, ...]) -> bool:
+    return stamp is not None and len(stamp) == len(known) and all(map(operator.is_, stamp, known))
 
 
 class _Needs:
@@ -92,7 +146,9 @@ class _Written(NamedTuple):
     needs: _Needs
 
 
+_memories: dict[tuple[int, int], _Memory] = {}
 _functions: dict[tuple[int, bool], _Written] = {}
+_namings: dict[str, tuple[Any, dict[int, Key], dict[int, Key]]] = {}
 _atoms: dict[Key, tuple[Any, Entry]] = {}
 _numbers: "weakref.WeakKeyDictionary[type, str]" = weakref.WeakKeyDictionary()
 _ordinals: dict[str, int] = {}
@@ -106,12 +162,16 @@ class _Dump:
         self.functions: dict[int, Key] = {}  # the globals that are referred to, by id
         self.data: dict[int, Key] = {}
         self.needs = _Needs()  # of the pickle that is being written
+        self.dicts: dict[str, dict[str, Any]] = {}  # of the modules whose names are referred to
+        self.is_fixed = table is None  # whether what follows tells all that it is made of
+        self.stamps: list[tuple[FunctionType, tuple[Any, ...]]] = []
+        self.values: list[tuple[Any, bytes]] = []
+        self.kinds: list[type] = []
         self.snapshot = snapshot
         self._entries: dict[Key, Entry] = {}
         self._classes: dict[str, Kind] = {}
         self._headers: dict[str, dict[str, Any]] = {}
         self._sources: dict[str, list[str]] = {}
-        self._dicts: dict[str, dict[str, Any]] = {}
         self._modules: dict[int, str | None] = {}  # by the id of their dict
         self._under_way: set[Key] = set()
         self._seen: set[Any] = set()
@@ -135,6 +195,8 @@ class _Dump:
 
     def _shell(self, value: Any) -> bytes:
         self.module_of(sys.modules[MAIN].__dict__)
+        if type(value) is FunctionType and id(value) not in self.functions:
+            return self._function(value, apart=False).data
         try:
             return self._pickle(value, root=None)
         except Unpicklable:
@@ -177,22 +239,17 @@ class _Dump:
 
     def _meet(self, module: str, names: dict[str, Any]) -> None:
         """Learn what the names of a module stand for."""
-        self._dicts[module] = names
+        self.dicts[module] = names
         self._headers[module] = {name: names[name] for name in _HEADER if name in names}
         if module == MAIN:
             self._headers[module]["__name__"] = MAIN
-        # Those of an interactive shell's own begin with "_", and change with every line.
-        for name in sorted(list(names), key=lambda name: name[:1] == "_"):
-            value = names.get(name)
-            kind = type(value)
-            if kind in _ATOMS or kind is ModuleType or kind is BuiltinFunctionType or name in _DUNDERS:
-                continue
-            if kind is FunctionType or kind is _CACHED:
-                function = value if kind is FunctionType else getattr(value, "__wrapped__", None)
-                if getattr(function, "__globals__", None) is names and (module == MAIN or not _is_named(value)):
-                    self.functions.setdefault(id(value), (module, name))
-            elif not isinstance(value, type):
-                self.data.setdefault(id(value), (module, name))
+        look = _look(names)
+        known = _namings.get(module)
+        if known is None or known[0] != look:
+            known = _namings[module] = look, {}, {}
+            _name(module, names, known[1], known[2])
+        self.functions |= known[1]
+        self.data |= known[2]
 
     def refer(self, key: Key) -> Any:
         """What stands in a pickle for a global."""
@@ -213,7 +270,7 @@ class _Dump:
 
     def ensure(self, key: Key) -> None:
         """Write the value of a global, unless it is written."""
-        names = self._dicts[key[0]]
+        names = self.dicts[key[0]]
         if key in self._seen or key[1] not in names:
             return
         self._seen.add(key)
@@ -238,21 +295,36 @@ class _Dump:
             if known is not None and known[0] is value:
                 return known[1]
             entry = _entry(pickle.dumps(value, 5))
-            if len(entry.data) < _LARGEST_KEPT:
+            if len(entry.data) < _LARGE:
                 _atoms[key] = value, entry
             return entry
         at = self.functions.get(id(value), self.data.get(id(value), key))
         if at != key:  # another name of it
             return _entry(pickle.dumps(_Reduced(self.refer(at)), 5))
-        if kind is FunctionType and value.__globals__ is self._dicts[key[0]] and key == at and id(value) in self.functions:
+        if kind is FunctionType and value.__globals__ is self.dicts[key[0]] and key == at and id(value) in self.functions:
             return self._function(value, apart=True)
         if kind in _CONTAINERS and _is_flat(value):
-            return _entry(pickle.dumps(value, 5))
+            entry = _entry(pickle.dumps(value, 5))
+            self.values.append((value, entry.data))
+            return entry
         self._under_way.add(key)
         try:
-            return _entry(self._pickle(value, _DataPickler, value))
+            entry = _entry(self._pickle(value, _DataPickler, value))
         finally:
             self._under_way.discard(key)
+        if kind is not ModuleType and not isinstance(value, type):  # of these, classes are looked at by themselves
+            self._remember(value, entry)
+        return entry
+
+    def _remember(self, value: Any, entry: Entry) -> None:
+        """Have it noted whether a plain pickle tells that a value is what it was."""
+        if self.is_fixed and not (self.needs.keys or self.needs.classes) and len(entry.data) < _LARGE:
+            with contextlib.suppress(Exception):  # what a __reduce__ of the user's raises
+                plain = pickle.dumps(value, 5)
+                if MAIN.encode() not in plain:
+                    self.values.append((value, plain))
+                    return
+        self.is_fixed = False
 
     def _write(self, write: Callable[[], Any]) -> Any:
         """Write something; what it needs is written later."""
@@ -278,14 +350,16 @@ class _Dump:
     def _function(self, function: FunctionType, apart: bool) -> Entry:
         """A function by value; `apart`: its code apart from its state."""
         stamp, place = _stamp(function), (id(function), apart)
+        if stamp is None:
+            self.is_fixed = False
+        else:
+            self.stamps.append((function, stamp))
         known = _functions.get(place)
         if (
             known is not None
-            and stamp is not None
             and known.function() is function
             and known.modules == len(sys.modules)  # its submodules may have come
-            and len(stamp) == len(known.stamp)
-            and all(map(operator.is_, stamp, known.stamp))
+            and _is_same(stamp, known.stamp)
         ):
             needs = known.needs
             self.module_of(function.__globals__)
@@ -318,6 +392,7 @@ class _Dump:
         if number in self._seen:
             return
         self._seen.add(number)
+        self.kinds.append(kind)
         before = self.snapshot.attributes(kind) if self.snapshot is not None else None
         pickler = _Pickler(io.BytesIO(), self, kind)
         make, args, (members, _), _, _, set_state = pickler.reduce_class_by_value(kind)
@@ -350,9 +425,22 @@ class _Dump:
             return _entry(pickle.dumps(value, 5))
         if kind is FunctionType and id(value) not in self.functions and not _is_named(value):
             return self._function(value, apart=False)
+        if isinstance(value, staticmethod | classmethod | property):
+            self._stamp_parts(value)
+            return _entry(self._pickle(value))
         if (key := self.refer_to_data(value)) is not None:
             return _entry(pickle.dumps(_Reduced(self.refer(key)), 5))
-        return _entry(self._pickle(value, _DataPickler))
+        entry = _entry(self._pickle(value, _DataPickler))
+        self._remember(value, entry)
+        return entry
+
+    def _stamp_parts(self, value: Any) -> None:
+        for part in (value.fget, value.fset, value.fdel) if isinstance(value, property) else (value.__func__,):
+            stamp = _stamp(part) if type(part) is FunctionType else None
+            if stamp is not None:
+                self.stamps.append((part, stamp))
+            elif part is not None:
+                self.is_fixed = False
 
     def _walk(self, value: Any) -> None:
         """Have what a function or class reads looked at that need not be written itself."""
@@ -362,7 +450,12 @@ class _Dump:
                 self._walk(part)
         elif type(function) is FunctionType:
             module = self.module_of(function.__globals__)
-            if module in self._dicts:
+            stamp = _stamp(function)
+            if stamp is None:
+                self.is_fixed = False
+            else:
+                self.stamps.append((function, stamp))
+            if module in self.dicts:
                 self._queue.extend((module, name) for name in names_in(function.__code__))
         elif isinstance(value, type) and is_main(value):
             self._queue.append(value)
@@ -373,6 +466,22 @@ class _Dump:
             lines = linecache.getlines(filename)
             if lines and sum(map(len, lines)) < _LONGEST_SOURCE:
                 self._sources[filename] = lines
+
+
+def _name(module: str, names: dict[str, Any], functions: dict[int, Key], data: dict[int, Key]) -> None:
+    """Note what the names of a module stand for, by id."""
+    # Those of an interactive shell's own begin with "_", and change with every line.
+    for name in sorted(list(names), key=lambda name: name[:1] == "_"):
+        value = names.get(name)
+        kind = type(value)
+        if kind in _ATOMS or kind is ModuleType or kind is BuiltinFunctionType or name in _DUNDERS:
+            continue
+        if kind is FunctionType or kind is _CACHED:
+            function = value if kind is FunctionType else getattr(value, "__wrapped__", None)
+            if getattr(function, "__globals__", None) is names and (module == MAIN or not _is_named(value)):
+                functions.setdefault(id(value), (module, name))
+        elif not isinstance(value, type):
+            data.setdefault(id(value), (module, name))
 
 
 class _Reduced:
@@ -422,7 +531,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return reduced
         make, args, (state, slots), _, _, set_state = reduced
         whole.needs.codes[function.__code__] = None
-        if module in whole._dicts:
+        if module in whole.dicts:
             names: Any = spaces.globals_of, (module,)
             whole.needs.keys.update(dict.fromkeys((module, name) for name in names_in(function.__code__)))
         else:  # of a library, which workers import
@@ -457,9 +566,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     def reduce_class_by_value(self, kind: type) -> Any:
         make, args, (members, slots), *rest = super().reducer_override(kind)
         declared = vars(kind).get("__slots__")
-        if declared is not None and isinstance(args[3], dict):
+        # Of a NamedTuple they are made with its fields.
+        is_tuple = typing.NamedTuple in vars(kind).get("__orig_bases__", ())
+        if declared is not None and isinstance(args[3], dict) and not is_tuple:
             args[3]["__slots__"] = declared
-            members.pop("__slots__", None)
+        members.pop("__slots__", None)
         return make, args, (members, slots), *rest
 
     def _reduce_cached(self, wrapper: Any) -> Any:

@@ -306,6 +306,7 @@ def load(
 ) -> Any:
     """The callable, or the arguments, of a payload."""
     space = _here.space or Space()
+    space.record = Record()  # should it fail
     for name, lines in sources.items():
         linecache.cache[name] = sum(map(len, lines)), None, list(lines), name
     for module, header in headers.items():

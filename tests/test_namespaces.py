@@ -4,6 +4,7 @@ Each program is run by ProcessPoolExecutor with spawn as a module, for the expec
 PersistentExecutor as a script with each start method, and in a session.
 """
 
+import ast
 import subprocess
 import sys
 import textwrap
@@ -316,13 +317,14 @@ executor.shutdown()
 
 
 def as_session(text: str) -> str:
-    """What a session would be typed: a line after each block."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        if lines and lines[-1][:1] in (" ", ")") and line[:1] not in ("", " ", ")"):
-            lines.append("")
-        lines.append(line)
-    return "\n".join(lines) + "\n"
+    """What a session would be typed: an empty line after each statement."""
+    lines = text.splitlines()
+    typed = []
+    for statement in ast.parse(text).body:
+        first = min([statement.lineno, *(each.lineno for each in getattr(statement, "decorator_list", []))])
+        typed += [line for line in lines[first - 1 : statement.end_lineno] if line.strip()]
+        typed.append("")
+    return "\n".join(typed) + "\n"
 
 
 @pytest.fixture

@@ -232,7 +232,7 @@ class _Worker:
         try:
             loaded = codec.load_function(function)
         except AttributeError:
-            if self.script is None or self._space.has_imported:
+            if self.script is None or self._space.has_imported or self._space.record is not None:
                 raise
             # A function of the script that cannot travel by value: this worker needs the script after all.
             self._space.import_script(*self.script)
