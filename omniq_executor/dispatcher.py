@@ -146,6 +146,7 @@ class Dispatcher:
         key = plan.key
         with self.lock:
             self._enter()
+            self._handout.know(function)
             found = self._known(function, call, key)
             if found is not None:
                 future = self._future_of(found)
@@ -178,6 +179,7 @@ class Dispatcher:
         """Store `count` calls for consecutive positions of a sink: as one `text`, or else as `calls`."""
         with self.lock:
             self._enter()
+            self._handout.know(function)
             if self.run.continues:
                 if text is not None:
                     calls = [Call(codec.encode_call(tuple(row), {})[0]) for row in codec.decode(text)]

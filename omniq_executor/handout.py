@@ -36,7 +36,16 @@ class Handout:
         self._engine = engine
         self._chunks: deque[Chunk] = deque()
         self._burst: list[_Held] = []  # younger than the chunks
-        self._functions: dict[bytes, bytes] = {}  # pickles by digest
+        self._functions: dict[bytes, bytes] = {}  # pickles by digest, as the store has them
+        self._own: dict[bytes, bytes] = {}  # of those that this process has described itself
+
+    def know(self, function: Function) -> None:
+        """Have calls of a function made with its pickle of this process, also those that an earlier one has stored."""
+        if self._own.get(function.digest) is not function.pickle:
+            self._own.pop(function.digest, None)
+            if len(self._own) == _KNOWN_FUNCTIONS:
+                del self._own[next(iter(self._own))]
+            self._own[function.digest] = function.pickle
 
     # new calls, claimed as attempt 1
 
@@ -134,7 +143,7 @@ class Handout:
 
     def _gather_burst(self) -> None:
         """Make chunks of the calls of a burst: one of each stretch of calls of one function."""
-        for _, held in itertools.groupby(self._burst, key=lambda held: held.function.digest):
+        for _, held in itertools.groupby(self._burst, key=lambda held: held.function):
             self._chunks.append(_chunk_of(list(held)))
         self._burst.clear()
 
@@ -153,7 +162,7 @@ class Handout:
         return chunk
 
     def _pickle_of(self, digest: bytes) -> bytes:
-        pickled = self._functions.get(digest)
+        pickled = self._own.get(digest) or self._functions.get(digest)
         if pickled is None:
             if len(self._functions) == _KNOWN_FUNCTIONS:
                 self._functions.clear()

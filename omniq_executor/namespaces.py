@@ -147,6 +147,7 @@ class _Written(NamedTuple):
 
 
 _memories: dict[tuple[int, int], _Memory] = {}
+_AS_FORKED = Entry(spaces.AS_FORKED, b"")
 _functions: dict[tuple[int, bool], _Written] = {}
 _namings: dict[str, tuple[Any, dict[int, Key], dict[int, Key]]] = {}
 _atoms: dict[Key, tuple[Any, Entry]] = {}
@@ -188,9 +189,6 @@ class _Dump:
                 self._class(item)
         whole = spaces.load, (shell, self._entries, self._classes, self._headers, self._sources)
         sizes = {key: len(entry.data) for key, entry in self._entries.items()}
-        if not (self._entries or any(kind.attributes for kind in self._classes.values())) and self.snapshot is not None:
-            with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
-                return Payload(pickle.dumps(value, 5), self._signature(shell), sizes)
         return Payload(pickle.dumps(_Reduced(whole), 5), self._signature(shell), sizes)
 
     def _shell(self, value: Any) -> bytes:
@@ -277,6 +275,7 @@ class _Dump:
         value = names[key[1]]
         if self.snapshot is not None and self.snapshot.holds(key, value):
             self._walk(value)
+            self._entries[key] = _AS_FORKED
             return
         try:
             self._entries[key] = self._write(lambda: self._entry(key, value))
@@ -393,6 +392,7 @@ class _Dump:
             return
         self._seen.add(number)
         self.kinds.append(kind)
+        attributes: dict[str, Attribute] = {}
         before = self.snapshot.attributes(kind) if self.snapshot is not None else None
         pickler = _Pickler(io.BytesIO(), self, kind)
         make, args, (members, _), _, _, set_state = pickler.reduce_class_by_value(kind)
@@ -405,8 +405,8 @@ class _Dump:
             for name, value in members.items():
                 if before.get(name, self) is value:
                     self._walk(value)
+                    attributes[name] = Attribute(spaces.AS_FORKED, b"", is_early=False)
             members = {name: value for name, value in members.items() if before.get(name, self) is not value}
-        attributes = {}
         for name, value in members.items():
             if name not in _INCIDENTAL and type(value) is not MemberDescriptorType:
                 try:

@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 
 SPACES = 64  # that a worker keeps at most
 MAIN = "__main__"
+AS_FORKED = b""
+"""The token of what a worker has by a fork, before anything else arrives under that name."""
 
 Key = tuple[str, str]  # module, name
 
@@ -71,6 +73,7 @@ class _Class:
         self.set_state = set_state
         self.tokens: dict[str, bytes] = {}
         self.arrived: dict[str, Any] = {}
+        self.forked: dict[str, Any] = dict(vars(kind))
 
     def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
         """Set attributes, as (token, value) each."""
@@ -99,10 +102,12 @@ class Space:
         """Of the payload that was loaded last."""
         self.tokens: dict[Key, bytes] = {}
         self.arrived: dict[Key, Any] = {}
+        self.forked: dict[Key, Any] = {}
+        """What was there by a fork, where something else has arrived since."""
         self.classes: dict[str, _Class] = {}
         self.has_imported = is_forked
         """Whether the script has run here."""
-        self._is_forked = is_forked
+        self.is_forked = is_forked
         self._dicts: dict[str, dict[str, Any]] = {MAIN: self.main.__dict__}
         self.main.__dict__.setdefault("__builtins__", builtins)
 
@@ -110,7 +115,7 @@ class Space:
         """The dict that stands for that of a module."""
         found = self._dicts.get(module)
         if found is None:
-            if self._is_forked and module in sys.modules:
+            if self.is_forked and module in sys.modules:
                 found = sys.modules[module].__dict__
             else:
                 found = {"__name__": module, "__builtins__": builtins}
@@ -119,7 +124,10 @@ class Space:
 
     def set(self, key: Key, token: bytes, value: Any) -> None:
         """Take in a value that has arrived."""
-        self.globals_of(key[0])[key[1]] = value
+        names = self.globals_of(key[0])
+        if self.is_forked and key not in self.tokens and key[1] in names:
+            self.forked[key] = names[key[1]]
+        names[key[1]] = value
         self.tokens[key], self.arrived[key] = token, value
         self.epoch += 1
 
@@ -128,12 +136,12 @@ class Space:
         if record.epoch == self.epoch:
             return
         for key, token, value in record.names:
-            if self.tokens.get(key) != token:
-                self.set(key, token, value)
+            if self.tokens.get(key, AS_FORKED) != token:
+                self.set(key, token, value if token else self.forked.get(key))
         changed: dict[_Class, dict[str, tuple[bytes, Any]]] = {}
         for owner, name, token, value in record.attributes:
-            if owner.tokens.get(name) != token:
-                changed.setdefault(owner, {})[name] = token, value
+            if owner.tokens.get(name, AS_FORKED) != token:
+                changed.setdefault(owner, {})[name] = token, value if token else owner.forked.get(name)
         for owner, values in changed.items():
             owner.set(values)
             self.epoch += 1
@@ -142,7 +150,7 @@ class Space:
     def enter(self) -> None:
         """Have the script's names be found in this space from now on, in this thread."""
         _here.space = self
-        if not self._is_forked and sys.modules[MAIN] is not self.main:
+        if not self.is_forked and sys.modules[MAIN] is not self.main:
             sys.modules[MAIN] = sys.modules["__mp_main__"] = self.main
 
 
@@ -211,9 +219,11 @@ class _Loading:
 
     def __init__(self, space: Space, entries: Mapping[Key, Entry], classes: Mapping[str, Kind]) -> None:
         self.space = space
-        self._entries = entries
+        self._entries = {key: entry for key, entry in entries.items() if entry.token or space.is_forked}
         self._classes = classes
-        self._fresh = {key: entry for key, entry in entries.items() if space.tokens.get(key) != entry.token}
+        self._fresh = {
+            key: entry for key, entry in self._entries.items() if space.tokens.get(key, AS_FORKED) != entry.token
+        }
         self._made: set[Key] = set()  # functions
 
     def run(self) -> None:
@@ -253,13 +263,15 @@ class _Loading:
         if key in self._made and key in self._fresh:
             return names[key[1]]  # whose state comes later
         if entry is not None:
-            value = _load(entry.data)
+            value = _load(entry.data) if entry.token else self.space.forked.get(key)
             self._fresh.pop(key, None)
             self.space.set(key, entry.token, value)
             return value
-        if key[1] not in names:  # a call has deleted it
+        if key[1] in names:
+            return names[key[1]]
+        if key in self.space.arrived:  # a call has deleted it
             return self.space.arrived[key]
-        return names[key[1]]
+        raise NotInScript(f"{key[0]} has no {key[1]} here")
 
     def class_of(self, number: str) -> Any:
         """A class, which may have no attributes yet."""
@@ -276,9 +288,9 @@ class _Loading:
         self.class_of(number)
         known = self.space.classes[number]
         values = {
-            name: (attribute.token, _load(attribute.data))
+            name: (attribute.token, _load(attribute.data) if attribute.token else known.forked.get(name))
             for name, attribute in self._classes[number].attributes.items()
-            if attribute.is_early is is_early and known.tokens.get(name) != attribute.token
+            if attribute.is_early is is_early and known.tokens.get(name, AS_FORKED) != attribute.token
         }
         if values:
             known.set(values)
@@ -287,9 +299,9 @@ class _Loading:
     def record(self) -> Record:
         """What is needed to have it so again."""
         record, space = Record(), self.space
-        record.names = [(key, entry.token, space.arrived[key]) for key, entry in self._entries.items()]
+        record.names = [(key, entry.token, space.arrived.get(key)) for key, entry in self._entries.items()]
         record.attributes = [
-            (space.classes[number], name, attribute.token, space.classes[number].arrived[name])
+            (space.classes[number], name, attribute.token, space.classes[number].arrived.get(name))
             for number, kind in self._classes.items()
             for name, attribute in kind.attributes.items()
         ]
@@ -376,7 +388,10 @@ def imported_globals(module: str) -> dict[str, Any]:
 
 def imported_global(module: str, name: str) -> Any:
     """What an importable module has under a name."""
-    return importlib.import_module(module).__dict__[name]
+    found = importlib.import_module(module)
+    if name not in found.__dict__:
+        raise NotInScript(f"{module} has no {name} here")
+    return found.__dict__[name]
 
 
 def class_of(number: str) -> Any:

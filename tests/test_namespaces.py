@@ -5,6 +5,7 @@ PersistentExecutor as a script with each start method, and in a session.
 """
 
 import ast
+import signal
 import subprocess
 import sys
 import textwrap
@@ -362,3 +363,110 @@ def test_a_script_is_answered_as_a_module_is(method: str, script: Any, expected:
 def test_a_session_is_answered_as_a_module_is(method: str, script: Any, expected: Any, name: str) -> None:
     done = script.run(python=["-i", "-q"], text=as_session(written(name, method)))
     assert done.stdout == expected(name), done.stderr
+
+
+# --- What changes in the script ---
+
+CHANGES = """
+import multiprocessing
+from omniq_executor import PersistentExecutor
+X = 1
+ITEMS = ["script"]
+UNTOUCHED = []
+def helper(): return "old"
+class C:
+    limit = 1
+    items = []
+def look(): return X, list(ITEMS), helper(), C.limit
+def put(n):
+    UNTOUCHED.append(n)
+    ITEMS.append(n)
+    C.items.append(n)
+    return len(UNTOUCHED), len(C.items)
+def versions(expected):
+    return X == expected
+
+def main():
+    global X, helper
+    with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
+        def call(function, *args): return executor.submit(function, *args).result(30)
+        print(call(look), call(put, 1), call(look)[1])
+        X = 2
+        C.limit = 2
+        print(call(look), call(put, 2))
+        def helper(): return "new"
+        print(call(look)[2], call(put, 3))
+        futures = []
+        for n in range(300):
+            X = n % 2
+            futures.append(executor.submit(versions, X))
+        print(all(future.result(30) for future in futures))
+        X = 7
+        maps = [executor.map(versions, [7] * 50)]
+        X = 8
+        maps.append(executor.map(versions, [8] * 50))
+        print([all(results) for results in maps], call(put, 4))
+main()
+"""
+
+
+def test_what_the_script_changes_arrives_and_what_it_does_not_change_undoes_nothing(method: str, script: Any) -> None:
+    script.write(CHANGES.format(method=method))
+    done = script.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "(1, ['script'], 'old', 1) (1, 1) ['script', 1]",
+        "(2, ['script', 1], 'old', 2) (2, 2)",
+        "new (3, 3)",
+        "True",
+        "[True, True] (4, 4)",
+    ]
+
+
+def test_a_list_that_the_script_changes_in_itself_arrives(script: Any) -> None:
+    script.write("""
+from omniq_executor import PersistentExecutor
+ITEMS = [1]
+NESTED = {"a": [ITEMS]}
+def look(): return ITEMS, NESTED, NESTED["a"][0] is ITEMS
+with PersistentExecutor(1) as executor:
+    print(executor.submit(look).result(30))
+    ITEMS.append(2)
+    print(executor.submit(look).result(30))
+    NESTED["b"] = 1
+    print(executor.submit(look).result(30))
+""")
+    done = script.run()
+    assert done.stdout.splitlines() == [
+        "([1], {'a': [[1]]}, True)", "([1, 2], {'a': [[1]]}, False)", "([1, 2], {'a': [[1, 2]], 'b': 1}, True)",
+    ], done.stderr  # fmt: skip
+
+
+def test_instances_keep_their_class_when_a_killed_script_is_resumed(method: str, script: Any) -> None:
+    script.write(f"""
+import dataclasses, multiprocessing, os, signal, time
+from omniq_executor import PersistentExecutor
+@dataclasses.dataclass
+class Point:
+    x: int
+    made = []
+class Odd(Point): pass
+def use(point):
+    assert isinstance(point, Point) and type(point) in (Point, Odd), type(point)
+    Point.made.append(point)
+    if point.x == 3 and not os.path.exists("there"):
+        open("there", "w").close()
+        time.sleep(60)
+    return point
+with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
+    is_first = not os.path.exists("there")
+    futures = [executor.submit(use, (Odd if n % 2 else Point)(n)) for n in range(8)]
+    while is_first and not os.path.exists("there"):
+        time.sleep(0.01)
+    if is_first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print([future.result(30).x for future in futures])
+""")
+    assert script.run().returncode == -signal.SIGKILL
+    done = script.run(timeout_s=30)
+    assert done.stdout == "[0, 1, 2, 3, 4, 5, 6, 7]\n", done.stderr
