@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .config import Settings as Settings
     from .errors import (
         CallError as CallError,
+        CodeChanged as CodeChanged,
         DependencyFailed as DependencyFailed,
         NotImportable as NotImportable,
         OmniqError as OmniqError,
@@ -50,6 +51,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             "CallError",
+            "CodeChanged",
             "DependencyFailed",
             "NotImportable",
             "OmniqError",

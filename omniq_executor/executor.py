@@ -147,7 +147,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         self.queue = run.queue
         """The name of the queue that the executor works off."""
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
-        self._functions = Functions(pool.snapshot)
+        self._functions = Functions(pool.snapshot, by_version=engine == "external")
         self._usual = _usual_plan(settings)
         self._dispatcher = dispatcher
         _open_dispatchers.add(self._dispatcher)

@@ -4,14 +4,19 @@ import hashlib
 import pickle
 import sys
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
-from . import codec, dependencies, keys
+from . import codec, dependencies, keys, versions
 from .errors import SerializationError
 from .stores.base import Call, Function
 
 _CACHE_SIZE = 1024
 _LARGEST_KEPT = 1 << 18  # bytes of a pickle
+
+
+class _Known(NamedTuple):
+    function: Function
+    version: versions.Version | None  # of the code that it names, if any of it is the user's own
 
 
 class Functions:
@@ -20,39 +25,56 @@ class Functions:
     Of what travels by value only what identifies it: what it carries may have changed since.
     """
 
-    def __init__(self, snapshot: Any = None) -> None:
-        """`snapshot` says what workers have of the script by a fork."""
+    def __init__(self, snapshot: Any = None, by_version: bool = False) -> None:
+        """`snapshot` says what workers have of the script by a fork.
+
+        With `by_version` the code that a function reaches by name is part of what identifies it: who works off what
+        others have submitted has but the first pickle of each function.
+        """
         self._snapshot = snapshot
-        self._by_name: dict[Any, Function] = {}
-        self._by_value: dict[bytes, Function] = {}  # by the signature of all that is carried
+        self._by_version = by_version
+        self._by_name: dict[Any, _Known] = {}
+        self._by_value: dict[bytes, _Known] = {}  # by the signature of all that is carried
 
     def describe(self, function: Any) -> Function:
         """The stored form of a function. Raises SerializationError if it has none, TypeError if it cannot be called."""
         if type(function) in _NAMED:
             known = self._by_name.get(function)
-            if known is not None:
-                return known
+            if known is not None and (known.version is None or known.version.still_holds()):
+                return known.function
         elif not callable(function):
             raise TypeError(f"{function!r} cannot be called")
         written = codec.write(function, self._snapshot)
         if written.signature is not None and (known := self._by_value.get(written.signature)) is not None:
-            # With the pickle that was given first, if it is small: workers know it by that.
-            return known if known.pickle else known._replace(pickle=written.data)
+            if known.version is None or known.version.still_holds():
+                # With the pickle that was given first, if it is small: workers know it by that.
+                return known.function if known.function.pickle else self._checked(known.function, written, known.version)
         try:
             digest = keys.function_digest(function)
         except keys.Uncanonical:  # then it is the same only if its pickle is
             digest = hashlib.blake2b(written.data, digest_size=16).digest()
-        described = Function(digest, _path(function), written.data)
+        version = versions.check_of(function)
+        if self._by_version and version is not None:
+            code = repr(sorted(version.digests().items())).encode()
+            digest = hashlib.blake2b(digest + code, digest_size=16).digest()
+        described = self._checked(Function(digest, _path(function), b""), written, version)
         if written.signature is not None:
             if len(self._by_value) >= _CACHE_SIZE:
                 self._by_value.clear()
             kept = described if len(written.data) < _LARGEST_KEPT else described._replace(pickle=b"")
-            self._by_value[written.signature] = kept
+            self._by_value[written.signature] = _Known(kept, version)
         elif type(function) in _NAMED and _is_by_name(function, written.data):
             if len(self._by_name) >= _CACHE_SIZE:
                 self._by_name.clear()
-            self._by_name[function] = described
+            self._by_name[function] = _Known(described, version)
         return described
+
+    def _checked(self, function: Function, written: codec.Written, version: versions.Version | None) -> Function:
+        """With the pickle that was written, which is loaded only where the code that it names is the same."""
+        if version is None:
+            return function._replace(pickle=written.data)
+        whole = versions.Checked(written.data, function.path, version.described())
+        return function._replace(pickle=pickle.dumps(whole, 5))
 
 
 def named(path: str) -> Function:

@@ -233,6 +233,9 @@ class LocalEngine:
             self.reports.append(Report(RETURNED, chunk.ids, chunk.attempts, chunk))
             self._wake()
             return
+        self._give_to(worker, chunk)
+
+    def _give_to(self, worker: _Worker, chunk: Chunk) -> None:
         function, pickled = self._function_for(worker, chunk)
         chunk.number = worker.next
         if not worker.queued:
@@ -346,9 +349,9 @@ class LocalEngine:
                 self._take(worker, *item)
         if worker.ending is not None and not worker.ending.has_begun:
             self._go_on_ending(worker, worker.ending)  # it has sent what it had
-        if not worker.queued:
+        if not worker.queued and worker in self._slots:  # else it was replaced just now
             self._settle(worker)
-        return True
+        return worker.watched
 
     def _take(self, worker: _Worker, kind: str, number: int, *rest: Any) -> None:
         match kind:
@@ -364,6 +367,8 @@ class LocalEngine:
                 self._return(worker, number, min(end, worker.taken))
                 worker.reported = max(worker.reported, end)
                 self._drop_reported(worker)
+            case proc.STALE:
+                self._replace(worker, number)
             case proc.STACK:
                 self._answer(worker, number, rest[0])
             case proc.BROKEN:
@@ -379,6 +384,23 @@ class LocalEngine:
         self.reports.append(Report(kind, ids, attempts, payload))
         worker.reported = number + count
         self._drop_reported(worker)
+
+    def _replace(self, worker: _Worker, number: int) -> None:
+        """Let a worker go that has another version of a function, whose calls a fresh one is given first of all.
+
+        So it is that one's answer that counts, and nothing else can come between.
+        """
+        parts = [chunk.part(start, stop) for chunk, start, stop in _parts(worker.chunks, number, min(worker.next, worker.taken))]
+        worker.reported = worker.next
+        worker.chunks.clear()
+        worker.timer, worker.ending = 0.0, None
+        if worker in self._slots:
+            slot = self._slots.index(worker)
+            self._retire(worker)
+            if parts and (fresh := self._try_to_start(slot)) is not None:
+                self._give_to(fresh, parts.pop(0))
+        self.reports += [Report(RETURNED, part.ids, part.attempts, part) for part in parts]
+        self._wake()
 
     def _return(self, worker: _Worker, number: int, end: int) -> None:
         for chunk, start, stop in _parts(worker.chunks, number, end):

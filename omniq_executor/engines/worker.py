@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .. import codec, spaces
-from ..errors import NotImportable
+from ..errors import CodeChanged, NotImportable
 from ..model import log_name
 from .wire import Inbox, frame
 
@@ -51,6 +51,7 @@ BLOCK = "block"  # count, JSON array of [result] arrays
 RESULT = "result"  # stored form of one result
 ERROR = "error"  # type, message, traceback, pickle of the exception or None
 SKIPPED = "skipped"  # count of calls that were taken back
+STALE = "stale"  # this call, and all after it, were not run: this process has imported another version of its function
 STACK = "stack"  # where that call is, as text; empty if it is over
 FLUSH, SHOW = b"!", b"?"  # what the parent may ask for
 BROKEN = "broken"  # traceback of the initializer; the number is 0
@@ -106,6 +107,8 @@ class _Worker:
         self._selector.register(data, selectors.EVENT_READ)
         self._cells = cells
         self._functions: dict[int, Any] = {}  # pickles, and what they were loaded as
+        self._is_fresh = True  # no function has been loaded but the initializer
+        self._is_stale = False  # it waits for its end, and runs nothing more
         self._records: dict[int, spaces.Record] = {}  # what functions came with, that travelled by value
         self._lock = threading.Lock()  # of what follows: the second thread may flush
         self._items: list[tuple[Any, ...]] = []  # encoded, not yet sent
@@ -123,7 +126,8 @@ class _Worker:
                     self.flush()
                 messages = self._inbox.read()
             for message in messages:
-                self._run_chunk(*message)
+                if not self._is_stale:
+                    self._run_chunk(*message)
             messages = []
 
     def send_broken(self) -> None:
@@ -190,6 +194,11 @@ class _Worker:
                 if self._records and (record := self._records.get(function_id)) is not None:
                     self._space.apply(record)
                 value = call(*row) if load is None else load(call, row)
+            except _Stale:
+                self._is_stale = True
+                self._put((STALE, number), executed=0)
+                self.flush()
+                return
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
                 self._put((ERROR, number, *_describe(error)))
             else:
@@ -219,8 +228,13 @@ class _Worker:
         self._space.enter()
 
     def _load_or_tell(self, function_id: int, function: bytes) -> Any:
+        is_fresh, self._is_fresh = self._is_fresh, False
         try:
             return self._load(function_id, function)
+        except CodeChanged as error:
+            if is_fresh:
+                raise
+            raise _Stale from error
         except Exception as error:
             raise NotImportable(
                 f"process {os.getpid()} cannot import the function: {type(error).__name__}: {error}."
@@ -303,6 +317,10 @@ class _Worker:
                 self._socket.sendall(piece)
 
 
+class _Stale(Exception):  # no error of anybody's
+    """The function has another version here than where it was submitted; a fresh process may have the same."""
+
+
 def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
     """An exception as (type, message, traceback, pickle), whatever it does when it is looked at."""
     try:
@@ -338,6 +356,7 @@ __all__ = [
     "SINCE",
     "SKIPPED",
     "STACK",
+    "STALE",
     "STARTED",
     "STOP",
     "enter",
