@@ -143,13 +143,13 @@ def write(value: Any, snapshot: Any = None) -> Written:
     after all, and the worker has to import the script (see engines.worker). Raises SerializationError if
     neither is possible. `snapshot` says what workers have of the script by a fork, see namespaces.py.
     """
-    plain, first = None, None
+    plain = None
     try:
         plain = pickle.dumps(value, _PROTOCOL)
         if _BY_NAME not in plain:
             return Written(plain)
-    except Exception as error:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
-        first = error
+    except Exception:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
+        pass
     from . import namespaces  # 30 ms of imports, which most programs never need
 
     try:

@@ -45,10 +45,13 @@ class Functions:
         elif not callable(function):
             raise TypeError(f"{function!r} cannot be called")
         written = codec.write(function, self._snapshot)
-        if written.signature is not None and (known := self._by_value.get(written.signature)) is not None:
-            if known.version is None or known.version.still_holds():
+        if written.signature is not None:
+            known = self._by_value.get(written.signature)
+            if known is not None and (known.version is None or known.version.still_holds()):
                 # With the pickle that was given first, if it is small: workers know it by that.
-                return known.function if known.function.pickle else self._checked(known.function, written, known.version)
+                return (
+                    known.function if known.function.pickle else self._checked(known.function, written, known.version)
+                )
         try:
             digest = keys.function_digest(function)
         except keys.Uncanonical:  # then it is the same only if its pickle is

@@ -87,7 +87,7 @@ def _item(tag: bytes, body: bytes | memoryview) -> bytes:
     """Tag, length and body; no item is the beginning of another, so items can be strung together."""
     if len(body) > _INLINE_BYTES:
         return tag + b"#" + _hash(body)
-    return b"%b%d:%b" % (tag, len(body), body)
+    return b"%b%d:" % (tag, len(body)) + body
 
 
 def _text(text: str) -> bytes:
@@ -204,6 +204,8 @@ class _Encoder:
         kind = type(value)
         try:
             reducer = copyreg.dispatch_table.get(kind)
+            if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and not value.flags.forc:
+                value = value.copy()  # every other item, say, which is no buffer; it counts as one that is
             reduced: Any = reducer(value) if reducer else value.__reduce_ex__(5)
             if isinstance(reduced, str):  # the name of a global; but an lru_cache is as good as what it wraps
                 module = pickle.whichmodule(value, reduced)  # type: ignore[attr-defined]

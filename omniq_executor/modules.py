@@ -6,7 +6,6 @@ import sys
 import sysconfig
 from typing import Any
 
-
 _MAIN = "__main__"
 
 

@@ -111,6 +111,11 @@ class Space:
         self._dicts: dict[str, dict[str, Any]] = {MAIN: self.main.__dict__}
         self.main.__dict__.setdefault("__builtins__", builtins)
 
+    def take_record(self) -> Record | None:
+        """The record of the payload that was loaded last, if it was not taken before."""
+        record, self.record = self.record, None
+        return record
+
     def globals_of(self, module: str) -> dict[str, Any]:
         """The dict that stands for that of a module."""
         found = self._dicts.get(module)
@@ -153,7 +158,6 @@ class Space:
         if not self.is_forked and sys.modules[MAIN] is not self.main:
             sys.modules[MAIN] = sys.modules["__mp_main__"] = self.main
 
-
     def import_script(self, how: str, what: str) -> None:
         """Run the script here, by "path" or by "name", with its __name__ not "__main__".
 
@@ -182,12 +186,13 @@ def _code_of_script(how: str, what: str) -> tuple[CodeType, dict[str, Any]]:
     if how == "name":
         spec = importlib.util.find_spec(what)
         found, name = getattr(spec, "loader", None), what
-    elif os.path.isfile(what) and (importer := pkgutil.get_importer(what)) is None:
+    elif os.path.isfile(what) and pkgutil.get_importer(what) is None:
         with io.open_code(what) as file:
             return compile(file.read(), what, "exec"), {"__file__": what}
     else:  # a folder or an archive, with a __main__.py
         sys.path.insert(0, what)
-        spec, name = importer.find_spec("__main__"), "__main__"
+        importer = pkgutil.get_importer(what)
+        spec, name = importer.find_spec("__main__") if importer is not None else None, "__main__"
         found = getattr(spec, "loader", None)
     if found is None or spec is None:
         raise ImportError(f"there is no script {what}")

@@ -49,11 +49,16 @@ class Version:
 
     def digests(self) -> dict[str, bytes]:
         """What stands for the code of each module."""
-        return {module: blake2b(repr(sorted(items)).encode(), digest_size=16).digest() for module, items in self.items.items()}
+        return {
+            module: blake2b(repr(sorted(items)).encode(), digest_size=16).digest()
+            for module, items in self.items.items()
+        }
 
     def described(self) -> Versions:
         """What a worker is told."""
-        return {module: (digest, _file_digest(_file(module)), _file(module)) for module, digest in self.digests().items()}
+        return {
+            module: (digest, _file_digest(_file(module)), _file(module)) for module, digest in self.digests().items()
+        }
 
     def _visit(self, value: Any) -> None:
         if id(value) in self._seen:
@@ -115,7 +120,9 @@ class Version:
             return
         self._queue += kind.__bases__
         for value in vars(kind).values():
-            if isinstance(value, FunctionType | staticmethod | classmethod | property | functools.cached_property | type):
+            if isinstance(
+                value, FunctionType | staticmethod | classmethod | property | functools.cached_property | type
+            ):
                 self._queue.append(value)
 
     def _counts(self, module: str) -> bool:

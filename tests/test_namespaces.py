@@ -157,7 +157,8 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
                     isinstance(LAST, Point), LAST == point, pair.b, Colour("b").name)
         """,
         "",
-        "[call(make, 1), call(check, Point(1), Colour.RED, Pair(1)), call(make, 3), call(check, Point(3), Colour.RED, Pair(7))]",
+        "[call(make, 1), call(check, Point(1), Colour.RED, Pair(1)), call(make, 3), "
+        "call(check, Point(3), Colour.RED, Pair(7))]",
     ),
     "nested classes": (
         """
@@ -288,7 +289,9 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
             def __reduce__(self): return rebuilt, (self.x,)
         def rebuilt(x): return P(x + STEP)
         STEP = 1
-        def round_trip(p): return p.x, pickle.loads(pickle.dumps(p)).x, pickle.loads(pickle.dumps(round_trip)) is round_trip
+        def round_trip(p):
+            copy = pickle.loads(pickle.dumps(p))
+            return p.x, copy.x, pickle.loads(pickle.dumps(round_trip)) is round_trip
         """,
         "",
         "[call(round_trip, P(1)), call(round_trip, P(5))]",
@@ -338,7 +341,9 @@ def expected(tmp_path: Path) -> Any:
         folder.mkdir()
         (folder / "program.py").write_text(textwrap.dedent(definitions))
         (folder / "run.py").write_text(MODULE.format(initializer=initializer, answers=answers))
-        done = subprocess.run([sys.executable, "run.py"], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, "run.py"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.replace("program.", "__main__.")
 
@@ -347,8 +352,9 @@ def expected(tmp_path: Path) -> Any:
 
 def written(name: str, method: str) -> str:
     definitions, initializer, answers = PROGRAMS[name]
-    text = SCRIPT.format(definitions=textwrap.dedent(definitions), method=method, initializer=initializer, answers=answers)
-    return text
+    return SCRIPT.format(
+        definitions=textwrap.dedent(definitions), method=method, initializer=initializer, answers=answers
+    )
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

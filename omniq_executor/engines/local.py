@@ -390,7 +390,10 @@ class LocalEngine:
 
         So it is that one's answer that counts, and nothing else can come between.
         """
-        parts = [chunk.part(start, stop) for chunk, start, stop in _parts(worker.chunks, number, min(worker.next, worker.taken))]
+        parts = [
+            chunk.part(start, stop)
+            for chunk, start, stop in _parts(worker.chunks, number, min(worker.next, worker.taken))
+        ]
         worker.reported = worker.next
         worker.chunks.clear()
         worker.timer, worker.ending = 0.0, None

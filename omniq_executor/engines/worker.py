@@ -242,7 +242,7 @@ class _Worker:
             ) from error
 
     def _load(self, function_id: int, function: bytes) -> Any:
-        self._space.record = None
+        self._space.take_record()  # of arguments, or of the initializer
         try:
             loaded = codec.load_function(function)
         except AttributeError:
@@ -251,8 +251,9 @@ class _Worker:
             # A function of the script that cannot travel by value: this worker needs the script after all.
             self._space.import_script(*self.script)
             loaded = codec.load_function(function)
-        if self._space.record is not None:
-            self._records[function_id] = self._space.record
+        record = self._space.take_record()
+        if record is not None:
+            self._records[function_id] = record
         return loaded
 
     def _decode(self, call: Callable[..., Any], row: tuple[str | bytes, str | None]) -> Any:
