@@ -18,8 +18,8 @@ from typing import Any, Literal
 from .config import Settings
 from .dispatcher import USUAL, Dispatcher
 from .engines.local import LocalEngine
-from .errors import CallError, TaskNotFound
-from .functions import Functions, stored_call
+from .errors import CallError, TaskNotFound, TooLarge
+from .functions import Functions, stored_call, too_large
 from .future import DurableFuture
 from .mapping import Results
 from .model import Options, Status, format_id, now, parse_id
@@ -178,7 +178,10 @@ class PersistentExecutor(concurrent.futures.Executor):
             future = DurableFuture(None, None)
             future.set_exception(error)
             return future
-        return self._dispatcher.submit(function, call, plan.after(after) if after else plan)
+        try:
+            return self._dispatcher.submit(function, call, plan.after(after) if after else plan)
+        except TooLarge as error:
+            raise too_large(error, function, fn, args, kwargs) from error
 
     def map(
         self,
@@ -214,7 +217,10 @@ class PersistentExecutor(concurrent.futures.Executor):
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
         function = self._functions.describe(fn)
-        return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize, plan)
+        try:
+            return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize, plan)
+        except TooLarge as error:
+            raise too_large(error, function, fn, (), {}) from error
 
     def options(
         self,

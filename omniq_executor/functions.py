@@ -7,7 +7,7 @@ import types
 from typing import Any, NamedTuple
 
 from . import codec, dependencies, keys, versions
-from .errors import SerializationError
+from .errors import SerializationError, TooLarge
 from .stores.base import Call, Function
 
 _CACHE_SIZE = 1024
@@ -125,6 +125,35 @@ def stored_call(
         except keys.Uncanonical:
             identity = hashlib.blake2b(pickled, digest_size=16).digest()
     return Call(pickled, None, identity), after
+
+
+def too_large(
+    error: TooLarge, function: Function, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> TooLarge:
+    """The error of a call that a store cannot hold, with what of it is the largest."""
+    parts = [(f"argument {place}", value, _size(value)) for place, value in enumerate(args, 1)]
+    parts += [(f"argument `{name}`", value, _size(value)) for name, value in kwargs.items()]
+    for (module, name), size in codec.write(called).sizes.items():
+        parts.append((f"global `{name}`", vars(sys.modules[module]).get(name), size))
+    if not parts:
+        return TooLarge(f"{function.path}: {error}")
+    what, value, size = max(parts, key=lambda part: part[2])
+    return TooLarge(f"{function.path}: {what} ({type(value).__qualname__}) has {_shown(size)}: {error}")
+
+
+def _size(value: Any) -> int:
+    """How many bytes a value takes when it is pickled, roughly."""
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    return len(value) if isinstance(value, str | bytes | bytearray) else len(_dumps_or_none(value) or b"")
+
+
+def _shown(size: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} bytes"
 
 
 _NAMED = frozenset({types.FunctionType, types.BuiltinFunctionType, type})

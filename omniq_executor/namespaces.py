@@ -179,9 +179,9 @@ class _Dump:
 
     def _shell(self, value: Any) -> bytes:
         self.module_of(sys.modules[MAIN].__dict__)
-        if type(value) is FunctionType and id(value) not in self.functions:
-            return self._function(value, apart=False).data
         try:
+            if type(value) is FunctionType and id(value) not in self.functions:
+                return self._function(value, apart=False).data
             return self._pickle(value, root=None)
         except Unpicklable:
             raise

@@ -283,11 +283,29 @@ class _Loading:
         known = self.space.classes.get(number)
         if known is None:
             kind = self._classes[number]
-            make, args = _load(kind.skeleton)
-            known = self.space.classes.get(number)  # its bases may have needed it
+            known = self._imported(number, kind)
             if known is None:
-                known = self.space.classes[number] = _Class(make(*args), kind.set_state)
+                make, args = _load(kind.skeleton)
+                known = self.space.classes.get(number)  # its bases may have needed it
+            if known is None:
+                known = _Class(make(*args), kind.set_state)
+            self.space.classes[number] = known
         return known.kind
+
+    def _imported(self, number: str, kind: Kind) -> _Class | None:
+        """A class as the import of the script has made it, if the script was imported; then its code is the same."""
+        if not self.space.has_imported or self.space.is_forked:
+            return None
+        found: Any = self.space.main
+        for name in number.partition("/")[0].removeprefix(f"{MAIN}.").split("."):
+            found = getattr(found, name, None)
+        if not isinstance(found, type) or found.__module__ != "__mp_main__":
+            return None
+        known = _Class(found, kind.set_state)
+        for name, attribute in kind.attributes.items():
+            if attribute.is_early:
+                known.tokens[name], known.arrived[name] = attribute.token, vars(found).get(name)
+        return known
 
     def _set_attributes(self, number: str, is_early: bool) -> None:
         self.class_of(number)
@@ -359,7 +377,7 @@ def by_name(data: bytes, why: str) -> Any:
     try:
         return pickle.loads(data)
     except AttributeError as error:
-        raise NotInScript(f"{why}, so the script has to be imported for it; {error}") from error
+        raise NotInScript(f"{why}, so the worker has to import the script ({error})") from error
 
 
 class _Loader(pickle.Unpickler):

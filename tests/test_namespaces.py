@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from omniq_executor import PersistentExecutor, TooLarge
+
 # What is defined; the initializer and its arguments or nothing; and expressions, each with `call` as submit().result()
 PROGRAMS: dict[str, tuple[str, str, str]] = {
     "a global set by the initializer": (
@@ -476,3 +478,113 @@ with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
     assert script.run().returncode == -signal.SIGKILL
     done = script.run(timeout_s=30)
     assert done.stdout == "[0, 1, 2, 3, 4, 5, 6, 7]\n", done.stderr
+
+
+# --- What cannot travel, and tracebacks ---
+
+REFUSED = """
+import multiprocessing, threading, sys
+from omniq_executor import PersistentExecutor
+LOCK = threading.Lock()
+def locked(n): return LOCK.locked(), n
+def make():
+    lock = threading.Lock()
+    def inner(): return lock
+    return inner
+class C:
+    held = threading.Lock()
+def of_class(): return C.held
+executor = PersistentExecutor(1, multiprocessing.get_context("spawn"))
+def say(function, *args, **kwargs):
+    error = executor.submit(function, *args, **kwargs).exception(30)
+    print(type(error).__name__, error)
+
+say(locked, 1)
+say(of_class)
+say(make())
+say(abs, 1, threading.Lock())
+say(abs, x=[LOCK])
+executor.shutdown()
+"""
+
+
+def test_in_a_session_what_cannot_be_pickled_is_named_at_once(script: Any) -> None:
+    done = script.run(python=["-i", "-q"], text=as_session(REFUSED))
+    expected = [
+        "global `LOCK` (_thread.lock) cannot be pickled",
+        "attribute `C.held` (_thread.lock) cannot be pickled",
+        "closure variable `lock` (_thread.lock) cannot be pickled",
+        "argument 2 (_thread.lock) cannot be pickled",
+        "argument `x` (list) cannot be pickled",
+    ]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(expected), done.stderr
+    for line, text in zip(lines, expected, strict=True):
+        assert line.startswith("SerializationError")
+        assert text in line
+
+
+def test_a_script_that_cannot_be_imported_for_it_says_both(script: Any) -> None:
+    script.write(REFUSED.replace("say(of_class)", "").replace("executor = P", "import time\nexecutor = P"))
+    done = script.run()
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("NotImportable"), done.stderr
+    assert "global `LOCK` (_thread.lock) cannot be pickled" in first
+    assert "if __name__ == '__main__':" in first
+
+
+def test_a_script_that_is_imported_for_it_shares_one_namespace(method: str, script: Any) -> None:
+    script.write(f"""
+import multiprocessing, threading
+from omniq_executor import PersistentExecutor
+LOCK = threading.Lock()
+ITEMS = []
+class Point:
+    def __init__(self, x): self.x = x
+def put(n):
+    ITEMS.append(n)
+    return len(ITEMS)
+def locked(point):
+    with LOCK:
+        return put(point.x), isinstance(point, Point), Point(len(ITEMS))
+def count(): return len(ITEMS)
+if __name__ == "__main__":
+    with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
+        print(executor.submit(put, 1).result(30))
+        a, b, point = executor.submit(locked, Point(2)).result(30)
+        print(a, b, type(point) is Point, point.x, executor.submit(count).result(30))
+""")
+    done = script.run()
+    assert (done.stdout, done.stderr) == ("1\n2 True True 2 2\n", "")
+
+
+def test_a_traceback_shows_the_lines_of_the_script(method: str, script: Any) -> None:
+    script.write(f"""
+import multiprocessing
+from omniq_executor import PersistentExecutor
+def helper(n):
+    return 1 / n  # the line in question
+def f(n): return helper(n)
+with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
+    print(executor.submit(f, 0).exception(30).__cause__)
+""")
+    done = script.run()
+    assert "script.py" in done.stdout
+    assert "return 1 / n  # the line in question" in done.stdout
+
+
+def test_what_is_too_large_is_named(
+    executor: PersistentExecutor, monkeypatch: pytest.MonkeyPatch, make_executor: Any
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise TooLarge("the store: a value is larger than it can hold")
+
+    monkeypatch.setattr(executor._dispatcher, "submit", refuse)
+    with pytest.raises(TooLarge, match=r"argument 1 \(bytes\) has 2 MB: the store"):
+        executor.submit(len, bytes(2_000_000))
+    with pytest.raises(TooLarge, match=r"argument `b` \(str\) has 1.5 kB"):
+        executor.submit(dict, a=1, b="x" * 1500)
+    monkeypatch.setattr(sys.modules["__main__"], "LARGE", b"x" * 3_000_000, raising=False)
+    function: Any = eval("lambda: LARGE", sys.modules["__main__"].__dict__)
+    with pytest.raises(TooLarge, match=r"global `LARGE` \(bytes\) has 3 MB"):
+        executor.submit(function)

@@ -245,11 +245,14 @@ class _Worker:
         self._space.take_record()  # of arguments, or of the initializer
         try:
             loaded = codec.load_function(function)
-        except AttributeError:
+        except AttributeError as error:
             if self.script is None or self._space.has_imported or self._space.record is not None:
                 raise
             # A function of the script that cannot travel by value: this worker needs the script after all.
-            self._space.import_script(*self.script)
+            try:
+                self._space.import_script(*self.script)
+            except (Exception, SystemExit) as second:  # whatever the script does
+                raise ImportError(f"{error}; that import failed: {type(second).__name__}: {second}") from second
             loaded = codec.load_function(function)
         record = self._space.take_record()
         if record is not None:
