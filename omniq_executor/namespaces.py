@@ -19,28 +19,33 @@ import operator
 import os
 import pickle
 import sys
-import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, ModuleType
+from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple
 
 from . import spaces
 from .modules import Snapshot, is_main, is_own
 from .pickling import (
     ATOMS,
-    CACHED,
+    HEADER,
     DataPickler,
     Needs,
     Reduced,
     ScriptPickler,
+    Unpicklable,
+    entry_of,
+    is_flat,
+    is_imported,
     is_named,
     is_same,
     look,
+    name_all,
     names_in,
     number_of,
+    parts_of,
     stamp_of,
     type_name,
 )
@@ -50,20 +55,10 @@ _MAINS = (MAIN, "__mp_main__")
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
 _INCIDENTAL = frozenset({"__slotnames__", "__weakref__", "__dict__"})
-_HEADER = ("__name__", "__package__")
-_DUNDERS = frozenset({"__builtins__", "__annotations__", "__spec__", "__loader__", "__doc__", *_HEADER})
 _LONGEST_SOURCE = 1 << 18
 _KEPT = 4096  # functions whose pickles are remembered
 _LARGE = 1 << 18  # bytes
 _LARGEST_KEPT = 1 << 28
-
-
-class Unpicklable(Exception):
-    """Something of a payload cannot be pickled. `what` names it, the cause says why."""
-
-    def __init__(self, what: str, why: BaseException) -> None:
-        super().__init__(f"{what} cannot be pickled: {type(why).__name__}: {why}")
-        self.what = what
 
 
 class Payload(NamedTuple):
@@ -102,7 +97,7 @@ class _Memory:
         self.function = weakref.ref(function)
         self.payload = payload
         self.is_of_use = whole.is_fixed
-        self._snapshot = snapshot  # so that its id stays its own
+        self._snapshot = None if snapshot is None else weakref.ref(snapshot)
         self._modules = len(sys.modules)  # its submodules may come
         self._dicts = [(names, look(names)) for names in whole.dicts.values()]
         self._functions = whole.stamps
@@ -111,7 +106,7 @@ class _Memory:
 
     def still_holds(self) -> bool:
         """Whether nothing of it has changed."""
-        if self._modules != len(sys.modules):
+        if self._modules != len(sys.modules) or (self._snapshot is not None and self._snapshot() is None):
             return False
         if not all(look(names) == known for names, known in self._dicts):
             return False
@@ -186,7 +181,7 @@ class _Dump:
         except Unpicklable:
             raise
         except Exception as error:
-            blamed = next((what for what, part in _parts(value) if not self._can_pickle(part)), None)
+            blamed = next((what for what, part in parts_of(value) if not self._can_pickle(part)), None)
             raise Unpicklable(blamed or f"a {type_name(value)}", error) from error
 
     def _can_pickle(self, value: Any) -> bool:
@@ -202,8 +197,8 @@ class _Dump:
             digest.update(repr(key).encode() + entry.token)
         for number, kind in self._classes.items():
             digest.update(number.encode())
-            for attribute in kind.attributes.values():
-                digest.update(attribute.token)
+            for name, attribute in kind.attributes.items():
+                digest.update(repr(name).encode() + attribute.token)
         return digest.digest()
 
     # references
@@ -224,14 +219,14 @@ class _Dump:
     def _meet(self, module: str, names: dict[str, Any]) -> None:
         """Learn what the names of a module stand for."""
         self.dicts[module] = names
-        self._headers[module] = {name: names[name] for name in _HEADER if name in names}
+        self._headers[module] = {name: names[name] for name in HEADER if name in names}
         if module == MAIN:
             self._headers[module]["__name__"] = MAIN
         looked = look(names)
         known = _namings.get(module)
         if known is None or known[0] != looked:
             known = _namings[module] = looked, {}, {}
-            _name(module, names, known[1], known[2])
+            name_all(module, names, known[1], known[2])
         self.functions |= known[1]
         self.data |= known[2]
 
@@ -268,8 +263,8 @@ class _Dump:
         except Unpicklable:
             raise
         except Exception as error:
-            if key[0] != MAIN and _is_imported(key, value):
-                self._entries[key] = _entry(pickle.dumps(Reduced((spaces.imported_global, key)), 5))
+            if key[0] != MAIN and is_imported(key, value):
+                self._entries[key] = entry_of(pickle.dumps(Reduced((spaces.imported_global, key)), 5))
                 return
             raise Unpicklable(f"global `{key[1]}` ({type_name(value)})", error) from error
 
@@ -279,13 +274,13 @@ class _Dump:
             known = _atoms.get(key)
             if known is not None and known[0] is value:
                 return known[1]
-            entry = _entry(pickle.dumps(value, 5))
+            entry = entry_of(pickle.dumps(value, 5))
             if len(entry.data) < _LARGE:
                 _atoms[key] = value, entry
             return entry
         at = self.functions.get(id(value), self.data.get(id(value), key))
         if at != key:  # another name of it
-            return _entry(pickle.dumps(Reduced(self.refer(at)), 5))
+            return entry_of(pickle.dumps(Reduced(self.refer(at)), 5))
         if (
             kind is FunctionType
             and value.__globals__ is self.dicts[key[0]]
@@ -293,13 +288,13 @@ class _Dump:
             and id(value) in self.functions
         ):
             return self._function(value, apart=True)
-        if kind in _CONTAINERS and _is_flat(value):
-            entry = _entry(pickle.dumps(value, 5))
+        if kind in _CONTAINERS and is_flat(value):
+            entry = entry_of(pickle.dumps(value, 5))
             self.values.append((value, entry.data))
             return entry
         self._under_way.add(key)
         try:
-            entry = _entry(self._pickle(value, DataPickler, value))
+            entry = entry_of(self._pickle(value, DataPickler, value))
         finally:
             self._under_way.discard(key)
         if kind is not ModuleType and not isinstance(value, type):  # of these, classes are looked at by themselves
@@ -359,9 +354,9 @@ class _Dump:
                 pickler = ScriptPickler(io.BytesIO(), self, function)
                 _, args, state, _, _, set_state = pickler.reduce_function(function)
                 cells = len(args[0].co_freevars)
-                entry = _entry(self._pickle((set_state, state)), self._pickle((args[0], cells)))
+                entry = entry_of(self._pickle((set_state, state)), self._pickle((args[0], cells)))
             else:
-                entry = _entry(self._pickle(function, root=function))
+                entry = entry_of(self._pickle(function, root=function))
         finally:
             needs, self.needs = self.needs, outer
             self.needs.keys.update(needs.keys)
@@ -409,15 +404,15 @@ class _Dump:
     def _attribute(self, value: Any) -> Entry:
         kind = type(value)
         if kind in ATOMS:
-            return _entry(pickle.dumps(value, 5))
+            return entry_of(pickle.dumps(value, 5))
         if kind is FunctionType and id(value) not in self.functions and not is_named(value):
             return self._function(value, apart=False)
         if isinstance(value, staticmethod | classmethod | property):
             self._stamp_all(value)
-            return _entry(self._pickle(value))
+            return entry_of(self._pickle(value))
         if (key := self.refer_to_data(value)) is not None:
-            return _entry(pickle.dumps(Reduced(self.refer(key)), 5))
-        entry = _entry(self._pickle(value, DataPickler))
+            return entry_of(pickle.dumps(Reduced(self.refer(key)), 5))
+        entry = entry_of(self._pickle(value, DataPickler))
         self._remember(value, entry)
         return entry
 
@@ -458,56 +453,3 @@ class _Dump:
             lines = linecache.getlines(filename)
             if lines and sum(map(len, lines)) < _LONGEST_SOURCE:
                 self._sources[filename] = lines
-
-
-def _name(module: str, names: dict[str, Any], functions: dict[int, Key], data: dict[int, Key]) -> None:
-    """Note what the names of a module stand for, by id."""
-    # Those of an interactive shell's own begin with "_", and change with every line.
-    for name in sorted(names, key=lambda name: name[:1] == "_"):
-        value = names.get(name)
-        kind: Any = type(value)
-        if kind in ATOMS or kind is ModuleType or kind is BuiltinFunctionType or name in _DUNDERS:
-            continue
-        if kind is FunctionType or kind is CACHED:
-            function = value if kind is FunctionType else getattr(value, "__wrapped__", None)
-            if getattr(function, "__globals__", None) is names and (module == MAIN or not is_named(value)):
-                functions.setdefault(id(value), (module, name))
-        elif not isinstance(value, type):
-            data.setdefault(id(value), (module, name))
-
-
-def _entry(data: bytes, code: bytes | None = None) -> Entry:
-    digest = blake2b(data, digest_size=16)
-    if code is not None:
-        digest.update(code)
-    return Entry(digest.digest(), data, code)
-
-
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a callable, or the arguments of a call, is made of, as it is called."""
-    if type(value) is tuple and len(value) == 2:
-        args, kwargs = value
-        yield from ((f"argument {place} ({type_name(part)})", part) for place, part in enumerate(args, 1))
-        yield from ((f"argument `{name}` ({type_name(part)})", part) for name, part in kwargs.items())
-    elif isinstance(value, functools.partial):
-        yield from _parts((value.args, value.keywords))
-        yield from _parts(value.func)
-    elif type(value) is FunctionType:
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # not bound yet
-                yield f"closure variable `{name}` ({type_name(cell.cell_contents)})", cell.cell_contents
-        for part in value.__defaults__ or ():
-            yield f"a default of {value.__qualname__} ({type_name(part)})", part
-    elif type(value) is types.MethodType:
-        yield f"the object of the method {value.__qualname__} ({type_name(value.__self__)})", value.__self__
-
-
-def _is_imported(key: Key, value: Any) -> bool:
-    return vars(sys.modules[key[0]]).get(key[1]) is value
-
-
-def _is_flat(value: Any) -> bool:
-    items: Iterator[Any] = iter(value)
-    if type(value) is dict:
-        return ATOMS.issuperset(map(type, value)) and ATOMS.issuperset(map(type, value.values()))
-    return ATOMS.issuperset(map(type, items))

@@ -1,27 +1,41 @@
 """The picklers of namespaces.py, and what they need to know of functions and classes."""
 
+import contextlib
 import functools
 import operator
 import sys
+import types
 import typing
 import uuid
 import weakref
 from collections import ChainMap
-from types import CellType, CodeType, FunctionType
+from collections.abc import Iterator
+from hashlib import blake2b
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar
 
 import cloudpickle
 
 from . import keys, spaces
 from .modules import is_main
-from .spaces import MAIN, Key
+from .spaces import MAIN, Entry, Key
 
 ATOMS = frozenset({int, str, float, bool, complex, bytes, type(None), type(...)})
 CACHED: Any = type(functools.lru_cache(lambda: None))
+HEADER = ("__name__", "__package__")
+_DUNDERS = frozenset({"__builtins__", "__annotations__", "__spec__", "__loader__", "__doc__", *HEADER})
 _READS_GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 _numbers: "weakref.WeakKeyDictionary[type, str]" = weakref.WeakKeyDictionary()
 _ordinals: dict[str, int] = {}
+
+
+class Unpicklable(Exception):
+    """Something of a payload cannot be pickled. `what` names it, the cause says why."""
+
+    def __init__(self, what: str, why: BaseException) -> None:
+        super().__init__(f"{what} cannot be pickled: {type(why).__name__}: {why}")
+        self.what = what
 
 
 class Needs:
@@ -226,3 +240,59 @@ def _reduce_code(code: CodeType) -> Any:
     """As cloudpickle does, but with the name of the file, so that tracebacks show its lines."""
     make, args = cloudpickle.Pickler.dispatch_table[CodeType](code)
     return make, tuple(code.co_filename if arg == "<dynamic-code>" else arg for arg in args)
+
+
+def name_all(module: str, names: dict[str, Any], functions: dict[int, Key], data: dict[int, Key]) -> None:
+    """Note what the names of a module stand for, by id."""
+    # Those of an interactive shell's own begin with "_", and change with every line.
+    for name in sorted(names, key=lambda name: name[:1] == "_"):
+        value = names.get(name)
+        kind: Any = type(value)
+        if kind in ATOMS or kind is ModuleType or kind is BuiltinFunctionType or name in _DUNDERS:
+            continue
+        if kind is FunctionType or kind is CACHED:
+            function = value if kind is FunctionType else getattr(value, "__wrapped__", None)
+            if getattr(function, "__globals__", None) is names and (module == MAIN or not is_named(value)):
+                functions.setdefault(id(value), (module, name))
+        elif not isinstance(value, type):
+            data.setdefault(id(value), (module, name))
+
+
+def entry_of(data: bytes, code: bytes | None = None) -> Entry:
+    """A value that was pickled, with its token."""
+    digest = blake2b(data, digest_size=16)
+    if code is not None:
+        digest.update(code)
+    return Entry(digest.digest(), data, code)
+
+
+def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a callable, or the arguments of a call, is made of, as it is called."""
+    if type(value) is tuple and len(value) == 2:
+        args, kwargs = value
+        yield from ((f"argument {place} ({type_name(part)})", part) for place, part in enumerate(args, 1))
+        yield from ((f"argument `{name}` ({type_name(part)})", part) for name, part in kwargs.items())
+    elif isinstance(value, functools.partial):
+        yield from parts_of((value.args, value.keywords))
+        yield from parts_of(value.func)
+    elif type(value) is FunctionType:
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not bound yet
+                yield f"closure variable `{name}` ({type_name(cell.cell_contents)})", cell.cell_contents
+        for part in value.__defaults__ or ():
+            yield f"a default of {value.__qualname__} ({type_name(part)})", part
+    elif type(value) is types.MethodType:
+        yield f"the object of the method {value.__qualname__} ({type_name(value.__self__)})", value.__self__
+
+
+def is_imported(key: Key, value: Any) -> bool:
+    """Whether an importable module has a value under a name."""
+    return vars(sys.modules[key[0]]).get(key[1]) is value
+
+
+def is_flat(value: Any) -> bool:
+    """Whether a container holds nothing but what cannot change, nor hold anything."""
+    items: Iterator[Any] = iter(value)
+    if type(value) is dict:
+        return ATOMS.issuperset(map(type, value)) and ATOMS.issuperset(map(type, value.values()))
+    return ATOMS.issuperset(map(type, items))
