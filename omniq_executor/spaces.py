@@ -85,7 +85,8 @@ class _Class:
 class Record:
     """What a function came with."""
 
-    def __init__(self) -> None:
+    def __init__(self, space: "Space") -> None:
+        self.space = space
         self.epoch = -1  # of its space, when it was all in place
         self.names: list[tuple[Key, bytes, Any]] = []
         self.attributes: list[tuple[_Class, str, bytes, Any]] = []
@@ -321,7 +322,7 @@ class _Loading:
 
     def record(self) -> Record:
         """What is needed to have it so again."""
-        record, space = Record(), self.space
+        record, space = Record(self.space), self.space
         record.names = [(key, entry.token, space.arrived.get(key)) for key, entry in self._entries.items()]
         record.attributes = [
             (space.classes[number], name, attribute.token, space.classes[number].arrived.get(name))
@@ -341,7 +342,7 @@ def load(
 ) -> Any:
     """The callable, or the arguments, of a payload."""
     space = _here.space or Space()
-    space.record = Record()  # should it fail
+    space.record = Record(space)  # should it fail
     for name, lines in sources.items():
         linecache.cache[name] = sum(map(len, lines)), None, list(lines), name
     for module, header in headers.items():

@@ -192,7 +192,7 @@ class _Worker:
                     started = clock()  # loading is paid once, so it says nothing about the next calls
                     cells[SINCE] = time.monotonic_ns()
                 if self._records and (record := self._records.get(function_id)) is not None:
-                    self._space.apply(record)
+                    record.space.apply(record)
                 value = call(*row) if load is None else load(call, row)
             except _Stale:
                 self._is_stale = True
