@@ -293,11 +293,22 @@ def _result_pickler() -> Any:
         """Pickles what the script defines by name, also where this process has no such script."""
 
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, type) and obj.__module__ in _MAINS:
-                return script_class, (obj.__qualname__,)
+            if isinstance(obj, type):
+                return self._reduce_class(obj)
             if type(obj) is FunctionType and obj.__module__ in _MAINS and _is_in_script(obj):
                 return script_class, (obj.__qualname__,)
             return super().reducer_override(obj)
+
+        def _reduce_class(self, kind: type) -> Any:
+            tracker = spaces.trackers.get(kind)
+            if kind.__module__ in _MAINS and (tracker is None or "<locals>" not in kind.__qualname__):
+                return script_class, (kind.__qualname__,)
+            reduced = super().reducer_override(kind)
+            if tracker is None or not isinstance(reduced, tuple) or len(reduced) != 6:
+                return reduced
+            # Local to a function: whoever wrote it finds its own class by that number, and others make one.
+            make, args, *rest = reduced
+            return make, (*args[:-2], tracker, args[-1]), *rest
 
     return FromWorker
 

@@ -375,11 +375,13 @@ class _Dump:
         self._seen.add(number)
         self.kinds.append(kind)
         attributes: dict[str, Attribute] = {}
+        tracker = None
         before = self.snapshot.attributes(kind) if self.snapshot is not None else None
         pickler = ScriptPickler(io.BytesIO(), self, kind)
         make, args, (members, _), _, _, set_state = pickler.reduce_class_by_value(kind)
         if before is None:
-            made = make, (*args[:-2], None, args[-1])  # without cloudpickle's own number of it
+            tracker = args[-2]
+            made = make, (*args[:-2], None, args[-1])  # cloudpickle's number is of one process, and so of no use there
             skeleton = self._write(lambda: self._pickle(made))
             members = {**members, "__qualname__": kind.__qualname__}
         else:
@@ -399,7 +401,7 @@ class _Dump:
                     raise Unpicklable(f"attribute `{kind.__qualname__}.{name}` ({type_name(value)})", error) from error
                 is_early = isinstance(value, _CODE) or type(value) in ATOMS
                 attributes[name] = Attribute(entry.token, entry.data, is_early)
-        self._classes[number] = Kind(skeleton, set_state, attributes)
+        self._classes[number] = Kind(skeleton, set_state, attributes, tracker)
 
     def _attribute(self, value: Any) -> Entry:
         kind = type(value)

@@ -28,6 +28,7 @@ import os
 import pickle
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from types import CellType, CodeType, FunctionType, ModuleType
@@ -63,6 +64,7 @@ class Kind(NamedTuple):
     skeleton: bytes
     set_state: Any
     attributes: dict[str, Attribute]
+    tracker: str | None = None  # cloudpickle's number of it, by which who wrote it knows it again
 
 
 class _Class:
@@ -206,6 +208,8 @@ class _Here(threading.local):
 
 
 _here = _Here()
+trackers: "weakref.WeakKeyDictionary[type, str]" = weakref.WeakKeyDictionary()
+"""cloudpickle's numbers of classes that have arrived, for their way back."""
 _spaces: OrderedDict[int, Space] = OrderedDict()
 
 
@@ -290,6 +294,8 @@ class _Loading:
                 known = self.space.classes.get(number)  # its bases may have needed it
             if known is None:
                 known = _Class(make(*args), kind.set_state)
+                if kind.tracker is not None:
+                    trackers[known.kind] = kind.tracker
             self.space.classes[number] = known
         return known.kind
 

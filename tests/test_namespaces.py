@@ -480,6 +480,27 @@ with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
     assert done.stdout == "[0, 1, 2, 3, 4, 5, 6, 7]\n", done.stderr
 
 
+def test_a_class_that_is_local_to_a_function_comes_back_as_itself(method: str, script: Any) -> None:
+    script.write(f"""
+import multiprocessing
+from omniq_executor import PersistentExecutor
+def main():
+    class Local:
+        seen = []
+        def __init__(self, x): self.x = x
+    def make(x):
+        Local.seen.append(x)
+        return Local(x), len(Local.seen)
+    with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
+        for n in range(3):
+            made, count = executor.submit(make, n).result(30)
+            print(type(made) is Local, made.x, count, isinstance(executor.submit(lambda v: v, made).result(30), Local))
+main()
+""")
+    done = script.run()
+    assert (done.stdout, done.stderr) == ("True 0 1 True\nTrue 1 2 True\nTrue 2 3 True\n", "")
+
+
 # --- What cannot travel, and tracebacks ---
 
 REFUSED = """
