@@ -340,11 +340,11 @@ def expected(tmp_path: Path) -> Any:
     def run(name: str) -> str:
         definitions, initializer, answers = PROGRAMS[name]
         folder = tmp_path / "module"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "program.py").write_text(textwrap.dedent(definitions))
         (folder / "run.py").write_text(MODULE.format(initializer=initializer, answers=answers))
         done = subprocess.run(
-            [sys.executable, "run.py"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-B", "run.py"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.replace("program.", "__main__.")
