@@ -30,7 +30,8 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -241,6 +242,8 @@ class _Loading:
         for key, entry in self._fresh.items():
             if entry.code is not None:
                 self._make(key, entry.code)
+        for number in self._classes:
+            self.class_of(number)
         for is_early in (True, False):
             if not is_early:
                 for key in list(self._fresh):
@@ -291,13 +294,34 @@ class _Loading:
             known = self._imported(number, kind)
             if known is None:
                 make, args = _load(kind.skeleton)
+                if make.__name__ == "_make_skeleton_enum":  # which makes the members, by what the bases say
+                    for base, of_base in list(self.space.classes.items()):
+                        if base in self._classes and of_base.kind in args[0]:
+                            self._set_attributes(base, is_early=True)
                 known = self.space.classes.get(number)  # its bases may have needed it
             if known is None:
-                known = _Class(make(*args), kind.set_state)
+                with self._silent_bases():
+                    known = _Class(make(*args), kind.set_state)
                 if kind.tracker is not None:
                     trackers[known.kind] = kind.tracker
             self.space.classes[number] = known
         return known.kind
+
+    @contextmanager
+    def _silent_bases(self) -> Iterator[None]:
+        """Have no __init_subclass__ run again for a class for which it has run in the script."""
+        hooks = [
+            (known.kind, vars(known.kind)["__init_subclass__"])
+            for known in self.space.classes.values()
+            if "__init_subclass__" in vars(known.kind)
+        ]
+        for kind, _ in hooks:
+            del kind.__init_subclass__
+        try:
+            yield
+        finally:
+            for kind, hook in hooks:
+                kind.__init_subclass__ = hook
 
     def _imported(self, number: str, kind: Kind) -> _Class | None:
         """A class as the import of the script has made it, if the script was imported; then its code is the same."""

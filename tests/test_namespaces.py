@@ -176,6 +176,29 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
         "",
         "[call(make), call(make)]",
     ),
+    "classes that are noted when they are made, enums with bases": (
+        """
+        import enum
+        class Plugin:
+            known = []
+            def __init_subclass__(cls): Plugin.known.append(cls.__name__)
+        class First(Plugin): pass
+        class Second(First): pass
+        class Weighed:
+            def __init__(self, mass):
+                self.mass = mass
+                self.double = 2 * mass
+        class Planet(Weighed, enum.Enum):
+            EARTH = 5
+            MARS = 3
+        def look(): return list(Plugin.known)
+        def use():
+            class Third(Plugin): pass
+            return look(), issubclass(Second, Plugin), Planet.EARTH.double, Planet(3) is Planet.MARS
+        """,
+        "",
+        "[call(look), call(use), call(use)]",
+    ),
     "functions that call each other": (
         """
         DEPTH = []
