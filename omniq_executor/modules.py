@@ -1,8 +1,10 @@
 """The modules of a process: which are the user's own, what the script is, what they held when it was forked."""
 
 import functools
+import io
 import os
 import sys
+from types import CodeType
 from typing import Any
 
 _MAIN = "__main__"
@@ -45,6 +47,27 @@ def script() -> tuple[str, str] | None:
         if f"init_main_from_{how}" in data:
             return how, data[f"init_main_from_{how}"]
     return None
+
+
+def code_of_script(how: str, what: str) -> tuple[CodeType, dict[str, Any]]:
+    """The code of a main module, and the names that a module has by itself."""
+    import importlib.util
+    import pkgutil
+
+    if how == "name":
+        spec = importlib.util.find_spec(what)
+        found, name = getattr(spec, "loader", None), what
+    elif os.path.isfile(what) and pkgutil.get_importer(what) is None:
+        with io.open_code(what) as file:
+            return compile(file.read(), what, "exec"), {"__file__": what}
+    else:  # a folder or an archive, with a __main__.py
+        sys.path.insert(0, what)
+        importer = pkgutil.get_importer(what)
+        spec, name = importer.find_spec(_MAIN) if importer is not None else None, _MAIN
+        found = getattr(spec, "loader", None)
+    if found is None or spec is None:
+        raise ImportError(f"there is no script {what}")
+    return found.get_code(name), {"__file__": spec.origin, "__spec__": spec, "__package__": spec.parent}
 
 
 class Snapshot:

@@ -24,7 +24,6 @@ import functools
 import importlib
 import io
 import linecache
-import os
 import pickle
 import sys
 import threading
@@ -32,8 +31,10 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import CellType, CodeType, FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
+
+from .modules import code_of_script
 
 SPACES = 64  # that a worker keeps at most
 MAIN = "__main__"
@@ -170,7 +171,7 @@ class Space:
         from multiprocessing import process
 
         self.has_imported = True
-        code, more = _code_of_script(how, what)
+        code, more = code_of_script(how, what)
         kept = {name: self.globals_of(MAIN)[name] for module, name in self.tokens if module == MAIN}
         self.main.__dict__.update(more, __name__="__mp_main__")
         current: Any = process.current_process()
@@ -180,27 +181,6 @@ class Space:
         finally:
             del current._inheriting
             self.main.__dict__.update(kept)
-
-
-def _code_of_script(how: str, what: str) -> tuple[CodeType, dict[str, Any]]:
-    """The code of a main module, and the names that a module has by itself."""
-    import importlib.util
-    import pkgutil
-
-    if how == "name":
-        spec = importlib.util.find_spec(what)
-        found, name = getattr(spec, "loader", None), what
-    elif os.path.isfile(what) and pkgutil.get_importer(what) is None:
-        with io.open_code(what) as file:
-            return compile(file.read(), what, "exec"), {"__file__": what}
-    else:  # a folder or an archive, with a __main__.py
-        sys.path.insert(0, what)
-        importer = pkgutil.get_importer(what)
-        spec, name = importer.find_spec("__main__") if importer is not None else None, "__main__"
-        found = getattr(spec, "loader", None)
-    if found is None or spec is None:
-        raise ImportError(f"there is no script {what}")
-    return found.get_code(name), {"__file__": spec.origin, "__spec__": spec, "__package__": spec.parent}
 
 
 class _Here(threading.local):
