@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .config import Settings as Settings
     from .errors import (
         CallError as CallError,
+        CodeChanged as CodeChanged,
         DependencyFailed as DependencyFailed,
         KeyConflict as KeyConflict,
         NotImportable as NotImportable,
@@ -51,6 +52,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             "CallError",
+            "CodeChanged",
             "DependencyFailed",
             "KeyConflict",
             "NotImportable",

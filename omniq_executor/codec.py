@@ -9,8 +9,8 @@ by one call of the C encoder, as a JSON array of one array per call: `[[1],[2]]`
 unchanged into the store, which takes it apart in SQL, and to the worker.
 
 What is defined in `__main__` is a special case, because workers do not import the script (it may
-not be guarded, and a notebook has none). Going to a worker it travels by value. Coming back, its
-classes travel by name, so that a result is an instance of the script's own class, also when a
+not be guarded, and a notebook has none). Going to a worker it travels by value, see namespaces.py. Coming
+back, its classes travel by name, so that a result is an instance of the script's own class, also when a
 later run of the script reads it from the store.
 """
 
@@ -20,15 +20,19 @@ import io
 import json
 import pickle
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from types import FunctionType
+from typing import Any, NamedTuple, NoReturn
 
+from . import modules, spaces
 from .model import ErrorInfo, Options
 
 _PROTOCOL = 5
 _MAX_DEPTH = 60  # deeper values are pickled; SQLite's own JSON parser stops at 1000
 _SCALARS = frozenset({int, str, float, bool, type(None)})
 _BY_NAME = b"__main__"  # stands in every pickle that names something of the script
+_MAINS = ("__main__", "__mp_main__")  # the second is its name where multiprocessing has imported it
+_SCRIPT_NAMES = tuple(name.encode() for name in _MAINS)
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -80,9 +84,9 @@ def encode_plain_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[st
     return None
 
 
-def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any], snapshot: Any = None) -> bytes:
     """A call as a pickle. Raises SerializationError if that is not possible."""
-    return _dump((args, kwargs), in_worker=False)
+    return write((args, kwargs), snapshot).data
 
 
 def decode_call(args: str | bytes, kwargs: str | None) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -120,13 +124,40 @@ def split(text: str) -> list[str]:
 
 
 def dump_function(function: Any) -> bytes:
-    """A function as a pickle: by name where a worker can import it, else by value.
+    """A function as a pickle; see `write`."""
+    return write(function).data
 
-    By value fails for what uses, say, a lock that the script made. Then a function of the script
-    travels by name after all, and the worker has to import the script (see engines.worker). Raises
-    SerializationError if neither is possible.
+
+class Written(NamedTuple):
+    """A pickle for a worker."""
+
+    data: bytes
+    signature: bytes | None = None  # of all that it carries by value; None where it is a plain pickle
+    sizes: Mapping[tuple[str, str], int] = {}  # in bytes, of the globals that it carries, by module and name
+
+
+def write(value: Any, snapshot: Any = None) -> Written:
+    """A callable, or (args, kwargs), as a pickle: by name where a worker can import it, else by value.
+
+    By value fails for what uses, say, a lock that the script made. Then what is the script's travels by name
+    after all, and the worker has to import the script (see engines.worker). Raises SerializationError if
+    neither is possible. `snapshot` says what workers have of the script by a fork, see namespaces.py.
     """
-    return _dump(function, in_worker=False)
+    plain = None
+    try:
+        plain = pickle.dumps(value, _PROTOCOL)
+        if _BY_NAME not in plain:
+            return Written(plain)
+    except Exception:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
+        pass
+    from . import namespaces  # 30 ms of imports, which most programs never need
+
+    try:
+        return Written(*namespaces.dump(value, snapshot))
+    except Exception as error:  # noqa: BLE001 - as above
+        if plain is None or modules.script() is None:
+            _refuse(value, error)
+        return Written(pickle.dumps(spaces.ByName(plain, str(error)), _PROTOCOL))
 
 
 def dump_path(path: str) -> bytes:
@@ -226,17 +257,19 @@ def _is_plain(value: Any, seen: set[int], depth: int) -> bool:
 
 
 def _dump(value: Any, in_worker: bool) -> bytes:
+    if not in_worker:
+        return write(value).data
+    first: Exception | None = None
+    data = b""
     try:
         data = pickle.dumps(value, _PROTOCOL)
-        if in_worker or _BY_NAME not in data:
+        if not any(name in data for name in _SCRIPT_NAMES):
             return data
-    except Exception as error:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
-        first: Exception | None = error
-    else:
-        first = None
+    except Exception as error:  # noqa: BLE001 - as in `write`
+        first = error
     buffer = io.BytesIO()
     try:
-        _value_pickler(in_worker)(buffer, _PROTOCOL).dump(value)
+        _result_pickler()(buffer, _PROTOCOL).dump(value)
     except Exception as error:  # noqa: BLE001 - as above
         if first is None:
             return data
@@ -249,44 +282,48 @@ def _refuse(value: Any, error: Exception) -> NoReturn:
 
     raise SerializationError(
         f"a {type(value).__qualname__} cannot be stored, as it can be neither written as JSON nor pickled: "
-        f"{type(error).__name__}: {error}"
+        f"{error if type(error).__name__ == 'Unpicklable' else f'{type(error).__name__}: {error}'}"
     ) from error
 
 
 @functools.cache
-def _value_pickler(in_worker: bool) -> Any:
-    """The pickler for what plain pickle cannot do."""
-    import cloudpickle  # 30 ms of imports, which most programs never need
+def _result_pickler() -> Any:
+    """The pickler for what plain pickle cannot do, in a worker."""
+    import cloudpickle  # 30 ms of imports, which most workers never need
 
-    class ToWorker(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-        """Keeps what cloudpickle forgets: that a class is defined within another."""
-
-        def reducer_override(self, obj: Any) -> Any:
-            reduced = super().reducer_override(obj)
-            if isinstance(obj, type) and "." in obj.__qualname__ and isinstance(reduced, tuple) and len(reduced) == 6:
-                make, args, state, _, _, set_state = reduced
-                return make, args, (set_state, state, obj.__qualname__), None, None, set_class_state
-            return reduced
-
-    class FromWorker(cloudpickle.Pickler):  # type: ignore[misc]
-        """Pickles classes of the script by name, also where this process has no such script."""
+    class FromWorker(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+        """Pickles what the script defines by name, also where this process has no such script."""
 
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, type) and obj.__module__ == "__main__":
+            if isinstance(obj, type):
+                return self._reduce_class(obj)
+            if type(obj) is FunctionType and obj.__module__ in _MAINS and _is_in_script(obj):
                 return script_class, (obj.__qualname__,)
             return super().reducer_override(obj)
 
-    return FromWorker if in_worker else ToWorker
+        def _reduce_class(self, kind: type) -> Any:
+            tracker = spaces.trackers.get(kind)
+            if kind.__module__ in _MAINS and (tracker is None or "<locals>" not in kind.__qualname__):
+                return script_class, (kind.__qualname__,)
+            reduced = super().reducer_override(kind)
+            if tracker is None or not isinstance(reduced, tuple) or len(reduced) != 6:
+                return reduced
+            # Local to a function: whoever wrote it finds its own class by that number, and others make one.
+            make, args, *rest = reduced
+            return make, (*args[:-2], tracker, args[-1]), *rest
+
+    return FromWorker
 
 
-def set_class_state(kind: Any, state: tuple[Any, Any, str]) -> None:
-    """Finish a class that is loaded by value."""
-    set_state, rest, kind.__qualname__ = state
-    set_state(kind, rest)
+def _is_in_script(value: Any) -> bool:
+    try:
+        return script_class(value.__qualname__) is value
+    except AttributeError:
+        return False
 
 
 def script_class(qualname: str) -> Any:
-    """The class of that name in the script that is running. Raises AttributeError if it has none."""
+    """The class or function of that name in the script that is running. Raises AttributeError if it has none."""
     found: Any = sys.modules["__main__"]
     for name in qualname.split("."):
         if not hasattr(found, name):

@@ -110,6 +110,7 @@ class Dispatcher:
         self._queues = queues
         self._dropped: deque[Sink] = deque()  # by whoever waited
         self._handout = Handout(store, engine)
+        self._handout.by_run = queues is not None
         self._room = 0  # of the workers, for how many calls, when it was last looked at
         self._claims: dict[int, Claimed] = {}  # of tasks claimed here that crashed before, or have options
         self._unbound: list[Claimed] = []  # those whose results of other tasks could not be read yet
@@ -160,6 +161,7 @@ class Dispatcher:
         key = plan.key
         with self.lock:
             self._enter()
+            self._handout.know(function)
             found = self._known(function, call, key)
             if found is not None:
                 future = self._future_of(found)
@@ -192,6 +194,7 @@ class Dispatcher:
         """Store `count` calls for consecutive positions of a sink: as one `text`, or else as `calls`."""
         with self.lock:
             self._enter()
+            self._handout.know(function)
             if self.run.continues:
                 if text is not None:
                     calls = [Call(codec.encode_call(tuple(row), {})[0]) for row in codec.decode(text)]
@@ -221,6 +224,7 @@ class Dispatcher:
         """Begin with the queue, whoever has added to it, though nothing has been added here."""
         with self.lock:
             self._queues = (self.run.queue,)
+            self._handout.by_run = True
             self._enter()
             self._turn()
         self._tell()

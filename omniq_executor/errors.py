@@ -4,6 +4,7 @@
      +-- CallError                 what became of one call; other calls are not touched
      |    +-- WorkerCrashed        the process running it died     (also a BrokenProcessPool)
      |    +-- NotImportable        its function cannot be imported in the worker (also an ImportError)
+     |    +-- CodeChanged          the worker has imported another version of it
      |    +-- TaskTimeout          it ran longer than its timeout  (also a TimeoutError)
      |    +-- RemoteError          it raised what cannot be rebuilt in this process
      |    +-- SerializationError   it, or its result, cannot be stored (also a PicklingError)
@@ -37,6 +38,10 @@ class WorkerCrashed(CallError, BrokenProcessPool):
 
 class NotImportable(CallError, ImportError):
     """The function of the call cannot be imported in the worker. It was never called, and is not tried again."""
+
+
+class CodeChanged(CallError):
+    """Also a fresh worker imports other code than that of the function submitted. It was not called, nor is again."""
 
 
 class TaskTimeout(CallError, TimeoutError):

@@ -21,8 +21,8 @@ from .config import Settings
 from .dispatcher import USUAL, Dispatcher
 from .engines.launch import Process
 from .engines.local import LocalEngine
-from .errors import CallError, TaskNotFound
-from .functions import Functions, stored_call
+from .errors import CallError, TaskNotFound, TooLarge
+from .functions import Functions, stored_call, too_large
 from .future import DurableFuture
 from .mapping import Results
 from .model import Options, Status, format_id, now, parse_id
@@ -178,7 +178,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         """The name of the queue that the executor works off."""
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
         self._mp_context = context  # likewise
-        self._functions = Functions()
+        self._functions = Functions(pool.snapshot, by_version=engine == "external")
         self._usual = _usual_plan(settings)
         self._dispatcher = dispatcher
         _open_dispatchers.add(self._dispatcher)
@@ -205,12 +205,15 @@ class PersistentExecutor(concurrent.futures.Executor):
     ) -> DurableFuture:
         try:
             function = self._functions.describe(fn)
-            call, after = stored_call(function, args, kwargs)
+            call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot)
         except CallError as error:
             future = DurableFuture(None, None)
             future.set_exception(error)
             return future
-        return self._dispatcher.submit(function, call, plan.after(after) if after else plan)
+        try:
+            return self._dispatcher.submit(function, call, plan.after(after) if after else plan)
+        except TooLarge as error:
+            raise too_large(error, function, fn, args, kwargs) from error
 
     def map(
         self,
@@ -249,7 +252,10 @@ class PersistentExecutor(concurrent.futures.Executor):
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
         function = self._functions.describe(fn)
-        return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize, plan)
+        try:
+            return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize, plan)
+        except TooLarge as error:
+            raise too_large(error, function, fn, (), {}) from error
 
     def options(
         self,

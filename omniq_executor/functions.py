@@ -4,44 +4,81 @@ import hashlib
 import pickle
 import sys
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
-from . import codec, dependencies, keys
-from .errors import SerializationError
+from . import codec, dependencies, keys, versions
+from .errors import SerializationError, TooLarge
 from .model import Task
 from .stores.base import Call, Function
 
 _CACHE_SIZE = 1024
+_LARGEST_KEPT = 1 << 18  # bytes of a pickle
+
+
+class _Known(NamedTuple):
+    function: Function
+    version: versions.Version | None  # of the code that it names, if any of it is the user's own
 
 
 class Functions:
     """Remembers the stored form of functions that are found by name.
 
-    Only theirs: what travels by value carries what it closes over, which may have changed since.
+    Of what travels by value only what identifies it: what it carries may have changed since.
     """
 
-    def __init__(self) -> None:
-        self._by_name: dict[Any, Function] = {}
+    def __init__(self, snapshot: Any = None, by_version: bool = False) -> None:
+        """`snapshot` says what workers have of the script by a fork.
+
+        With `by_version` the code that a function reaches by name is part of what identifies it: who works off what
+        others have submitted has but the first pickle of each function.
+        """
+        self._snapshot = snapshot
+        self._by_version = by_version
+        self._by_name: dict[Any, _Known] = {}
+        self._by_value: dict[bytes, _Known] = {}  # by the signature of all that is carried
 
     def describe(self, function: Any) -> Function:
         """The stored form of a function. Raises SerializationError if it has none, TypeError if it cannot be called."""
         if type(function) in _NAMED:
             known = self._by_name.get(function)
-            if known is not None:
-                return known
+            if known is not None and (known.version is None or known.version.still_holds()):
+                return known.function
         elif not callable(function):
             raise TypeError(f"{function!r} cannot be called")
-        pickled = codec.dump_function(function)
+        written = codec.write(function, self._snapshot)
+        if written.signature is not None:
+            known = self._by_value.get(written.signature)
+            if known is not None and (known.version is None or known.version.still_holds()):
+                # With the pickle that was given first, if it is small: workers know it by that.
+                return (
+                    known.function if known.function.pickle else self._checked(known.function, written, known.version)
+                )
         try:
             digest = keys.function_digest(function)
         except keys.Uncanonical:  # then it is the same only if its pickle is
-            digest = hashlib.blake2b(pickled, digest_size=16).digest()
-        described = Function(digest, _path(function), pickled)
-        if type(function) in _NAMED and _is_by_name(function, pickled):
+            digest = hashlib.blake2b(written.data, digest_size=16).digest()
+        version = versions.check_of(function)
+        if self._by_version and version is not None:
+            code = repr(sorted(version.digests().items())).encode()
+            digest = hashlib.blake2b(digest + code, digest_size=16).digest()
+        described = self._checked(Function(digest, _path(function), b""), written, version)
+        if written.signature is not None:
+            if len(self._by_value) >= _CACHE_SIZE:
+                self._by_value.clear()
+            kept = described if len(written.data) < _LARGEST_KEPT else described._replace(pickle=b"")
+            self._by_value[written.signature] = _Known(kept, version)
+        elif type(function) in _NAMED and _is_by_name(function, written.data):
             if len(self._by_name) >= _CACHE_SIZE:
                 self._by_name.clear()
-            self._by_name[function] = described
+            self._by_name[function] = _Known(described, version)
         return described
+
+    def _checked(self, function: Function, written: codec.Written, version: versions.Version | None) -> Function:
+        """With the pickle that was written, which is loaded only where the code that it names is the same."""
+        if version is None:
+            return function._replace(pickle=written.data)
+        whole = versions.Checked(written.data, function.path, version.described())
+        return function._replace(pickle=pickle.dumps(whole, 5))
 
 
 def named(path: str) -> Function:
@@ -64,22 +101,24 @@ def named(path: str) -> Function:
     return Function(hashlib.blake2b(pickled, digest_size=16).digest(), path, pickled)
 
 
-def stored_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[int, ...]]:
+def stored_call(
+    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], snapshot: Any = None
+) -> tuple[Call, tuple[int, ...]]:
     """The stored form of a call's arguments, and the tasks whose futures are among them.
 
-    Raises SerializationError if they have none.
+    `snapshot` as for Functions. Raises SerializationError if they have none.
     """
     plain = codec.encode_plain_call(args, kwargs)
     if plain is not None:
         return Call(*plain), ()
     with dependencies.noting() as noted:
         try:
-            pickled = codec.dump_call(args, kwargs)
+            pickled = codec.dump_call(args, kwargs, snapshot)
         except SerializationError as error:
             cause = error.__cause__
+            said = f"{cause}" if hasattr(cause, "what") else f"{type(cause).__name__}: {cause}"
             raise SerializationError(
-                f"an argument of {function.path} can be neither written as JSON nor pickled:"
-                f" {type(cause).__name__}: {cause}"
+                f"an argument of {function.path} can be neither written as JSON nor pickled: {said}"
             ) from cause
         after = tuple(dict.fromkeys(noted))
         try:
@@ -102,6 +141,35 @@ def same_arguments(task: Task, identity: bytes | None, call: Call) -> bool:
     if call.identity.startswith(_UNSTABLE) or identity.startswith(_UNSTABLE):
         return True
     return call.identity == identity or bool(task.options is not None and task.options.after)
+
+
+def too_large(
+    error: TooLarge, function: Function, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> TooLarge:
+    """The error of a call that a store cannot hold, with what of it is the largest."""
+    parts = [(f"argument {place}", value, _size(value)) for place, value in enumerate(args, 1)]
+    parts += [(f"argument `{name}`", value, _size(value)) for name, value in kwargs.items()]
+    for (module, name), size in codec.write(called).sizes.items():
+        parts.append((f"global `{name}`", vars(sys.modules[module]).get(name), size))
+    if not parts:
+        return TooLarge(f"{function.path}: {error}")
+    what, value, size = max(parts, key=lambda part: part[2])
+    return TooLarge(f"{function.path}: {what} ({type(value).__qualname__}) has {_shown(size)}: {error}")
+
+
+def _size(value: Any) -> int:
+    """How many bytes a value takes when it is pickled, roughly."""
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    return len(value) if isinstance(value, str | bytes | bytearray) else len(_dumps_or_none(value) or b"")
+
+
+def _shown(size: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} bytes"
 
 
 _NAMED = frozenset({types.FunctionType, types.BuiltinFunctionType, type})

@@ -32,11 +32,22 @@ class Handout:
     def __init__(self, store: Store, engine: LocalEngine) -> None:
         self.size = 0
         """How many calls wait here."""
+        self.by_run = False
+        """Whether calls run in the namespace of the run that submitted them, instead of in that of the executor's."""
         self._store = store
         self._engine = engine
         self._chunks: deque[Chunk] = deque()
         self._burst: list[_Held] = []  # younger than the chunks
-        self._functions: dict[bytes, bytes] = {}  # pickles by digest
+        self._functions: dict[bytes, bytes] = {}  # pickles by digest, as the store has them
+        self._own: dict[bytes, bytes] = {}  # of those that this process has described itself
+
+    def know(self, function: Function) -> None:
+        """Have calls of a function made with its pickle of this process, also those that an earlier one has stored."""
+        if self._own.get(function.digest) is not function.pickle:
+            self._own.pop(function.digest, None)
+            if len(self._own) == _KNOWN_FUNCTIONS:
+                del self._own[next(iter(self._own))]
+            self._own[function.digest] = function.pickle
 
     # new calls, claimed as attempt 1
 
@@ -89,11 +100,11 @@ class Handout:
             timeout = _timeout(claimed[start])
             share = self._engine.pace.share(len(claimed) - start, self._engine.max_workers)
             stop = start + (1 if _is_apart(claimed[start]) else max(1, min(best, share)))
-            digest, size = claimed[start].digest, 0
+            kind, size = self._kind(claimed[start]), 0
             for i in range(start, stop):
                 size += len(claimed[i].args)
                 alone = size > MOST_BYTES or _is_apart(claimed[i])
-                if claimed[i].digest != digest or (alone and i > start):
+                if self._kind(claimed[i]) != kind or (alone and i > start):
                     stop = i
                     break
             chunk = self._chunk_of_claimed(claimed[start:stop])
@@ -103,6 +114,10 @@ class Handout:
             else:  # large arguments have filled a worker's socket, say
                 self.hold(chunk)
             start = stop
+
+    def _kind(self, task: Claimed) -> tuple[bytes, int]:
+        """The function of a task and its namespace, which are the same for all calls of a chunk."""
+        return task.digest, task.run if self.by_run else 0
 
     def take_out(self, numbers: set[int]) -> dict[int, int]:
         """Take those of the tasks out that wait here; returns their attempts by number."""
@@ -134,7 +149,7 @@ class Handout:
 
     def _gather_burst(self) -> None:
         """Make chunks of the calls of a burst: one of each stretch of calls of one function."""
-        for _, held in itertools.groupby(self._burst, key=lambda held: held.function.digest):
+        for _, held in itertools.groupby(self._burst, key=lambda held: held.function):
             self._chunks.append(_chunk_of(list(held)))
         self._burst.clear()
 
@@ -142,12 +157,8 @@ class Handout:
         ids: Sequence[int] = [task.id for task in tasks]
         if ids == [*range(ids[0], ids[0] + len(ids))]:
             ids = range(ids[0], ids[0] + len(ids))  # which travels in a few bytes, however long
-        chunk = Chunk(
-            ids,
-            [task.attempt for task in tasks],
-            tasks[0].digest,
-            self._pickle_of(tasks[0].digest),
-        )
+        digest, space = self._kind(tasks[0])
+        chunk = Chunk(ids, [task.attempt for task in tasks], digest, self._pickle_of(digest), space=space)
         texts = [task.args for task in tasks if isinstance(task.args, str) and task.kwargs is None]
         if len(texts) == len(tasks):
             chunk.text = codec.join(texts)
@@ -156,7 +167,7 @@ class Handout:
         return chunk
 
     def _pickle_of(self, digest: bytes) -> bytes:
-        pickled = self._functions.get(digest)
+        pickled = self._own.get(digest) or self._functions.get(digest)
         if pickled is None:
             if len(self._functions) == _KNOWN_FUNCTIONS:
                 self._functions.clear()

@@ -17,7 +17,7 @@ How far it looks: a function that can be imported is its name, its code, its def
 closes over. One that cannot (of `__main__`, a lambda, a local function) is also the globals it reads:
 plain data and other such functions and classes by content, modules and what can be imported by name.
 A class is its name if it can be imported; else its bases and attributes count too. All else is what
-`__reduce_ex__(4)` says of it.
+`__reduce_ex__(5)` says of it.
 
 Not promised: a digest in another version of Python, whose byte code differs, or of a library that
 reduces its objects in another way; an object that caches in itself is another one after use. What does
@@ -47,6 +47,7 @@ from typing import Any
 _DIGEST_BYTES = 16
 _INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level copies what lies below it
 _MAX_DEPTH = 150  # of data; four Python frames a level at most, so reached before the recursion limit of 1000
+_MAX_NODES = 1_000_000  # of one value: beyond, looking at each would take seconds for every submit
 _MAX_DEFINITIONS = 10_000  # functions and classes by content in one digest
 _MAINS = ("__main__", "__mp_main__")  # the second is its name in a process that multiprocessing spawned
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, set on every class that Python code defines
@@ -78,15 +79,15 @@ def value_digest(value: object) -> bytes:
         raise Uncanonical("nested too deep, or changed while it was read") from error
 
 
-def _hash(data: bytes) -> bytes:
+def _hash(data: bytes | memoryview) -> bytes:
     return blake2b(data, digest_size=_DIGEST_BYTES).digest()
 
 
-def _item(tag: bytes, body: bytes) -> bytes:
+def _item(tag: bytes, body: bytes | memoryview) -> bytes:
     """Tag, length and body; no item is the beginning of another, so items can be strung together."""
     if len(body) > _INLINE_BYTES:
         return tag + b"#" + _hash(body)
-    return b"%b%d:%b" % (tag, len(body), body)
+    return b"%b%d:" % (tag, len(body)) + body
 
 
 def _text(text: str) -> bytes:
@@ -134,6 +135,7 @@ class _Encoder:
 
     def __init__(self) -> None:
         self._depth = 0
+        self._nodes = 0
         self._round = 1
         self._memo: dict[int, tuple[object, bytes]] = {}  # holds what it names by id, so that ids stay unique
         self._labels: dict[int, bytes] = {}  # of each definition, by id
@@ -147,11 +149,15 @@ class _Encoder:
             if len(set(after.values())) == len(set(self._labels.values())):
                 return _hash(whole + b"".join(sorted(set(after.values()))))
             self._labels = after
+            self._nodes = 0
             self._memo.clear()  # its entries may hold labels of the round before
             self._round += 1
 
     def encode(self, value: Any) -> bytes:
         kind = type(value)
+        self._nodes += 1
+        if self._nodes > _MAX_NODES:
+            raise Uncanonical(f"made of more than {_MAX_NODES} parts")
         if scalar := _SCALARS.get(kind):
             return scalar(value)
         if known := self._memo.get(id(value)):
@@ -198,7 +204,9 @@ class _Encoder:
         kind = type(value)
         try:
             reducer = copyreg.dispatch_table.get(kind)
-            reduced: Any = reducer(value) if reducer else value.__reduce_ex__(4)
+            if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and not value.flags.forc:
+                value = value.copy()  # every other item, say, which is no buffer; it counts as one that is
+            reduced: Any = reducer(value) if reducer else value.__reduce_ex__(5)
             if isinstance(reduced, str):  # the name of a global; but an lru_cache is as good as what it wraps
                 module = pickle.whichmodule(value, reduced)  # type: ignore[attr-defined]
                 reduced = (module, reduced, getattr(value, "__wrapped__", None))
@@ -237,6 +245,13 @@ class _Encoder:
         read = [_text(each) + self._named(known[each]) for each in sorted(names & known.keys())]
         return _item(b"L", name + code + own + b"".join(read))
 
+    def _buffer(self, value: Any) -> bytes:
+        """Bytes that an object hands to pickle without a copy."""
+        try:
+            return _item(b"y", value.raw())
+        except BufferError as error:
+            raise Uncanonical("bytes that are not all in one place") from error
+
     def _cell(self, cell: CellType) -> bytes:
         try:
             contents = cell.cell_contents
@@ -269,6 +284,7 @@ _COMPOUNDS: dict[type, Callable[[_Encoder, Any], bytes]] = {
     FunctionType: _Encoder._reference,
     MethodType: lambda encoder, value: _item(b"B", encoder._all((value.__func__, value.__self__))),
     CellType: _Encoder._cell,
+    pickle.PickleBuffer: _Encoder._buffer,
     # Parts of classes that pickle does not reduce.
     staticmethod: lambda encoder, value: _item(b"T", encoder.encode(value.__func__)),
     classmethod: lambda encoder, value: _item(b"K", encoder.encode(value.__func__)),

@@ -116,7 +116,7 @@ class Results(Iterator[Any]):
         size = 0
         for row in rows:
             try:
-                call, after = stored_call(self._function, row, {})
+                call, after = stored_call(self._function, row, {}, self._dispatcher.engine.snapshot)
                 size += len(call.args)
                 if after:  # unlike its neighbours, so by itself
                     self._add(calls)

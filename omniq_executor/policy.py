@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from . import codec
-from .errors import DependencyFailed, NotImportable
+from .errors import CodeChanged, DependencyFailed, NotImportable
 from .model import ErrorInfo, Options
 from .schedule import backoff_s
 
@@ -94,7 +94,7 @@ def _is_among(error: ErrorInfo, kinds: RetryOn) -> bool:
         raised = pickle.loads(error.pickle or b"")
     except Exception:  # noqa: BLE001 - what cannot be rebuilt is some exception of the call's all the same
         raised = Exception()
-    return isinstance(raised, kinds) and not isinstance(raised, NotImportable | DependencyFailed)
+    return isinstance(raised, kinds) and not isinstance(raised, NotImportable | CodeChanged | DependencyFailed)
 
 
 def _call(backoff: Backoff, retry: int) -> float:

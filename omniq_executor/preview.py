@@ -35,8 +35,10 @@ def shown_arguments(args: str | bytes, kwargs: str | None) -> str:
 
 class _Looker(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if module == _SPACES and name in _OF_PAYLOADS:
+            return _OF_PAYLOADS[name]
         label = name if module in ("builtins", "__main__") else f"{module}.{name}"
-        return _Named("StandIn", (_StandIn,), {"label": label})
+        return _stand_in(label)
 
 
 class _Named(type):
@@ -81,6 +83,19 @@ class _StandIn(metaclass=_Named):
         return f"{self.label}({', '.join(map(_shorten.repr, self.given[:4]))})"
 
     given: list[Any]
+
+
+_SPACES = "omniq_executor.spaces"
+# What stands in the pickles of arguments with classes and functions of a script: their shell is looked into.
+_OF_PAYLOADS: dict[str, Any] = {
+    "load": lambda shell, *_: _Looker(io.BytesIO(shell)).load(),
+    "class_of": lambda number: _stand_in(number.partition("/")[0].removeprefix("__main__.")),
+    "global_of": lambda _, name: _stand_in(name),
+}
+
+
+def _stand_in(label: str) -> Any:
+    return _Named("StandIn", (_StandIn,), {"label": label})
 
 
 __all__ = ["MOST_BYTES", "preview", "shown_arguments"]

@@ -346,7 +346,21 @@ def test_a_value_of_another_script_says_so(python: Python) -> None:
 
 def test_a_function_of_a_script_that_cannot_travel_by_value_travels_by_name(python: Python) -> None:
     script = "import threading\nlock = threading.Lock()\ndef work():\n    with lock: return 7\n"
+    script += "__file__ = 'script.py'\n"
     assert python(f"{script}print(load_function(dump_function(work)) is work)") == "True\n"
+
+
+def test_in_a_session_it_is_refused_and_the_global_is_named(python: Python) -> None:
+    code = """
+import threading
+lock = threading.Lock()
+def work(): return lock
+try: dump_function(work)
+except Exception as error: print(type(error).__name__, error)
+"""
+    text = python(code)
+    assert text.startswith("SerializationError a function cannot be stored")
+    assert "global `lock` (_thread.lock) cannot be pickled" in text
 
 
 def test_an_importable_function_needs_no_cloudpickle(python: Python) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from omniq_executor.handout import Handout
 from omniq_executor.schedule import Pace
-from omniq_executor.stores.base import Claimed
+from omniq_executor.stores.base import Call, Claimed, Function
 
 
 class Engine:
@@ -48,3 +48,27 @@ def test_what_was_claimed_for_room_that_is_gone_is_held() -> None:
     engine.room_left = 9
     handout.give()
     assert (engine.given, handout.size) == ([0, 1, 2, 3, 4], 0)
+
+
+def test_a_call_of_an_earlier_process_is_made_with_the_pickle_of_this_one() -> None:
+    engine: Any = Engine(9)
+    chunks: list[Any] = []
+    engine.give = chunks.append
+    handout = Handout(Store(), engine)  # type: ignore[arg-type]
+    handout.give_claimed([Claimed(1, 1, 0, 1, b"digest", "[1]", None)])
+    handout.know(Function(b"digest", "path", b"own"))
+    handout.give_claimed([Claimed(2, 1, 0, 1, b"digest", "[2]", None)])
+    handout.know(Function(b"digest", "path", b"newer"))
+    handout.give_claimed([Claimed(3, 1, 0, 1, b"digest", "[3]", None)])
+    assert [chunk.function for chunk in chunks] == [b"function", b"own", b"newer"]
+
+
+def test_two_versions_of_a_function_in_a_burst_are_kept_apart() -> None:
+    engine: Any = Engine(9)
+    chunks: list[Any] = []
+    engine.give = chunks.append
+    handout = Handout(Store(), engine)  # type: ignore[arg-type]
+    for number, version in enumerate([b"a", b"a", b"b", b"a"]):
+        handout.hold_one(number, Function(b"digest", "path", version), Call(f"[{number}]"))
+    handout.give()
+    assert [(chunk.function, [*chunk.ids]) for chunk in chunks] == [(b"a", [0, 1]), (b"b", [2]), (b"a", [3])]

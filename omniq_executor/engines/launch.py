@@ -31,12 +31,12 @@ import struct
 import subprocess
 import threading
 import time
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, reduction, spawn, util
 from multiprocessing.context import BaseContext
-from typing import Any, ClassVar
+from typing import Any
 
+from ..modules import Snapshot, script
 from ..slots import Slots, row
 from . import worker
 
@@ -86,7 +86,9 @@ class Launcher:
         self._context = context
         self._slots = slots
         # Without an initializer nobody sees its arguments, and they need not travel.
-        self._setup = _Setup(initializer, initargs if initializer is not None else (), _script())
+        self._setup = _Setup(initializer, initargs if initializer is not None else (), script())
+        self.snapshot: Snapshot | None = None
+        """What its workers have of the script by a fork."""
         self._selector: selectors.BaseSelector | None = None
         self._alive: dict[Process, Any] = {}
 
@@ -148,6 +150,7 @@ class NurseryLauncher(Launcher):
         self._numbers: dict[int, Process] = {}
         self._count = 0
         self._is_gone = False  # the nursery
+        self.snapshot = Snapshot()
         self._nursery = context.Process(target=self._tend, args=(theirs,))  # type: ignore[attr-defined]
         self._nursery.start()
         theirs.close()
@@ -272,47 +275,36 @@ class _Setup:
         self.script = script  # how a worker can import it, if it must: ("path" or "name", which)
 
     def __reduce__(self) -> Any:
-        setup = self.initializer, self.initargs, self.script
         if self.initializer is None:
-            return _Packed, (pickle.dumps(setup),)
-        import cloudpickle  # 30 ms of imports
+            return _Packed, (pickle.dumps((None, ())), self.script)
+        from .. import namespaces  # 30 ms of imports
 
-        class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-            """By value, and with what multiprocessing knows of connections. The table must be the class's own."""
-
-            dispatch_table: ClassVar[Any] = ChainMap(
-                reduction.ForkingPickler(io.BytesIO()).dispatch_table, cloudpickle.Pickler.dispatch_table
-            )
-
-        # Once only: each time, the connections in it are handed to the process that is being started.
-        buffer = io.BytesIO()
-        Pickler(buffer, 5).dump(setup)
-        return _Packed, (buffer.getvalue(),)
+        # What multiprocessing knows of connections may be in it. Once only: each time, they are handed to the
+        # process that is being started.
+        table = reduction.ForkingPickler(io.BytesIO()).dispatch_table
+        return _Packed, (namespaces.dump((self.initializer, self.initargs), table=table).data, self.script)
 
     def unpack(self) -> worker.Setup:
         """It is unpacked where it was inherited by a fork."""
-        return self.initializer, self.initargs, self.script
+        return self.initializer, self.initargs
+
+    is_forked = True
+    """Whether the worker has all that the script had when the executor was made."""
 
 
 class _Packed:
     """A _Setup that has arrived in a worker."""
 
-    def __init__(self, data: bytes) -> None:
+    is_forked = False
+
+    def __init__(self, data: bytes, script: tuple[str, str] | None) -> None:
         self._data = data
+        self.script = script
 
     def unpack(self) -> worker.Setup:
-        """The initializer, its arguments, and the script. Raises whatever their loading raises."""
-        setup: worker.Setup = reduction.ForkingPickler.loads(self._data)
+        """The initializer and its arguments. Raises whatever their loading raises."""
+        setup: worker.Setup = pickle.loads(self._data)
         return setup
-
-
-def _script() -> tuple[str, str] | None:
-    """How the main module can be imported, as multiprocessing knows it; None for a session or a notebook."""
-    data = spawn.get_preparation_data("")
-    for how in ("path", "name"):
-        if f"init_main_from_{how}" in data:
-            return how, data[f"init_main_from_{how}"]
-    return None
 
 
 _starting = threading.local()

@@ -56,6 +56,7 @@ class Chunk:
     text: str | None = None  # JSON array of argument arrays
     calls: Sequence[tuple[str | bytes, str | None]] | None = None  # stored forms of (args, kwargs)
     timeout: float | None = None  # seconds that its call may take; then it is the only one
+    space: int = 0  # the namespace in which it runs, see spaces.py: 0 is that of the executor's own run
     number: int = 0  # of its first call, given by the engine
     given_at: float = 0.0  # likewise, if it has a timeout: by time.monotonic()
 
@@ -65,7 +66,7 @@ class Chunk:
         kept = [i for i, number in enumerate(self.ids) if number not in ids]
         return Chunk(
             [self.ids[i] for i in kept], [self.attempts[i] for i in kept], self.digest, self.function,
-            calls=[(whole.calls or ())[i] for i in kept], timeout=self.timeout,
+            calls=[(whole.calls or ())[i] for i in kept], timeout=self.timeout, space=self.space,
         )  # fmt: skip
 
     def part(self, start: int, stop: int) -> "Chunk":
@@ -76,7 +77,7 @@ class Chunk:
             calls = [codec.encode_call(tuple(row), {}) for row in rows]
         return Chunk(
             self.ids[start:stop], self.attempts[start:stop], self.digest, self.function, calls=calls[start:stop],
-            timeout=self.timeout,
+            timeout=self.timeout, space=self.space,
         )  # fmt: skip
 
 
@@ -173,8 +174,10 @@ class LocalEngine:
         self._max_tasks = max_tasks_per_child
         self._slots_file = Slots(max_workers)
         self._launcher = make_launcher(context, self._slots_file, initializer, tuple(initargs))
+        self.snapshot = self._launcher.snapshot
+        """What workers have of the script by a fork, as functions are written for them."""
         self._slots: list[_Worker | None] = [None] * max_workers
-        self._function_ids: dict[bytes, int] = {}
+        self._function_ids: dict[tuple[int, bytes, int, int], int] = {}
         self._last_function = 0
         self._has_run = False  # a call, in any worker
         self._start_deaths = 0
@@ -236,6 +239,9 @@ class LocalEngine:
             self.reports.append(Report(RETURNED, chunk.ids, chunk.attempts, chunk))
             self._wake()
             return
+        self._give_to(worker, chunk)
+
+    def _give_to(self, worker: _Worker, chunk: Chunk) -> None:
         function, pickled = self._function_for(worker, chunk)
         chunk.number = worker.next
         if not worker.queued:
@@ -245,7 +251,7 @@ class LocalEngine:
             self._set_timer(worker, chunk.given_at + chunk.timeout)
         worker.next += len(chunk.ids)
         worker.chunks.append(chunk)
-        message: tuple[Any, ...] = chunk.number, function, pickled, chunk.text, chunk.calls, chunk.ids
+        message: tuple[Any, ...] = chunk.number, function, pickled, chunk.text, chunk.calls, chunk.ids, chunk.space
         if self.output is not None:
             message = *message, (self.output, chunk.attempts)
         worker.outbox.send(message)
@@ -254,12 +260,14 @@ class LocalEngine:
 
     def _function_for(self, worker: _Worker, chunk: Chunk) -> tuple[int, bytes | None]:
         """The number of a chunk's function, and its pickle if the worker does not have it."""
-        number = self._function_ids.get(chunk.digest)
+        # The digest alone does not tell all versions apart: attributes of a function, say, are not in it.
+        version = chunk.space, chunk.digest, len(chunk.function), hash(chunk.function)
+        number = self._function_ids.get(version)
         if number is None:
             if len(self._function_ids) == proc.FUNCTIONS:
                 self._function_ids.clear()
             self._last_function += 1
-            number = self._function_ids[chunk.digest] = self._last_function
+            number = self._function_ids[version] = self._last_function
         if number in worker.functions:
             return number, None
         if len(worker.functions) == proc.FUNCTIONS:  # as the worker does
@@ -348,9 +356,9 @@ class LocalEngine:
                 self._take(worker, *item)
         if worker.ending is not None and not worker.ending.has_begun:
             self._go_on_ending(worker, worker.ending)  # it has sent what it had
-        if not worker.queued:
+        if not worker.queued and worker in self._slots:  # else it was replaced just now
             self._settle(worker)
-        return True
+        return worker.watched
 
     def _take(self, worker: _Worker, kind: str, number: int, *rest: Any) -> None:
         match kind:
@@ -366,6 +374,8 @@ class LocalEngine:
                 self._return(worker, number, min(end, worker.taken))
                 worker.reported = max(worker.reported, end)
                 self._drop_reported(worker)
+            case proc.STALE:
+                self._replace(worker, number)
             case proc.STACK:
                 self._answer(worker, number, rest[0])
             case proc.BROKEN:
@@ -381,6 +391,26 @@ class LocalEngine:
         self.reports.append(Report(kind, ids, attempts, payload))
         worker.reported = number + count
         self._drop_reported(worker)
+
+    def _replace(self, worker: _Worker, number: int) -> None:
+        """Let a worker go that has another version of a function, whose calls a fresh one is given first of all.
+
+        So it is that one's answer that counts, and nothing else can come between.
+        """
+        parts = [
+            chunk.part(start, stop)
+            for chunk, start, stop in _parts(worker.chunks, number, min(worker.next, worker.taken))
+        ]
+        worker.reported = worker.next
+        worker.chunks.clear()
+        worker.timer, worker.ending = 0.0, None
+        if worker in self._slots:
+            slot = self._slots.index(worker)
+            self._retire(worker)
+            if parts and (fresh := self._try_to_start(slot)) is not None:
+                self._give_to(fresh, parts.pop(0))
+        self.reports += [Report(RETURNED, part.ids, part.attempts, part) for part in parts]
+        self._wake()
 
     def _return(self, worker: _Worker, number: int, end: int) -> None:
         for chunk, start, stop in _parts(worker.chunks, number, end):

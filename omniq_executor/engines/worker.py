@@ -37,8 +37,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .. import codec
-from ..errors import NotImportable
+from .. import codec, spaces
+from ..errors import CodeChanged, NotImportable
 from ..model import log_name
 from ..slots import FIRST, RESUME, SINCE, STARTED, STOP, TASK, Slots
 from .wire import Inbox, frame
@@ -52,12 +52,13 @@ BLOCK = "block"  # count, JSON array of [result] arrays
 RESULT = "result"  # stored form of one result
 ERROR = "error"  # type, message, traceback, pickle of the exception or None, the call as text
 SKIPPED = "skipped"  # count of calls that were taken back
+STALE = "stale"  # this call, and all after it, were not run: this process has imported another version of its function
 STACK = "stack"  # where that call is, as text; empty if it is over
 FLUSH, SHOW = b"!", b"?"  # what the parent may ask for
 BROKEN = "broken"  # traceback of the initializer; the number is 0
 
 
-Setup = tuple[Callable[..., object] | None, Iterable[Any], tuple[str, str] | None]  # initializer, initargs, script
+Setup = tuple[Callable[..., object] | None, Iterable[Any]]  # initializer, initargs
 Output = tuple[str, Sequence[int]]  # the folder where it is kept, and of each call the attempt
 
 
@@ -74,7 +75,9 @@ def enter(data: socket.socket, control: socket.socket, cells: "memoryview[int]",
     arguments = control, worker, threading.get_ident()
     threading.Thread(target=_heed_parent, args=arguments, name="omniq-control", daemon=True).start()
     try:
-        initializer, initargs, worker.script = setup.unpack()
+        worker.script, worker.is_forked = setup.script, setup.is_forked
+        worker.enter(0)
+        initializer, initargs = setup.unpack()
         if initializer is not None:
             initializer(*initargs)
     except BaseException:  # whatever it is, this worker can run no calls, and the parent should know why
@@ -110,7 +113,10 @@ def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) ->
 
 class _Worker:
     def __init__(self, data: socket.socket, cells: "memoryview[int]") -> None:
-        self.script: tuple[str, str] | None = None  # how to import the script, if it can be and is not yet
+        self.script: tuple[str, str] | None = None  # how to import the script, if it can be
+        self.is_forked = False  # from the process of the script
+        self._space = spaces.Space()  # of the calls that run
+        self._space_number = -1
         self._streams = sys.stdout, sys.stderr  # as they are before the initializer
         self._capture: Any = None  # made for the first call whose output is kept
         self._call_text: Any = None  # made for the first call that fails
@@ -119,7 +125,10 @@ class _Worker:
         self._selector = selectors.DefaultSelector()
         self._selector.register(data, selectors.EVENT_READ)
         self._cells = cells
-        self._functions: dict[int, Any] = {}
+        self._functions: dict[int, Any] = {}  # pickles, and what they were loaded as
+        self._is_fresh = True  # no function has been loaded but the initializer
+        self._is_stale = False  # it waits for its end, and runs nothing more
+        self._records: dict[int, spaces.Record] = {}  # what functions came with, that travelled by value
         self._lock = threading.Lock()  # of what follows: the second thread may flush
         self._items: list[tuple[Any, ...]] = []  # encoded, not yet sent
         self._values: list[tuple[Any]] = []  # scalars not yet encoded, of calls with consecutive numbers ...
@@ -136,7 +145,8 @@ class _Worker:
                     self.flush()
                 messages = self._inbox.read()
             for message in messages:
-                self._run_chunk(*message)
+                if not self._is_stale:
+                    self._run_chunk(*message)
             messages = []
 
     def send_broken(self) -> None:
@@ -170,12 +180,16 @@ class _Worker:
         text: str | None,
         calls: Sequence[Any] | None,
         ids: Sequence[int],
+        space: int = 0,
         output: Output | None = None,
     ) -> None:
         clock, cells = time.perf_counter, self._cells
+        if space != self._space_number:
+            self.enter(space)
         if function is not None:
             if len(self._functions) == FUNCTIONS:  # the parent forgets which ones we have at the same moment
                 self._functions.clear()
+                self._records.clear()
             self._functions[function_id] = function
         rows, load = (codec.decode(text), None) if text is not None else (calls or (), self._decode)
         if output is not None:
@@ -200,10 +214,17 @@ class _Worker:
             try:
                 call = self._functions[function_id]
                 if type(call) is bytes:
-                    call = self._functions[function_id] = self._load_or_tell(call)
+                    call = self._functions[function_id] = self._load_or_tell(function_id, call)
                     started = clock()  # loading is paid once, so it says nothing about the next calls
                     cells[SINCE] = time.monotonic_ns()
+                if self._records and (record := self._records.get(function_id)) is not None:
+                    record.space.apply(record)
                 value = call(*row) if load is None else load(call, row)
+            except _Stale:
+                self._is_stale = True
+                self._put((STALE, number), executed=0)
+                self.flush()
+                return
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
                 self._put_error(number, error, self._functions[function_id], row if text is not None else None)
             else:
@@ -226,25 +247,43 @@ class _Worker:
         if len(rows) == 1:  # a call that came alone is waited for
             self.flush()
 
-    def _load_or_tell(self, function: bytes) -> Any:
+    def enter(self, space: int) -> None:
+        """Have what follows run among the names of that run."""
+        self._space_number = space
+        self._space = spaces.space_of(space, is_forked=self.is_forked and space == 0)
+        self._space.enter()
+
+    def _load_or_tell(self, function_id: int, function: bytes) -> Any:
+        is_fresh, self._is_fresh = self._is_fresh, False
         try:
-            return self._load(function)
+            return self._load(function_id, function)
+        except CodeChanged as error:
+            if is_fresh:
+                raise
+            raise _Stale from error
         except Exception as error:
             raise NotImportable(
                 f"process {os.getpid()} cannot import the function: {type(error).__name__}: {error}."
                 f" It looks for modules in {', '.join(folder or 'its current folder' for folder in sys.path)}"
             ) from error
 
-    def _load(self, function: bytes) -> Any:
+    def _load(self, function_id: int, function: bytes) -> Any:
+        self._space.take_record()  # of arguments, or of the initializer
         try:
-            return codec.load_function(function)
-        except AttributeError:
-            if self.script is None:
+            loaded = codec.load_function(function)
+        except AttributeError as error:
+            if self.script is None or self._space.has_imported or self._space.record is not None:
                 raise
-        # A function of the script that cannot travel by value: this worker needs the script after all.
-        script, self.script = self.script, None
-        _import_script(*script)
-        return codec.load_function(function)
+            # A function of the script that cannot travel by value: this worker needs the script after all.
+            try:
+                self._space.import_script(*self.script)
+            except (Exception, SystemExit) as second:  # whatever the script does
+                raise ImportError(f"{error}; that import failed: {type(second).__name__}: {second}") from second
+            loaded = codec.load_function(function)
+        record = self._space.take_record()
+        if record is not None:
+            self._records[function_id] = record
+        return loaded
 
     def _decode(self, call: Callable[..., Any], row: tuple[str | bytes, str | None]) -> Any:
         args, kwargs = codec.decode_call(*row)
@@ -338,19 +377,8 @@ def _arguments(error: BaseException) -> tuple[Any, Any] | None:
     return None
 
 
-def _import_script(how: str, what: str) -> None:
-    """Import the main module, by "path" or by "name", as multiprocessing does, with its __name__ not "__main__".
-
-    An unguarded script that makes an executor is told so there, by RuntimeError.
-    """
-    from multiprocessing import process, spawn
-
-    current: Any = process.current_process()
-    current._inheriting = True
-    try:
-        spawn.prepare({f"init_main_from_{how}": what})
-    finally:
-        del current._inheriting
+class _Stale(Exception):  # no error of anybody's
+    """The function has another version here than where it was submitted; a fresh process may have the same."""
 
 
 def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
@@ -375,4 +403,17 @@ def _traceback_text() -> str:
     return "".join(traceback.format_exception(*sys.exc_info()))
 
 
-__all__ = ["BLOCK", "BROKEN", "ERROR", "FLUSH", "NEVER", "RESULT", "SHOW", "SKIPPED", "STACK", "enter", "enter_slot"]
+__all__ = [
+    "BLOCK",
+    "BROKEN",
+    "ERROR",
+    "FLUSH",
+    "NEVER",
+    "RESULT",
+    "SHOW",
+    "SKIPPED",
+    "STACK",
+    "STALE",
+    "enter",
+    "enter_slot",
+]

@@ -1,0 +1,457 @@
+"""How functions, classes and arguments of the script are written: as payloads, which spaces.py loads.
+
+cloudpickle writes a function with copies of the globals that it reads. So two functions had two copies of
+one list, and what an initializer set was seen by nobody. Here a function refers to the namespace of its
+module, and what it reads there is written beside it, each name by itself. What *is* a global, of the
+functions, classes and data that are reached, is written as a reference to it.
+
+A function, or a class, is written anew only if something of it has changed; what is mutable always is.
+
+With fork, what was there when the workers' ancestor was forked is in every worker already. A `Snapshot`
+knows what that is, and of all that is the same object still, nothing is written but its name.
+"""
+
+import contextlib
+import functools
+import io
+import linecache
+import operator
+import os
+import pickle
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from types import FunctionType, MemberDescriptorType, ModuleType
+from typing import Any, NamedTuple
+
+from . import spaces
+from .modules import Snapshot, is_main, is_own
+from .pickling import (
+    ATOMS,
+    HEADER,
+    DataPickler,
+    Needs,
+    Reduced,
+    ScriptPickler,
+    Unpicklable,
+    entry_of,
+    is_flat,
+    is_imported,
+    is_named,
+    is_same,
+    look,
+    name_all,
+    names_in,
+    number_of,
+    parts_of,
+    stamp_of,
+    type_name,
+)
+from .spaces import MAIN, Attribute, Entry, Key, Kind
+
+_MAINS = (MAIN, "__mp_main__")
+_CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
+_CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
+_INCIDENTAL = frozenset({"__slotnames__", "__weakref__", "__dict__"})
+_LONGEST_SOURCE = 1 << 18
+_KEPT = 4096  # functions whose pickles are remembered
+_LARGE = 1 << 18  # bytes
+_LARGEST_KEPT = 1 << 28
+
+
+class Payload(NamedTuple):
+    """What was written."""
+
+    data: bytes
+    signature: bytes  # of all that it carries
+    sizes: dict[Key, int]  # in bytes, of the globals that it carries
+
+
+def dump(value: Any, snapshot: Snapshot | None = None, table: Mapping[type, Any] | None = None) -> Payload:
+    """A callable, or (args, kwargs), as a payload. Raises Unpicklable.
+
+    `table` has further ways to reduce objects, as copyreg.dispatch_table.
+    """
+    if type(value) is not FunctionType:
+        return _Dump(snapshot, table).run(value)
+    place = id(value), id(snapshot)
+    known = _memories.get(place)
+    if known is not None and known.function() is value and known.still_holds():
+        return known.payload
+    whole = _Dump(snapshot, table)
+    memory = _Memory(value, snapshot, whole.run(value), whole)
+    _memories.pop(place, None)
+    if memory.is_of_use and len(memory.payload.data) < _LARGEST_KEPT:
+        if len(_memories) >= _KEPT or len(memory.payload.data) > _LARGE:
+            _memories.clear()  # of large ones there is one at most
+        _memories[place] = memory
+    return memory.payload
+
+
+class _Memory:
+    """A function that was written, and all by which it can be told whether it would be written alike again."""
+
+    def __init__(self, function: FunctionType, snapshot: Snapshot | None, payload: Payload, whole: "_Dump") -> None:
+        self.function = weakref.ref(function)
+        self.payload = payload
+        self.is_of_use = whole.is_fixed
+        self._snapshot = None if snapshot is None else weakref.ref(snapshot)
+        self._modules = len(sys.modules)  # its submodules may come
+        self._dicts = [(names, look(names)) for names in whole.dicts.values()]
+        self._functions = whole.stamps
+        self._classes = [(kind, dict(vars(kind))) for kind in whole.kinds]
+        self._values = whole.values
+
+    def still_holds(self) -> bool:
+        """Whether nothing of it has changed."""
+        if self._modules != len(sys.modules) or (self._snapshot is not None and self._snapshot() is None):
+            return False
+        if not all(look(names) == known for names, known in self._dicts):
+            return False
+        if not all(is_same(stamp_of(function), stamp) for function, stamp in self._functions):
+            return False
+        for kind, known in self._classes:
+            members = vars(kind)
+            if len(members) != len(known) or not all(map(operator.is_, members.values(), known.values())):
+                return False
+        return all(pickle.dumps(value, 5) == data for value, data in self._values)
+
+
+class _Written(NamedTuple):
+    """A function that was written, and what it was then."""
+
+    function: Any  # a weak reference
+    stamp: tuple[Any, ...]
+    modules: int
+    entry: Entry
+    needs: Needs
+
+
+_memories: dict[tuple[int, int], _Memory] = {}
+_AS_FORKED = Entry(spaces.AS_FORKED, b"")
+_functions: dict[tuple[int, bool], _Written] = {}
+_namings: dict[str, tuple[Any, dict[int, Key], dict[int, Key]]] = {}
+_atoms: dict[Key, tuple[Any, Entry]] = {}
+
+
+class _Dump:
+    """The writing of one payload."""
+
+    def __init__(self, snapshot: Snapshot | None, table: Mapping[type, Any] | None) -> None:
+        self.table = table
+        self.functions: dict[int, Key] = {}  # the globals that are referred to, by id
+        self.data: dict[int, Key] = {}
+        self.needs = Needs()  # of the pickle that is being written
+        self.dicts: dict[str, dict[str, Any]] = {}  # of the modules whose names are referred to
+        self.is_fixed = table is None  # whether what follows tells all that it is made of
+        self.stamps: list[tuple[FunctionType, tuple[Any, ...]]] = []
+        self.values: list[tuple[Any, bytes]] = []
+        self.kinds: list[type] = []
+        self.snapshot = snapshot
+        self._entries: dict[Key, Entry] = {}
+        self._classes: dict[str, Kind] = {}
+        self._headers: dict[str, dict[str, Any]] = {}
+        self._sources: dict[str, list[str]] = {}
+        self._modules: dict[int, str | None] = {}  # by the id of their dict
+        self._under_way: set[Key] = set()
+        self._seen: set[Any] = set()
+        self._queue: deque[Any] = deque()
+
+    def run(self, value: Any) -> Payload:
+        """Write all of it."""
+        shell = self._write(lambda: self._shell(value))
+        while self._queue:
+            item = self._queue.popleft()
+            if isinstance(item, tuple):
+                self.ensure(item)
+            else:
+                self._class(item)
+        whole = spaces.load, (shell, self._entries, self._classes, self._headers, self._sources)
+        sizes = {key: len(entry.data) for key, entry in self._entries.items()}
+        return Payload(pickle.dumps(Reduced(whole), 5), self._signature(shell), sizes)
+
+    def _shell(self, value: Any) -> bytes:
+        self.module_of(sys.modules[MAIN].__dict__)
+        try:
+            if type(value) is FunctionType and id(value) not in self.functions:
+                return self._function(value, apart=False).data
+            return self._pickle(value, root=None)
+        except Unpicklable:
+            raise
+        except Exception as error:
+            blamed = next((what for what, part in parts_of(value) if not self._can_pickle(part)), None)
+            raise Unpicklable(blamed or f"a {type_name(value)}", error) from error
+
+    def _can_pickle(self, value: Any) -> bool:
+        try:
+            self._pickle(value, root=None)
+        except Exception:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
+            return False
+        return True
+
+    def _signature(self, shell: bytes) -> bytes:
+        digest = blake2b(shell, digest_size=16)
+        for key, entry in self._entries.items():
+            digest.update(repr(key).encode() + entry.token)
+        for number, kind in self._classes.items():
+            digest.update(number.encode())
+            for name, attribute in kind.attributes.items():
+                digest.update(repr(name).encode() + attribute.token)
+        return digest.digest()
+
+    # references
+
+    def module_of(self, names: dict[str, Any]) -> str | None:
+        """The module whose dict it is."""
+        if id(names) not in self._modules:
+            name = names.get("__name__")
+            module = sys.modules.get(name) if isinstance(name, str) else None
+            known = None if module is None or vars(module) is not names or name is None else name
+            if known is not None and known in _MAINS:
+                known = MAIN
+            self._modules[id(names)] = known
+            if known is not None and (known == MAIN or is_own(known)):
+                self._meet(known, names)
+        return self._modules[id(names)]
+
+    def _meet(self, module: str, names: dict[str, Any]) -> None:
+        """Learn what the names of a module stand for."""
+        self.dicts[module] = names
+        self._headers[module] = {name: names[name] for name in HEADER if name in names}
+        if module == MAIN:
+            self._headers[module]["__name__"] = MAIN
+        looked = look(names)
+        known = _namings.get(module)
+        if known is None or known[0] != looked:
+            known = _namings[module] = looked, {}, {}
+            name_all(module, names, known[1], known[2])
+        self.functions |= known[1]
+        self.data |= known[2]
+
+    def refer(self, key: Key) -> Any:
+        """What stands in a pickle for a global."""
+        self.needs.keys[key] = None
+        return spaces.global_of, key
+
+    def refer_to_data(self, value: Any) -> Key | None:
+        """The name under which a value is to be found, if it is to be."""
+        key = self.data.get(id(value))
+        if key is None or key in self._under_way:
+            return None
+        if self._under_way:
+            self.ensure(key)  # before what refers to it; should it refer to that, in its turn, it has it by value
+        self.needs.keys[key] = None
+        return key
+
+    # writing
+
+    def ensure(self, key: Key) -> None:
+        """Write the value of a global, unless it is written."""
+        names = self.dicts[key[0]]
+        if key in self._seen or key[1] not in names:
+            return
+        self._seen.add(key)
+        value = names[key[1]]
+        if self.snapshot is not None and self.snapshot.holds(key, value):
+            self._walk(value)
+            self._entries[key] = _AS_FORKED
+            return
+        try:
+            self._entries[key] = self._write(lambda: self._entry(key, value))
+        except Unpicklable:
+            raise
+        except Exception as error:
+            if key[0] != MAIN and is_imported(key, value):
+                self._entries[key] = entry_of(pickle.dumps(Reduced((spaces.imported_global, key)), 5))
+                return
+            raise Unpicklable(f"global `{key[1]}` ({type_name(value)})", error) from error
+
+    def _entry(self, key: Key, value: Any) -> Entry:
+        kind = type(value)
+        if kind in ATOMS:
+            known = _atoms.get(key)
+            if known is not None and known[0] is value:
+                return known[1]
+            entry = entry_of(pickle.dumps(value, 5))
+            if len(entry.data) < _LARGE:
+                _atoms[key] = value, entry
+            return entry
+        at = self.functions.get(id(value), self.data.get(id(value), key))
+        if at != key:  # another name of it
+            return entry_of(pickle.dumps(Reduced(self.refer(at)), 5))
+        if (
+            kind is FunctionType
+            and value.__globals__ is self.dicts[key[0]]
+            and key == at
+            and id(value) in self.functions
+        ):
+            return self._function(value, apart=True)
+        if kind in _CONTAINERS and is_flat(value):
+            entry = entry_of(pickle.dumps(value, 5))
+            self.values.append((value, entry.data))
+            return entry
+        self._under_way.add(key)
+        try:
+            entry = entry_of(self._pickle(value, DataPickler, value))
+        finally:
+            self._under_way.discard(key)
+        if kind is not ModuleType and not isinstance(value, type):  # of these, classes are looked at by themselves
+            self._remember(value, entry)
+        return entry
+
+    def _remember(self, value: Any, entry: Entry) -> None:
+        """Have it noted whether a plain pickle tells that a value is what it was."""
+        if self.is_fixed and not (self.needs.keys or self.needs.classes) and len(entry.data) < _LARGE:
+            with contextlib.suppress(Exception):  # what a __reduce__ of the user's raises
+                plain = pickle.dumps(value, 5)
+                if MAIN.encode() not in plain:
+                    self.values.append((value, plain))
+                    return
+        self.is_fixed = False
+
+    def _write(self, write: Callable[[], Any]) -> Any:
+        """Write something; what it needs is written later."""
+        outer, self.needs = self.needs, Needs()
+        try:
+            written = write()
+        finally:
+            needs, self.needs = self.needs, outer
+        for key in needs.keys:
+            if key not in self._seen:
+                self._queue.append(key)
+        self._queue.extend(needs.classes)
+        for code in needs.codes:
+            self._source(code.co_filename)
+        return written
+
+    def _pickle(self, value: Any, kind: Any = None, root: Any = None) -> bytes:
+        """`root` is the global that it is, and so is written by value."""
+        buffer = io.BytesIO()
+        (kind or ScriptPickler)(buffer, self, root).dump(value)
+        return buffer.getvalue()
+
+    def _function(self, function: FunctionType, apart: bool) -> Entry:
+        """A function by value; `apart`: its code apart from its state."""
+        stamp, place = self._stamp(function), (id(function), apart)
+        known = _functions.get(place)
+        if (
+            known is not None
+            and known.function() is function
+            and known.modules == len(sys.modules)  # its submodules may have come
+            and is_same(stamp, known.stamp)
+        ):
+            needs = known.needs
+            self.module_of(function.__globals__)
+            self.needs.keys.update(needs.keys)
+            self.needs.classes.update(needs.classes)
+            self.needs.codes.update(needs.codes)
+            return known.entry
+        outer, self.needs = self.needs, Needs()
+        try:
+            if apart:
+                pickler = ScriptPickler(io.BytesIO(), self, function)
+                _, args, state, _, _, set_state = pickler.reduce_function(function)
+                cells = len(args[0].co_freevars)
+                entry = entry_of(self._pickle((set_state, state)), self._pickle((args[0], cells)))
+            else:
+                entry = entry_of(self._pickle(function, root=function))
+        finally:
+            needs, self.needs = self.needs, outer
+            self.needs.keys.update(needs.keys)
+            self.needs.classes.update(needs.classes)
+            self.needs.codes.update(needs.codes)
+        if stamp is not None:
+            if len(_functions) >= _KEPT:
+                _functions.clear()
+            _functions[place] = _Written(weakref.ref(function), stamp, len(sys.modules), entry, needs)
+        return entry
+
+    def _class(self, kind: type) -> None:
+        number = number_of(kind)
+        if number in self._seen:
+            return
+        self._seen.add(number)
+        self.kinds.append(kind)
+        attributes: dict[str, Attribute] = {}
+        tracker = None
+        before = self.snapshot.attributes(kind) if self.snapshot is not None else None
+        pickler = ScriptPickler(io.BytesIO(), self, kind)
+        make, args, (members, _), _, _, set_state = pickler.reduce_class_by_value(kind)
+        if before is None:
+            tracker = args[-2]
+            made = make, (*args[:-2], None, args[-1])  # cloudpickle's number is of one process, and so of no use there
+            skeleton = self._write(lambda: self._pickle(made))
+            members = {**members, "__qualname__": kind.__qualname__}
+        else:
+            skeleton = pickle.dumps((spaces.imported_global, (MAIN, kind.__qualname__)), 5)
+            for name, value in members.items():
+                if before.get(name, self) is value:
+                    self._walk(value)
+                    attributes[name] = Attribute(spaces.AS_FORKED, b"", is_early=False)
+            members = {name: value for name, value in members.items() if before.get(name, self) is not value}
+        for name, value in members.items():
+            if name not in _INCIDENTAL and type(value) is not MemberDescriptorType:
+                try:
+                    entry = self._write(functools.partial(self._attribute, value))
+                except Unpicklable:
+                    raise
+                except Exception as error:
+                    raise Unpicklable(f"attribute `{kind.__qualname__}.{name}` ({type_name(value)})", error) from error
+                is_early = isinstance(value, _CODE) or type(value) in ATOMS
+                attributes[name] = Attribute(entry.token, entry.data, is_early)
+        self._classes[number] = Kind(skeleton, set_state, attributes, tracker)
+
+    def _attribute(self, value: Any) -> Entry:
+        kind = type(value)
+        if kind in ATOMS:
+            return entry_of(pickle.dumps(value, 5))
+        if kind is FunctionType and id(value) not in self.functions and not is_named(value):
+            return self._function(value, apart=False)
+        if isinstance(value, staticmethod | classmethod | property):
+            self._stamp_all(value)
+            return entry_of(self._pickle(value))
+        if (key := self.refer_to_data(value)) is not None:
+            return entry_of(pickle.dumps(Reduced(self.refer(key)), 5))
+        entry = entry_of(self._pickle(value, DataPickler))
+        self._remember(value, entry)
+        return entry
+
+    def _stamp_all(self, value: Any) -> None:
+        parts = (value.fget, value.fset, value.fdel) if isinstance(value, property) else (value.__func__,)
+        for part in parts:
+            if type(part) is FunctionType:
+                self._stamp(part)
+            elif part is not None:
+                self.is_fixed = False
+
+    def _stamp(self, function: FunctionType) -> tuple[Any, ...] | None:
+        """What a function is made of, which is noted."""
+        stamp = stamp_of(function)
+        if stamp is None:
+            self.is_fixed = False
+        else:
+            self.stamps.append((function, stamp))
+        return stamp
+
+    def _walk(self, value: Any) -> None:
+        """Have what a function or class reads looked at that need not be written itself."""
+        function = getattr(value, "__func__", getattr(value, "__wrapped__", value))
+        if isinstance(function, property):
+            for part in (function.fget, function.fset, function.fdel):
+                self._walk(part)
+        elif type(function) is FunctionType:
+            module = self.module_of(function.__globals__)
+            self._stamp(function)
+            if module in self.dicts:
+                self._queue.extend((module, name) for name in names_in(function.__code__))
+        elif isinstance(value, type) and is_main(value):
+            self._queue.append(value)
+
+    def _source(self, filename: str) -> None:
+        """Have the lines of a cell travel along, which are in no file."""
+        if filename not in self._sources and not os.path.exists(filename):
+            lines = linecache.getlines(filename)
+            if lines and sum(map(len, lines)) < _LONGEST_SOURCE:
+                self._sources[filename] = lines

@@ -1,0 +1,451 @@
+"""Where what travels by value lives in a worker: one namespace for each submitting run.
+
+A payload (see namespaces.py) is a *shell*, the callable or the arguments of a call, and what its
+functions reach, each value in a pickle of its own with a *token*, a digest of that pickle:
+
+    entries    the global names of modules      (module, name): token, pickle
+    classes    by id, and their attributes      id: skeleton, {attribute: token, pickle}
+
+A `Space` holds a dict for each module, its classes, and the token that last arrived under each name. A
+value is set only if its token is another one than that. So what the script did not change does not undo
+what the worker has set since, and what the script did change arrives.
+
+Calls of two versions of a function, with X = 1 and with X = 2, may come in turns. Therefore what arrived
+with a function is kept as its `Record`, and `Space.apply()` sets the names of which another version
+has arrived meanwhile, before the function is called.
+
+The order of loading: functions are made, without their state; then methods and the like are set on
+classes; then the state of functions, which may refer to any function or class; then data, which may
+need any of these to be rebuilt; then the shell. What refers to a name that is not loaded yet loads it.
+"""
+
+import builtins
+import functools
+import importlib
+import io
+import linecache
+import pickle
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import CellType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+from .modules import code_of_script
+
+SPACES = 64  # that a worker keeps at most
+MAIN = "__main__"
+AS_FORKED = b""
+"""The token of what a worker has by a fork, before anything else arrives under that name."""
+
+Key = tuple[str, str]  # module, name
+
+
+class Entry(NamedTuple):
+    """The value of a global name. What a function is made from is apart from its state."""
+
+    token: bytes
+    data: bytes
+    code: bytes | None = None  # of a function: the pickle of its code and the number of its cells
+
+
+class Attribute(NamedTuple):
+    """An attribute of a class."""
+
+    token: bytes
+    data: bytes
+    is_early: bool  # whether instances may need it to be rebuilt, and it needs none itself
+
+
+class Kind(NamedTuple):
+    """A class: (function, arguments) as a pickle that makes it without attributes, and these."""
+
+    skeleton: bytes
+    set_state: Any
+    attributes: dict[str, Attribute]
+    tracker: str | None = None  # cloudpickle's number of it, by which who wrote it knows it again
+
+
+class _Class:
+    """A class in a space."""
+
+    def __init__(self, kind: Any, set_state: Any) -> None:
+        self.kind = kind
+        self.set_state = set_state
+        self.tokens: dict[str, bytes] = {}
+        self.arrived: dict[str, Any] = {}
+        self.forked: dict[str, Any] = dict(vars(kind))
+
+    def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
+        """Set attributes, as (token, value) each."""
+        self.set_state(self.kind, ({name: value for name, (_, value) in values.items()}, {}))
+        for name, (token, value) in values.items():
+            self.tokens[name], self.arrived[name] = token, value
+
+
+class Record:
+    """What a function came with."""
+
+    def __init__(self, space: "Space") -> None:
+        self.space = space
+        self.epoch = -1  # of its space, when it was all in place
+        self.names: list[tuple[Key, bytes, Any]] = []
+        self.attributes: list[tuple[_Class, str, bytes, Any]] = []
+
+
+class Space:
+    """See the module's docstring."""
+
+    def __init__(self, is_forked: bool = False) -> None:
+        self.epoch = 0
+        """Grows whenever a token changes."""
+        self.main = sys.modules[MAIN] if is_forked else ModuleType(MAIN)
+        self.record: Record | None = None
+        """Of the payload that was loaded last."""
+        self.tokens: dict[Key, bytes] = {}
+        self.arrived: dict[Key, Any] = {}
+        self.forked: dict[Key, Any] = {}
+        """What was there by a fork, where something else has arrived since."""
+        self.classes: dict[str, _Class] = {}
+        self.has_imported = is_forked
+        """Whether the script has run here."""
+        self.is_forked = is_forked
+        self._dicts: dict[str, dict[str, Any]] = {MAIN: self.main.__dict__}
+        self.main.__dict__.setdefault("__builtins__", builtins)
+
+    def take_record(self) -> Record | None:
+        """The record of the payload that was loaded last, if it was not taken before."""
+        record, self.record = self.record, None
+        return record
+
+    def globals_of(self, module: str) -> dict[str, Any]:
+        """The dict that stands for that of a module."""
+        found = self._dicts.get(module)
+        if found is None:
+            if self.is_forked and module in sys.modules:
+                found = sys.modules[module].__dict__
+            else:
+                found = {"__name__": module, "__builtins__": builtins}
+            self._dicts[module] = found
+        return found
+
+    def set(self, key: Key, token: bytes, value: Any) -> None:
+        """Take in a value that has arrived."""
+        names = self.globals_of(key[0])
+        if self.is_forked and key not in self.tokens and key[1] in names:
+            self.forked[key] = names[key[1]]
+        names[key[1]] = value
+        self.tokens[key], self.arrived[key] = token, value
+        self.epoch += 1
+
+    def apply(self, record: Record) -> None:
+        """Have the names as the function of the record needs them, where another version has arrived meanwhile."""
+        if record.epoch == self.epoch:
+            return
+        for key, token, value in record.names:
+            if self.tokens.get(key, AS_FORKED) != token:
+                self.set(key, token, value if token else self.forked.get(key))
+        changed: dict[_Class, dict[str, tuple[bytes, Any]]] = {}
+        for owner, name, token, value in record.attributes:
+            if owner.tokens.get(name, AS_FORKED) != token:
+                changed.setdefault(owner, {})[name] = token, value if token else owner.forked.get(name)
+        for owner, values in changed.items():
+            owner.set(values)
+            self.epoch += 1
+        record.epoch = self.epoch
+
+    def enter(self) -> None:
+        """Have the script's names be found in this space from now on, in this thread."""
+        _here.space = self
+        if not self.is_forked and sys.modules[MAIN] is not self.main:
+            sys.modules[MAIN] = sys.modules["__mp_main__"] = self.main
+
+    def import_script(self, how: str, what: str) -> None:
+        """Run the script here, by "path" or by "name", with its __name__ not "__main__".
+
+        What has arrived before stays. An unguarded script that makes an executor is told so there, by RuntimeError.
+        """
+        from multiprocessing import process
+
+        self.has_imported = True
+        code, more = code_of_script(how, what)
+        kept = {name: self.globals_of(MAIN)[name] for module, name in self.tokens if module == MAIN}
+        self.main.__dict__.update(more, __name__="__mp_main__")
+        current: Any = process.current_process()
+        current._inheriting = True
+        try:
+            exec(code, self.main.__dict__)
+        finally:
+            del current._inheriting
+            self.main.__dict__.update(kept)
+
+
+class _Here(threading.local):
+    space: Space | None = None  # where this thread loads payloads; none: each in one of its own
+    loading: "_Loading | None" = None  # the payload that this thread is loading
+
+
+_here = _Here()
+trackers: "weakref.WeakKeyDictionary[type, str]" = weakref.WeakKeyDictionary()
+"""cloudpickle's numbers of classes that have arrived, for their way back."""
+_spaces: OrderedDict[int, Space] = OrderedDict()
+
+
+def space_of(number: int, is_forked: bool = False) -> Space:
+    """The space of a run; `is_forked`: the one of the process that this one was forked from."""
+    found = _spaces.get(number)
+    if found is None:
+        if len(_spaces) == SPACES:
+            _spaces.popitem(last=False)
+        found = _spaces[number] = Space(is_forked)
+    _spaces.move_to_end(number)
+    return found
+
+
+class _Loading:
+    """The loading of one payload."""
+
+    def __init__(self, space: Space, entries: Mapping[Key, Entry], classes: Mapping[str, Kind]) -> None:
+        self.space = space
+        self._entries = {key: entry for key, entry in entries.items() if entry.token or space.is_forked}
+        self._classes = classes
+        self._fresh = {
+            key: entry for key, entry in self._entries.items() if space.tokens.get(key, AS_FORKED) != entry.token
+        }
+        self._made: set[Key] = set()  # functions
+
+    def run(self) -> None:
+        """Load all but the shell."""
+        for key, entry in self._fresh.items():
+            if entry.code is not None:
+                self._make(key, entry.code)
+        for number in self._classes:
+            self.class_of(number)
+        for is_early in (True, False):
+            if not is_early:
+                for key in list(self._fresh):
+                    if key in self._made:
+                        self._finish(key)
+            for number in self._classes:
+                self._set_attributes(number, is_early)
+        for key in list(self._fresh):
+            self.value(key)
+
+    def _make(self, key: Key, code: bytes) -> None:
+        made, cells = pickle.loads(code)
+        space = self.space.globals_of(key[0])
+        function = FunctionType(made, space, made.co_name, None, tuple(CellType() for _ in range(cells)) or None)
+        space[key[1]] = function
+        self._made.add(key)
+
+    def _finish(self, key: Key) -> None:
+        entry = self._fresh[key]
+        function = self.space.globals_of(key[0])[key[1]]
+        set_state, state = _load(entry.data)
+        set_state(function, state)
+        del self._fresh[key]
+        self.space.set(key, entry.token, function)
+
+    def value(self, key: Key) -> Any:
+        """What a name stands for."""
+        names = self.space.globals_of(key[0])
+        entry = self._fresh.get(key)
+        if key in self._made and key in self._fresh:
+            return names[key[1]]  # whose state comes later
+        if entry is not None:
+            value = _load(entry.data) if entry.token else self.space.forked.get(key)
+            self._fresh.pop(key, None)
+            self.space.set(key, entry.token, value)
+            return value
+        if key[1] in names:
+            return names[key[1]]
+        if key in self.space.arrived:  # a call has deleted it
+            return self.space.arrived[key]
+        raise NotInScript(f"{key[0]} has no {key[1]} here")
+
+    def class_of(self, number: str) -> Any:
+        """A class, which may have no attributes yet."""
+        known = self.space.classes.get(number)
+        if known is None:
+            kind = self._classes[number]
+            known = self._imported(number, kind)
+            if known is None:
+                make, args = _load(kind.skeleton)
+                if make.__name__ == "_make_skeleton_enum":  # which makes the members, by what the bases say
+                    for base, of_base in list(self.space.classes.items()):
+                        if base in self._classes and of_base.kind in args[0]:
+                            self._set_attributes(base, is_early=True)
+                known = self.space.classes.get(number)  # its bases may have needed it
+            if known is None:
+                with self._silent_bases():
+                    known = _Class(make(*args), kind.set_state)
+                if kind.tracker is not None:
+                    trackers[known.kind] = kind.tracker
+            self.space.classes[number] = known
+        return known.kind
+
+    @contextmanager
+    def _silent_bases(self) -> Iterator[None]:
+        """Have no __init_subclass__ run again for a class for which it has run in the script."""
+        hooks = [
+            (known.kind, vars(known.kind)["__init_subclass__"])
+            for known in self.space.classes.values()
+            if "__init_subclass__" in vars(known.kind)
+        ]
+        for kind, _ in hooks:
+            del kind.__init_subclass__
+        try:
+            yield
+        finally:
+            for kind, hook in hooks:
+                kind.__init_subclass__ = hook
+
+    def _imported(self, number: str, kind: Kind) -> _Class | None:
+        """A class as the import of the script has made it, if the script was imported; then its code is the same."""
+        if not self.space.has_imported or self.space.is_forked:
+            return None
+        found: Any = self.space.main
+        for name in number.partition("/")[0].removeprefix(f"{MAIN}.").split("."):
+            found = getattr(found, name, None)
+        if not isinstance(found, type) or found.__module__ != "__mp_main__":
+            return None
+        known = _Class(found, kind.set_state)
+        for name, attribute in kind.attributes.items():
+            if attribute.is_early:
+                known.tokens[name], known.arrived[name] = attribute.token, vars(found).get(name)
+        return known
+
+    def _set_attributes(self, number: str, is_early: bool) -> None:
+        self.class_of(number)
+        known = self.space.classes[number]
+        values = {
+            name: (attribute.token, _load(attribute.data) if attribute.token else known.forked.get(name))
+            for name, attribute in self._classes[number].attributes.items()
+            if attribute.is_early is is_early and known.tokens.get(name, AS_FORKED) != attribute.token
+        }
+        if values:
+            known.set(values)
+            self.space.epoch += 1
+
+    def record(self) -> Record:
+        """What is needed to have it so again."""
+        record, space = Record(self.space), self.space
+        record.names = [(key, entry.token, space.arrived.get(key)) for key, entry in self._entries.items()]
+        record.attributes = [
+            (space.classes[number], name, attribute.token, space.classes[number].arrived.get(name))
+            for number, kind in self._classes.items()
+            for name, attribute in kind.attributes.items()
+        ]
+        record.epoch = space.epoch
+        return record
+
+
+def load(
+    shell: bytes,
+    entries: Mapping[Key, Entry],
+    classes: Mapping[str, Kind],
+    headers: Mapping[str, Mapping[str, Any]],
+    sources: Mapping[str, Sequence[str]],
+) -> Any:
+    """The callable, or the arguments, of a payload."""
+    space = _here.space or Space()
+    space.record = Record(space)  # should it fail
+    for name, lines in sources.items():
+        linecache.cache[name] = sum(map(len, lines)), None, list(lines), name
+    for module, header in headers.items():
+        names = space.globals_of(module)
+        for name, value in header.items():
+            names.setdefault(name, value)
+    before, _here.loading = _here.loading, _Loading(space, entries, classes)
+    try:
+        _here.loading.run()
+        loaded = _load(shell)
+        space.record = _here.loading.record()
+    finally:
+        _here.loading = before
+    return loaded
+
+
+class ByName:
+    """What the script defines by its name, since it cannot travel by value: loaded, it is that."""
+
+    def __init__(self, data: bytes, why: str) -> None:
+        self._parts = data, why
+
+    def __reduce__(self) -> Any:
+        return by_name, self._parts
+
+
+class NotInScript(AttributeError):
+    """What is to be loaded is the script's, which is to be imported for it."""
+
+
+def by_name(data: bytes, why: str) -> Any:
+    """What a pickle names. Raises NotInScript, with the reason why it did not travel by value."""
+    try:
+        return pickle.loads(data)
+    except AttributeError as error:
+        raise NotInScript(f"{why}, so the worker has to import the script ({error})") from error
+
+
+class _Loader(pickle.Unpickler):
+    def persistent_load(self, pid: Any) -> Any:
+        return global_of(*pid)
+
+
+def _load(data: bytes) -> Any:
+    return _Loader(io.BytesIO(data)).load()
+
+
+# What stands in the pickles of a payload.
+
+
+def global_of(module: str, name: str) -> Any:
+    """What a global name stands for."""
+    assert _here.loading is not None
+    return _here.loading.value((module, name))
+
+
+def globals_of(module: str) -> dict[str, Any]:
+    """The dict of a module's names."""
+    assert _here.loading is not None
+    return _here.loading.space.globals_of(module)
+
+
+def imported_globals(module: str) -> dict[str, Any]:
+    """The names of a module of a library, which is imported."""
+    return importlib.import_module(module).__dict__
+
+
+def imported_global(module: str, name: str) -> Any:
+    """What an importable module has under a name."""
+    found = importlib.import_module(module)
+    if name not in found.__dict__:
+        raise NotInScript(f"{module} has no {name} here")
+    return found.__dict__[name]
+
+
+def class_of(number: str) -> Any:
+    """A class that travels by value."""
+    assert _here.loading is not None
+    return _here.loading.class_of(number)
+
+
+def cached(function: Any, parameters: dict[str, Any]) -> Any:
+    """A function with a cache of its own, as functools.lru_cache makes one."""
+    return functools.lru_cache(**parameters)(function)
+
+
+def set_attributes(made: Any, attributes: dict[str, Any]) -> None:
+    """Give what `cached` made its attributes."""
+    made.__dict__.update(attributes)
+
+
+def cached_property(function: Any, name: str | None) -> Any:
+    """As functools.cached_property, which keeps a lock in some versions of Python."""
+    made = functools.cached_property(function)
+    made.attrname = name
+    return made
