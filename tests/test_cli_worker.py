@@ -304,3 +304,25 @@ def test_without_any_process_it_ends_and_says_why(
     assert done.exit_code == 1
     assert "Resource temporarily unavailable" in caplog.text + done.stderr
     assert future.task().status is Status.PENDING
+
+
+def test_each_run_has_a_namespace_of_its_own_in_a_worker(script: Any, start_worker: Any, address: Path) -> None:
+    script.write(
+        f"""
+from omniq_executor import PersistentExecutor
+
+SEEN = []
+
+def seen(n):
+    SEEN.append(n)
+    return list(SEEN)
+
+if __name__ == "__main__":
+    with PersistentExecutor(store={str(address)!r}, engine="external") as executor:
+        print([executor.submit(seen, n).result({WAIT_S}) for n in range(3)])
+"""
+    )
+    start_worker("-n", 1, "--store", address)
+    for _ in range(2):
+        done = script.run()
+        assert (done.returncode, done.stdout, done.stderr) == (0, "[[0], [0, 1], [0, 1, 2]]\n", "")
