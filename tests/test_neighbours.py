@@ -49,7 +49,8 @@ def start_holder(script: Any, address: Path, journal: Any, gate: Path) -> Any:
 
 
 def future_of(executor: PersistentExecutor) -> Any:
-    return executor.options(key="held").submit(print)
+    (task,) = (task for task in executor.store.find(queue="shared") if task.key == "held")
+    return executor.future(task.task_id)
 
 
 @pytest.mark.parametrize("came_first", ["who dies", "who waits"])
