@@ -572,7 +572,7 @@ def test_a_script_that_cannot_be_imported_for_it_says_both(script: Any) -> None:
     script.write(REFUSED.replace("say(of_class)", "").replace("executor = P", "import time\nexecutor = P"))
     done = script.run()
     first = done.stdout.splitlines()[0]
-    assert first.startswith("NotImportable"), done.stderr
+    assert first.startswith("SerializationError"), done.stderr
     assert "global `LOCK` (_thread.lock) cannot be pickled" in first
     assert "if __name__ == '__main__':" in first
 

@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .. import codec, spaces
-from ..errors import CodeChanged, NotImportable
+from ..errors import CodeChanged, NotImportable, SerializationError
 from ..model import log_name
 from ..slots import FIRST, RESUME, SINCE, STARTED, STOP, TASK, Slots
 from .wire import Inbox, frame
@@ -261,6 +261,8 @@ class _Worker:
             if is_fresh:
                 raise
             raise _Stale from error
+        except SerializationError:
+            raise
         except Exception as error:
             raise NotImportable(
                 f"process {os.getpid()} cannot import the function: {type(error).__name__}: {error}."
@@ -278,7 +280,8 @@ class _Worker:
             try:
                 self._space.import_script(*self.script)
             except (Exception, SystemExit) as second:  # whatever the script does
-                raise ImportError(f"{error}; that import failed: {type(second).__name__}: {second}") from second
+                failure = f"{error}; that import failed: {type(second).__name__}: {second}"
+                raise SerializationError(failure) from second
             loaded = codec.load_function(function)
         record = self._space.take_record()
         if record is not None:
