@@ -76,7 +76,9 @@ def test_only_a_claim_leads_to_running_and_only_a_wish_out_of_a_finished_state()
 
 
 def test_what_ends_a_claim_is_what_may_happen_to_a_running_task() -> None:
-    assert {event for status, event in TRANSITIONS if status is Status.RUNNING} == ENDS_CLAIM | {Event.ABORT}
+    anybodys = {Event.ABORT, Event.ORPHAN}
+    assert {event for status, event in TRANSITIONS if status is Status.RUNNING} == ENDS_CLAIM | anybodys
+    assert not ENDS_CLAIM & anybodys
 
 
 @pytest.mark.parametrize("event", Event)

@@ -64,13 +64,22 @@ class Places:
         """Take out the first place that is due."""
         return None if self.first(now) is None else heapq.heappop(self._due)
 
-    def has_places(self) -> bool:
-        """Whether there is a place, out of date or not."""
-        return bool(self._due or self._later)
-
     def next_due(self) -> int | None:
         """When the next place is due, if none is now."""
         return self._later[0][0] if self._later else None
+
+    def next(self) -> Place | None:
+        """A place, due or not, or None if there is none."""
+        if self._due:
+            return self._due[0]
+        return self._later[0][1] if self._later else None
+
+    def drop_next(self) -> None:
+        """Take out what `next()` gives."""
+        if self._due:
+            heapq.heappop(self._due)
+        else:
+            heapq.heappop(self._later)
 
 
 class Order:

@@ -26,7 +26,7 @@ from omniq_executor.model import (
     is_waiting,
     settle,
 )
-from omniq_executor.stores.base import Batch, Block, Call, Function, Outcome, Resume, Store, Turn, Turned
+from omniq_executor.stores.base import Batch, Block, Call, Function, Leftover, Outcome, Resume, Store, Turn, Turned
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,14 @@ def rows(values: Any) -> str:
 class Client:
     """An owner with a handle of its own on the store, and a run."""
 
-    def __init__(self, backend: Backend, address: Path, queue: str = "work", resume: Resume = "crashed") -> None:
+    def __init__(
+        self, backend: Backend, address: Path, queue: str = "work", resume: Resume = "crashed", **how: Any
+    ) -> None:
         self.backend = backend
         self.store = self.entered = backend.open(address)
         self.store.reap(tick())
         self.owner = self.store.enter(queue)
-        self.run = self.store.begin_run(queue, self.owner, resume, tick())
+        self.run = self.store.begin_run(queue, self.owner, resume, tick(), **how)
 
     def turn(self, now: int | None = None, **work: Any) -> Turned:
         return self.store.turn(self.owner, self.run, Turn(tick() if now is None else now, **work))
@@ -100,9 +102,9 @@ class Client:
         self.turn(adds=[Batch(ids[0], len(ids), function, calls=calls, claimed=claimed, key=key)])
         return list(ids)
 
-    def claim(self, most: int = 100) -> list[int]:
+    def claim(self, most: int = 100, **how: Any) -> list[int]:
         """Claim tasks; returns their ids in the order to run them."""
-        return [claimed.id for claimed in self.turn(claim=most).claimed]
+        return [claimed.id for claimed in self.turn(claim=most, **how).claimed]
 
     def end(self, event: Event, *ids: int, attempt: int = 1, result: Any = None) -> set[int]:
         """End claims, FAIL with ERROR; returns the ids of those that are refused."""
@@ -117,10 +119,11 @@ class Client:
         found = {found.id: found.status for found in self.store.states(ids)}
         return [found[id] for id in ids]
 
-    def stop(self, *, clean: bool = True) -> None:
-        """End the run and leave, as an executor that is shut down."""
-        self.store.end_run(self.run, clean, tick())
+    def stop(self, *, clean: bool = True) -> list[Leftover]:
+        """End the run and leave, as an executor that is shut down; returns what it was told to be left."""
+        left = self.store.end_run(self.run, clean, tick())
         self.store.leave(self.owner)
+        return left
 
     def die(self) -> None:
         """Look, from now on, as if the process had died."""

@@ -65,8 +65,11 @@ def test_what_a_killed_owner_had_claimed_is_pending(client: Client, start: Start
     assert client.store.reap(tick()) == 3
     assert [owner.id for owner in client.store.owners()] == [client.owner]
     assert client.store.reap(tick()) == 0
-    claimed = client.turn(claim=9).claimed
-    assert [(it.id, it.attempt, it.crashes) for it in claimed] == [*((id, 2, 0) for id in ids[:3]), (ids[3], 1, 0)]
+    turned = client.turn(claim=9)
+    assert ([(it.id, it.attempt, it.owner_deaths) for it in turned.claimed], turned.next_tier) == ([(ids[3], 1, 0)], 1)
+    claimed = client.turn(claim=9, tier=1).claimed
+    assert [(it.id, it.attempt, it.crashes, it.owner_deaths) for it in claimed] == [(id, 2, 0, 1) for id in ids[:3]]
+    assert [client.store.get(id).owner_deaths for id in ids] == [1, 1, 1, 0]
 
 
 def test_an_owner_that_ended_without_leaving_is_dead(client: Client, start: Start) -> None:
