@@ -772,6 +772,8 @@ def end_filling() -> Transaction:
 
 SESSIONS = "SELECT id, host FROM session"
 _IS_OVER = "owner NOT IN (SELECT id FROM owner)"  # of a run
+_HAS_NO_SESSION = "session NOT IN (SELECT id FROM session)"
+_ALIKE = "queue = ? AND context = ?"
 _IS_BROKEN = "(clean IS 0 OR ended_at IS NULL)"
 # Through the index of what can be claimed, which begins with the queue: tasks of a run may be of any.
 _PENDING_OF = f"{_PENDING} AND task.queue IN (SELECT id FROM queue) AND task.run ="
@@ -809,8 +811,7 @@ def _settle_runs(ids: Sequence[int], like: Collection[tuple[int, str]]) -> Trans
     settled = set(ids)
     for queue, context in like:
         rows, _ = yield (
-            f"SELECT id FROM run WHERE queue = ? AND context = ? AND settled = 0 AND {_IS_OVER}"
-            " AND session NOT IN (SELECT id FROM session)",
+            f"SELECT id FROM run WHERE {_ALIKE} AND settled = 0 AND {_IS_OVER} AND {_HAS_NO_SESSION}",
             (queue, context),
         )
         settled.update(id for (id,) in rows)
@@ -829,8 +830,8 @@ def begin_run(
 ) -> Transaction:
     """Open a run; returns a Run. See Store.begin_run()."""
     rows, _ = yield (
-        f"SELECT id, session, {_IS_BROKEN}, settled, continues FROM run WHERE queue = ? AND context = ? AND {_IS_OVER}"
-        " AND (session NOT IN (SELECT id FROM session) OR session = ?)",
+        f"SELECT id, session, {_IS_BROKEN}, settled, continues FROM run"
+        f" WHERE {_ALIKE} AND {_IS_OVER} AND ({_HAS_NO_SESSION} OR session = ?)",
         (queue, context, session),
     )
     past = [
@@ -924,6 +925,11 @@ _ADOPT = f"""
 """
 
 
+# With a dependency of a dependency, and so on.
+_ADOPTED_WITH = f"""id IN (WITH RECURSIVE wanted(id) AS ({_GIVEN[1:-1]} UNION
+    SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
+
+
 def queues_of(run: int) -> Transaction:
     """The queues in which a run has PENDING tasks."""
     rows, _ = yield f"SELECT DISTINCT queue FROM task WHERE {_PENDING_OF} ?", (run,)
@@ -935,10 +941,7 @@ def adopt(run: int, queue: int, ids: Collection[int] | None) -> Transaction:
     if ids is None:
         rows, _ = yield _ADOPT % "queue = ?", (run, run, queue)
     else:
-        # With a dependency of a dependency, and so on.
-        wanted = f"""id IN (WITH RECURSIVE wanted(id) AS ({_GIVEN[1:-1]} UNION
-            SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
-        rows, _ = yield _ADOPT % wanted, (run, run, json.dumps(list(ids)))
+        rows, _ = yield _ADOPT % _ADOPTED_WITH, (run, run, json.dumps(list(ids)))
     return len(rows), {of for (of,) in rows}
 
 

@@ -208,6 +208,41 @@ class StoreMachine(RuleBasedStateMachine):
         client.store = self.observer  # what still comes in its name comes through this
         return self.enter(client.run.queue)
 
+    @rule(
+        target=clients, client=consumes(clients), clean=st.booleans(), ended=st.booleans(), resume=resumes,
+        again=st.lists(values, max_size=3),
+    )  # fmt: skip
+    def stops_and_starts_again(
+        self, client: Client, clean: bool, ended: bool, resume: Resume, again: list[Any]
+    ) -> Client:
+        if ended:
+            self.stops(client, clean)
+        else:
+            self.leaves(client)
+        client.store.close()
+        client.store = self.observer
+        run = self.past.runs[client.run.id]
+        return self.enter(run.queue, resume, run.session if run.session in self.begun else 0, run.context, again)
+
+    @precondition(lambda self: len(self.made) < 8)
+    @rule(client=clients, which=places, times=st.integers(1, 3))
+    def owners_die_over_some_tasks(self, client: Client, which: list[int], times: int) -> None:
+        for _ in range(times):
+            victim = self.enter(client.run.queue)
+            self.claim_by_id(victim, which)
+            self.loses_and_invents_nothing_and_changes_by_the_table()
+            self.dies(victim)
+
+    @rule(client=consumes(clients), other=clients, waits=st.booleans(), is_claimed=st.booleans())
+    def leaves_its_last_task_to_another(self, client: Client, other: Client, waits: bool, is_claimed: bool) -> None:
+        if waits:
+            self.adds_what_comes_after_others(client, 0, [0])
+        self.leaves(client)
+        ids = [task.id for task in self.model.all(run=client.run.id)][-1:]
+        if is_claimed and ids:
+            self.claim_by_id(other, [self.next_id - 1 - ids[0]])
+        assert other.store.adopt(other.run, ids, self.now) == self.past.adopt(other.run, ids)
+
     @rule(client=clients)
     def opens_its_handle_again(self, client: Client) -> None:
         client.reopen()
@@ -313,6 +348,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(target=claims, client=clients, which=places)
     def claims_one_by_its_id(self, client: Client, which: list[int]) -> Any:
+        return multiple(*self.claim_by_id(client, which))
+
+    def claim_by_id(self, client: Client, which: list[int]) -> list[GivenClaim]:
         given = []
         for id in self.pick(which):
             self.now += 1
@@ -323,7 +361,7 @@ class StoreMachine(RuleBasedStateMachine):
             if claimed is not None:
                 given.append(self.give(client, id))
                 assert claimed.attempt == given[-1].attempt
-        return multiple(*given)
+        return given
 
     def give_claimed(
         self, client: Client, turned: Turned, most: int, tier: int = 0, of_run: bool = False
