@@ -79,7 +79,7 @@ from .base import (
 from .folders import STATUS_FOLDERS, WAITING, Folders
 from .journal import Entry, Journal
 from .needs import Needs
-from .order import Lane, Order, Place, Places, lane_of, place_of
+from .order import Lane, Noted, Order, Place, Places, lane_of, place_of
 from .output import Output
 from .owners import Owners, new_owner_id, new_session_id
 from .records import Damaged, Record, from_text, to_text
@@ -320,12 +320,13 @@ class FileStore(Store):
         """What is PENDING and does not wait."""
         if self._lanes is None:
             lanes: defaultdict[Lane, Places] = defaultdict(Places)
-            for lane, place in self._in_order().values():
-                lanes[lane].push(place)
+            for places in self._in_order().values():
+                for lane, place in places:
+                    lanes[lane].push(place)
             self._lanes = lanes
         return self._lanes
 
-    def _in_order(self) -> dict[int, tuple[Lane, Place]]:
+    def _in_order(self) -> Noted:
         """The same by id, as the order has it; the file of a task that is missing there is read."""
         pending = self._folders.names(STATUS_FOLDERS[Status.PENDING])
         found = self._order.read(set(pending))
@@ -337,7 +338,7 @@ class FileStore(Store):
                 else:
                     self._folders.link(record)
         self._order.add(missing)
-        found.update((task.id, (lane_of(task), place_of(task))) for task in missing)
+        found.update((task.id, {(lane_of(task), place_of(task))}) for task in missing)
         self._order.trim(found)
         return found
 
@@ -596,20 +597,19 @@ class FileStore(Store):
     def _left_by(self, runs: Collection[int]) -> dict[int, int]:
         """By run, how many PENDING tasks it has, of those that have some."""
         counts: dict[int, int] = {}
-        for _, run in self._pending_of(lambda _, run: run in runs).values():
-            counts[run] = counts.get(run, 0) + 1
+        for task in self._pending_of(lambda _, run: run in runs):
+            counts[task.run] = counts.get(task.run, 0) + 1
         return counts
 
-    def _pending_of(self, is_meant: Callable[[str, int], bool]) -> dict[int, tuple[str, int]]:
-        """What is PENDING and of certain queues and runs, waiting or not, with both. Files of others are not read."""
-        found: dict[int, tuple[str, int]] = {}
+    def _pending_of(self, is_meant: Callable[[str, int], bool]) -> list[Task]:
+        """What is PENDING and of certain queues and runs, waiting or not. The files of hardly any others are read."""
+        numbers = self._folders.names(WAITING)
         if any(is_meant(queue, run) for queue, run, _ in self._known_lanes()):
-            found = {number: lane[:2] for number, (lane, _) in self._in_order().items() if is_meant(*lane[:2])}
-        for number in self._folders.names(WAITING):
-            record = self._load(number)
-            if record is not None and is_meant(record.task.queue, record.task.run):
-                found[number] = record.task.queue, record.task.run
-        return dict(sorted(found.items()))
+            for number, places in self._in_order().items():
+                if any(is_meant(queue, run) for (queue, run, _), _ in places):
+                    numbers.append(number)
+        tasks = [record.task for number in sorted(numbers) if (record := self._load(number)) is not None]
+        return [task for task in tasks if task.status is Status.PENDING and is_meant(task.queue, task.run)]
 
     def _over(self, runs: dict[int, dict[str, Any]], session: int = 0) -> list[int]:
         """Those of the runs that have no registered owner and no session that goes on, but for `session`."""
@@ -712,7 +712,7 @@ class FileStore(Store):
             changes = _Changes()
             left, seen = list(ids or ()), set[int]()
             if ids is None:
-                left = [*self._pending_of(lambda queue, of: queue == run.queue and of not in busy)]
+                left = [it.id for it in self._pending_of(lambda queue, of: queue == run.queue and of not in busy)]
             while left:
                 number = left.pop()
                 record = None if number in seen else self._load(number)
@@ -730,7 +730,7 @@ class FileStore(Store):
 
     def cancel_run(self, run: int, now: int) -> list[int]:
         with self._locked():
-            return self.cancel([*self._pending_of(lambda _, of: of == run)], now)
+            return self.cancel([task.id for task in self._pending_of(lambda _, of: of == run)], now)
 
     # the work
 
@@ -870,9 +870,9 @@ class FileStore(Store):
     def _next_tier(self, run: Run, work: Turn) -> int | None:
         """The next tier that has PENDING tasks of what the turn claims from."""
         for tier in range(work.tier + 1, LAST_TIER + 1):
-            lanes = self._lanes_of(_Changes(), run, replace(work, tier=tier))
-            if any(self._next_of(lane) is not None for lane in lanes):
-                return tier
+            while lanes := self._lanes_of(_Changes(), run, replace(work, tier=tier)):
+                if any(self._next_of(lane) is not None for lane in lanes):
+                    return tier
         return None
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
@@ -1034,7 +1034,7 @@ class FileStore(Store):
             repairs = self._folders.repairs
             self._known.clear()
             self._folders.check()
-            order: dict[int, tuple[Lane, Place]] = {}
+            order: Noted = {}
             keys: dict[tuple[str, str], int] = {}
             digests: dict[bytes, int] = {}
             for record in self._all():
@@ -1042,7 +1042,7 @@ class FileStore(Store):
                 self._folders.check_link(record)
                 digests[record.digest] = digests.get(record.digest, 0) + 1
                 if _is_claimable(task):
-                    order[task.id] = lane_of(task), place_of(task)
+                    order[task.id] = {(lane_of(task), place_of(task))}
                 if task.key is not None and keys.setdefault((task.queue, task.key), task.id) != task.id:
                     first = format_id(keys[task.queue, task.key])
                     repairs.append(Problem(f"{task.task_id} has the key {task.key!r}, and so has {first}", False))
