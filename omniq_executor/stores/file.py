@@ -597,8 +597,18 @@ class FileStore(Store):
     def _left_by(self, runs: Collection[int]) -> dict[int, int]:
         """By run, how many PENDING tasks it has, of those that have some."""
         counts: dict[int, int] = {}
-        for task in self._pending_of(lambda _, run: run in runs):
-            counts[task.run] = counts.get(task.run, 0) + 1
+        unsure = self._folders.names(WAITING)
+        if any(run in runs for _, run, _ in self._known_lanes()):
+            for number, places in self._in_order().items():
+                of = {run for (_, run, _), _ in places}
+                if len(of) > 1:
+                    unsure.append(number)
+                elif (run := of.pop()) in runs:  # without a look into its file: there may be very many
+                    counts[run] = counts.get(run, 0) + 1
+        for number in unsure:
+            record = self._load(number)
+            if record is not None and record.task.status is Status.PENDING and record.task.run in runs:
+                counts[record.task.run] = counts.get(record.task.run, 0) + 1
         return counts
 
     def _pending_of(self, is_meant: Callable[[str, int], bool]) -> list[Task]:
