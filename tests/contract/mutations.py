@@ -94,6 +94,7 @@ SQLITE: dict[str, Mutation] = {
     "a claim of several runs does not look at the run": _sql(("_FIRST",), "run = ?", "run > -?"),
     "a claim does not look at the tier": _sql(_CLAIMS, "owner_deaths =", "owner_deaths >="),
     "the last tier is for two deaths only": _sql(_CLAIMS, "owner_deaths >=", "owner_deaths ="),
+    "what waits makes a next tier": _sql(("_NEXT_TIER",), "AND eta < ", "AND eta <= "),
     "a claim of a run is one of its queue": _forgetting("of_run", False),
     "a claim of a run forgets what it adopted": _forgetting_adopted,
     "a run of the queue is overlooked": _sql(("_RUNS",), "run > pending.run", "run > pending.run + 1"),

@@ -225,13 +225,18 @@ class StoreMachine(RuleBasedStateMachine):
         return self.enter(run.queue, resume, run.session if run.session in self.begun else 0, run.context, again)
 
     @precondition(lambda self: len(self.made) < 8)
-    @rule(client=clients, which=places, times=st.integers(1, 3))
-    def owners_die_over_some_tasks(self, client: Client, which: list[int], times: int) -> None:
+    @rule(client=clients, which=places, times=st.integers(1, 3), is_forgiven=st.booleans())
+    def owners_die_over_some_tasks(self, client: Client, which: list[int], times: int, is_forgiven: bool) -> None:
         for _ in range(times):
             victim = self.enter(client.run.queue)
             self.claim_by_id(victim, which)
             self.loses_and_invents_nothing_and_changes_by_the_table()
             self.dies(victim)
+        if is_forgiven:
+            self.reaps(client)
+            self.cancels(which, running=False)
+            self.loses_and_invents_nothing_and_changes_by_the_table()
+            self.revives(which)
 
     @rule(client=consumes(clients), other=clients, waits=st.booleans(), is_claimed=st.booleans())
     def leaves_its_last_task_to_another(self, client: Client, other: Client, waits: bool, is_claimed: bool) -> None:
@@ -560,6 +565,75 @@ def comparable(run: RunRecord) -> RunRecord:
 
 def found_of(task: Task) -> Found:
     return Found(task.id, task.status, task.owner, task.result, task.error)
+
+
+def tell(machine: StoreMachine) -> None:
+    """Do what chance does seldom: deaths one after the other, adoption, and sessions with several runs."""
+
+    def look() -> None:
+        machine.holds_the_same_tasks()
+        machine.holds_the_same_runs()
+        machine.loses_and_invents_nothing_and_changes_by_the_table()
+
+    def adds(client: Client, count: int, claimed: bool = False) -> list[GivenClaim]:
+        batch = machine.batch(SQUARE, [call(0)] * count, claimed=claimed)
+        machine.turn(client, adds=[batch])
+        return machine.add(client, batch)
+
+    def enters(queue: str = "work", session: int = 0) -> Client:
+        return machine.enter(queue, "crashed", session)
+
+    first, second, other = machine.first_enters(), enters(), enters("play")
+    # Owners die over a task once, and over others until nobody would try again.
+    adds(first, 3)
+    machine.owners_die_over_some_tasks(first, [0], 3, False)
+    machine.owners_die_over_some_tasks(first, [1], 2, False)
+    machine.owners_die_over_some_tasks(first, [2], 1, True)
+    look()
+    for tier in range(LAST_TIER + 1):
+        machine.claims_some(second, 4, tier, False)
+    # One that waits is in a later tier.
+    (needed,) = adds(first, 1, claimed=True)
+    machine.end(first, [(needed, Event.FAIL, None)])
+    machine.adds_what_comes_after_others(first, 0, [0])
+    victim = enters("play")
+    machine.claim_by_id(victim, [0])
+    machine.revives([1])
+    machine.dies(victim)
+    machine.reaps(first)
+    machine.claims_some(first, 4, 0, True)
+    look()
+    # The runs of a queue are claimed together; what is of the living is not adopted, and what was left is.
+    for client in (second, first, second):
+        adds(client, 2)
+    machine.adopts(first, None)
+    look()
+    machine.claims_some(first, 5, 0, False)
+    adds(other, 2)
+    machine.adds_what_comes_after_others(other, 0, [0])
+    machine.leaves(other)
+    machine.adopts(first, [0])
+    look()
+    machine.claims_some(first, 4, 0, True)
+    # Of a session, one run breaks, and one never ends.
+    session = machine.begins_a_session(first)
+    machine.stops(enters(session=session), False)
+    machine.leaves(enters(session=session))
+    fine = enters(session=session)
+    adds(fine, 1)
+    machine.stops(fine, True)
+    machine.ends_a_session(session, True, True)
+    look()
+    machine.stops(enters(), True)
+    look()
+
+
+def test_what_chance_does_seldom_is_as_the_model_has_it(backend: Backend) -> None:
+    machine = StoreMachine(backend)
+    try:
+        tell(machine)
+    finally:
+        machine.teardown()
 
 
 @pytest.mark.timeout(120 + EXAMPLES // 2)
