@@ -10,19 +10,23 @@ from omniq_executor.model import (
     ALPHABET,
     ENDS_CLAIM,
     FINISHED,
+    LAST_TIER,
     TRANSITIONS,
     Claim,
     ErrorInfo,
     Event,
     Refused,
     Status,
+    Successor,
     Task,
     apply,
     format_id,
     iso,
     parse_id,
     source,
+    succeed,
     target,
+    tier,
 )
 
 ids = st.integers(0, 2**63 - 1)
@@ -76,7 +80,9 @@ def test_only_a_claim_leads_to_running_and_only_a_wish_out_of_a_finished_state()
 
 
 def test_what_ends_a_claim_is_what_may_happen_to_a_running_task() -> None:
-    assert {event for status, event in TRANSITIONS if status is Status.RUNNING} == ENDS_CLAIM | {Event.ABORT}
+    anybodys = {Event.ABORT, Event.ORPHAN}
+    assert {event for status, event in TRANSITIONS if status is Status.RUNNING} == ENDS_CLAIM | anybodys
+    assert not ENDS_CLAIM & anybodys
 
 
 @pytest.mark.parametrize("event", Event)
@@ -193,3 +199,30 @@ def test_a_shown_time_is_read_back_exactly(microseconds: int) -> None:
     moment = datetime.fromisoformat(str(iso(microseconds)))
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
     assert (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds == microseconds
+
+
+# --- The death of an owner ---
+
+
+def test_the_death_of_its_owner_is_counted_apart_and_is_anybodys_to_tell() -> None:
+    back = apply(in_state(Status.RUNNING), Event.ORPHAN, 40)
+    assert (back.status, back.owner, back.started_at, back.attempts) == (Status.PENDING, None, None, 1)
+    assert (back.owner_deaths, back.crashes) == (1, 0)
+    again = apply(happen(back, Event.CLAIM), Event.ORPHAN, 50)
+    assert (again.owner_deaths, again.attempts) == (2, 2)
+
+
+@pytest.mark.parametrize(("deaths", "of_tier"), [(0, 0), (1, 1), (2, 2), (3, 2), (9, 2)])
+def test_a_tier_is_the_number_of_deaths_up_to_the_last(deaths: int, of_tier: int) -> None:
+    assert tier(NEW._replace(owner_deaths=deaths)) == of_tier <= LAST_TIER
+
+
+def test_only_a_revival_forgets_the_deaths() -> None:
+    orphan = NEW._replace(owner_deaths=2)
+    for event in (Event.RELEASE, Event.CRASH, Event.RETRY):
+        assert happen(happen(orphan, Event.CLAIM), event).owner_deaths == 2
+    failed = happen(happen(orphan, Event.CLAIM), Event.FAIL)
+    assert failed.owner_deaths == 2
+    assert happen(failed, Event.REVIVE).owner_deaths == 0
+    assert happen(happen(orphan, Event.CANCEL), Event.REVIVE).owner_deaths == 0
+    assert succeed(orphan, Successor(9, 5), 7).owner_deaths == 0

@@ -132,9 +132,9 @@ class Turned:
     claimed: list[Claimed] = field(default_factory=list)
     refused: set[int] = field(default_factory=set)  # ids whose claim was not ours any more; nothing was written
     foreign: bool = False  # another process has changed the store since this owner's last turn
-    due: int | None = None  # if fewer were claimed than asked for: when the next PENDING task of the queues is due
+    due: int | None = None  # if fewer were claimed than asked for: when the next of such tasks is due
     freed: bool = False  # whether tasks wait no more, in any queue, since what they come after is finished
-    next_tier: int | None = None  # if fewer were claimed than asked for: the next tier that has PENDING tasks
+    next_tier: int | None = None  # likewise: the next tier that has PENDING tasks which wait for no others
 
 
 def shares(queues: Sequence[_Queue], most: int, claimed: Sequence[object]) -> Iterator[tuple[_Queue, int]]:
@@ -186,6 +186,33 @@ class RunRecord(NamedTuple):
     settled: bool  # nothing of it is taken over any more
     session: int = 0  # 0 where the run is a session by itself
     context: str = ""  # see Store.begin_run()
+
+
+class PastRun(NamedTuple):
+    """A run of a queue and a context whose owner is gone, as a later one sees it that may continue it."""
+
+    id: int
+    session: int
+    is_broken: bool  # it did not end, or not clean
+    settled: bool
+    continues: Sequence[int]
+
+
+def continued(past: Iterable[PastRun], resume: Resume, session: int) -> set[int]:
+    """Which of these runs a run of `session` continues. Those of other sessions are over. See Store.begin_run()."""
+    newest = sorted(past, reverse=True)
+    found: list[PastRun] = []
+    if resume != "never":
+        found += [run for run in newest if not run.settled and (not _is_of(run, session) or run.is_broken)]
+    if resume == "always":
+        others = [run for run in newest if not _is_of(run, session)]
+        found += [run for run in newest if _is_of(run, session)]
+        found += [run for run in others if run is others[0] or _is_of(run, others[0].session)]
+    return {id for run in found for id in (run.id, *run.continues)}
+
+
+def _is_of(run: PastRun, session: int) -> bool:
+    return bool(session) and run.session == session
 
 
 class Leftover(NamedTuple):
@@ -292,8 +319,8 @@ class Store(abc.ABC):
 
         Those are the runs of the same queue and context whose session is over, whether calls of them were
         taken over or not. With `keep_broken` the session's own runs that did not end clean stay as they are, to be
-        continued, and their queue and context are not settled. Returns what settled runs have left PENDING, of
-        which nobody was told before.
+        continued, and nothing of their queue and context is settled. Returns what settled runs have left PENDING,
+        in whichever queue, of which nobody was told before.
         """
 
     @abc.abstractmethod
@@ -503,6 +530,7 @@ __all__ = [
     "Leftover",
     "Outcome",
     "Owner",
+    "PastRun",
     "Problem",
     "Resume",
     "Run",
@@ -512,5 +540,6 @@ __all__ = [
     "Turn",
     "Turned",
     "check_finished",
+    "continued",
     "shares",
 ]

@@ -18,6 +18,7 @@ each is compared with its file when it is taken out.
 
 import base64
 import contextlib
+import heapq
 import logging
 import os
 import random
@@ -27,7 +28,7 @@ import threading
 import time
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +63,7 @@ from .base import (
     Leftover,
     Outcome,
     Owner,
+    PastRun,
     Problem,
     Resume,
     Run,
@@ -71,12 +73,13 @@ from .base import (
     Turn,
     Turned,
     check_finished,
+    continued,
     shares,
 )
 from .folders import STATUS_FOLDERS, WAITING, Folders
 from .journal import Entry, Journal
 from .needs import Needs
-from .order import Lane, Order, Place, Places, lane_of, place_of
+from .order import Lane, Noted, Order, Place, Places, lane_of, place_of
 from .output import Output
 from .owners import Owners, new_owner_id, new_session_id
 from .records import Damaged, Record, from_text, to_text
@@ -93,6 +96,7 @@ _KNOWN_FUNCTIONS = 4096
 _KNOWN_TASKS = 8192
 _RUN_FIELDS = {"queue", "owner", "continues", "started_at", "ended_at", "clean", "settled"}
 _OWNER_FIELDS = {"queue", "host", "pid", "opened_at"}
+_SESSION_FIELDS = {"host", "pid", "started_at"}
 
 _log = logging.getLogger("omniq_executor")
 _open_stores: "weakref.WeakSet[FileStore]" = weakref.WeakSet()
@@ -133,7 +137,6 @@ class FileStore(Store):
         self._needs: Needs | None = None  # None until something ends
         self._functions: dict[bytes, Function] = {}
         self._resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]] = {}  # by run, see begin_run()
-        self._adopted: dict[int, set[str]] = {}  # by run: the other queues that it has adopted tasks of
         self._heard: dict[int, list[int]] = {}  # by owner of this process: what others finished
         self._peers: list[int] | None = None  # the registered owners
         self._foreign = False  # whether another process has changed something since the last turn
@@ -220,7 +223,6 @@ class FileStore(Store):
             self._journal.close()
             self._order.close()
             self._is_open = False
-            self._owners.outlive()
             _open_stores.discard(self)
 
     _is_open = False
@@ -318,12 +320,13 @@ class FileStore(Store):
         """What is PENDING and does not wait."""
         if self._lanes is None:
             lanes: defaultdict[Lane, Places] = defaultdict(Places)
-            for lane, place in self._in_order().values():
-                lanes[lane].push(place)
+            for places in self._in_order().values():
+                for lane, place in places:
+                    lanes[lane].push(place)
             self._lanes = lanes
         return self._lanes
 
-    def _in_order(self) -> dict[int, tuple[Lane, Place]]:
+    def _in_order(self) -> Noted:
         """The same by id, as the order has it; the file of a task that is missing there is read."""
         pending = self._folders.names(STATUS_FOLDERS[Status.PENDING])
         found = self._order.read(set(pending))
@@ -335,7 +338,7 @@ class FileStore(Store):
                 else:
                     self._folders.link(record)
         self._order.add(missing)
-        found.update((task.id, (lane_of(task), place_of(task))) for task in missing)
+        found.update((task.id, {(lane_of(task), place_of(task))}) for task in missing)
         self._order.trim(found)
         return found
 
@@ -464,19 +467,34 @@ class FileStore(Store):
             dead = self._suspects(owner.id for owner in self._registered() if not owner.alive)
             sessions = self._dead_sessions()
             orphaned = self._bury(dead) if dead else 0
-            for session in sessions:
-                (self.path / "sessions" / f"{session}.json").unlink()
+            self._forget_sessions(sessions)
         for id in [*dead, *sessions]:
             self._owners.forget(id)
         return orphaned
 
+    def _sessions(self) -> set[int]:
+        """Those that are registered, also where the file is damaged."""
+        return {int(name) for name in self._folders.json_names("sessions") if name.isdecimal()}
+
     def _dead_sessions(self) -> list[int]:
-        sessions = [int(name) for name in self._folders.json_names("sessions")]
-        return [id for id in sessions if not self._owners.is_alive(id, self._session_host(id))]
+        return [id for id in self._sessions() if not self._owners.is_alive(id, self._session_host(id))]
 
     def _session_host(self, session: int) -> str:
-        host: str = self._folders.read_json("sessions", f"{session}.json")["host"]
-        return host
+        try:
+            about = self._folders.read_json("sessions", f"{session}.json")
+        except ValueError:
+            about = None
+        is_whole = isinstance(about, dict) and isinstance(about.get("host"), str)
+        return str(about["host"]) if is_whole else self._owners.host  # whether it lives is seen from its lock
+
+    def _forget_sessions(self, sessions: Iterable[int]) -> None:
+        try:
+            for session in sessions:
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / "sessions" / f"{session}.json").unlink()
+        except OSError as error:
+            # What was done before is committed. As soon as its process is dead, so is a session.
+            _log.warning("%s: sessions that are over are forgotten later: %s", self.path, error)
 
     def _suspects(self, dead: Iterable[int]) -> dict[int, Collection[int] | None]:
         """Of each dead owner the tasks that it had begun, or None if any may have been."""
@@ -547,47 +565,78 @@ class FileStore(Store):
     def end_session(self, session: int, clean: bool, now: int, *, keep_broken: bool = False) -> list[Leftover]:
         with self._locked():
             runs = self._read_runs()
-            own = {id: run for id, run in runs.items() if run["session"] == session}
-            if keep_broken:
-                own = {id: run for id, run in own.items() if run["clean"] is not False}
-            left = self._settle_runs(runs, own) if clean else []
-            for id, run in own.items():
-                if not clean and run["clean"] is None:
-                    self._folders.write_json("runs", f"{id}.json", {**run, "clean": False})
+            own = {id for id, run in runs.items() if run["session"] == session and not run["settled"]}
+            changes: dict[int, dict[str, Any]] = {}
+            if clean:
+                broken = {id for id in own if keep_broken and _is_broken(runs[id])}
+                kept = {_likeness(runs[id]) for id in broken}
+                changes = {id: {"clean": True} for id in own - broken}
+                changes |= self._settled(runs, {id for id in own if _likeness(runs[id]) not in kept})
+            else:
+                changes = {id: {"clean": False} for id in own if runs[id]["clean"] is None}
+            left = self._change_runs(runs, changes)
             # Last: whoever dies before that leaves a session that is over, and runs that are continued.
-            with contextlib.suppress(FileNotFoundError):
-                (self.path / "sessions" / f"{session}.json").unlink()
+            self._forget_sessions([session])
         self._owners.let_go(session)
         return left
 
-    def _settle_runs(self, runs: dict[int, dict[str, Any]], own: dict[int, dict[str, Any]]) -> list[Leftover]:
-        """Settle these runs, which end clean, and those like them that are over."""
-        like = {(run["queue"], run["context"]) for run in own.values()}
-        settled = [
-            id
-            for id in self._over(runs)
-            if id not in own and not runs[id]["settled"] and (runs[id]["queue"], runs[id]["context"]) in like
-        ]
-        # Those that end clean last: whoever dies before that leaves them to be continued.
-        for id in [*settled, *own]:
-            clean = {"clean": True} if id in own else {}
-            runs[id].update(settled=True, **clean)
-            self._folders.write_json("runs", f"{id}.json", runs[id])
-        pending: dict[int, int] = {}
-        for number in self._pending():
+    def _settled(self, runs: dict[int, dict[str, Any]], own: Collection[int]) -> dict[int, dict[str, Any]]:
+        """What changes of which runs, as these of them are settled, which end clean, and those like them that are over.
+
+        Those that end clean are the last: whoever dies before that leaves them to be continued.
+        """
+        like = {_likeness(runs[id]) for id in own}
+        others = (id for id in self._over(runs) if id not in own and _likeness(runs[id]) in like)
+        settled = {id: {"settled": True} for id in others if not runs[id]["settled"]}
+        return {**settled, **{id: {"settled": True, "clean": True} for id in own}}
+
+    def _change_runs(self, runs: dict[int, dict[str, Any]], changes: dict[int, dict[str, Any]]) -> list[Leftover]:
+        """Write these changes of runs; returns what those have left that are settled by it."""
+        settled = [id for id, change in changes.items() if change.get("settled")]
+        left = self._left_by(settled)
+        written: list[int] = []
+        try:
+            for id, change in changes.items():
+                self._folders.write_json("runs", f"{id}.json", {**runs[id], **change})
+                written.append(id)
+        except OSError:
+            with contextlib.suppress(OSError):
+                for id in reversed(written):
+                    self._folders.write_json("runs", f"{id}.json", runs[id])
+            raise
+        return [Leftover(id, runs[id]["queue"], runs[id]["started_at"], left[id]) for id in sorted(left)]
+
+    def _left_by(self, runs: Collection[int]) -> dict[int, int]:
+        """By run, how many PENDING tasks it has, of those that have some."""
+        counts: dict[int, int] = {}
+        unsure = self._folders.names(WAITING)
+        if any(run in runs for _, run, _ in self._known_lanes()):
+            for number, places in self._in_order().items():
+                of = {run for (_, run, _), _ in places}
+                if len(of) > 1:
+                    unsure.append(number)
+                elif (run := of.pop()) in runs:  # without a look into its file: there may be very many
+                    counts[run] = counts.get(run, 0) + 1
+        for number in unsure:
             record = self._load(number)
-            if record is not None and record.task.status is Status.PENDING:
-                pending[record.task.run] = pending.get(record.task.run, 0) + 1
-        return [
-            Leftover(id, runs[id]["queue"], runs[id]["started_at"], pending[id])
-            for id in sorted([*settled, *own])
-            if id in pending
-        ]
+            if record is not None and record.task.status is Status.PENDING and record.task.run in runs:
+                counts[record.task.run] = counts.get(record.task.run, 0) + 1
+        return counts
+
+    def _pending_of(self, is_meant: Callable[[str, int], bool]) -> list[Task]:
+        """What is PENDING and of certain queues and runs, waiting or not. The files of hardly any others are read."""
+        numbers = self._folders.names(WAITING)
+        if any(is_meant(queue, run) for queue, run, _ in self._known_lanes()):
+            for number, places in self._in_order().items():
+                if any(is_meant(queue, run) for (queue, run, _), _ in places):
+                    numbers.append(number)
+        tasks = [record.task for number in sorted(numbers) if (record := self._load(number)) is not None]
+        return [task for task in tasks if task.status is Status.PENDING and is_meant(task.queue, task.run)]
 
     def _over(self, runs: dict[int, dict[str, Any]], session: int = 0) -> list[int]:
         """Those of the runs that have no registered owner and no session that goes on, but for `session`."""
         owners = {int(name) for name in self._folders.json_names("owners")}
-        sessions = {int(name) for name in self._folders.json_names("sessions")} - {session}
+        sessions = self._sessions() - {session}
         return [id for id, run in runs.items() if run["owner"] not in owners and run["session"] not in sessions]
 
     def begin_run(
@@ -597,25 +646,14 @@ class FileStore(Store):
         self.reap(now)  # so that who is registered is alive
         with self._locked():
             runs = self._read_runs()
-            continues: set[int] = set()
-            if resume != "never":
-                alike = {id: run for id, run in runs.items() if (run["queue"], run["context"]) == (queue, context)}
-                over = sorted(self._over(alike, session), reverse=True)
-                continues = {
-                    id
-                    for id in over
-                    if not alike[id]["settled"]
-                    and (not session or alike[id]["session"] != session or alike[id]["clean"] is False)
-                }
-                if resume == "always":
-                    last = next((of for id in over if (of := alike[id]["session"]) != session or not of), None)
-                    for place, id in enumerate(over):
-                        of = alike[id]["session"]
-                        # Those of the last session; a run without one is a session by itself.
-                        if of in (last, session) if of else place == 0:
-                            continues.update([id, *alike[id]["continues"]])
+            alike = {id: run for id, run in runs.items() if _likeness(run) == (queue, context)}
+            past = [
+                PastRun(id, alike[id]["session"], _is_broken(alike[id]), alike[id]["settled"], alike[id]["continues"])
+                for id in self._over(alike, session)
+            ]
+            continues = continued(past, resume, session)
             continues -= self._older(runs, continues, since)
-            number = max(runs, default=0) + 1
+            number = max(map(int, self._run_names()), default=0) + 1
             fields = {
                 "queue": queue, "owner": owner, "continues": sorted(continues), "started_at": now, "ended_at": None,
                 "clean": None, "settled": False, "session": session, "context": context,
@@ -631,7 +669,11 @@ class FileStore(Store):
             return Run(number, queue, tuple(sorted(continues)), done, total)
 
     def _read_runs(self) -> dict[int, dict[str, Any]]:
-        return {int(name): _run_fields(self._folders.read_json("runs", f"{name}.json")) for name in self._run_names()}
+        return {int(name): self._read_run(int(name)) for name in self._run_names()}
+
+    def _read_run(self, run: int) -> dict[str, Any]:
+        """The fields of a run, which an older version may have written."""
+        return {"session": 0, "context": "", **self._folders.read_json("runs", f"{run}.json")}
 
     def _older(self, runs: dict[int, dict[str, Any]], ids: Collection[int], since: int) -> set[int]:
         """Those of the runs of which nothing has happened after `since`."""
@@ -649,13 +691,13 @@ class FileStore(Store):
     def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
         with self._locked():
             self._resumable.pop(run.id, None)
-            self._adopted.pop(run.id, None)
-            fields = _run_fields(self._folders.read_json("runs", f"{run.id}.json"))
-            fields.update(ended_at=now, clean=None if clean else False)
+            runs = self._read_runs()
+            fields = runs[run.id]
+            changes: dict[int, dict[str, Any]] = {run.id: {"clean": None if clean else False}}
             if clean and not fields["session"]:
-                return self._settle_runs({**self._read_runs(), run.id: fields}, {run.id: fields})
-            self._folders.write_json("runs", f"{run.id}.json", fields)
-            return []
+                changes = self._settled(runs, {run.id}) if not fields["settled"] else {run.id: {"clean": True}}
+            changes[run.id]["ended_at"] = now
+            return self._change_runs(runs, changes)
 
     def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
         if not run.continues:
@@ -690,7 +732,9 @@ class FileStore(Store):
             owners = {int(name) for name in self._folders.json_names("owners")}
             busy = {id for id, fields in self._read_runs().items() if fields["owner"] in owners} | {run.id}
             changes = _Changes()
-            left, seen = list(self._pending() if ids is None else ids), set[int]()
+            left, seen = list(ids or ()), set[int]()
+            if ids is None:
+                left = [it.id for it in self._pending_of(lambda queue, of: queue == run.queue and of not in busy)]
             while left:
                 number = left.pop()
                 record = None if number in seen else self._load(number)
@@ -703,15 +747,12 @@ class FileStore(Store):
                 is_meant = ids is not None or task.queue == run.queue
                 if task.status is Status.PENDING and task.run not in busy and is_meant:
                     changes.change(record, record.adopted(run.id))
-                    if task.queue != run.queue:
-                        self._adopted.setdefault(run.id, set()).add(task.queue)
             self._commit(0, changes)
             return len(changes.new)
 
     def cancel_run(self, run: int, now: int) -> list[int]:
         with self._locked():
-            records = map(self._load, self._pending())
-            return self.cancel([record.task.id for record in records if record and record.task.run == run], now)
+            return self.cancel([task.id for task in self._pending_of(lambda _, of: of == run)], now)
 
     # the work
 
@@ -789,43 +830,47 @@ class FileStore(Store):
     def _claim(self, changes: "_Changes", owner: int, lanes: Sequence[Lane], most: int, now: int) -> list[Record]:
         """Claim the first tasks of these lanes. Those of a queue are as one, and each queue gives its share."""
         claimed: list[Record] = []
+        known, of_queue = self._known_lanes(), defaultdict[str, list[Lane]](list)
+        for lane in lanes:
+            of_queue[lane[0]].append(lane)
+        ours = set(lanes)
         for new in changes.new.values():
-            if _is_claimable(new.task) and lane_of(new.task) in lanes:
-                self._known_lanes()[lane_of(new.task)].push(place_of(new.task))
-        for queue, share in shares(list(dict.fromkeys(queue for queue, _, _ in lanes)), most, claimed):
-            of_queue = [lane for lane in lanes if lane[0] == queue]
+            if _is_claimable(new.task) and lane_of(new.task) in ours:
+                known[lane_of(new.task)].push(place_of(new.task))
+        for queue, share in shares(list(of_queue), most, claimed):
             enough = len(claimed) + share
-            while len(claimed) < enough and (found := self._pop(of_queue, now)) is not None:
-                lane, place = found
+            heap = [(place, lane) for lane in of_queue[queue] if (place := known[lane].first(now)) is not None]
+            heapq.heapify(heap)
+            while heap and len(claimed) < enough:
+                place, lane = heapq.heappop(heap)
+                known[lane].pop(now)
+                if (next_place := known[lane].first(now)) is not None:
+                    heapq.heappush(heap, (next_place, lane))
                 record = changes.new.get(place[-1]) or self._load(place[-1])
-                if record is None or not _is_claimable(record.task):
-                    continue
-                if (lane_of(record.task), place_of(record.task)) == (lane, place):
+                if record is not None and self._is_at(record, lane, place):
                     claimed.append(changes.change(record, record.claim(owner, now)))
-                else:
-                    self._known_lanes()[lane_of(record.task)].push(place_of(record.task))
         return claimed
 
-    def _pop(self, lanes: Sequence[Lane], now: int) -> tuple[Lane, Place] | None:
-        """Take out the first place of these lanes that is due."""
-        known = self._known_lanes()
-        first = None
-        for lane in lanes:
-            place = known[lane].first(now)
-            if place is not None and (first is None or place < first[1]):
-                first = lane, place
-        if first is not None:
-            known[first[0]].pop(now)
-        return first
+    def _is_at(self, record: Record, lane: Lane, place: Place) -> bool:
+        """Whether a task is in the lane and at the place that were taken for its own, or is put where it is."""
+        if not _is_claimable(record.task):
+            return False
+        right = lane_of(record.task), place_of(record.task)
+        if right != (lane, place):
+            self._known_lanes()[right[0]].push(right[1])
+        return right == (lane, place)
 
     def _lanes_of(self, changes: "_Changes", run: Run, work: Turn) -> list[Lane]:
         """The lanes that a turn claims from, those of a queue beside each other, and the queues in any order."""
-        if work.of_run:
-            return [(queue, run.id, work.tier) for queue in (run.queue, *self._adopted.get(run.id, ()))]
+        known = self._known_lanes()
+        for lane in [lane for lane, places in known.items() if places.next() is None]:
+            del known[lane]
         names = (run.queue,) if work.queues is None else work.queues
-        found = {lane for lane, places in self._known_lanes().items() if places.has_places()}
-        found |= {lane_of(record.task) for record in changes.new.values() if _is_claimable(record.task)}
-        lanes = [lane for lane in found if lane[2] == work.tier and (not names or lane[0] in names)]
+        found = {*known, *(lane_of(record.task) for record in changes.new.values() if _is_claimable(record.task))}
+        if work.of_run:
+            lanes = [lane for lane in found if lane[1:] == (run.id, work.tier)]
+        else:
+            lanes = [lane for lane in found if lane[2] == work.tier and (not names or lane[0] in names)]
         order = {queue: random.random() for queue, _, _ in lanes}
         return sorted(lanes, key=lambda lane: (order[lane[0]], lane))
 
@@ -833,12 +878,23 @@ class FileStore(Store):
         known = self._known_lanes()
         return min((due for lane in lanes if (due := known[lane].next_due()) is not None), default=None)
 
+    def _next_of(self, lane: Lane) -> Place | None:
+        """The next place of a lane, due or not; those before it that are out of date are taken out."""
+        places = self._known_lanes()[lane]
+        while (place := places.next()) is not None:
+            places.drop_next()
+            record = self._load(place[-1])
+            if record is not None and self._is_at(record, lane, place):
+                places.push(place)
+                return place
+        return None
+
     def _next_tier(self, run: Run, work: Turn) -> int | None:
-        """The next tier that may have PENDING tasks of what the turn claims from."""
+        """The next tier that has PENDING tasks of what the turn claims from."""
         for tier in range(work.tier + 1, LAST_TIER + 1):
-            lanes = self._lanes_of(_Changes(), run, replace(work, tier=tier))
-            if any(self._known_lanes()[lane].has_places() for lane in lanes):
-                return tier
+            while lanes := self._lanes_of(_Changes(), run, replace(work, tier=tier)):
+                if any(self._next_of(lane) is not None for lane in lanes):
+                    return tier
         return None
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
@@ -1000,7 +1056,7 @@ class FileStore(Store):
             repairs = self._folders.repairs
             self._known.clear()
             self._folders.check()
-            order: dict[int, tuple[Lane, Place]] = {}
+            order: Noted = {}
             keys: dict[tuple[str, str], int] = {}
             digests: dict[bytes, int] = {}
             for record in self._all():
@@ -1008,7 +1064,7 @@ class FileStore(Store):
                 self._folders.check_link(record)
                 digests[record.digest] = digests.get(record.digest, 0) + 1
                 if _is_claimable(task):
-                    order[task.id] = lane_of(task), place_of(task)
+                    order[task.id] = {(lane_of(task), place_of(task))}
                 if task.key is not None and keys.setdefault((task.queue, task.key), task.id) != task.id:
                     first = format_id(keys[task.queue, task.key])
                     repairs.append(Problem(f"{task.task_id} has the key {task.key!r}, and so has {first}", False))
@@ -1018,6 +1074,7 @@ class FileStore(Store):
             self._check_functions(digests)
             self._check_waiting()
             self._folders.check_json("runs", _RUN_FIELDS, "what that run left open is not continued")
+            self._check_sessions()
             self._check_owners()
             strays = self.output.remove_strays(self.ids)
             if strays:
@@ -1046,6 +1103,23 @@ class FileStore(Store):
             if digest.hex() not in good:
                 what = f"functions/{digest.hex()}.json is missing; {count} tasks cannot run"
                 self._folders.repairs.append(Problem(what, False))
+
+    def _check_sessions(self) -> None:
+        """Write again what is damaged of those whose process lives, and forget the others."""
+        dead = self._dead_sessions()
+        self._forget_sessions(dead)
+        for session in self._sessions():
+            try:
+                about = self._folders.read_json("sessions", f"{session}.json")
+            except ValueError:
+                about = None
+            if not (isinstance(about, dict) and about.keys() >= _SESSION_FIELDS):
+                fresh = {"host": self._owners.host, "pid": 0, "started_at": 0}
+                self._folders.write_json("sessions", f"{session}.json", fresh)
+                what = f"sessions/{session}.json was damaged, and is written again: its process lives"
+                self._folders.repairs.append(Problem(what, True))
+        for path in (self.path / "sessions").glob("*.new"):  # somebody died over it
+            path.unlink()
 
     def _check_owners(self) -> None:
         repairs = self._folders.repairs
@@ -1271,9 +1345,14 @@ def _copy_file(source: str | Path, target: Path) -> None:
 _CLAIMED_FROM = source(Event.CLAIM)
 
 
-def _run_fields(stored: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a run, which an older version may have written."""
-    return {"session": 0, "context": "", **stored}
+def _is_broken(run: dict[str, Any]) -> bool:
+    """Whether a run did not end, or not clean."""
+    return run["clean"] is False or run["ended_at"] is None
+
+
+def _likeness(run: dict[str, Any]) -> tuple[str, str]:
+    """What a run has in common with those that continue and settle it."""
+    return run["queue"], run["context"]
 
 
 def _is_claimable(task: Task) -> bool:

@@ -6,8 +6,9 @@
 
 The file is only a help. A line is written before the turn that it belongs to is committed, so whoever dies
 leaves no task without one. If there is such a task all the same, since somebody has removed or damaged the
-file, the task's own is read. A line may be out of date, or of a task that never came, and so may a
-place in a lane: whoever takes one out compares it with the task.
+file, the task's own is read. A line may be out of date, or of a turn that never came, and so may a
+place in a lane: whoever takes one out compares it with the task. Therefore a task has all places that its
+lines name, of which one is right.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from .journal import read_all
 
 Place = tuple[int, int, int]  # minus the priority, eta, id
 Lane = tuple[str, int, int]  # queue, run, tier
+Noted = dict[int, set[tuple[Lane, Place]]]  # by task
 _TYPES = (int, int, int, str, int, int)  # of a line: a place and a lane
 _LONG = 1 << 20  # bytes
 _FEW = 10_000  # lines
@@ -64,13 +66,22 @@ class Places:
         """Take out the first place that is due."""
         return None if self.first(now) is None else heapq.heappop(self._due)
 
-    def has_places(self) -> bool:
-        """Whether there is a place, out of date or not."""
-        return bool(self._due or self._later)
-
     def next_due(self) -> int | None:
         """When the next place is due, if none is now."""
         return self._later[0][0] if self._later else None
+
+    def next(self) -> Place | None:
+        """A place, due or not, or None if there is none."""
+        if self._due:
+            return self._due[0]
+        return self._later[0][1] if self._later else None
+
+    def drop_next(self) -> None:
+        """Take out what `next()` gives."""
+        if self._due:
+            heapq.heappop(self._due)
+        else:
+            heapq.heappop(self._later)
 
 
 class Order:
@@ -94,15 +105,15 @@ class Order:
         if lines:
             self._write(lines)
 
-    def read(self, pending: Collection[int]) -> dict[int, tuple[Lane, Place]]:
-        """By id, the lane and the place of those of these tasks that it has."""
+    def read(self, pending: Collection[int]) -> Noted:
+        """The lanes and places of those of these tasks that it has."""
         self._open()
         rows = _rows(read_all(self._fd))
         self._lines = len(rows)
-        found: dict[int, tuple[Lane, Place]] = {}
+        found: Noted = {}
         for row in rows:
             if type(row) is list and tuple(map(type, row)) == _TYPES and row[2] in pending:
-                found[row[2]] = tuple(row[3:]), tuple(row[:3])
+                found.setdefault(row[2], set()).add((tuple(row[3:]), tuple(row[:3])))
         return found
 
     @property
@@ -111,17 +122,17 @@ class Order:
         self._open()
         return os.fstat(self._fd).st_size > self._enough
 
-    def trim(self, found: dict[int, tuple[Lane, Place]]) -> None:
+    def trim(self, found: Noted) -> None:
         """After `read()`: if most of it is out of date, have only these in it."""
-        if self._lines > 2 * len(found) + _FEW:
+        if self._lines > 2 * sum(map(len, found.values())) + _FEW:
             self.rewrite(found)
         self._enough = max(_LONG, 2 * os.fstat(self._fd).st_size)
 
-    def rewrite(self, found: dict[int, tuple[Lane, Place]]) -> None:
+    def rewrite(self, found: Noted) -> None:
         """Have only these in it. Who dies meanwhile leaves it without some, whose own files are read then."""
         self._open()
         os.ftruncate(self._fd, 0)
-        self._write([_line(lane, place) for lane, place in found.values()])
+        self._write([_line(lane, place) for places in found.values() for lane, place in places])
 
     def _open(self) -> None:
         if self._fd == -1:
@@ -150,4 +161,4 @@ def _rows(data: bytes) -> list[Any]:
         return rows
 
 
-__all__ = ["Lane", "Order", "Place", "Places", "lane_of", "place_of"]
+__all__ = ["Lane", "Noted", "Order", "Place", "Places", "lane_of", "place_of"]

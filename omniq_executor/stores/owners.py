@@ -45,7 +45,7 @@ def new_session_id() -> int:
 
 
 _POLL_S = 0.002  # how often filelock tries
-_kept: "list[Owners]" = []
+_holders: "dict[tuple[Path, int], Owners]" = {}  # by folder and owner: what keeps its lock, as long as it does
 
 
 class Owners:
@@ -66,6 +66,7 @@ class Owners:
         try:
             lock.acquire(blocking=False)
             self._held[owner] = lock
+            _holders[self.folder, owner] = self  # though nobody refers to this any more
             if has_bell and hasattr(os, "mkfifo"):
                 os.mkfifo(self.bell_path(owner), 0o600)
                 self.bell_path(owner).chmod(0o600)  # whatever the umask took
@@ -75,22 +76,15 @@ class Owners:
 
     def let_go(self, owner: int) -> None:
         """Prove no more; the owner must be unregistered already."""
-        # A session may have been begun by a handle that is closed by now.
-        for owners in (self, *(kept for kept in _kept if kept.folder == self.folder)):
-            lock = owners._held.pop(owner, None)
-            if lock is not None:
-                lock.release()
-                self.forget(owner)
-        _kept[:] = [kept for kept in _kept if kept._held]
-
-    def outlive(self) -> None:
-        """Keep on proving for owners that did not leave, until the process ends, though nobody refers to this."""
-        if self._held:
-            _kept.append(self)
+        # A session may have been begun through another handle, which may be closed by now.
+        lock = _holders.pop((self.folder, owner), self)._held.pop(owner, None)
+        if lock is not None:
+            lock.release()
+            self.forget(owner)
 
     def is_alive(self, owner: int, host: str) -> bool:
         """False only if the owner's death is proved."""
-        if host != self.host or any(owner in owners._held for owners in (self, *_kept)):
+        if host != self.host or owner in _holders.get((self.folder, owner), self)._held:
             return True
         probe = FileLock(self._lock_path(owner), mode=0o600)
         try:
@@ -136,8 +130,8 @@ _lost_in_fork: "list[Owners]" = []  # what a child inherited: kept, so that it l
 
 
 def _after_fork_in_child() -> None:
-    _lost_in_fork.extend(_kept)
-    _kept.clear()
+    _lost_in_fork.extend(_holders.values())
+    _holders.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -92,7 +92,7 @@ class SQLiteStore(Store):
         self._lock = threading.RLock()
         self._functions: dict[bytes, int] = {}
         self._queues: dict[str, int] = {}
-        self._adopted: dict[int, set[int]] = {}  # by run: the queues that it has adopted tasks of
+        self._adopted: dict[int, set[int]] = {}  # by run: the other queues that it has adopted tasks of
         self._version = -1  # of PRAGMA data_version: changes when another connection has committed
         self._peers: list[int] = []  # the registered owners, as of that version
         self._foreign = False  # whether one has, since the last turn
@@ -196,7 +196,6 @@ class SQLiteStore(Store):
                 with explained(self.path):
                     self._connection.close()
                 self._connection = None
-            self._owners.outlive()
             _open_stores.discard(self)
 
     # how everything else reaches the database
@@ -332,9 +331,14 @@ class SQLiteStore(Store):
     # sessions and runs
 
     def begin_session(self, now: int) -> int:
+        self._opened()
         session = new_session_id()
         self._owners.hold(session, has_bell=False)
-        self._write(transactions.begin_session(session, self._owners.host, os.getpid(), now))
+        try:
+            self._write(transactions.begin_session(session, self._owners.host, os.getpid(), now))
+        except StoreError:
+            self._owners.let_go(session)
+            raise
         return session
 
     def end_session(self, session: int, clean: bool, now: int, *, keep_broken: bool = False) -> list[Leftover]:
@@ -349,6 +353,7 @@ class SQLiteStore(Store):
         self.reap(now)  # so that who is registered is alive
         text = transactions.begin_run(self._queue(queue), queue, owner, resume, now, session, context, since)
         run: Run = self._write(text)
+        self._adopted[run.id] = set()
         return run
 
     def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
@@ -366,9 +371,14 @@ class SQLiteStore(Store):
     def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
         queue = self._queue(run.queue)
         count, queues = self._write(transactions.adopt(run.id, queue, ids))
-        if queues - {queue}:
-            self._adopted.setdefault(run.id, set()).update(queues - {queue})
+        self._adopted_by(run.id, queue).update(queues - {queue})
         return int(count)
+
+    def _adopted_by(self, run: int, queue: int) -> set[int]:
+        """The queues other than its own that a run has adopted tasks of; of one begun elsewhere, as they are now."""
+        if run not in self._adopted:
+            self._adopted[run] = self._ask(transactions.queues_of(run)) - {queue}
+        return self._adopted[run]
 
     def cancel_run(self, run: int, now: int) -> list[int]:
         cancelled: list[int] = self._write(transactions.cancel_run(run, now))
@@ -395,7 +405,7 @@ class SQLiteStore(Store):
                 self._count_turn()
                 return Turned()
             about = owner, run, queue, self._functions, work, self._peers
-            adopted = self._adopted.get(run.id, ())
+            adopted = self._adopted_by(run.id, queue) if work.of_run else ()
             try:
                 turned: Turned = self._write(transactions.turn(*about, adopted=adopted))
             except transactions.Inexact:

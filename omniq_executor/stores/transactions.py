@@ -28,12 +28,14 @@ from .base import (
     Function,
     Leftover,
     Outcome,
+    PastRun,
     Resume,
     Run,
     RunRecord,
     Stored,
     Turn,
     Turned,
+    continued,
     shares,
 )
 
@@ -114,8 +116,7 @@ _DEPENDENCY = (
 
 # Those of the hot path are claimed in this order without a sort: see model.tier() for the place of owner_deaths.
 _CLAIMABLE = (
-    "CREATE INDEX claimable ON task (queue, run, owner_deaths, priority DESC, eta, id)"
-    f" WHERE status = {Status.PENDING:d}"
+    f"CREATE INDEX claimable ON task (queue, run, owner_deaths, priority DESC, eta) WHERE status = {Status.PENDING:d}"
 )
 _SESSION = (
     "CREATE TABLE session (id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,"
@@ -228,7 +229,7 @@ _CLAIM_THESE = _CLAIM_THAT % "id IN (SELECT value FROM json_each(?))"
 _CLAIM_ONE = _CLAIM_THAT % f"id = ? AND {_PENDING} AND eta < {NEVER:d}"
 _OF_RUN = f"FROM task WHERE {_PENDING} AND queue = ? AND run = ? AND"
 _DUE = [f"SELECT min(eta) {_OF_RUN} {of_tier} AND eta < {NEVER:d}" for of_tier in _OF_TIER]
-_NEXT_TIER = f"SELECT min(owner_deaths) {_OF_RUN} owner_deaths > ?"
+_NEXT_TIER = f"SELECT min(owner_deaths) {_OF_RUN} owner_deaths > ? AND eta < {NEVER:d}"
 # The runs that have PENDING tasks of a queue, each found by one look into the index.
 _RUNS = f"""
     WITH RECURSIVE pending(run) AS (
@@ -781,6 +782,11 @@ def end_filling() -> Transaction:
 
 SESSIONS = "SELECT id, host FROM session"
 _IS_OVER = "owner NOT IN (SELECT id FROM owner)"  # of a run
+_HAS_NO_SESSION = "session NOT IN (SELECT id FROM session)"
+_ALIKE = "queue = ? AND context = ?"
+_IS_BROKEN = "(clean IS 0 OR ended_at IS NULL)"
+# Through the index of what can be claimed, which begins with the queue: tasks of a run may be of any.
+_PENDING_OF = f"{_PENDING} AND task.queue IN (SELECT id FROM queue) AND task.run ="
 
 
 def begin_session(id: int, host: str, pid: int, now: int) -> Transaction:
@@ -794,10 +800,17 @@ def end_session(session: int, clean: bool, keep_broken: bool) -> Transaction:
     if not clean:
         yield "UPDATE run SET clean = 0 WHERE session = ? AND clean IS NULL", (session,)
         return []
-    kept = "AND clean IS NOT 0" if keep_broken else ""
-    rows, _ = yield f"SELECT id, queue, context FROM run WHERE session = ? {kept}", (session,)
-    yield f"UPDATE run SET clean = 1 WHERE session = ? {kept}", (session,)
-    return (yield from _settle_runs([id for id, _, _ in rows], {(queue, context) for _, queue, context in rows}))
+    rows, _ = yield (
+        f"SELECT id, queue, context, {_IS_BROKEN} FROM run WHERE session = ? AND settled = 0",
+        (session,),
+    )
+    kept = {(queue, context) for _, queue, context, is_broken in rows if keep_broken and is_broken}
+    yield (
+        f"UPDATE run SET clean = 1 WHERE session = ? AND NOT (? AND {_IS_BROKEN})",
+        (session, keep_broken),
+    )
+    ending = [(id, (queue, context)) for id, queue, context, _ in rows if (queue, context) not in kept]
+    return (yield from _settle_runs([id for id, _ in ending], {like for _, like in ending}))
 
 
 def _settle_runs(ids: Sequence[int], like: Collection[tuple[int, str]]) -> Transaction:
@@ -805,19 +818,17 @@ def _settle_runs(ids: Sequence[int], like: Collection[tuple[int, str]]) -> Trans
 
     `like` are queues with contexts. A run that was left by an exception in a session that goes on is kept.
     """
-    settled = list(ids)
+    settled = set(ids)
     for queue, context in like:
         rows, _ = yield (
-            f"SELECT id FROM run WHERE queue = ? AND context = ? AND settled = 0 AND {_IS_OVER}"
-            " AND session NOT IN (SELECT id FROM session)",
+            f"SELECT id FROM run WHERE {_ALIKE} AND settled = 0 AND {_IS_OVER} AND {_HAS_NO_SESSION}",
             (queue, context),
         )
-        settled += [id for (id,) in rows]
-    text = json.dumps(settled)
+        settled.update(id for (id,) in rows)
+    text = json.dumps(sorted(settled))
     yield f"UPDATE run SET settled = 1 WHERE id IN {_GIVEN}", (text,)
     rows, _ = yield (
-        "SELECT r.id, q.name, r.started_at, (SELECT count(*) FROM task"
-        f" WHERE {_PENDING} AND task.queue = r.queue AND task.run = r.id)"
+        f"SELECT r.id, q.name, r.started_at, (SELECT count(*) FROM task WHERE {_PENDING_OF} r.id)"
         f" FROM run r JOIN queue q ON q.id = r.queue WHERE r.id IN {_GIVEN} ORDER BY r.id",
         (text,),
     )
@@ -828,25 +839,15 @@ def begin_run(
     queue: int, queue_name: str, owner: int, resume: Resume, now: int, session: int, context: str, since: int
 ) -> Transaction:
     """Open a run; returns a Run. See Store.begin_run()."""
-    continues: set[int] = set()
-    if resume != "never":
-        rows, _ = yield (
-            f"SELECT id FROM run WHERE queue = ? AND context = ? AND settled = 0 AND {_IS_OVER}"
-            " AND (session NOT IN (SELECT id FROM session) OR (session = ? AND clean = 0))",
-            (queue, context, session),
-        )
-        continues.update(id for (id,) in rows)
-    if resume == "always":
-        rows, _ = yield (
-            f"SELECT id, session, continues FROM run WHERE queue = ? AND context = ? AND {_IS_OVER}"
-            " AND (session NOT IN (SELECT id FROM session) OR session = ?) ORDER BY id DESC",
-            (queue, context, session),
-        )
-        last = next((of for _, of, _ in rows if of != session or not of), None)
-        for place, (id, of, earlier) in enumerate(rows):
-            # Those of the last session; a run without one is a session by itself.
-            if (of and of in (last, session)) or (not of and place == 0):
-                continues.update([id, *json.loads(earlier)])
+    rows, _ = yield (
+        f"SELECT id, session, {_IS_BROKEN}, settled, continues FROM run"
+        f" WHERE {_ALIKE} AND {_IS_OVER} AND ({_HAS_NO_SESSION} OR session = ?)",
+        (queue, context, session),
+    )
+    past = [
+        PastRun(id, of, bool(is_broken), bool(settled), json.loads(chain)) for id, of, is_broken, settled, chain in rows
+    ]
+    continues = continued(past, resume, session)
     if continues and since:
         continues.difference_update((yield from _older(continues, since)))
     chain = json.dumps(sorted(continues))
@@ -894,7 +895,7 @@ def end_run(run: Run, clean: bool, now: int) -> Transaction:
     """Close a run; returns a list of Leftover. See Store.end_run()."""
     yield f"DROP TABLE IF EXISTS temp.resumable_{run.id}", ()
     yield "UPDATE run SET ended_at = ?, clean = ? WHERE id = ?", (now, None if clean else 0, run.id)
-    rows, _ = yield "SELECT queue, context FROM run WHERE id = ? AND session = 0", (run.id,)
+    rows, _ = yield "SELECT queue, context FROM run WHERE id = ? AND session = 0 AND settled = 0", (run.id,)
     if not (rows and clean):
         return []
     yield "UPDATE run SET clean = 1 WHERE id = ?", (run.id,)
@@ -934,21 +935,29 @@ _ADOPT = f"""
 """
 
 
+# With a dependency of a dependency, and so on.
+_ADOPTED_WITH = f"""id IN (WITH RECURSIVE wanted(id) AS ({_GIVEN[1:-1]} UNION
+    SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
+
+
+def queues_of(run: int) -> Transaction:
+    """The queues in which a run has PENDING tasks."""
+    rows, _ = yield f"SELECT DISTINCT queue FROM task WHERE {_PENDING_OF} ?", (run,)
+    return {queue for (queue,) in rows}
+
+
 def adopt(run: int, queue: int, ids: Collection[int] | None) -> Transaction:
     """Have PENDING tasks be of a run; returns how many, and of which queues. See Store.adopt()."""
     if ids is None:
         rows, _ = yield _ADOPT % "queue = ?", (run, run, queue)
     else:
-        # With a dependency of a dependency, and so on.
-        wanted = f"""id IN (WITH RECURSIVE wanted(id) AS ({_GIVEN[1:-1]} UNION
-            SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
-        rows, _ = yield _ADOPT % wanted, (run, run, json.dumps(list(ids)))
+        rows, _ = yield _ADOPT % _ADOPTED_WITH, (run, run, json.dumps(list(ids)))
     return len(rows), {of for (of,) in rows}
 
 
 def cancel_run(run: int, now: int) -> Transaction:
     """CANCEL what is PENDING of a run, and return it."""
-    rows, _ = yield f"SELECT id FROM task WHERE {_PENDING} AND run = ?", (run,)
+    rows, _ = yield f"SELECT id FROM task WHERE {_PENDING_OF} ?", (run,)
     return (yield from cancel([id for (id,) in rows], now, False))
 
 

@@ -20,7 +20,7 @@ from histories import Op, failure
 
 from omniq_executor.codec import encode
 from omniq_executor.errors import StoreError
-from omniq_executor.model import Event, now
+from omniq_executor.model import LAST_TIER, Event, now
 from omniq_executor.stores import file, journal, sqlite
 from omniq_executor.stores.base import Batch, Block, Outcome, Run, Store, Turn, Turned
 
@@ -119,7 +119,7 @@ class Actor:
 
     def turn(
         self, adds: int = 0, claimed: bool = False, ends: Iterable[tuple[Held, Event]] = (), most: int = 0,
-        owner: int | None = None, block: bool = False, alone: bool = False,
+        owner: int | None = None, block: bool = False, alone: bool = False, tier: int = 0,
     ) -> Turned | None:  # fmt: skip
         """Take a turn. Each outcome has a value of its own, by which it is known again in the store."""
         by = self.owner if owner is None else owner
@@ -144,13 +144,14 @@ class Actor:
             if alone:
                 self.store.add_claimed(by, self.run, ids[0], SQUARE, calls[0], time_)
                 return Turned()
-            return self.store.turn(by, self.run, Turn(time_, batches, blocks, outcomes, most))
+            return self.store.turn(by, self.run, Turn(time_, batches, blocks, outcomes, most, tier=tier))
 
         def answer(turned: Turned) -> dict[str, Any]:
             return {"claimed": [[it.id, it.attempt] for it in turned.claimed], "refused": sorted(turned.refused)}
 
         turned: Turned | None = self.note(
             "turn", ask, answer, owner=by, queue=self.run.queue, run=self.run.id, now=time_, most=most,
+            tier=tier,
             adds=[[id, it.args, claimed] for id, it in zip(ids, calls, strict=True)],
             ends=[
                 [held.task, held.attempt, event.value, encode(value) if event is Event.COMPLETE else value]
@@ -219,7 +220,7 @@ class Actor:
         steps: list[tuple[int, Callable[[], Any]]] = [
             (4, lambda: self.turn(adds=some(1, 3), claimed=self.chance.random() < 0.3, most=some(0, 2))),
             (2, lambda: self.turn(adds=1, claimed=True, alone=True)),
-            (8, lambda: self.turn(most=some(1, 3))),
+            (8, lambda: self.turn(most=some(1, 3), tier=self.chance.choice([0, 0, *range(LAST_TIER + 1)]))),
             (10, lambda: self.turn(ends=self.some_ends())),
             (4, lambda: self.turn(adds=some(0, 2), ends=self.some_ends(), most=some(0, 3))),
             (2, self.complete_block),
@@ -240,9 +241,10 @@ class Actor:
     def finish_all(self) -> None:
         """Complete everything that is left."""
         self.reap()
-        self.turn(ends=[(held, Event.COMPLETE) for held in self.held], most=1000)
-        while self.held:
-            self.turn(ends=[(held, Event.COMPLETE) for held in self.held], most=1000)
+        for tier in range(LAST_TIER + 1):
+            self.turn(ends=[(held, Event.COMPLETE) for held in self.held], most=1000, tier=tier)
+            while self.held:
+                self.turn(ends=[(held, Event.COMPLETE) for held in self.held], most=1000, tier=tier)
 
     def close(self) -> None:
         """Let go of the handle and the log."""

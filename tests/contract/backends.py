@@ -25,8 +25,22 @@ from omniq_executor.model import (
     apply,
     is_waiting,
     settle,
+    tier,
 )
-from omniq_executor.stores.base import Batch, Block, Call, Function, Outcome, Resume, Store, Turn, Turned
+from omniq_executor.stores.base import (
+    Batch,
+    Block,
+    Call,
+    Function,
+    Leftover,
+    Outcome,
+    Resume,
+    Run,
+    RunRecord,
+    Store,
+    Turn,
+    Turned,
+)
 
 
 @dataclass(frozen=True)
@@ -83,12 +97,14 @@ def rows(values: Any) -> str:
 class Client:
     """An owner with a handle of its own on the store, and a run."""
 
-    def __init__(self, backend: Backend, address: Path, queue: str = "work", resume: Resume = "crashed") -> None:
+    def __init__(
+        self, backend: Backend, address: Path, queue: str = "work", resume: Resume = "crashed", **how: Any
+    ) -> None:
         self.backend = backend
         self.store = self.entered = backend.open(address)
         self.store.reap(tick())
         self.owner = self.store.enter(queue)
-        self.run = self.store.begin_run(queue, self.owner, resume, tick())
+        self.run = self.store.begin_run(queue, self.owner, resume, tick(), **how)
 
     def turn(self, now: int | None = None, **work: Any) -> Turned:
         return self.store.turn(self.owner, self.run, Turn(tick() if now is None else now, **work))
@@ -100,9 +116,9 @@ class Client:
         self.turn(adds=[Batch(ids[0], len(ids), function, calls=calls, claimed=claimed, key=key)])
         return list(ids)
 
-    def claim(self, most: int = 100) -> list[int]:
+    def claim(self, most: int = 100, **how: Any) -> list[int]:
         """Claim tasks; returns their ids in the order to run them."""
-        return [claimed.id for claimed in self.turn(claim=most).claimed]
+        return [claimed.id for claimed in self.turn(claim=most, **how).claimed]
 
     def end(self, event: Event, *ids: int, attempt: int = 1, result: Any = None) -> set[int]:
         """End claims, FAIL with ERROR; returns the ids of those that are refused."""
@@ -117,10 +133,11 @@ class Client:
         found = {found.id: found.status for found in self.store.states(ids)}
         return [found[id] for id in ids]
 
-    def stop(self, *, clean: bool = True) -> None:
-        """End the run and leave, as an executor that is shut down."""
-        self.store.end_run(self.run, clean, tick())
+    def stop(self, *, clean: bool = True) -> list[Leftover]:
+        """End the run and leave, as an executor that is shut down; returns what it was told to be left."""
+        left = self.store.end_run(self.run, clean, tick())
         self.store.leave(self.owner)
+        return left
 
     def die(self) -> None:
         """Look, from now on, as if the process had died."""
@@ -178,9 +195,14 @@ class Model:
         assert self.happen(id, Event.CLAIM, now, claim=Claim(owner, attempt))
         return attempt
 
-    def claimable(self, queue: str, now: int) -> list[int]:
+    def pending(self, of_tier: int = 0, **fields: Any) -> list[Task]:
+        """What is PENDING in a tier and waits for nothing."""
+        tasks = self.all(status=Status.PENDING, **fields)
+        return [task for task in tasks if tier(task) == of_tier and not is_waiting(task)]
+
+    def claimable(self, now: int, of_tier: int = 0, **fields: Any) -> list[int]:
         """What may be claimed, in the order of claims."""
-        tasks = [task for task in self.all(queue=queue, status=Status.PENDING) if task.eta <= now]
+        tasks = [task for task in self.pending(of_tier, **fields) if task.eta <= now]
         return [task.id for task in sorted(tasks, key=lambda task: (-task.priority, task.eta, task.id))]
 
     def release_all(self, owner: int, now: int) -> int:
@@ -188,8 +210,100 @@ class Model:
         mine = self.all(owner=owner, status=Status.RUNNING)
         return sum(self.happen(t.id, Event.RELEASE, now, claim=Claim(owner, t.attempts)) for t in mine)
 
+    def orphan_all(self, owner: int, now: int) -> int:
+        """ORPHAN what a dead owner has claimed; returns how many."""
+        mine = self.all(owner=owner, status=Status.RUNNING)
+        return sum(self.happen(task.id, Event.ORPHAN, now) for task in mine)
+
     def all(self, **fields: Any) -> list[Task]:
         """The tasks with these fields, oldest first."""
         self.settle()
         tasks = (self.tasks[id] for id in sorted(self.tasks))
         return [task for task in tasks if all(getattr(task, name) == value for name, value in fields.items())]
+
+
+class RunsModel:
+    """What a store should hold of sessions and runs, beside a Model of its tasks. Times are not compared."""
+
+    def __init__(self, tasks: Model) -> None:
+        self.tasks = tasks
+        self.runs: dict[int, RunRecord] = {}
+        self.owners: set[int] = set()  # that are registered
+        self.sessions: set[int] = set()  # likewise
+
+    def is_over(self, run: RunRecord) -> bool:
+        """Whether a run's owner and session are gone."""
+        return run.owner not in self.owners and run.session not in self.sessions
+
+    def begin(self, run: Run, owner: int, resume: Resume, session: int, context: str) -> list[Task]:
+        """Begin a run; returns the tasks that it can take over, oldest first."""
+        alike = [it for it in self.runs.values() if (it.queue, it.context) == (run.queue, context)]
+        own = [it for it in alike if session and it.session == session and it.owner not in self.owners]
+        others = sorted(it for it in alike if self.is_over(it) and it not in own)
+        chosen = []
+        if resume != "never":
+            chosen += [it for it in others if not it.settled]
+            chosen += [it for it in own if not it.settled and (it.clean is False or it.ended_at is None)]
+        if resume == "always":
+            last = others[-1:]
+            chosen += own + [it for it in others if it in last or (it.session and it.session == last[0].session)]
+        continues = sorted({id for it in chosen for id in (it.id, *it.continues)})
+        assert run.continues == tuple(continues)
+        assert run.id > max(self.runs, default=0)
+        tasks = [task for task in self.tasks.all() if task.run in continues and task.status is not Status.CANCELLED]
+        assert (run.total, run.done) == (len(tasks), sum(task.status is Status.COMPLETED for task in tasks))
+        self.runs[run.id] = RunRecord(
+            run.id, run.queue, owner, tuple(continues), 0, None, None, False, session, context
+        )  # fmt: skip
+        return tasks
+
+    def end(self, id: int, clean: bool) -> list[Leftover]:
+        """End a run."""
+        run = self.runs[id]
+        self.runs[id] = run._replace(ended_at=0, clean=None if clean else False)
+        if run.session or not clean:
+            return []
+        self.runs[id] = self.runs[id]._replace(clean=True)
+        return self._settle([] if run.settled else [id])
+
+    def end_session(self, session: int, clean: bool, keep_broken: bool) -> list[Leftover]:
+        """End a session."""
+        self.sessions.discard(session)
+        own = [run for run in self.runs.values() if run.session == session and not run.settled]
+        if not clean:
+            for run in own:
+                self.runs[run.id] = run._replace(clean=False)
+            return []
+        broken = [run for run in own if keep_broken and (run.clean is False or run.ended_at is None)]
+        for run in own:
+            if run not in broken:
+                self.runs[run.id] = run._replace(clean=True)
+        kept = {(run.queue, run.context) for run in broken}
+        return self._settle([run.id for run in own if (run.queue, run.context) not in kept])
+
+    def _settle(self, ids: list[int]) -> list[Leftover]:
+        alike = {(self.runs[id].queue, self.runs[id].context) for id in ids}
+        settled = [
+            run.id for run in self.runs.values()
+            if run.id in ids or (not run.settled and self.is_over(run) and (run.queue, run.context) in alike)
+        ]  # fmt: skip
+        for id in settled:
+            self.runs[id] = self.runs[id]._replace(settled=True)
+        left = [(id, len(self.tasks.all(status=Status.PENDING, run=id))) for id in sorted(settled)]
+        return [Leftover(id, self.runs[id].queue, 0, count) for id, count in left if count]
+
+    def adopt(self, run: Run, ids: list[int] | None) -> int:
+        """Have tasks be of a run; returns how many."""
+        tasks = self.tasks.tasks
+        wanted = {id for id, task in tasks.items() if task.queue == run.queue} if ids is None else set[int]()
+        left = list(ids or ())
+        while left:
+            id = left.pop()
+            if id in tasks and id not in wanted and tasks[id].status not in FINISHED:
+                wanted.add(id)
+                left += tasks[id].options.after if tasks[id].options else ()
+        busy = {it.id for it in self.runs.values() if it.owner in self.owners} | {run.id}
+        adopted = [id for id in wanted if tasks[id].status is Status.PENDING and tasks[id].run not in busy]
+        for id in adopted:
+            tasks[id] = tasks[id]._replace(run=run.id)
+        return len(adopted)

@@ -45,8 +45,8 @@ def enter(backend: Backend, address: Path) -> Iterator[Enter]:
     """Makes clients of one store."""
     with contextlib.ExitStack() as stack:
 
-        def make(queue: str = "work", resume: Any = "crashed") -> Client:
-            return stack.enter_context(contextlib.closing(Client(backend, address, queue, resume)))
+        def make(queue: str = "work", resume: Any = "crashed", **how: Any) -> Client:
+            return stack.enter_context(contextlib.closing(Client(backend, address, queue, resume, **how)))
 
         yield make
 

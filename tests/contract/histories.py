@@ -20,7 +20,7 @@ from typing import Any
 
 from backends import SQUARE
 
-from omniq_executor.model import Claim, ErrorInfo, Event, Refused, Status, Task, apply
+from omniq_executor.model import Claim, ErrorInfo, Event, Refused, Status, Task, apply, tier
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Op:
     """Something that a process did, or that happened to it. Stamps are of a clock that all processes share.
 
     do      asked                                        answer
-    turn    owner, queue, run, now, adds, ends, most     claimed: [[task, attempt]], refused: [task]
+    turn    owner, queue, run, now, adds, ends, most,    claimed: [[task, attempt]], refused: [task]
+            tier
     cancel  tasks, now                                   tasks
     abort   tasks, now                                   tasks: cancelled, also those that ran
     revive  tasks, now                                   tasks
@@ -229,13 +230,13 @@ def _outcomes(history: _History, op: Op, number: int, task: Task | None) -> list
         return [task] if task is not None and saw == [task.status, task.attempts, task.owner] else []
     if task is None or task.status is not Status.RUNNING or task.owner is None:
         return [task]
-    released = apply(task, Event.RELEASE, 0, claim=Claim(task.owner, task.attempts))
     if op.do == "leave" and op.asked["owner"] == task.owner:
-        return [released]
+        return [apply(task, Event.RELEASE, 0, claim=Claim(task.owner, task.attempts))]
     death = history.deaths.get(task.owner)
     if op.do == "reap" and death is not None and death.begin <= op.end:
         # It looked at some time after its begin who is dead.
-        return [released] if death.end < op.begin else [released, task]
+        orphan = apply(task, Event.ORPHAN, 0)
+        return [orphan] if death.end < op.begin else [orphan, task]
     return [task]
 
 
@@ -261,10 +262,11 @@ def _after_turn(op: Op, number: int, task: Task | None) -> list[Task | None]:
         for claimed_task, attempt in op.answer["claimed"]:
             if claimed_task == number:
                 claim = Claim(owner, attempt)
-                tasks = [t for task in tasks for t in _happen(task, Event.CLAIM, now, True, claim=claim)]
+                there = [task for task in tasks if task is not None and tier(task) == op.asked["tier"]]
+                tasks = [t for task in there for t in _happen(task, Event.CLAIM, now, True, claim=claim)]
     elif op.asked["most"]:
         for task in list(tasks):
-            if task is not None:
+            if task is not None and tier(task) == op.asked["tier"]:
                 tasks += _happen(task, Event.CLAIM, now, True, claim=Claim(owner, task.attempts + 1))
     return tasks
 

@@ -4,16 +4,21 @@ They are for a process of their own, or for pytest's monkeypatch to undo.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from omniq_executor.model import Event, Status, source
 from omniq_executor.stores import transactions
+from omniq_executor.stores.base import Run, Turn
 from omniq_executor.stores.owners import Owners
+from omniq_executor.stores.sqlite import SQLiteStore
+from omniq_executor.stores.transactions import Transaction
 
 SetAttr = Callable[[Any, str, Any], None]
 Mutation = Callable[[SetAttr], None]
 
 _ENDS = "_END", "_COMPLETE_BLOCK"
+_CLAIMS = "_CLAIM", "_FIRST"
 
 
 def _sql(names: tuple[str, ...], old: str, new: str) -> Mutation:
@@ -24,6 +29,8 @@ def _sql(names: tuple[str, ...], old: str, new: str) -> Mutation:
             statement: Any = getattr(transactions, name)
             if isinstance(statement, dict):
                 mutated: Any = {event: sql.replace(old, new) for event, sql in statement.items()}
+            elif isinstance(statement, list):
+                mutated = [sql.replace(old, new) for sql in statement]
             else:
                 mutated = statement.replace(old, new)
             assert mutated != statement, f"{name} does not contain {old}"
@@ -39,6 +46,34 @@ def _accepting(event: Event, status: Status) -> Mutation:
     )
 
 
+def _forgetting(field: str, value: Any) -> Mutation:
+    """Take turns as if a field of what they ask for had its usual value."""
+    turn = transactions.turn
+
+    def mutated(owner: int, run: Run, queue: int, functions: Any, work: Turn, *args: Any, **how: Any) -> Any:
+        return turn(owner, run, queue, functions, replace(work, **{field: value}), *args, **how)
+
+    return lambda setattr: setattr(transactions, "turn", mutated)
+
+
+def _forgetting_adopted(setattr: SetAttr) -> None:
+    setattr(SQLiteStore, "_adopted_by", lambda *_: set())
+
+
+def _not_settling(setattr: SetAttr) -> None:
+    def only_itself(ids: Any, like: Any) -> Transaction:
+        return (yield from settle(ids, []))
+
+    settle = transactions._settle_runs
+    setattr(transactions, "_settle_runs", only_itself)
+
+
+def _continuing(change: Callable[[Any], Any]) -> Mutation:
+    """Have a run continue others than it should."""
+    continued = transactions.continued
+    return lambda setattr: setattr(transactions, "continued", lambda *args: change(continued(*args)))
+
+
 def _living(alive: bool) -> Mutation:
     """Take all other owners for living, or for dead."""
 
@@ -52,19 +87,45 @@ SQLITE: dict[str, Mutation] = {
     "an end does not look at the owner": _sql(_ENDS, "owner = ? AND attempts", "(owner = ? OR 1) AND attempts"),
     "an end does not look at the attempt": _sql(_ENDS, "attempts = ?", "attempts >= ?"),
     "an end does not look at the state": _sql(_ENDS, transactions._RUNNING, "1"),
-    "a claim does not look at the state": _sql(("_CLAIM",), transactions._PENDING, "status <= 3"),
+    "a claim does not look at the state": _sql(_CLAIMS, transactions._PENDING, "status <= 3"),
     "a claim by its id does not look at the state": _sql(("_CLAIM_ONE",), transactions._PENDING, "status <= 3"),
-    "a claim does not look at the queue": _sql(("_CLAIM",), "queue = ?", "queue > -?"),
+    "a claim does not look at the queue": _sql((*_CLAIMS, "_RUNS"), "queue = ?", "queue > -?"),
+    "a claim does not look at the run": _sql(("_CLAIM",), "run = ?", "run > -?"),
+    "a claim of several runs does not look at the run": _sql(("_FIRST",), "run = ?", "run > -?"),
+    "a claim does not look at the tier": _sql(_CLAIMS, "owner_deaths =", "owner_deaths >="),
+    "the last tier is for two deaths only": _sql(_CLAIMS, "owner_deaths >=", "owner_deaths ="),
+    "what waits makes a next tier": _sql(("_NEXT_TIER",), "AND eta < ", "AND eta <= "),
+    "a claim of a run is one of its queue": _forgetting("of_run", False),
+    "a claim of a run forgets what it adopted": _forgetting_adopted,
+    "a run of the queue is overlooked": _sql(("_RUNS",), "run > pending.run", "run > pending.run + 1"),
     "a claim does not count": _sql(("_CLAIM",), "attempts + 1", "max(attempts, 1)"),
     "a claim takes one more": _sql(("_CLAIM",), "LIMIT ?", "LIMIT ? + 1"),
-    "a claim takes the newest": _sql(("_CLAIM",), "eta, id LIMIT", "eta, id DESC LIMIT"),
-    "what the dead had is lost": _sql(("_RELEASE_ALL",), "AND owner = ?", "AND owner = -?"),
-    "the living are robbed": _sql(("_RELEASE_ALL",), "owner = ?", "(owner = ? OR 1)"),
+    "a claim takes the newest": _sql(_CLAIMS, "eta, id LIMIT", "eta, id DESC LIMIT"),
+    "what the dead had is lost": _sql(("_ORPHAN_ALL",), "AND owner = ?", "AND owner = -?"),
+    "the living are robbed by a reap": _sql(("_ORPHAN_ALL",), "owner = ?", "(owner = ? OR 1)"),
+    "what one who leaves had is lost": _sql(("_RELEASE_ALL",), "AND owner = ?", "AND owner = -?"),
+    "the living are robbed by who leaves": _sql(("_RELEASE_ALL",), "owner = ?", "(owner = ? OR 1)"),
+    "a death is not counted": _sql(("_ORPHAN_ALL",), "owner_deaths + 1", "owner_deaths"),
+    "a death is charged as a crash": _sql(("_ORPHAN_ALL",), "owner_deaths = owner_deaths", "crashes = crashes"),
+    "who leaves counts as dead": _sql(("_RELEASE_ALL",), "owner = NULL,", "owner = NULL, owner_deaths = 1,"),
+    "a revival remembers the deaths": _sql(("_REVIVED",), "owner_deaths = 0,", ""),
+    "what others run is adopted": _sql(("_ADOPT",), "run NOT IN", "0 NOT IN"),
+    "what runs is adopted": _sql(("_ADOPT",), transactions._PENDING, "status <= 2"),
+    "what an adopted task comes after is not": _sql(("_ADOPTED_WITH",), "dependency.task =", "-dependency.task ="),
+    "the living are settled": _sql(("_IS_OVER",), "NOT IN", "<> 0 OR 0 IN"),
+    "sessions that go on are over": _sql(("_HAS_NO_SESSION",), "NOT IN", "<> -1 OR 0 IN"),
+    "what did not end is fine": _sql(("_IS_BROKEN",), "ended_at IS NULL", "0"),
+    "what ended badly is fine": _sql(("_IS_BROKEN",), "clean IS 0", "0"),
+    "another context is the same": _sql(("_ALIKE",), "context = ?", "(context = ? OR 1)"),
+    "leftovers of another run are told": _sql(("_PENDING_OF",), "task.run =", "task.run >="),
     "a release keeps its owner": _sql(("_END",), "owner = NULL, ", ""),
     "a crash is not charged": _sql(("_END",), "crashes + 1", "crashes"),
     "what completed is revived": _accepting(Event.REVIVE, Status.COMPLETED),
     "what runs is cancelled": _accepting(Event.CANCEL, Status.RUNNING),
     "what completed is cancelled": _accepting(Event.CANCEL, Status.COMPLETED),
+    "a clean end settles nothing else": _not_settling,
+    "nothing is continued": _continuing(lambda _: set()),
+    "one run of several is not continued": _continuing(lambda runs: set(sorted(runs)[:1])),
     "nobody is ever dead": _living(True),
     "all others are dead": _living(False),
 }

@@ -20,7 +20,7 @@ from omniq_executor.codec import encode_call
 from omniq_executor.model import Event, Options, Status, format_id, iso
 from omniq_executor.stores import journal
 from omniq_executor.stores.base import Batch, Call, Outcome, Turn
-from omniq_executor.stores.file import FileStore
+from omniq_executor.stores.file import VERSION, FileStore
 
 FOLDERS = ("pending", "running", "completed", "failed", "cancelled")
 Enter = Callable[..., Client]
@@ -396,17 +396,38 @@ def test_who_waits_for_what_is_gone_is_found(client: Client, address: Path) -> N
 # --- Whose folder it is ---
 
 
-def test_a_store_of_the_first_version_is_brought_up_to_date(client: Client, address: Path) -> None:
-    (id,) = client.add(1)
-    client.stop()
+@pytest.mark.parametrize("version", range(1, VERSION))
+def test_a_store_of_an_older_version_is_brought_up_to_date(
+    client: Client, backend: Backend, address: Path, version: int
+) -> None:
+    """Which had no sessions, no contexts and other lines in its order; and the first one no folder of what waits."""
+    done, later = client.add(1, 2)
+    client.claim(1)
+    client.end(Event.COMPLETE, done, result="1")
+    client.stop(clean=False)
+    runs = client.store.runs()
     client.close()
     mark = address / "omniq.json"
-    mark.write_text(mark.read_text().replace('"version": 2', '"version": 1'))
-    (address / "waiting").rmdir()
+    mark.write_text(mark.read_text().replace(f'"version": {VERSION}', f'"version": {version}'))
+    (address / "order").write_text(f'\n[0,0,{done},"work"]\n\n[0,0,{later},"work"]\n')
+    (address / "sessions").rmdir()
+    if version < 2:
+        (address / "waiting").rmdir()
+    run = address / "runs" / f"{client.run.id}.json"
+    run.write_text(
+        json.dumps({k: v for k, v in json.loads(run.read_text()).items() if k not in ("session", "context")})
+    )
     with contextlib.closing(FileStore(address)) as store:
         assert store.check() == []
-        assert store.ids() == [id]
-    assert json.loads(mark.read_text())["version"] == 2
+        assert store.ids() == [done, later]
+        assert store.runs() == runs
+    assert json.loads(mark.read_text())["version"] == VERSION
+    with contextlib.closing(Client(backend, address)) as after:
+        assert (after.run.continues, after.run.done) == ((client.run.id,), 1)
+        assert after.claim() == [later]
+        assert after.end(Event.COMPLETE, later, result="1") == set()
+        assert after.stop() == []
+        assert [run.settled for run in after.store.runs()] == [True, True]
 
 
 def test_a_store_of_a_newer_version_is_refused(store: FileStore, address: Path) -> None:

@@ -226,5 +226,35 @@ def test_a_backup_has_the_order(client: Client, tmp_path: Path, read: list[int])
     client.store.backup(tmp_path / "copy")
     read.clear()
     with contextlib.closing(FileStore(tmp_path / "copy")) as copy:
-        assert [place for _, place in copy._in_order().values()] == [(0, 0, id) for id in ids]
+        places = [place for places in copy._in_order().values() for _, place in places]
+        assert places == [(0, 0, id) for id in ids]
     assert read == []
+
+
+@pytest.mark.parametrize("verb", ["claim", "cancel_run", "adopt", "leftovers"])
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_a_line_of_a_turn_that_never_came_hides_no_task(
+    client: Client, other: Client, monkeypatch: pytest.MonkeyPatch, verb: str, trimmed: bool
+) -> None:
+    """Whoever adopts tasks may die, or find the disk full, once the order has them in another lane."""
+    (id,) = add(other)
+    other.stop(clean=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "append", full_disk)
+        with pytest.raises(StoreError, match="No space left"):
+            client.store.adopt(client.run, [id], tick())
+    if trimmed:
+        monkeypatch.setattr(order, "_FEW", -10)
+    client.reopen()
+    assert client.claim(of_run=True) == []
+    assert client.store.get(id).run == other.run.id
+    if verb == "claim":
+        assert client.claim() == [id]
+    elif verb == "cancel_run":
+        assert client.store.cancel_run(client.run.id, tick()) == []
+        assert client.store.cancel_run(other.run.id, tick()) == [id]
+    elif verb == "adopt":
+        assert client.store.adopt(client.run, None, tick()) == 1
+        assert client.claim(of_run=True) == [id]
+    else:
+        assert [(left.run, left.tasks) for left in client.stop()] == [(other.run.id, 1)]

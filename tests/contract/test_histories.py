@@ -54,11 +54,11 @@ class Story:
 
     def turn(
         self, owner: int, *, adds: Any = (), ends: Any = (), claimed: Any = (), refused: Any = (), most: int = 0,
-        answered: bool = True, during: tuple[int, int] | None = None,
+        answered: bool = True, during: tuple[int, int] | None = None, tier: int = 0,
     ) -> Op:  # fmt: skip
         answer = {"claimed": [list(it) for it in claimed], "refused": list(refused)} if answered else None
         return self.op(
-            "turn", answer, during, owner=owner, queue="work", run=1, now=5, most=most or len(claimed),
+            "turn", answer, during, owner=owner, queue="work", run=1, now=5, most=most or len(claimed), tier=tier,
             adds=[[task, "[0]", False] for task in adds],
             ends=[[task, attempt, event.value, value] for task, attempt, event, value in ends],
         )  # fmt: skip
@@ -113,10 +113,10 @@ def test_a_task_that_passes_through_many_hands_is_possible(story: Story) -> None
     story.claim(A, 1)
     story.die(A)
     story.reap()
-    story.claim(B, 2)
+    story.claim(B, 2, tier=1)
     story.end(A, 1, refused=[T])
     story.end(B, 2, Event.CRASH)
-    story.claim(B, 3)
+    story.claim(B, 3, tier=1)
     story.look((T, Status.RUNNING, 3, B))
     story.end(B, 3, Event.FAIL, "no")
     story.change("cancel", T)
@@ -124,6 +124,20 @@ def test_a_task_that_passes_through_many_hands_is_possible(story: Story) -> None
     story.claim(B, 4)
     story.end(B, 4)
     assert check(story.ops, [task(attempts=4)]) == []
+
+
+@pytest.mark.parametrize(("died", "tier"), [(True, 0), (True, 2), (False, 1)])
+def test_a_claim_in_another_tier_is_seen(story: Story, died: bool, tier: int) -> None:
+    story.claim(A, 1)
+    (story.die if died else story.leave)(A)
+    story.reap()
+    claim = story.claim(B, 2, tier=tier)
+    story.end(B, 2)
+    final = task(attempts=2, owner_deaths=int(died))
+    assert check(story.ops, [final])
+    story.ops[story.ops.index(claim)] = replace(claim, asked=claim.asked | {"tier": int(died)})
+    assert check(story.ops, [final]) == []
+    assert check(story.ops, [final._replace(owner_deaths=1 - died)])
 
 
 def test_one_attempt_that_is_claimed_twice_is_seen(story: Story) -> None:
@@ -161,10 +175,11 @@ def test_an_attempt_that_a_killed_process_may_have_had_is_possible(story: Story)
     story.turn(A, most=1, answered=False, during=(10, 20))
     story.die(A, during=(15, 20))
     story.reap(during=(30, 40))
-    story.claim(B, 2)
+    story.claim(B, 2, tier=1)
     story.end(B, 2)
-    assert check(story.ops, [task(attempts=2)]) == []
-    assert check(story.ops, [task(attempts=3)])
+    assert check(story.ops, [task(attempts=2, owner_deaths=1)]) == []
+    assert check(story.ops, [task(attempts=3, owner_deaths=1)])
+    assert check(story.ops, [task(attempts=2)])
 
 
 def test_a_killed_process_does_nothing_after_its_death(story: Story) -> None:
@@ -203,20 +218,20 @@ def test_a_dead_owner_whose_task_a_reap_leaves_is_seen(story: Story) -> None:
     story.reap()
     story.look((T, Status.RUNNING, 1, A))
     story.reap()
-    story.claim(B, 2)
+    story.claim(B, 2, tier=1)
     story.end(B, 2)
-    assert check(story.ops, [task(attempts=2)])
+    assert check(story.ops, [task(attempts=2, owner_deaths=1)])
 
 
 def test_a_late_outcome_that_is_accepted_is_seen(story: Story) -> None:
     story.claim(A, 1)
     story.die(A)
     story.reap()
-    story.claim(B, 2)
+    story.claim(B, 2, tier=1)
     story.end(A, 1)
     story.end(B, 2, refused=[T])
     assert check(story.ops, [task(owner=A)])
-    assert check(story.ops, [task(owner=B, attempts=2)])
+    assert check(story.ops, [task(owner=B, attempts=2, owner_deaths=1)])
 
 
 def test_an_outcome_that_is_accepted_after_the_release_is_seen(story: Story) -> None:
@@ -266,9 +281,9 @@ def test_a_result_that_was_never_answered_may_be_there_or_not(story: Story) -> N
     story.die(A)
     story.reap()
     assert check(story.ops, [task(owner=A, result='"x"')]) == []
-    story.claim(B, 2)
+    story.claim(B, 2, tier=1)
     story.end(B, 2)
-    assert check(story.ops, [task(attempts=2)]) == []
+    assert check(story.ops, [task(attempts=2, owner_deaths=1)]) == []
     assert check(story.ops, [task(owner=A, result='"x"')])
 
 

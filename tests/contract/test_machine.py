@@ -9,12 +9,13 @@ tries other programs, also in CI. There are 500, and 10,000 where the environmen
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import CUBE, ERROR, PROOF, SQUARE, Backend, Client, Model, call, rows
+from backends import CUBE, ERROR, PROOF, SQUARE, Backend, Client, Model, RunsModel, call, rows
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -30,8 +31,20 @@ from hypothesis.stateful import (
 
 from omniq_executor.codec import encode
 from omniq_executor.errors import StoreError, TaskNotFound
-from omniq_executor.model import ENDS_CLAIM, TRANSITIONS, Claim, Event, Options, Status, Task, is_waiting
-from omniq_executor.stores.base import Batch, Block, Call, Found, Function, Outcome, Turn, Turned
+from omniq_executor.model import ENDS_CLAIM, LAST_TIER, TRANSITIONS, Claim, Event, Options, Status, Task, is_waiting
+from omniq_executor.stores.base import (
+    Batch,
+    Block,
+    Call,
+    Found,
+    Function,
+    Leftover,
+    Outcome,
+    Resume,
+    RunRecord,
+    Turn,
+    Turned,
+)
 
 pytestmark = pytest.mark.models
 
@@ -54,6 +67,8 @@ values = st.integers(0, 3) | st.floats(0, 1) | st.text(max_size=2)
 results = values | st.binary(max_size=2)  # those are stored as pickles
 keys = st.sampled_from(["monday", "tuesday"])
 places = st.lists(st.integers(0, 9), max_size=4, unique=True)
+resumes: st.SearchStrategy[Resume] = st.sampled_from(["crashed", "crashed", "always", "never"])
+tiers = st.sampled_from([0, *range(LAST_TIER + 1)])
 
 
 class GivenClaim:
@@ -71,6 +86,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     clients = Bundle("clients")  # living owners, each with a handle of its own
     claims = Bundle("claims")  # all that were ever given, those that are lost or ended too
+    sessions = Bundle("sessions")  # that go on
 
     def __init__(self, backend: Backend) -> None:
         super().__init__()
@@ -81,6 +97,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.made: list[Client] = []
         self.dead: list[Client] = []  # and not reaped yet
         self.model = Model()
+        self.past = RunsModel(self.model)
+        self.begun: dict[int, Any] = {}  # by session: the owners' files of the handle that began it
+        self.dead_sessions: set[int] = set()  # and not reaped yet
         self.now = 10**15
         self.next_id = 1
         self.given: set[tuple[int, int]] = set()  # (id, attempt)
@@ -92,6 +111,8 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for client in self.news:
             client.die()  # else its lock is kept open as long as this process lives
+        for session in self.begun.keys() - self.dead_sessions:
+            self.begun[session].let_go(session)
         for client in self.made:
             client.close()
         self.observer.close()
@@ -104,22 +125,75 @@ class StoreMachine(RuleBasedStateMachine):
         return self.enter("work")
 
     @precondition(lambda self: len(self.made) < 8)
-    @rule(target=clients, queue=st.sampled_from(["work", "play"]))
-    def enters(self, queue: str) -> Client:
-        return self.enter(queue)
+    @rule(
+        target=clients, queue=st.sampled_from(["work", "play"]), resume=resumes, session=sessions | st.just(0),
+        context=st.sampled_from(["", "", "warm"]), again=st.lists(values, max_size=3),
+    )  # fmt: skip
+    def enters(self, queue: str, resume: Resume, session: int, context: str, again: list[Any]) -> Client:
+        return self.enter(queue, resume, session if session in self.begun else 0, context, again)
 
-    def enter(self, queue: str) -> Client:
-        client = Client(self.backend, self.address, queue, "never")
-        self.release_dead()  # a client reaps as it enters
+    def enter(
+        self, queue: str, resume: Resume = "never", session: int = 0, context: str = "", again: Sequence[Any] = ()
+    ) -> Client:
+        client = Client(self.backend, self.address, queue, resume, session=session, context=context)
+        self.reap_dead()  # a client reaps as it enters
+        self.past.owners.add(client.owner)
+        left = self.past.begin(client.run, client.owner, resume, session, context)
         self.made.append(client)
         self.news[client] = set()
+        if again:
+            self.take_over(client, [call(value) for value in again], left)
         return client
+
+    def take_over(self, client: Client, calls: list[Call], left: list[Task]) -> None:
+        """Submit calls again of which earlier runs may have left tasks."""
+        expected: list[Found | None] = []
+        self.now += 1
+        for again in calls:
+            equal = [task for task in left if (task.func_path, task.args, task.kwargs) == (SQUARE.path, *again[:2])]
+            if not equal:
+                expected.append(None)
+                continue
+            left.remove(equal[0])
+            id = equal[0].id
+            self.model.happen(id, Event.REVIVE, self.now)
+            if self.model.tasks[id].status is Status.PENDING:
+                self.model.tasks[id] = self.model.tasks[id]._replace(run=client.run.id)
+            expected.append(found_of(self.model.tasks[id]))
+        self.model.settle()
+        assert client.store.take_over(client.run, SQUARE, calls, self.now) == expected
 
     @rule(client=consumes(clients))
     def leaves(self, client: Client) -> None:
         client.store.leave(client.owner)
         self.news.pop(client, None)
+        self.past.owners.remove(client.owner)
         self.model.release_all(client.owner, self.now)
+
+    @rule(client=consumes(clients), clean=st.booleans())
+    def stops(self, client: Client, clean: bool) -> None:
+        compare_left(client.store.end_run(client.run, clean, self.now), self.past.end(client.run.id, clean))
+        self.leaves(client)
+
+    @precondition(lambda self: len(self.begun) < 4)
+    @rule(target=sessions, client=clients)
+    def begins_a_session(self, client: Client) -> int:
+        session = client.store.begin_session(self.now)
+        assert session not in self.begun
+        self.begun[session] = client.store._owners  # type: ignore[attr-defined]
+        self.past.sessions.add(session)
+        return session
+
+    @rule(session=consumes(sessions), clean=st.booleans(), keep_broken=st.booleans())
+    def ends_a_session(self, session: int, clean: bool, keep_broken: bool) -> None:
+        left = self.observer.end_session(session, clean, self.now, keep_broken=keep_broken)
+        compare_left(left, self.past.end_session(session, clean, keep_broken))
+        del self.begun[session]
+
+    @rule(session=consumes(sessions))
+    def a_session_dies(self, session: int) -> None:
+        self.begun.pop(session)._held.pop(session).release()
+        self.dead_sessions.add(session)
 
     @rule(client=consumes(clients))
     def dies(self, client: Client) -> None:
@@ -133,6 +207,46 @@ class StoreMachine(RuleBasedStateMachine):
         client.store.close()
         client.store = self.observer  # what still comes in its name comes through this
         return self.enter(client.run.queue)
+
+    @rule(
+        target=clients, client=consumes(clients), clean=st.booleans(), ended=st.booleans(), resume=resumes,
+        again=st.lists(values, max_size=3),
+    )  # fmt: skip
+    def stops_and_starts_again(
+        self, client: Client, clean: bool, ended: bool, resume: Resume, again: list[Any]
+    ) -> Client:
+        if ended:
+            self.stops(client, clean)
+        else:
+            self.leaves(client)
+        client.store.close()
+        client.store = self.observer
+        run = self.past.runs[client.run.id]
+        return self.enter(run.queue, resume, run.session if run.session in self.begun else 0, run.context, again)
+
+    @precondition(lambda self: len(self.made) < 8)
+    @rule(client=clients, which=places, times=st.integers(1, 3), is_forgiven=st.booleans())
+    def owners_die_over_some_tasks(self, client: Client, which: list[int], times: int, is_forgiven: bool) -> None:
+        for _ in range(times):
+            victim = self.enter(client.run.queue)
+            self.claim_by_id(victim, which)
+            self.loses_and_invents_nothing_and_changes_by_the_table()
+            self.dies(victim)
+        if is_forgiven:
+            self.reaps(client)
+            self.cancels(which, running=False)
+            self.loses_and_invents_nothing_and_changes_by_the_table()
+            self.revives(which)
+
+    @rule(client=consumes(clients), other=clients, waits=st.booleans(), is_claimed=st.booleans())
+    def leaves_its_last_task_to_another(self, client: Client, other: Client, waits: bool, is_claimed: bool) -> None:
+        if waits:
+            self.adds_what_comes_after_others(client, 0, [0])
+        self.leaves(client)
+        ids = [task.id for task in self.model.all(run=client.run.id)][-1:]
+        if is_claimed and ids:
+            self.claim_by_id(other, [self.next_id - 1 - ids[0]])
+        assert other.store.adopt(other.run, ids, self.now) == self.past.adopt(other.run, ids)
 
     @rule(client=clients)
     def opens_its_handle_again(self, client: Client) -> None:
@@ -149,12 +263,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(client=clients)
     def reaps(self, client: Client) -> None:
-        assert client.store.reap(self.now) == self.release_dead()
+        assert client.store.reap(self.now) == self.reap_dead()
 
-    def release_dead(self) -> int:
-        released = sum(self.model.release_all(client.owner, self.now) for client in self.dead)
+    def reap_dead(self) -> int:
+        orphaned = sum(self.model.orphan_all(client.owner, self.now) for client in self.dead)
+        self.past.owners -= {client.owner for client in self.dead}
+        self.past.sessions -= self.dead_sessions
         self.dead.clear()
-        return released
+        self.dead_sessions.clear()
+        return orphaned
 
     @rule(seconds=st.integers(-100_000, 100_000))
     def clock_is_set(self, seconds: int) -> None:
@@ -229,12 +346,16 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.add(client.run.queue, client.run.id, function, id, added, self.now)
         return self.give(client, id)
 
-    @rule(target=claims, client=clients, most=st.integers(1, 4))
-    def claims_some(self, client: Client, most: int) -> Any:
-        return multiple(*self.give_claimed(client, self.turn(client, claim=most), most))
+    @rule(target=claims, client=clients, most=st.integers(1, 4), tier=tiers, of_run=st.booleans())
+    def claims_some(self, client: Client, most: int, tier: int, of_run: bool) -> Any:
+        turned = self.turn(client, claim=most, tier=tier, of_run=of_run)
+        return multiple(*self.give_claimed(client, turned, most, tier, of_run))
 
     @rule(target=claims, client=clients, which=places)
     def claims_one_by_its_id(self, client: Client, which: list[int]) -> Any:
+        return multiple(*self.claim_by_id(client, which))
+
+    def claim_by_id(self, client: Client, which: list[int]) -> list[GivenClaim]:
         given = []
         for id in self.pick(which):
             self.now += 1
@@ -245,18 +366,51 @@ class StoreMachine(RuleBasedStateMachine):
             if claimed is not None:
                 given.append(self.give(client, id))
                 assert claimed.attempt == given[-1].attempt
-        return multiple(*given)
+        return given
 
-    def give_claimed(self, client: Client, turned: Turned, most: int) -> list[GivenClaim]:
-        ids = self.model.claimable(client.run.queue, self.now)[:most]
-        assert [claimed.id for claimed in turned.claimed] == ids
+    def give_claimed(
+        self, client: Client, turned: Turned, most: int, tier: int = 0, of_run: bool = False
+    ) -> list[GivenClaim]:
+        of: dict[str, Any] = {"run": client.run.id} if of_run else {"queue": client.run.queue}
+        ids = [claimed.id for claimed in turned.claimed]
+        if of_run:
+            self.check_shares(ids, most, self.model.claimable(self.now, tier, **of))
+        else:
+            assert ids == self.model.claimable(self.now, tier, **of)[:most]
         given = [self.give(client, id) for id in ids]
+        later = [other for other in range(tier + 1, LAST_TIER + 1) if self.model.pending(other, **of)]
+        assert turned.next_tier == (later[0] if later and len(ids) < most else None)
         for claimed in turned.claimed:
             task = self.model.tasks[claimed.id]
             digest = CUBE.digest if task.func_path == CUBE.path else SQUARE.digest
             expected = task.attempts, task.crashes, task.run, digest, task.args, task.kwargs, task.eta, task.options
-            assert claimed[1:] == expected
+            assert claimed[1:] == (*expected, task.owner_deaths)
         return given
+
+    def check_shares(self, ids: list[int], most: int, claimable: list[int]) -> None:
+        """A run may have adopted tasks of other queues: each gives its share, and all of it in its order."""
+        assert len(ids) == min(most, len(claimable))
+        of_queues = [[id for id in claimable if self.model.tasks[id].queue == queue] for queue in ("work", "play")]
+        queues = [queue for queue in of_queues if queue]
+        counts = Counter(self.model.tasks[id].queue for id in ids)
+        for queue in queues:
+            name = self.model.tasks[queue[0]].queue
+            assert [id for id in ids if id in queue] == queue[: counts[name]]
+            assert counts[name] >= min(len(queue), most // len(queues))
+
+    @rule(client=clients, which=places | st.none())
+    def adopts(self, client: Client, which: list[int] | None) -> None:
+        ids = None if which is None else self.pick(which)
+        assert client.store.adopt(client.run, ids, self.now) == self.past.adopt(client.run, ids)
+
+    @rule(which=st.integers(0, 9))
+    def cancels_a_run(self, which: int) -> None:
+        run = max(max(self.past.runs) - which, 0)
+        ids = [task.id for task in self.model.all(status=Status.PENDING, run=run)]
+        for id in ids:
+            assert self.model.happen(id, Event.CANCEL, self.now)
+            self.publish(id)
+        assert sorted(self.observer.cancel_run(run, self.now)) == ids
 
     def give(self, client: Client, id: int) -> GivenClaim:
         attempt = self.model.claim(id, client.owner, self.now)
@@ -380,6 +534,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.seen = now
 
     @invariant()
+    def holds_the_same_runs(self) -> None:
+        assert [comparable(run) for run in self.observer.runs()] == [*map(comparable, self.past.runs.values())]
+
+    @invariant()
     def counts_the_same_states(self) -> None:
         counts: dict[str, dict[Status, int]] = {}
         for task in self.model.all():
@@ -396,8 +554,86 @@ class StoreMachine(RuleBasedStateMachine):
             assert (task.id, task.attempts) in self.given - self.ended
 
 
+def compare_left(left: list[Leftover], expected: list[Leftover]) -> None:
+    assert [it._replace(started_at=0) for it in left] == expected
+
+
+def comparable(run: RunRecord) -> RunRecord:
+    """A run without its times, which are not all the machine's."""
+    return run._replace(started_at=0, ended_at=None if run.ended_at is None else 0)
+
+
 def found_of(task: Task) -> Found:
     return Found(task.id, task.status, task.owner, task.result, task.error)
+
+
+def tell(machine: StoreMachine) -> None:
+    """Do what chance does seldom: deaths one after the other, adoption, and sessions with several runs."""
+
+    def look() -> None:
+        machine.holds_the_same_tasks()
+        machine.holds_the_same_runs()
+        machine.loses_and_invents_nothing_and_changes_by_the_table()
+
+    def adds(client: Client, count: int, claimed: bool = False) -> list[GivenClaim]:
+        batch = machine.batch(SQUARE, [call(0)] * count, claimed=claimed)
+        machine.turn(client, adds=[batch])
+        return machine.add(client, batch)
+
+    def enters(queue: str = "work", session: int = 0) -> Client:
+        return machine.enter(queue, "crashed", session)
+
+    first, second, other = machine.first_enters(), enters(), enters("play")
+    # Owners die over a task once, and over others until nobody would try again.
+    adds(first, 3)
+    machine.owners_die_over_some_tasks(first, [0], 3, False)
+    machine.owners_die_over_some_tasks(first, [1], 2, False)
+    machine.owners_die_over_some_tasks(first, [2], 1, True)
+    look()
+    for tier in range(LAST_TIER + 1):
+        machine.claims_some(second, 4, tier, False)
+    # One that waits is in a later tier.
+    (needed,) = adds(first, 1, claimed=True)
+    machine.end(first, [(needed, Event.FAIL, None)])
+    machine.adds_what_comes_after_others(first, 0, [0])
+    victim = enters("play")
+    machine.claim_by_id(victim, [0])
+    machine.revives([1])
+    machine.dies(victim)
+    machine.reaps(first)
+    machine.claims_some(first, 4, 0, True)
+    look()
+    # The runs of a queue are claimed together; what is of the living is not adopted, and what was left is.
+    for client in (second, first, second):
+        adds(client, 2)
+    machine.adopts(first, None)
+    look()
+    machine.claims_some(first, 5, 0, False)
+    adds(other, 2)
+    machine.adds_what_comes_after_others(other, 0, [0])
+    machine.leaves(other)
+    machine.adopts(first, [0])
+    look()
+    machine.claims_some(first, 4, 0, True)
+    # Of a session, one run breaks, and one never ends.
+    session = machine.begins_a_session(first)
+    machine.stops(enters(session=session), False)
+    machine.leaves(enters(session=session))
+    fine = enters(session=session)
+    adds(fine, 1)
+    machine.stops(fine, True)
+    machine.ends_a_session(session, True, True)
+    look()
+    machine.stops(enters(), True)
+    look()
+
+
+def test_what_chance_does_seldom_is_as_the_model_has_it(backend: Backend) -> None:
+    machine = StoreMachine(backend)
+    try:
+        tell(machine)
+    finally:
+        machine.teardown()
 
 
 @pytest.mark.timeout(120 + EXAMPLES // 2)

@@ -5,7 +5,11 @@ from backends import BACKENDS
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from mutations import MUTATIONS
-from test_machine import SETTINGS, StoreMachine
+from test_machine import (
+    SETTINGS,
+    StoreMachine,
+    test_what_chance_does_seldom_is_as_the_model_has_it as seldom,
+)
 
 pytestmark = pytest.mark.models
 
@@ -19,5 +23,10 @@ def test_the_model_sees_a_broken_store(backend: str, mutation: str, monkeypatch:
         SETTINGS, max_examples=500, phases=[Phase.generate], derandomize=True, database=None, print_blob=False,
         report_multiple_bugs=False,
     )  # fmt: skip
-    with pytest.raises(AssertionError):
+
+    def looks() -> None:
+        seldom(BACKENDS[backend])
         run_state_machine_as_test(lambda: StoreMachine(BACKENDS[backend]), settings=how)
+
+    with pytest.raises(AssertionError):
+        looks()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 from backends import Backend, Client, tick
 
+from omniq_executor import slots
 from omniq_executor.model import Event, Status
 from omniq_executor.stores.base import Store
 
@@ -65,8 +66,11 @@ def test_what_a_killed_owner_had_claimed_is_pending(client: Client, start: Start
     assert client.store.reap(tick()) == 3
     assert [owner.id for owner in client.store.owners()] == [client.owner]
     assert client.store.reap(tick()) == 0
-    claimed = client.turn(claim=9).claimed
-    assert [(it.id, it.attempt, it.crashes) for it in claimed] == [*((id, 2, 0) for id in ids[:3]), (ids[3], 1, 0)]
+    turned = client.turn(claim=9)
+    assert ([(it.id, it.attempt, it.owner_deaths) for it in turned.claimed], turned.next_tier) == ([(ids[3], 1, 0)], 1)
+    claimed = client.turn(claim=9, tier=1).claimed
+    assert [(it.id, it.attempt, it.crashes, it.owner_deaths) for it in claimed] == [(id, 2, 0, 1) for id in ids[:3]]
+    assert [client.store.get(id).owner_deaths for id in ids] == [1, 1, 1, 0]
 
 
 def test_an_owner_that_ended_without_leaving_is_dead(client: Client, start: Start) -> None:
@@ -122,6 +126,28 @@ def test_an_owner_lives_as_long_as_its_process_also_when_its_handle_is_closed(
     del client
     gc.collect()
     assert [owner.alive for owner in other.store.owners()] == [True, True, True]
+
+
+def test_only_what_had_begun_is_charged_with_the_death_of_its_owner(client: Client, other: Client) -> None:
+    ids = client.add(*range(6), claimed=True)
+    shared = slots.Slots(3)
+    shared.make(client.store.slots_path(client.owner))
+    began, between, _ = (shared.cells(slot) for slot in range(3))
+    began[slots.FIRST], began[slots.TASK], began[slots.STARTED] = 10, ids[1], 12
+    between[slots.FIRST], between[slots.TASK], between[slots.STARTED] = 20, ids[0], 19  # the next chunk has not begun
+    shared.cells(2)[slots.STARTED] = -1  # nor has this worker
+    client.die()
+    assert other.store.reap(tick()) == 6
+    assert [other.store.get(id).owner_deaths for id in ids] == [0, 0, 0, 1, 0, 0]
+    assert not other.store.slots_path(client.owner).exists()
+
+
+def test_what_is_left_of_the_slots_after_a_power_cut_charges_nothing_wrong(client: Client, other: Client) -> None:
+    ids = client.add(1, 2, claimed=True)
+    client.store.slots_path(client.owner).write_bytes(bytes(8 * slots.CELLS) + b"torn")
+    client.die()
+    assert other.store.reap(tick()) == 2
+    assert [other.store.get(id).owner_deaths for id in ids] == [0, 0]
 
 
 # --- News ---

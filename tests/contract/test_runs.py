@@ -73,12 +73,17 @@ def test_a_run_of_another_queue_is_not_continued(client: Client, enter: Enter) -
     assert enter("elsewhere", "always").run.continues == ()
 
 
-def test_resume_never_continues_nothing_and_leaves_it_to_the_next(client: Client, enter: Enter) -> None:
+def test_resume_never_continues_nothing_and_leaves_it_to_the_next_unless_it_ends_clean(
+    client: Client, enter: Enter
+) -> None:
     crash(client, [1])
     second = enter(resume="never")
     assert (second.run.continues, second.run.total) == ((), 0)
-    second.stop()
-    assert enter().run.continues == (client.run.id,)
+    second.stop(clean=False)
+    third = enter(resume="never")
+    assert third.run.continues == ()
+    third.stop()
+    assert enter().run.continues == ()
 
 
 def test_resume_always_continues_the_last_run_however_it_ended(client: Client, enter: Enter) -> None:
@@ -135,14 +140,13 @@ def test_a_clean_run_settles_a_whole_chain(client: Client, enter: Enter) -> None
     assert take_over(fourth, 1) == [None]
 
 
-def test_a_clean_run_that_took_nothing_settles_nothing(client: Client, enter: Enter) -> None:
-    ids = crash(client, [1])
+def test_a_clean_run_that_took_nothing_settles_what_it_continued(client: Client, enter: Enter) -> None:
+    crash(client, [1])
     second = enter()
     assert take_over(second, 9) == [None]
     second.stop()
     third = enter()
-    assert third.run.continues == (client.run.id,)
-    assert take_over(third, 1) == ids
+    assert (third.run.continues, take_over(third, 1)) == ((), [None])
 
 
 def test_an_unclean_run_settles_nothing(client: Client, enter: Enter) -> None:
@@ -242,16 +246,19 @@ def test_where_a_task_that_is_taken_over_stands(client: Client, enter: Enter) ->
     assert [(it.id, it.status) for it in found[2:4] if it] == [(running, Status.PENDING), (pending, Status.PENDING)]
     assert found[4] is None
     assert second.store.get(failed).status is Status.PENDING
-    claimed = second.turn(claim=9).claimed
-    assert [(it.id, it.attempt) for it in claimed] == [(failed, 2), (running, 2), (pending, 1)]
+    assert {second.store.get(id).run for id in (failed, running, pending)} == {second.run.id}
+    assert {second.store.get(id).run for id in (done, cancelled)} == {client.run.id}
+    claimed = second.turn(claim=9).claimed + second.turn(claim=9, tier=1).claimed
+    assert [(it.id, it.attempt) for it in claimed] == [(failed, 2), (pending, 1), (running, 2)]
 
 
 @pytest.mark.parametrize("resume", ["crashed", "always"])
-def test_tasks_stay_where_they_are_and_are_claimed_whether_or_not_they_are_taken_over(
+def test_what_is_taken_over_is_of_the_new_run_and_the_rest_stays_and_is_claimed_with_the_queue(
     client: Client, enter: Enter, resume: str
 ) -> None:
     ids = crash(client, [1, 2])
     second = enter(resume=resume)
     assert take_over(second, 2) == ids[1:]
-    assert second.claim() == ids
-    assert [task.run for task in second.store.find()] == [client.run.id] * 2
+    assert [task.run for task in second.store.find()] == [client.run.id, second.run.id]
+    assert second.claim(of_run=True) == ids[1:]
+    assert second.claim() == ids[:1]

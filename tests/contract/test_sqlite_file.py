@@ -13,8 +13,8 @@ from backends import BACKENDS, CUBE, ERROR, SQUARE, Backend, Client, call, new_i
 from filelock import FileLock
 
 from omniq_executor import StoreError, StoreVersionError
-from omniq_executor.model import Event, Options, Status, format_id, iso
-from omniq_executor.stores import sqlite
+from omniq_executor.model import LAST_TIER, Event, Options, Status, format_id, iso
+from omniq_executor.stores import sqlite, transactions
 from omniq_executor.stores.base import Batch, Call, Outcome
 from omniq_executor.stores.sqlite import SQLiteStore
 from omniq_executor.stores.transactions import SCHEMA_VERSION
@@ -44,37 +44,100 @@ def shown(plain: sqlite3.Connection, id: int) -> dict[str, Any]:
 # --- Whose file it is ---
 
 
-def test_a_store_of_the_first_version_is_brought_up_to_date(
-    client: Client, plain: sqlite3.Connection, address: Path
-) -> None:
-    """Which had no options and no dependencies."""
-    (id,) = client.add(1)
-    client.stop()
-    client.close()
-    plain.execute("DROP TABLE dependency")
+def make_older(plain: sqlite3.Connection, version: int) -> None:
+    """Take back what each version has added."""
     plain.execute("DROP VIEW tasks")
-    plain.execute("ALTER TABLE task DROP COLUMN options")
-    plain.execute("CREATE VIEW tasks AS SELECT id FROM task")
-    plain.execute("PRAGMA user_version = 1")
-    with contextlib.closing(SQLiteStore(address)) as store:
-        assert store.get(id).options is None
-    assert plain.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
-    assert shown(plain, id)["max_retries"] == 0
+    plain.execute("DROP TABLE session")
+    for column in ("session", "context"):
+        plain.execute(f"ALTER TABLE run DROP COLUMN {column}")
+    # A table with the text that it had then: columns are added behind that, comments and all.
+    lines = transactions._TASK_COLUMNS.strip("\n").split("\n")[: -1 if version > 1 else -2]
+    columns = [line.split()[0].strip(",") for line in lines]
+    plain.execute("ALTER TABLE task RENAME TO newer")
+    plain.execute("\n".join(["CREATE TABLE task (", *lines[:-1], lines[-1].replace(",", "", 1), ")"]))
+    plain.execute(f"INSERT INTO task SELECT {', '.join(columns)} FROM newer")
+    plain.execute("DROP TABLE newer")
+    plain.execute("CREATE INDEX claimable ON task (queue, priority DESC, eta, id) WHERE status = 1")
+    plain.execute("CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL")
+    if version < 3:
+        plain.execute("DROP TABLE dependency")
+    if version < 2:
+        plain.execute("CREATE VIEW tasks AS SELECT t.id, t.crashes, t.owner FROM task t")
+    else:
+        plain.execute(transactions._VIEW.replace("t.owner_deaths, ", ""))
+    plain.execute(f"PRAGMA user_version = {version}")
+    plain.execute("VACUUM")  # so that nothing of what was dropped is left
 
 
-def test_a_store_of_the_second_version_is_brought_up_to_date(
-    client: Client, plain: sqlite3.Connection, address: Path
+def shape(path: Path) -> dict[str, Any]:
+    """The tables, indexes and views of a database, with their columns."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        names = connection.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
+        return {
+            name: connection.execute(f"PRAGMA {'index_xinfo' if kind == 'index' else 'table_xinfo'}({name})").fetchall()
+            for kind, name in names
+        }
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_a_store_of_an_older_version_is_brought_up_to_date(
+    client: Client, plain: sqlite3.Connection, address: Path, tmp_path: Path, version: int
 ) -> None:
-    """Which had no dependencies."""
-    (id,) = client.add(1)
-    client.stop()
+    done, later = client.add(1, 2)
+    client.claim(1)
+    client.end(Event.COMPLETE, done, result="1")
+    (waiting,) = new_ids(1)
+    if version >= 3:
+        client.turn(adds=[Batch(waiting, 1, SQUARE, calls=[call(3)], options=Options(max_retries=7, after=(later,)))])
+    client.stop(clean=False)
+    tasks, runs = client.store.find(), client.store.runs()
     client.close()
-    plain.execute("DROP TABLE dependency")
-    plain.execute("PRAGMA user_version = 2")
+    make_older(plain, version)
+    with contextlib.closing(sqlite3.connect(address)) as connection:
+        assert "owner_deaths" not in [name for _, name, *_ in connection.execute("PRAGMA table_info(task)")]
+        assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (len(tasks),)
     with contextlib.closing(SQLiteStore(address)) as store:
+        assert (store.find(), store.runs()) == (tasks, runs)
         assert store.check() == []
+    with contextlib.closing(SQLiteStore(tmp_path / "fresh.db")):
+        assert shape(address) == shape(tmp_path / "fresh.db")
     assert plain.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
-    assert shown(plain, id)["after"] is None
+    assert shown(plain, done)["owner_deaths"] == 0
+    with contextlib.closing(Client(BACKENDS["sqlite"], address)) as after:
+        assert (after.run.continues, after.run.done) == ((client.run.id,), 1)
+        assert after.claim() == [later]
+        after.die()
+    with contextlib.closing(Client(BACKENDS["sqlite"], address)) as last:
+        assert last.claim(tier=1) == [later]
+        assert last.end(Event.COMPLETE, later, attempt=2, result="2") == set()
+        assert last.claim() == ([waiting] if version >= 3 else [])
+        last.stop()
+
+
+def plan(plain: sqlite3.Connection, sql: str) -> list[str]:
+    """What SQLite says of how it goes about a statement."""
+    return [row["detail"] for row in plain.execute(f"EXPLAIN QUERY PLAN {sql}", (1,) * sql.count("?"))]
+
+
+@pytest.mark.parametrize("tier", range(LAST_TIER))
+def test_a_claim_goes_along_the_index_and_sorts_nothing(
+    store: SQLiteStore, plain: sqlite3.Connection, tier: int
+) -> None:
+    for sql in (transactions._CLAIM[tier], transactions._FIRST[tier] % "id"):
+        (first,) = [detail for detail in plan(plain, sql) if "claimable" in detail]
+        assert "(queue=? AND run=? AND owner_deaths=?)" in first
+        assert "B-TREE" not in "".join(plan(plain, sql))
+
+
+def test_what_is_asked_of_a_run_or_of_the_next_tier_goes_along_the_index(
+    store: SQLiteStore, plain: sqlite3.Connection
+) -> None:
+    for sql in (transactions._RUNS, transactions._NEXT_TIER, transactions._DUE[0]):
+        looks = [detail for detail in plan(plain, sql) if " task " in f"{detail} "]
+        assert looks
+        assert all("claimable" in detail and "queue=?" in detail for detail in looks)
+    of_run = f"SELECT id FROM task WHERE {transactions._PENDING_OF} ?"
+    assert "claimable (queue=? AND run=?)" in "".join(plan(plain, of_run))
 
 
 def test_what_waits_for_nothing_or_should_wait_is_repaired(

@@ -207,6 +207,6 @@ def test_what_is_claimed_twice_has_two_attempts_whatever_its_options(client: Cli
     client.claim()
     client.die()
     other.store.reap(tick())
-    (claimed,) = other.turn(claim=1).claimed
-    assert (claimed.attempt, claimed.options) == (2, ALL)
+    (claimed,) = other.turn(claim=1, tier=1).claimed
+    assert (claimed.attempt, claimed.options, claimed.owner_deaths) == (2, ALL, 1)
     assert other.store.get(id).owner == Claim(other.owner, 2).owner

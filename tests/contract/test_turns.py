@@ -153,7 +153,7 @@ def test_a_claim_brings_what_is_needed_to_run_the_call(client: Client, other: Cl
     client.turn(adds=[Batch(id, 1, SQUARE, calls=[call(7, base=2)])])
     now = tick()
     (claimed,) = other.turn(now, claim=1).claimed
-    assert claimed == (id, 1, 0, client.run.id, SQUARE.digest, "[7]", '{"base":2}', 0, None)
+    assert claimed == (id, 1, 0, client.run.id, SQUARE.digest, "[7]", '{"base":2}', 0, None, 0)
     task = client.store.get(id)
     assert (task.status, task.owner, task.attempts, task.started_at) == (Status.RUNNING, other.owner, 1, now)
 
@@ -231,7 +231,7 @@ def test_a_task_is_claimed_by_its_id_whatever_its_queue_and_whenever_it_is_due(
     client.turn(adds=[Batch(later, 1, CUBE, calls=[call(3)], eta=4 * 10**15, priority=5)])
     stranger, now = enter("elsewhere"), tick()
     claimed = stranger.store.claim(stranger.owner, second, now)
-    assert claimed == (second, 1, 0, client.run.id, SQUARE.digest, "[2]", None, 0, None)
+    assert claimed == (second, 1, 0, client.run.id, SQUARE.digest, "[2]", None, 0, None, 0)
     task = client.store.get(second)
     assert (task.status, task.owner, task.attempts, task.started_at) == (Status.RUNNING, stranger.owner, 1, now)
     again = stranger.store.claim(stranger.owner, later, now)

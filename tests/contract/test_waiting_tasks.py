@@ -227,7 +227,7 @@ def test_a_task_whose_owner_died_is_as_it_was(client: Client, other: Client) -> 
     assert client.claim() == [claimed]
     client.die()
     other.store.reap(tick())
-    assert other.claim() == [first, claimed]
+    assert other.claim(tier=1) == [first, claimed]
     assert is_waiting(other.store, waiting)
 
 
@@ -297,7 +297,7 @@ def test_it_waits_after_everything_was_closed_and_killed(
     process.kill()
     process.wait()
     client.store.reap(tick())
-    (first,) = client.claim()
+    (first,) = client.claim(tier=1)
     assert is_waiting(client.store, first + 1)
     client.reopen()
     client.end(Event.COMPLETE, first, attempt=2, result="1")

@@ -24,10 +24,11 @@ from typing import Any
 from backends import CUBE, ERROR, SQUARE, Model, call, rows
 
 from omniq_executor import StoreError, open_store
-from omniq_executor.model import FINISHED, Claim, Event, Options, Status, Successor, Task, succeed
+from omniq_executor.model import FINISHED, LAST_TIER, Claim, Event, Options, Status, Successor, Task, succeed
 from omniq_executor.stores.base import Batch, Block, Outcome, Store, Turn
 
 QUEUE = "work"
+CONTEXT = "an initializer"
 FIRST = 1 << 40  # the id of the first task
 PER_ROUND = 100  # ids, more than are used
 T0 = 1_700_000_000_000_000  # the time of the first step; each is a second later
@@ -47,7 +48,7 @@ Step = tuple[Any, ...]  # a method of Doing and Expected, and its arguments
 
 def steps(rounds: int) -> list[Step]:
     """The session. The first argument is who does it."""
-    found: list[Step] = [("open", "a"), ("enter", "a"), ("begin", "a")]
+    found: list[Step] = [("open", "a"), ("enter", "a"), ("begin_session", "a"), ("begin", "a")]
     for number in range(rounds):
         found += _round(FIRST + number * PER_ROUND, f"key {number}")
     return found
@@ -78,20 +79,32 @@ def _round(o: int, key: str) -> list[Step]:
         ("recur", "a", o + 13, o + 14),
         ("cancel", "a", [o + 14]),
         # another owner, who leaves something behind
-        ("open", "b"), ("enter", "b"), ("begin", "b"),
+        ("open", "b"), ("enter", "b"), ("begin_session", "b"), ("begin", "b"),
         ("add", "b", range(o + 11, o + 13), True),
         ("turn", "b", [], [(o + 11, Event.COMPLETE, "11")], []),
         ("hear", "a", [o + 11]),
-        ("end_run", "b", False), ("leave", "b"), ("close", "b"),
+        ("end_run", "b", False), ("leave", "b"), ("end_session", "b", False), ("close", "b"),
         # the first one dies, and its run is continued
         ("die", "a"), ("close", "a"),
-        ("open", "a"), ("reap", "a"), ("enter", "a"), ("begin", "a"),
+        ("open", "a"), ("reap", "a"), ("enter", "a"), ("begin_session", "a"), ("begin", "a"),
         ("take_over", "a", [o + 1, o + 2, o + 4, o + 20]),
-        ("claim", "a", [o + 1, o + 2, o + 3, o + 8, o + 10, o + 12]),
+        ("adopt", "a", [o + 10, o + 12], [o + 10, o + 12]),
+        ("claim", "a", [o + 2, o + 10, o + 12], 0, True),
+        ("claim", "a", [o + 3]),
+        ("claim", "a", [o + 1, o + 8], 1),
         ("block", "a", range(o + 1, o + 4)),
         ("turn", "a", [], [(n, Event.COMPLETE, str(n)) for n in (o + 8, o + 10, o + 12)], []),
-        ("end_run", "a", True), ("leave", "a"), ("purge", "a", 20), ("close", "a"),
-        ("open", "a"), ("enter", "a"), ("begin", "a"),
+        # of two runs of a session, one has left something
+        ("open", "b"), ("enter", "b"), ("begin", "b", "a"),
+        ("add", "b", range(o + 15, o + 19)),
+        ("end_run", "b", True), ("leave", "b"), ("close", "b"),
+        ("adopt", "a", None, [o + 15, o + 16, o + 17, o + 18]),
+        ("claim", "a", [o + 15], 0, True),
+        ("cancel_run", "a", [o + 16, o + 17, o + 18]),
+        ("block", "a", range(o + 15, o + 16)),
+        ("end_run", "a", True), ("leave", "a"), ("end_session", "a", True), ("settled", "a"),
+        ("purge", "a", 20), ("close", "a"),
+        ("open", "a"), ("enter", "a"), ("begin_session", "a"), ("begin", "a"),
     ]  # fmt: skip
 
 
@@ -108,6 +121,7 @@ class Doing:
         self.now = T0
         self.stores: dict[str, Store] = {}
         self.owners: dict[str, int] = {}
+        self.sessions: dict[str, int] = {}
         self.runs: dict[str, Any] = {}
         self._expected = expected  # for the attempts of claims
 
@@ -117,8 +131,18 @@ class Doing:
     def enter(self, who: str) -> None:
         self.owners[who] = self.stores[who].enter(QUEUE)
 
-    def begin(self, who: str) -> None:
-        self.runs[who] = self.stores[who].begin_run(QUEUE, self.owners[who], "crashed", self.now)
+    def begin_session(self, who: str) -> None:
+        self.sessions[who] = self.stores[who].begin_session(self.now)
+
+    def end_session(self, who: str, clean: bool) -> None:
+        self.stores[who].end_session(self.sessions[who], clean, self.now)
+
+    def begin(self, who: str, whose: str | None = None) -> None:
+        how: Any = {"session": self.sessions[whose or who], "context": CONTEXT}
+        self.runs[who] = self.stores[who].begin_run(QUEUE, self.owners[who], "crashed", self.now, **how)
+
+    def settled(self, who: str) -> None:
+        assert all(run.settled for run in self.stores[who].runs())
 
     def end_run(self, who: str, clean: bool) -> None:
         self.stores[who].end_run(self.runs[who], clean, self.now)
@@ -131,7 +155,8 @@ class Doing:
 
     def die(self, who: str) -> None:
         """Look as if the process had died."""
-        self.stores[who]._owners._held.pop(self.owners[who]).release()  # type: ignore[attr-defined]
+        for id in (self.owners[who], self.sessions[who]):
+            self.stores[who]._owners._held.pop(id).release()  # type: ignore[attr-defined]
 
     def reap(self, who: str) -> None:
         self.stores[who].reap(self.now)
@@ -157,8 +182,14 @@ class Doing:
     def purge(self, who: str, seconds: int) -> None:
         assert self.stores[who].purge(self.now - seconds * 1_000_000) == len(self._expected.finished(seconds))
 
-    def claim(self, who: str, ids: list[int]) -> None:
-        assert [it.id for it in self._turn(who, claim=len(ids)).claimed] == ids
+    def claim(self, who: str, ids: list[int], tier: int = 0, of_run: bool = False) -> None:
+        assert [it.id for it in self._turn(who, claim=len(ids), tier=tier, of_run=of_run).claimed] == ids
+
+    def adopt(self, who: str, asked: list[int] | None, ids: list[int]) -> None:
+        assert self.stores[who].adopt(self.runs[who], asked, self.now) == len(ids)
+
+    def cancel_run(self, who: str, ids: list[int]) -> None:
+        assert sorted(self.stores[who].cancel_run(self.runs[who].id, self.now)) == ids
 
     def block(self, who: str, ids: range) -> None:
         attempts = {self._expected.tasks[id].attempts for id in ids}
@@ -236,7 +267,7 @@ class Expected(Model):
     def add_keyed(self, who: str, id: int, key: str) -> None:
         self._add(SQUARE, id, key)
 
-    def claim(self, who: str, ids: list[int]) -> None:  # type: ignore[override]
+    def claim(self, who: str, ids: list[int], *_: Any) -> None:  # type: ignore[override]
         for id in ids:
             super().claim(id, self.OWNERS[who], self.now)
 
@@ -283,11 +314,14 @@ class Expected(Model):
         for id in ids:
             self.happen(id, Event.REVIVE, self.now)
 
+    def cancel_run(self, who: str, ids: list[int]) -> None:
+        self.cancel(who, ids)
+
     def leave(self, who: str) -> None:
         self.release_all(self.OWNERS[who], self.now)
 
     def reap(self, who: str) -> None:
-        self.leave(who)  # of an owner of that name who died
+        self.orphan_all(self.OWNERS[who], self.now)  # of an owner of that name who died
 
     def take_over(self, who: str, ids: list[int]) -> None:
         self.revive(who, [id for id in ids if id in self.tasks and self.tasks[id].status is Status.FAILED])
@@ -383,10 +417,14 @@ class Allowed:
 def finish(store: Store) -> Iterator[Task]:
     """Have a new owner work off all that is left, and something new; gives the tasks that it completed."""
     owner = store.enter(QUEUE)
-    run = store.begin_run(QUEUE, owner, "crashed", LATER)
+    open_runs = {run.id for run in store.runs() if not run.settled}
+    run = store.begin_run(QUEUE, owner, "crashed", LATER, context=CONTEXT)
+    assert open_runs <= set(run.continues), "a session of the dead process counts as one that goes on"
     new = FIRST - 1
     store.turn(owner, run, Turn(LATER, adds=[Batch(new, 1, SQUARE, calls=[call("new")])]))
-    claimed = store.turn(owner, run, Turn(LATER, claim=1000)).claimed
+    claimed = [
+        it for tier in range(LAST_TIER + 1) for it in store.turn(owner, run, Turn(LATER, claim=1000, tier=tier)).claimed
+    ]
     assert new in {it.id for it in claimed}
     ends = [Outcome(it.id, it.attempt, Event.COMPLETE, str(it.id)) for it in claimed]
     assert store.turn(owner, run, Turn(LATER, outcomes=ends)).refused == set()
