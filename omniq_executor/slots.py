@@ -77,8 +77,10 @@ def begun(path: Path) -> set[int] | None:
     except OSError:
         return None
     found = set()
-    for slot in range(len(data) // (CELLS * _BYTES)):
-        cells = row(memoryview(data), slot)
+    count = len(data) // (CELLS * _BYTES)
+    whole = memoryview(data)[: count * CELLS * _BYTES]
+    for slot in range(count):
+        cells = row(whole, slot)
         # While a worker changes to another chunk, FIRST is ahead of STARTED: it is in no call then.
         if 0 <= cells[FIRST] <= cells[STARTED]:
             found.add(cells[TASK] + cells[STARTED] - cells[FIRST])

@@ -532,6 +532,7 @@ class FileStore(Store):
         return self._owners.bell_path(owner)
 
     def slots_path(self, owner: int) -> Path:
+        self._opened()
         return self._owners.slots_path(owner)
 
     def ring(self, owner: int) -> None:
