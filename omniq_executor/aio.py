@@ -78,7 +78,7 @@ class AsyncOmniQ:
         self.queue = queue or DEFAULT_QUEUE
         """The name of the queue that tasks are added to."""
         self._looked_at = queue
-        self._functions = Functions(by_version=True)
+        self._functions = Functions()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened: _Once[_Session]

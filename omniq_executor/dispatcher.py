@@ -203,6 +203,12 @@ class Dispatcher:
                 self._add_new(sink, position, count, function, text, calls, plan)
         self._tell()
 
+    def prepare(self) -> None:
+        """Make ready for a first call, before it is described. No turn is under way meanwhile, if that forks."""
+        with self.lock:
+            if not self._closed:
+                self.engine.prepare()
+
     def room(self) -> int:
         """How many calls of a map are best added at once, for one worker to take; 0 if all have enough."""
         with self.lock:

@@ -30,7 +30,7 @@ from .policy import Backoff, Plan, RetryOn, make_plan, seconds
 from .run_context import context_of
 from .start_method import context_for
 from .stores import open_store
-from .stores.base import Resume
+from .stores.base import Function, Resume
 from .stranded import SESSION, stranded
 
 _log = logging.getLogger("omniq_executor")
@@ -142,7 +142,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         initargs = tuple(initargs)
         settings = store if isinstance(store, Settings) else Settings.from_env()
         context = mp_context or context_for(initializer, initargs)
-        # Before anything is opened: with fork, this forks. What others work off is for a pool of no workers.
+        # What others work off is for a pool of no workers.
         pool = LocalEngine(
             0 if engine == "external" else max_workers, context, initializer, initargs, max_tasks_per_child
         )
@@ -178,7 +178,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         """The name of the queue that the executor works off."""
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
         self._mp_context = context  # likewise
-        self._functions = Functions(pool.snapshot, by_version=engine == "external")
+        self._functions: Functions | None = None  # until the first call
         self._usual = _usual_plan(settings)
         self._dispatcher = dispatcher
         _open_dispatchers.add(self._dispatcher)
@@ -204,7 +204,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         self, plan: Plan, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> DurableFuture:
         try:
-            function = self._functions.describe(fn)
+            function = self._describe(fn)
             call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot)
         except CallError as error:
             future = DurableFuture(None, None)
@@ -214,6 +214,12 @@ class PersistentExecutor(concurrent.futures.Executor):
             return self._dispatcher.submit(function, call, plan.after(after) if after else plan)
         except TooLarge as error:
             raise too_large(error, function, fn, args, kwargs) from error
+
+    def _describe(self, fn: Callable[..., Any]) -> Function:
+        if self._functions is None:
+            self._dispatcher.prepare()
+            self._functions = Functions(self._dispatcher.engine.snapshot)
+        return self._functions.describe(fn)
 
     def map(
         self,
@@ -251,7 +257,7 @@ class PersistentExecutor(concurrent.futures.Executor):
                 raise TypeError("buffersize must be an integer or None")
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
-        function = self._functions.describe(fn)
+        function = self._describe(fn)
         try:
             return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize, plan)
         except TooLarge as error:

@@ -26,14 +26,9 @@ class Functions:
     Of what travels by value only what identifies it: what it carries may have changed since.
     """
 
-    def __init__(self, snapshot: Any = None, by_version: bool = False) -> None:
-        """`snapshot` says what workers have of the script by a fork.
-
-        With `by_version` the code that a function reaches by name is part of what identifies it: who works off what
-        others have submitted has but the first pickle of each function.
-        """
+    def __init__(self, snapshot: Any = None) -> None:
+        """`snapshot` says what workers have of the script by a fork."""
         self._snapshot = snapshot
-        self._by_version = by_version
         self._by_name: dict[Any, _Known] = {}
         self._by_value: dict[bytes, _Known] = {}  # by the signature of all that is carried
 
@@ -58,9 +53,8 @@ class Functions:
         except keys.Uncanonical:  # then it is the same only if its pickle is
             digest = hashlib.blake2b(written.data, digest_size=16).digest()
         version = versions.check_of(function)
-        if self._by_version and version is not None:
-            code = repr(sorted(version.digests().items())).encode()
-            digest = hashlib.blake2b(digest + code, digest_size=16).digest()
+        if version is not None:
+            digest = hashlib.blake2b(digest + version.identity(), digest_size=16).digest()
         described = self._checked(Function(digest, _path(function), b""), written, version)
         if written.signature is not None:
             if len(self._by_value) >= _CACHE_SIZE:

@@ -5,9 +5,13 @@ reaches: its own, and that of the functions and classes of such modules that it 
 attributes of a module, and they in turn. Values (defaults, closures, data) are not in it, nor are docstrings
 and line numbers. A worker compares it with what it has imported, and says `CodeChanged` where they differ.
 
+With that code, and the constants that it names, changes what identifies a call: a helper that is edited, three modules
+away, has the calls run again that reach it.
+
 Byte code says nothing between two versions of Python; there the texts of the files are compared.
 """
 
+import contextlib
 import functools
 import os
 import pickle
@@ -21,6 +25,7 @@ from .modules import is_main, is_own
 
 _PYTHON = sys.implementation.cache_tag
 _HAS_DOCSTRING = 0x4000000  # a flag of code since 3.14
+_CONSTANTS = frozenset({int, float, complex, bool, str, bytes, tuple, frozenset, type(None)})
 _CACHED: Any = type(functools.lru_cache(lambda: None))
 
 Versions = dict[str, tuple[bytes, bytes | None, str]]  # by module: digests of byte code and of the file; the file
@@ -33,6 +38,7 @@ class Version:
         """`own` are the modules that count; by default those that are neither installed nor of Python."""
         self.items: dict[str, set[tuple[str, bytes]]] = {}
         """By module, its functions and the digests of their code."""
+        self._constants: dict[tuple[str, str], Any] = {}
         self._is_own: Callable[[str], bool] = is_own if own is None else own.__contains__
         self._names: list[tuple[dict[str, Any], str, Any]] = []
         self._codes: list[tuple[FunctionType, CodeType]] = []
@@ -57,6 +63,16 @@ class Version:
             module: blake2b(repr(sorted(items)).encode(), digest_size=16).digest()
             for module, items in self.items.items()
         }
+
+    def identity(self) -> bytes:
+        """What stands for all of it, and for the constants of the modules that it names."""
+        from . import keys  # workers need none of it
+
+        constants = []
+        for place, value in sorted(self._constants.items(), key=lambda item: item[0]):
+            with contextlib.suppress(keys.Uncanonical):  # a tuple may hold anything
+                constants.append((place, keys.value_digest(value)))
+        return repr((sorted(self.digests().items()), constants)).encode()
 
     def described(self) -> Versions:
         """What a worker is told."""
@@ -118,6 +134,9 @@ class Version:
         elif kind is FunctionType or kind is _CACHED or isinstance(value, type):
             self._names.append((names, name, value))
             self._queue.append(value)
+        elif kind in _CONSTANTS and (module := names.get("__name__")) != "__main__":
+            self._names.append((names, name, value))
+            self._constants[str(module), name] = value
 
     def _class(self, kind: type) -> None:
         if kind.__module__ in sys.builtin_module_names or not self._counts(kind.__module__):

@@ -66,7 +66,8 @@ def test_every_process_gets_the_results_of_its_own_code(script: Any, seed: int) 
     store = chance.choice(["store.db", "store"])
     running: list[Any] = []
     for _ in range(STEPS):
-        script.write(SCRIPT.format(version=chance.randrange(1, 4)))
+        (script.folder / "edited").write_text(SCRIPT.format(version=chance.randrange(1, 4)))
+        (script.folder / "edited").rename(script.folder / "script.py")  # whoever starts just now reads all of one
         args = [
             str(chance.choice([2023, 2024])), chance.choice(["crashed", "crashed", "always", "never"]),
             chance.choice(["leave", "leave", "run", "cancel"]), store,
@@ -88,5 +89,5 @@ def check(script: Any, process: Any) -> None:
     """It was killed, or it got the right results."""
     done = script.finished(process, timeout_s=60)
     assert done.returncode in (0, -signal.SIGKILL, -signal.SIGTERM), done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode or done.stdout == "right\n", done.stderr
+    if not done.returncode:  # one that is killed while it starts a worker may leave any message
+        assert (done.stdout, "Traceback" in done.stderr) == ("right\n", False), done.stderr

@@ -294,3 +294,21 @@ with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
     done = script.finished(process)
     assert done.stdout.splitlines()[0] == "1"
     assert len(starts(script.folder)) <= 3
+
+
+def test_what_a_script_changes_before_its_first_call_is_seen(method: str, script: Any) -> None:
+    """With fork, too, as with ProcessPoolExecutor: the workers are forked with the first call."""
+    script.write(
+        METHODS_ALL
+        + f"""
+SEEN = [1]
+
+def seen():
+    return SEEN
+
+executor = PersistentExecutor(1, multiprocessing.get_context({method!r}))
+SEEN.append(2)
+print(executor.submit(seen).result(30))
+"""
+    )
+    assert script.run().stdout == "[1, 2]\n"

@@ -12,7 +12,7 @@ import calls
 import pytest
 from conftest import MakeExecutor
 
-from omniq_executor import AsyncOmniQ, CodeChanged, PersistentExecutor, Status
+from omniq_executor import CodeChanged, PersistentExecutor, Status
 from omniq_executor.functions import Functions
 
 WAIT_S = 30.0
@@ -234,5 +234,34 @@ def test_code_that_a_script_names_is_checked_where_the_version_of_python_differs
         sys.path.pop(0)
 
 
-def test_aio_is_wired(store: Path) -> None:
-    assert AsyncOmniQ(store)._functions._by_version
+@pytest.mark.parametrize("edit", ["FACTOR = 3", "return n - FACTOR", "class Scale:\n    def by(self, n): return n"])
+@pytest.mark.parametrize("kind", ["script", "imported"])
+def test_a_call_is_not_resumed_whose_helper_in_another_module_has_changed(script: Any, edit: str, kind: str) -> None:
+    helper = (
+        "FACTOR = 2\nTABLE = {}\ndef scaled(n):\n    TABLE[n] = n\n    return n + FACTOR\n"
+        "class Scale:\n    def by(self, n): return 2 * n\n"
+    )
+    (script.folder / "helper.py").write_text(helper)
+    (script.folder / "middle.py").write_text("import helper\ndef work(n): return helper.scaled(helper.Scale().by(n))\n")
+    script.write(
+        f"""
+import os, sys
+sys.dont_write_bytecode = True
+from omniq_executor import PersistentExecutor
+import middle
+def own(n): return middle.work(n)
+with PersistentExecutor(1) as executor:
+    futures = [executor.submit(own if {kind!r} == "script" else middle.work, n) for n in range(3)]
+    print([future.result() for future in futures], [future.resumed for future in futures], flush=True)
+    if len(sys.argv) > 1:
+        os.kill(os.getpid(), 9)
+"""
+    )
+    assert script.run("die").stdout == "[2, 4, 6] [False, False, False]\n"
+    (script.folder / "helper.py").write_text("# a comment\n" + helper)
+    assert script.run("die").stdout == "[2, 4, 6] [True, True, True]\n"
+    old = {"FACTOR = 3": "FACTOR = 2", "return n - FACTOR": "return n + FACTOR"}
+    before = old.get(edit, "class Scale:\n    def by(self, n): return 2 * n")
+    assert before in helper
+    (script.folder / "helper.py").write_text(helper.replace(before, edit))
+    assert script.run().stdout.endswith("[False, False, False]\n")

@@ -5,8 +5,8 @@ runs an unguarded script again; workers need nothing of it, since what is define
 value, so that import is left out.
 
 fork: a process that has threads must not fork, and ours has some as soon as it works. So a nursery
-is forked when the executor is made, before it has any, and all workers are forked by the nursery,
-which does nothing else.
+is forked with the first call, before it has any, and all workers are forked by the nursery, which does
+nothing else. What they have of the script is as it was then, as with ProcessPoolExecutor.
 
     parent --request, descriptors-> nursery --fork--> worker
            <--started, ended--------
@@ -96,6 +96,9 @@ class Launcher:
         """Have deaths waited for by `selector`."""
         self._selector = selector
 
+    def prepare(self) -> None:
+        """Do what is to be done before a first call is described."""
+
     def start(self, slot: int, data: socket.socket, control: socket.socket, on_death: OnDeath) -> Process:
         """Start the worker of a slot with its ends of the sockets; `on_death` is called when it has ended."""
         made = self._context.Process(  # type: ignore[attr-defined]  # every concrete context has it
@@ -150,8 +153,17 @@ class NurseryLauncher(Launcher):
         self._numbers: dict[int, Process] = {}
         self._count = 0
         self._is_gone = False  # the nursery
+        self._theirs: socket.socket | None = theirs  # until the nursery has it
+        self._nursery: Any = None
+
+    def prepare(self) -> None:
+        """Fork the nursery, unless it is there."""
+        if self._theirs is None:
+            return
+        # The child lets go of what the launcher has, and this is the child's.
+        theirs, self._theirs = self._theirs, None
         self.snapshot = Snapshot()
-        self._nursery = context.Process(target=self._tend, args=(theirs,))  # type: ignore[attr-defined]
+        self._nursery = self._context.Process(target=self._tend, args=(theirs,))  # type: ignore[attr-defined]
         self._nursery.start()
         theirs.close()
 
@@ -162,6 +174,7 @@ class NurseryLauncher(Launcher):
 
     def start(self, slot: int, data: socket.socket, control: socket.socket, on_death: OnDeath) -> Process:
         """As in Launcher; the pid is known later."""
+        self.prepare()
         if self._is_gone:
             raise RuntimeError("the process that forks the workers has died")
         socket.send_fds(
@@ -200,6 +213,11 @@ class NurseryLauncher(Launcher):
         """Wait until all workers and the nursery have ended."""
         if self._socket.fileno() == -1:  # closed before
             return
+        if self._theirs is not None:  # there never was a nursery
+            self._theirs.close()
+            self._socket.close()
+            super().close()
+            return
         self._socket.shutdown(socket.SHUT_WR)
         self._socket.settimeout(kill_after_s)
         hearing = True
@@ -218,6 +236,8 @@ class NurseryLauncher(Launcher):
         """After a fork, in the child: neither is the nursery."""
         super().leave_to_parent()
         self._socket.close()
+        if self._theirs is not None:
+            self._theirs.close()
 
     def _tend(self, parent: socket.socket) -> None:
         """The nursery's own life: start workers on request, tell of their ends, end after the last."""
@@ -256,7 +276,7 @@ class NurseryLauncher(Launcher):
 
 
 def make_launcher(context: BaseContext, slots: Slots, initializer: Initializer, initargs: Sequence[Any]) -> Launcher:
-    """The launcher for a context's start method. With fork it forks: call it before anything is opened."""
+    """The launcher for a context's start method."""
     forks = context.get_start_method() == "fork"
     return (NurseryLauncher if forks else Launcher)(context, slots, initializer, initargs)
 

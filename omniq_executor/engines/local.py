@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import codec
+from ..modules import Snapshot
 from ..schedule import MOST_BYTES, STEAL_AFTER_S, Pace, earlier
 from ..slots import FIRST, RESUME, SINCE, STARTED, STOP, Slots
 from . import worker as proc
@@ -174,8 +175,6 @@ class LocalEngine:
         self._max_tasks = max_tasks_per_child
         self._slots_file = Slots(max_workers)
         self._launcher = make_launcher(context, self._slots_file, initializer, tuple(initargs))
-        self.snapshot = self._launcher.snapshot
-        """What workers have of the script by a fork, as functions are written for them."""
         self._slots: list[_Worker | None] = [None] * max_workers
         self._function_ids: dict[tuple[int, bytes, int, int], int] = {}
         self._last_function = 0
@@ -197,6 +196,16 @@ class LocalEngine:
         self._selector = selector
         self._wake = wake
         self._launcher.attach(selector)
+
+    def prepare(self) -> None:
+        """Do what is to be done before a first call is described: with fork, fork."""
+        if self.max_workers:
+            self._launcher.prepare()
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What workers have of the script by a fork, as functions are written for them."""
+        return self._launcher.snapshot
 
     # giving work
 
