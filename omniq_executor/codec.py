@@ -160,6 +160,11 @@ def write(value: Any, snapshot: Any = None) -> Written:
         return Written(pickle.dumps(spaces.ByName(plain, str(error)), _PROTOCOL))
 
 
+def names_script(data: bytes) -> bool:
+    """Whether a pickle may name something of the script."""
+    return _BY_NAME in data
+
+
 def dump_path(path: str) -> bytes:
     """A function by its dotted path, which need not be importable here, as a pickle."""
     return pickle.dumps(_Imported(path), _PROTOCOL)

@@ -1,6 +1,7 @@
 """Functions on their way into the store: what they are called, what identifies them, how they travel."""
 
 import hashlib
+import os
 import pickle
 import sys
 import types
@@ -29,6 +30,7 @@ class Functions:
     def __init__(self, snapshot: Any = None) -> None:
         """`snapshot` says what workers have of the script by a fork."""
         self._snapshot = snapshot
+        self._of_this_process: dict[bytes, bytes] = {}  # digests that no other process is to know again
         self._by_name: dict[Any, _Known] = {}
         self._by_value: dict[bytes, _Known] = {}  # by the signature of all that is carried
 
@@ -50,8 +52,8 @@ class Functions:
                 )
         try:
             digest = keys.function_digest(function)
-        except keys.Uncanonical:  # then it is the same only if its pickle is
-            digest = hashlib.blake2b(written.data, digest_size=16).digest()
+        except keys.Uncanonical:
+            digest = self._digest_of_pickle(written)
         version = versions.check_of(function)
         if version is not None:
             digest = hashlib.blake2b(digest + version.identity(), digest_size=16).digest()
@@ -66,6 +68,16 @@ class Functions:
                 self._by_name.clear()
             self._by_name[function] = _Known(described, version)
         return described
+
+    def _digest_of_pickle(self, written: codec.Written) -> bytes:
+        """What identifies a function that has no stable form: its pickle, if that carries all of the script's code.
+
+        One that names what is the script's would be the same after an edit: it is another one in each process.
+        """
+        is_by_name = codec.names_script(written.data) if written.signature is None else self._snapshot is not None
+        if not is_by_name:
+            return hashlib.blake2b(written.data, digest_size=16).digest()
+        return self._of_this_process.setdefault(written.signature or written.data, os.urandom(16))
 
     def _checked(self, function: Function, written: codec.Written, version: versions.Version | None) -> Function:
         """With the pickle that was written, which is loaded only where the code that it names is the same."""

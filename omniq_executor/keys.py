@@ -10,7 +10,7 @@ matter, nor do a function's lines, file, comments, docstrings and annotations.
 **Different structure, different digest.** Types count (1, True and 1.0 differ), so does the sign of
 zero. Every part is tagged, and of known length, so nothing encodes alike by being strung together.
 
-**No stable form, `Uncanonical`.** So for what cannot be reduced (a lock, a generator), for data that
+**No stable form, `Uncanonical`.** So for what cannot be reduced (a generator), for data that
 contains itself and for data nested too deep. The caller does without a key.
 
 How far it looks: a function that can be imported is its name, its code, its defaults and what it
@@ -60,6 +60,14 @@ _INCIDENTAL = _COMPILED_IN | {
     *("__annotations__", "__annotations_cache__", "__annotate__", "__annotate_func__"),
 }
 _SET_REDUCERS: tuple[Any, ...] = tuple((object.__reduce_ex__, kind.__reduce__) for kind in (set, frozenset))
+
+
+# Modules and types of what a process has and no other can have: locks, connections, open files, caches of weak
+# references. They are known again by their type, or no function that uses one would be.
+_OF_PROCESS = frozenset({
+    *("_thread", "threading", "multiprocessing.synchronize", "sqlite3", "socket", "_weakref", "weakref"),
+    *(("_io", name) for name in ("TextIOWrapper", "BufferedReader", "BufferedWriter", "BufferedRandom", "FileIO")),
+})  # fmt: skip
 
 
 class Uncanonical(Exception):
@@ -202,6 +210,8 @@ class _Encoder:
     def _object(self, value: Any) -> bytes:
         """Any object, by what pickle would be told of it."""
         kind = type(value)
+        if kind.__module__ in _OF_PROCESS or (kind.__module__, kind.__name__) in _OF_PROCESS:
+            return _item(b"O", _text(kind.__module__) + _text(kind.__qualname__))
         try:
             reducer = copyreg.dispatch_table.get(kind)
             if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and not value.flags.forc:

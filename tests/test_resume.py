@@ -309,6 +309,34 @@ if __name__ == "__main__":
     assert len(script.journal.lines()) == (3 if matches else 6)
 
 
+KINDS = {
+    "lock": ("LOCK = threading.Lock()", "with LOCK:\n        return n + 1", True),
+    "singledispatch": (
+        "@functools.singledispatch\ndef add(n): pass\n@add.register\ndef _(n: int): return n + 1", "return add(n)", True,
+    ),
+    "generator": ("PARTS = (part for part in ())", "return n + 1 if PARTS else 0", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_function_that_cannot_travel_by_value_is_another_after_an_edit(script: Any, kind: str, method: str) -> None:
+    """It goes by its name, which is the same."""
+    head, body, is_stable = KINDS[kind]
+    source = HEAD + (
+        f"import functools, multiprocessing, threading\n{head}\ndef work(n):\n    {body}\n"
+        'if __name__ == "__main__":\n'
+        f"    with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:\n"
+        "        future = executor.submit(work, 1)\n"
+        "        print(future.result(), future.resumed, flush=True)\n"
+        "        if len(sys.argv) > 1:\n            die()\n"
+    )
+    script.write(source)
+    assert killed(script, "die").stdout == "2 False\n"
+    assert killed(script, "die").stdout == f"2 {is_stable}\n"
+    script.write(source.replace("n + 1", "n + 1000"))
+    assert ended(script).stdout == "1001 False\n"
+
+
 def test_only_what_an_earlier_run_finished_is_called_resumed(script: Any) -> None:
     script.write(
         HEAD
