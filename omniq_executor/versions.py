@@ -190,13 +190,15 @@ def _changed(
 ) -> Exception:
     from .errors import CodeChanged
 
-    files = "; ".join(
-        f"{module} is {versions[module][2] or 'without a file'} where it was submitted"
-        f" and {_file(module) or 'without a file'} here"
-        for module in sorted(modules)
-    )
+    files = []
+    for module in sorted(modules):
+        there, here = versions[module][2] or "without a file", _file(module) or "without a file"
+        files.append(f"{module} is {there} where it was submitted and {here} here, in another version")
     said = why or "the code that it reaches is not the same"
-    return CodeChanged(f"process {os.getpid()} has another version of {path}: {said}: {files}")
+    return CodeChanged(
+        f"process {os.getpid()} has another version of {path}: {said}: {'; '.join(files)}."
+        " Start the script again, or the worker, so that both have the same"
+    )
 
 
 def _file(module: str) -> str:

@@ -75,16 +75,24 @@ BODIES = {
 }
 
 
+def ended_as_it_may(done: Any) -> str:
+    """How a job that is killed ended. Kills that meet one and the same call three times are taken for its doing."""
+    if "died 3 times while it had this call" in done.stderr:
+        return "given up"
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return "killed" if done.returncode else "done"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", BODIES)
 def test_a_job_killed_at_random_moments_repeats_at_most_four_calls_a_kill(
-    script: Any, open_store: Any, form: str
+    script: Any, open_store: Any, wait_until: Any, form: str
 ) -> None:
     count, kills, seed = 500, 8, 20_000 + len(form)
     print(f"seed {seed}")  # noqa: T201 - for whoever looks into a failure
     chance = random.Random(seed)
     script.write(HEAD + JOB.format(count=count, body=BODIES[form].format(count=count)))
-    hit = 0
+    ends = []
     for kill in range(kills):
         before = len(script.journal.lines())
         process = script.start()
@@ -94,14 +102,17 @@ def test_a_job_killed_at_random_moments_repeats_at_most_four_calls_a_kill(
             except subprocess.TimeoutExpired:
                 pass
         else:  # in the midst of its work
-            script.journal.wait_for(before + chance.randrange(1, 60))
+            target = before + chance.randrange(1, 60)
+            wait_until(lambda: process.poll() is not None or len(script.journal.lines()) >= target)  # noqa: B023
         process.kill()
         done = script.finished(process)
-        hit += done.returncode == -signal.SIGKILL
+        ends.append(ended_as_it_may(done))
         assert len(announcements(done.stderr)) <= 1
-    assert hit == kills
-    done = ended(script)
-    assert done.stdout == "all right True\n"
+    assert ends.count("killed") >= kills - 1
+    done = script.run()
+    if ended_as_it_may(done) == "given up":
+        done = script.run()
+    assert (done.returncode, done.stdout) == (0, "all right True\n"), done.stderr
     times = Counter(map(int, script.journal.lines()))
     assert times.keys() == set(range(count))
     assert sum(times.values()) - count <= 4 * kills
@@ -312,7 +323,9 @@ if __name__ == "__main__":
 KINDS = {
     "lock": ("LOCK = threading.Lock()", "with LOCK:\n        return n + 1", True),
     "singledispatch": (
-        "@functools.singledispatch\ndef add(n): pass\n@add.register\ndef _(n: int): return n + 1", "return add(n)", True,
+        "@functools.singledispatch\ndef add(n): pass\n@add.register\ndef _(n: int): return n + 1",
+        "return add(n)",
+        True,
     ),
     "generator": ("PARTS = (part for part in ())", "return n + 1 if PARTS else 0", False),
 }  # fmt: skip

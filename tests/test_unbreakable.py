@@ -587,8 +587,8 @@ def test_after_the_death_of_the_nursery_every_future_is_resolved(
 ) -> None:
     before = set(children_of(os.getpid()))
     executor = make_executor(2, multiprocessing.get_context("fork"))
-    (nursery,) = set(children_of(os.getpid())) - before
     futures = [executor.submit(calls.noted_pid_wait, journal.path, gate) for _ in range(6)]
+    (nursery,) = set(children_of(os.getpid())) - before
     old = [int(pid) for pid in journal.wait_for(2)]
     os.kill(nursery, signal.SIGKILL)
     all_done(futures, SOON_S)

@@ -57,7 +57,7 @@ def outcome(function):
     try:
         return executor.submit(function).result(30)
     except CodeChanged as error:
-        return type(error).__name__ + (" edited.py" if "edited.py where" in str(error) else "")
+        return type(error).__name__ + (" edited.py" if "edited.py here" in str(error) else "")
 
 with PersistentExecutor(2, multiprocessing.get_context({method!r})) as executor:
     print([outcome(edited.f) for _ in range(4)], outcome(edited.g), outcome(edited.h), outcome(lambda: edited.f()))
