@@ -120,6 +120,7 @@ def use(n: int) -> bool:
 def test_locks_events_queues_and_values_are_shared_by_default(
     make_executor: MakeExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING", "omniq_executor")  # whatever a command line in this process has set
     shared = FORK.Lock(), FORK.Event(), FORK.Queue(), FORK.Value("i", 0)
     lock, event, queue, value = shared
     executor = make_executor(2, initializer=share, initargs=iter(shared))

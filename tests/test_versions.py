@@ -10,12 +10,12 @@ from typing import Any
 
 import calls
 import pytest
-from conftest import MakeExecutor
 
 from omniq_executor import CodeChanged, PersistentExecutor, Status
 from omniq_executor.functions import Functions
 
 WAIT_S = 30.0
+MakeExecutor = Callable[..., PersistentExecutor]
 
 
 @pytest.fixture
