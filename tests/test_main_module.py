@@ -312,3 +312,28 @@ print(executor.submit(seen).result(30))
 """
     )
     assert script.run().stdout == "[1, 2]\n"
+
+
+@pytest.mark.slow
+def test_with_fork_nothing_of_a_large_global_is_copied(script: Any) -> None:
+    """Issue 9: 20 submits took 14 s and 1.2 GB, and what was above 1 GB was refused."""
+    script.write(
+        METHODS_ALL
+        + """
+import resource, time
+DATA = bytes(200 << 20)
+
+def look(n):
+    return DATA[n]
+
+if __name__ == "__main__":
+    with PersistentExecutor(2, multiprocessing.get_context("fork")) as executor:
+        began = time.monotonic()
+        assert sum(future.result(30) for future in [executor.submit(look, n) for n in range(20)]) == 0
+        print(time.monotonic() - began < 5, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 300 << 10)
+        print(sum(len(executor.store.function(stored.digest).pickle)
+            for stored in executor.store.stored(executor.store.ids())) < 1 << 20)
+"""
+    )
+    done = script.run()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\nTrue\n", "")
