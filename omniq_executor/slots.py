@@ -10,6 +10,7 @@ The file lies beside the store. When the owner is dead, whoever takes back its t
 begun: of hundreds that it had claimed, those alone can be what killed it.
 """
 
+import contextlib
 import mmap
 import os
 from pathlib import Path
@@ -31,6 +32,7 @@ class Slots:
         """Of the file, from `make()` to `close()`."""
         self._path: str | None = None
         self._map: mmap.mmap | None = None
+        self._views: list[memoryview[int]] = []  # that are in use
 
     def make(self, path: Path) -> None:
         """Make the file. Raises StoreError where that is not possible."""
@@ -53,13 +55,20 @@ class Slots:
             fd = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW)
             self._map = mmap.mmap(fd, 0)
             os.close(fd)
-        return row(self._map, slot)
+        self._views.append(row(self._map, slot))
+        return self._views[-1]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; nobody uses a row any more."""
         if self.fd != -1:
             os.close(self.fd)
             self.fd = -1
+        while self._views:
+            self._views.pop().release()
+        if self._map is not None:
+            with contextlib.suppress(BufferError):  # somebody looks at a row just now, and lets go of it
+                self._map.close()
+            self._map = None
 
     def __reduce__(self) -> Any:
         return _known, (self.count, self._path)
