@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import keys
+from . import keys, versions
 
 
 def context_of(initializer: Callable[..., object] | None, initargs: Sequence[Any], store: Path) -> str:
@@ -20,7 +20,9 @@ def context_of(initializer: Callable[..., object] | None, initargs: Sequence[Any
         folder = ""
     parts: list[Any] = [folder]
     if initializer is not None:
+        version = versions.check_of(initializer)  # as of a function that is submitted: helpers count, too
         parts += [_digest(initializer) or getattr(initializer, "__qualname__", ""), *map(_digest, initargs)]
+        parts.append(None if version is None else version.identity())
     return keys.value_digest(parts).hex()
 
 

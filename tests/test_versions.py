@@ -265,3 +265,29 @@ with PersistentExecutor(1) as executor:
     assert before in helper
     (script.folder / "helper.py").write_text(helper.replace(before, edit))
     assert script.run().stdout.endswith("[False, False, False]\n")
+
+
+def test_a_run_is_not_continued_whose_initializer_calls_a_helper_that_has_changed(script: Any) -> None:
+    (script.folder / "helper.py").write_text("def scale(): return 2\n")
+    script.write(
+        """
+import os, sys
+sys.dont_write_bytecode = True
+from omniq_executor import PersistentExecutor
+import helper
+SCALE = None
+def prepare():
+    global SCALE
+    SCALE = helper.scale()
+def work(n): return n * SCALE
+with PersistentExecutor(1, initializer=prepare) as executor:
+    future = executor.submit(work, 1)
+    print(future.result(), future.resumed, flush=True)
+    if len(sys.argv) > 1:
+        os.kill(os.getpid(), 9)
+"""
+    )
+    assert script.run("die").stdout == "2 False\n"
+    assert script.run("die").stdout == "2 True\n"
+    (script.folder / "helper.py").write_text("def scale(): return 3\n")
+    assert script.run().stdout == "3 False\n"

@@ -527,8 +527,7 @@ class FileStore(Store):
 
     def bell_path(self, owner: int) -> Path:
         """The FIFO that others ring for this owner."""
-        if self._closed:
-            raise StoreError(f"the store {self.path} has been closed")
+        self._opened()
         return self._owners.bell_path(owner)
 
     def slots_path(self, owner: int) -> Path:
