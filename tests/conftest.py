@@ -26,6 +26,10 @@ WAIT_S = 30.0  # a bound for what is expected at once, on a machine that is busy
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Python takes a module from its .pyc file where the source has the size and the second of change that it had then,
+# and tests edit sources faster than that. Processes that they start take it from the environment, forkservers too.
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
 MakeExecutor = Callable[..., PersistentExecutor]
 
 

@@ -23,7 +23,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """Writes a module, and imports it, or imports it again."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     names = []
 
     def write(source: str, name: str = "edited", load: bool = True) -> Any:
@@ -43,7 +42,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 SCRIPT = """
 import importlib, multiprocessing, sys
-sys.dont_write_bytecode = True
 def write(source, name="edited"):
     with open(f"{{name}}.py", "w") as file:
         file.write(source)
@@ -246,7 +244,6 @@ def test_a_call_is_not_resumed_whose_helper_in_another_module_has_changed(script
     script.write(
         f"""
 import os, sys
-sys.dont_write_bytecode = True
 from omniq_executor import PersistentExecutor
 import middle
 def own(n): return middle.work(n)
@@ -272,7 +269,6 @@ def test_a_run_is_not_continued_whose_initializer_calls_a_helper_that_has_change
     script.write(
         """
 import os, sys
-sys.dont_write_bytecode = True
 from omniq_executor import PersistentExecutor
 import helper
 SCALE = None
