@@ -22,11 +22,11 @@ from pathlib import Path
 
 from bench import calls
 from omniq_executor import PersistentExecutor, open_store
-from omniq_executor.codec import encode_rows
-from omniq_executor.functions import Functions
-from omniq_executor.ids import Ids
-from omniq_executor.model import Event, now
-from omniq_executor.stores.base import Batch, Call, Claimed, Outcome, Run, Store, Turn
+from omniq_executor.model.codec import encode_rows
+from omniq_executor.model.functions import Functions
+from omniq_executor.model.ids import Ids
+from omniq_executor.model.task import Call, Event
+from omniq_executor.stores.base import Batch, Claimed, Outcome, Run, Store, Turn, now
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = 1_000

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from .executor import PersistentExecutor as PersistentExecutor
     from .future import DurableFuture as DurableFuture
-    from .model import Status as Status, Task as Task
+    from .model.task import Status as Status, Task as Task
     from .stores import open_store as open_store
     from .stores.base import Store as Store
 
@@ -44,8 +44,8 @@ _HOMES = {
     "PersistentExecutor": "executor",
     "AsyncOmniQ": "aio",
     "DurableFuture": "future",
-    "Status": "model",
-    "Task": "model",
+    "Status": "model.task",
+    "Task": "model.task",
     "Settings": "config",
     "open_store": "stores",
     "Store": "stores.base",

@@ -28,18 +28,18 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from . import codec
 from .config import Settings, parse_address
 from .errors import RemoteError, StoreError, TaskNotFound
 from .executor import PersistentExecutor
-from .fields import task_fields
-from .functions import Functions, named, stored_call
 from .future import rebuild
-from .ids import Ids
-from .model import FINISHED, Options, Status, Task, format_id, now, parse_id
-from .policy import make_plan
-from .stores.awaited import AwaitedStore, open_awaited
-from .stores.base import NO_RUN, Batch, Call, Found, Function, Turn
+from .model import codec
+from .model.fields import task_fields
+from .model.functions import Functions, named, stored_call
+from .model.ids import Ids
+from .model.options import make_plan
+from .model.task import FINISHED, Call, Function, Options, Status, Task, format_id, parse_id
+from .stores.base import NO_RUN, Batch, Found, Turn, now
+from .stores.sqlite.async_store import AwaitedStore, open_awaited
 
 DEFAULT_QUEUE = "default"
 _HEAR_S = 1.0  # at least, between two looks at what finished, while nobody waits for it

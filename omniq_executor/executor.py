@@ -16,22 +16,22 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Literal
 
-from . import sessions
+from .code.run_context import context_of
 from .config import Settings
-from .dispatcher import USUAL, Dispatcher
-from .engines.launch import Process
-from .engines.local import LocalEngine
+from .dispatch import sessions
+from .dispatch.dispatcher import USUAL, Dispatcher
+from .dispatch.stranded import SESSION, stranded
+from .engines.local.launch import Process
+from .engines.local.pool import LocalEngine
+from .engines.local.start_method import context_for
 from .errors import CallError, TaskNotFound, TooLarge
-from .functions import Functions, stored_call, too_large
 from .future import DurableFuture
-from .mapping import Results
-from .model import Options, Status, format_id, now, parse_id
-from .policy import Backoff, Plan, RetryOn, make_plan, seconds
-from .run_context import context_of
-from .start_method import context_for
+from .map_iterator import Results
+from .model.functions import Functions, stored_call, too_large
+from .model.options import Backoff, Plan, RetryOn, make_plan, seconds
+from .model.task import Function, Options, Status, format_id, parse_id
 from .stores import open_store
-from .stores.base import Function, Resume
-from .stranded import SESSION, stranded
+from .stores.base import Resume, now
 
 _log = logging.getLogger("omniq_executor")
 
@@ -159,7 +159,9 @@ class PersistentExecutor(concurrent.futures.Executor):
                     since=0 if within_s is None else moment - int(within_s * 1e6),
                 )  # fmt: skip
                 lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
-                dispatcher = Dispatcher(opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run")
+                dispatcher = Dispatcher(
+                    opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run", new_future=DurableFuture
+                )
             except BaseException:
                 opened.close()
                 raise
@@ -211,7 +213,8 @@ class PersistentExecutor(concurrent.futures.Executor):
             future.set_exception(error)
             return future
         try:
-            return self._dispatcher.submit(function, call, plan.after(after) if after else plan)
+            submitted: DurableFuture = self._dispatcher.submit(function, call, plan.after(after) if after else plan)
+            return submitted
         except TooLarge as error:
             raise too_large(error, function, fn, args, kwargs) from error
 
@@ -313,7 +316,7 @@ class PersistentExecutor(concurrent.futures.Executor):
 
         Raises TaskNotFound if the store has none, and ValueError for what is no task id.
         """
-        future = self._dispatcher.future(parse_id(task_id))
+        future: DurableFuture | None = self._dispatcher.future(parse_id(task_id))
         if future is None:
             raise TaskNotFound(f"{self.store.address} holds no {task_id}; `omniq-executor list` shows what it holds")
         return future

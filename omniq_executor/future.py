@@ -6,12 +6,12 @@ from collections.abc import Generator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any
 
-from . import codec, dependencies
 from .errors import OmniqError, StoreError
-from .model import ErrorInfo, Task, format_id
+from .model import codec, dependencies
+from .model.task import ErrorInfo, Task, format_id
 
 if TYPE_CHECKING:
-    from .dispatcher import Dispatcher
+    from .dispatch.dispatcher import Dispatcher
     from .stores.base import Store
 
 _DONE = frozenset({CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED})

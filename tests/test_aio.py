@@ -27,8 +27,8 @@ from omniq_executor import (
     TaskNotFound,
     TaskTimeout,
 )
-from omniq_executor.model import iso
-from omniq_executor.stores import awaited
+from omniq_executor.model.task import iso
+from omniq_executor.stores.sqlite import async_store as awaited
 
 WAIT_S = 30.0
 UNKNOWN = "task-0123456789abc"

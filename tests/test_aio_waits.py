@@ -18,7 +18,7 @@ import pytest
 
 import omniq_executor
 from omniq_executor import AsyncOmniQ, aio
-from omniq_executor.stores.awaited import AwaitedSQLite, AwaitedStore
+from omniq_executor.stores.sqlite.async_store import AwaitedSQLite, AwaitedStore
 
 WAIT_S = 30.0
 ROOT = str(Path(omniq_executor.__file__).parents[1])

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 import omniq_executor
 from omniq_executor import PersistentExecutor, Status, open_store
-from omniq_executor.cli import main
-from omniq_executor.model import Event, Options, Successor, now
-from omniq_executor.stores.base import Batch, Call, Function, Outcome, Store, Turn
+from omniq_executor.cli.main import main
+from omniq_executor.model.task import Call, Event, Function, Options, Successor
+from omniq_executor.stores.base import Batch, Outcome, Store, Turn, now
 
 ROOT = str(Path(omniq_executor.__file__).parents[1])
 

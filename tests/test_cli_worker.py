@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from omniq_executor import PersistentExecutor, Status
-from omniq_executor.cli import main
-from omniq_executor.engines.local import LocalEngine
+from omniq_executor.cli.main import main
+from omniq_executor.engines.local.pool import LocalEngine
 
 WAIT_S = 30.0
 

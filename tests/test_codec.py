@@ -20,7 +20,7 @@ from hypothesis import given, strategies as st
 
 import omniq_executor
 from omniq_executor import SerializationError
-from omniq_executor.codec import (
+from omniq_executor.model.codec import (
     decode,
     decode_call,
     dump_function,
@@ -301,7 +301,7 @@ def python(tmp_path: Path) -> Python:
     return run
 
 
-PRELUDE = "import sys\nfrom pathlib import Path\nfrom omniq_executor.codec import *\n"
+PRELUDE = "import sys\nfrom pathlib import Path\nfrom omniq_executor.model.codec import *\n"
 SCRIPT = """
 class Point:
     class Inner: pass

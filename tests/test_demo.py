@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from omniq_executor.demo import python_files
-from omniq_executor.demo_job import MOST, analyse
+from omniq_executor.cli.demo import python_files
+from omniq_executor.cli.demo_job import MOST, analyse
 
 FILES = 24
 LAST_LINE = re.compile(r"(\d+) tasks, (\d+) resumed, (\d+) executed in \d+\.\d s")
@@ -64,7 +64,7 @@ def test_every_file_is_a_task_and_the_most_complex_functions_are_shown(job: Path
     assert [row.split() for row in rows] == [
         [f"f{n}", str(100 * n + 1), f"deeper/module_{n:02}.py:1"] for n in range(first, first - 10, -1)
     ]
-    assert Counter(task["func_path"] for task in listed(job)) == {"omniq_executor.demo_job.analyse": FILES}
+    assert Counter(task["func_path"] for task in listed(job)) == {"omniq_executor.cli.demo_job.analyse": FILES}
 
 
 def test_a_killed_job_resumes_with_what_was_committed(job: Path) -> None:

@@ -15,9 +15,9 @@ import calls
 import pytest
 
 from omniq_executor import AsyncOmniQ, DependencyFailed, PersistentExecutor, SerializationError, Status, TaskNotFound
-from omniq_executor.engines.local import Report
-from omniq_executor.model import Event
-from omniq_executor.outcomes import UNMET, ends_of
+from omniq_executor.dispatch.results import UNMET, ends_of
+from omniq_executor.engines.local.pool import Report
+from omniq_executor.model.task import Event
 from omniq_executor.stores.base import Found, Outcome
 
 WAIT_S = 30.0

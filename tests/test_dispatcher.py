@@ -12,7 +12,7 @@ import calls
 import pytest
 
 from omniq_executor import PersistentExecutor
-from omniq_executor.dispatcher import STIR_S
+from omniq_executor.dispatch.dispatcher import STIR_S
 
 WAIT_S = 30.0
 

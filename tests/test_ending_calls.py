@@ -15,8 +15,8 @@ import calls
 import pytest
 
 from omniq_executor import NotImportable, PersistentExecutor, Settings, Status, TaskTimeout
-from omniq_executor.engines import ending
-from omniq_executor.model import Options
+from omniq_executor.engines.local import termination as ending
+from omniq_executor.model.task import Options
 
 WAIT_S = 30.0
 LONG_S = 300.0

@@ -13,7 +13,7 @@ import calls
 import pytest
 
 from omniq_executor import DependencyFailed, PersistentExecutor, Status, StoreError, open_store
-from omniq_executor.model import now
+from omniq_executor.stores.base import now
 
 WAIT_S = 30.0
 P50_S = 0.05  # of the way from a worker to a future: ten times what is promised, for a machine that is busy

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from omniq_executor.handout import Handout
-from omniq_executor.schedule import Pace
-from omniq_executor.stores.base import Call, Claimed, Function
+from omniq_executor.dispatch.queue import Handout
+from omniq_executor.engines.pacing import Pace
+from omniq_executor.model.task import Call, Function
+from omniq_executor.stores.base import Claimed
 
 
 class Engine:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-import omniq_executor.ids
+import omniq_executor.model.ids
 from omniq_executor import StoreError
-from omniq_executor.ids import Ids
-from omniq_executor.stores.owners import NODES, new_owner_id
+from omniq_executor.model.ids import NODES, Ids
+from omniq_executor.stores.owners import new_owner_id
 
 owners = st.integers(0, 2**31 - 1)
 START_NS = 1_700_000_000 * 10**9
@@ -30,7 +30,7 @@ class Clock:
 def take(owner: int, counts: list[int], times: Any = None) -> list[int]:
     """The ids that an owner takes, with its clock showing these times."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(omniq_executor.ids, "time", Clock(times))
+        patch.setattr(omniq_executor.model.ids, "time", Clock(times))
         ids = Ids(owner)
         return [first + place for count in counts for first in [ids.take(count)] for place in range(count)]
 

@@ -45,7 +45,8 @@ def test_a_worker_loads_neither_the_store_nor_asyncio(tmp_path: Path) -> None:
 from omniq_executor import PersistentExecutor
 def loaded():
     import sys
-    return sorted({{"asyncio", "sqlite3", "filelock", "click", "omniq_executor.dispatcher"}} & set(sys.modules))
+    names = "asyncio", "sqlite3", "filelock", "click", "omniq_executor.dispatch.dispatcher"
+    return sorted(set(names) & set(sys.modules))
 with PersistentExecutor(1, store={str(tmp_path / "s.db")!r}) as executor:
     print(executor.submit(loaded).result(30))
 """
@@ -110,4 +111,4 @@ def test_every_module_can_be_imported_by_itself() -> None:
     assert len(names) > 10
     code = "import importlib, subprocess\n" + "".join(f"importlib.import_module({name!r})\n" for name in sorted(names))
     assert run(code + "print('all')") == "all\n"
-    assert importlib.import_module("omniq_executor.model")
+    assert importlib.import_module("omniq_executor.model.task")

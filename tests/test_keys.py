@@ -27,7 +27,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, strategies as st
 
-from omniq_executor.keys import Uncanonical, function_digest, value_digest
+from omniq_executor.code.digest import Uncanonical, function_digest, value_digest
 
 
 def define(source: str, name: str = "f", module: str = "__main__") -> Any:
@@ -798,7 +798,7 @@ def test_use_of_a_class_does_not_change_its_digest() -> None:
 
 SCRIPT = """
 import abc, collections, dataclasses, decimal, enum, json, pathlib, typing
-from omniq_executor.keys import function_digest, value_digest
+from omniq_executor.code.digest import function_digest, value_digest
 
 NAMES = {"red", "green", "blue", "yellow"}
 

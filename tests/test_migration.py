@@ -17,10 +17,10 @@ import pytest
 
 import omniq_executor
 from omniq_executor import PersistentExecutor, Status, StoreError, open_store
-from omniq_executor.codec import encode_call
-from omniq_executor.migration import Moved, UnderWay, migrate
-from omniq_executor.model import ErrorInfo, Options, Task, log_name
-from omniq_executor.stores.base import Function, RunRecord, Store, Stored
+from omniq_executor.model.codec import encode_call
+from omniq_executor.model.task import ErrorInfo, Function, Options, Task, log_name
+from omniq_executor.stores.base import RunRecord, Store, Stored
+from omniq_executor.stores.migration import Moved, UnderWay, migrate
 
 ROOT = str(Path(omniq_executor.__file__).parents[1])
 NAMES = {"sqlite": "store.db", "file": "store"}
@@ -257,9 +257,10 @@ def test_what_has_changed_in_the_source_since_an_interruption_is_taken_in(open_:
 
 DIES = """
 import os, sys
-from omniq_executor import migration
-from omniq_executor.cli import main
-from omniq_executor.stores import file, sqlite
+from omniq_executor.stores import migration
+from omniq_executor.cli.main import main
+from omniq_executor.stores.file import store as file
+from omniq_executor.stores.sqlite import store as sqlite
 migration.BATCH = 10
 calls = 0
 def count(event, args):

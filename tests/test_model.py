@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given, strategies as st
 
-from omniq_executor.model import (
+from omniq_executor.model.task import (
     ALPHABET,
     ENDS_CLAIM,
     FINISHED,

@@ -22,11 +22,11 @@ from omniq_executor import (
     TaskTimeout,
     WorkerCrashed,
 )
-from omniq_executor.codec import decode_error, encode_error
-from omniq_executor.engines import calltext
-from omniq_executor.engines.calltext import CallText
+from omniq_executor.engines.local import calltext
+from omniq_executor.engines.local.calltext import CallText
 from omniq_executor.future import rebuild
-from omniq_executor.model import ErrorInfo, format_id
+from omniq_executor.model.codec import decode_error, encode_error
+from omniq_executor.model.task import ErrorInfo, format_id
 
 WAIT_S = 30.0
 MakeExecutor = Callable[..., PersistentExecutor]
@@ -172,7 +172,7 @@ def test_it_is_stored_only_where_there_is_one() -> None:
 def test_show_tells_the_call(executor: PersistentExecutor, store: Path) -> None:
     from click.testing import CliRunner
 
-    from omniq_executor.cli import main
+    from omniq_executor.cli.main import main
 
     future = executor.submit(parse, "a.csv", strict=True)
     assert future.exception(WAIT_S) is not None

@@ -9,9 +9,8 @@ import calls
 import pytest
 
 from omniq_executor import PersistentExecutor, Status, open_store
-from omniq_executor.model import ErrorInfo, Options, parse_id
-from omniq_executor.policy import make_plan, retry_at
-from omniq_executor.schedule import backoff_s, next_occurrence
+from omniq_executor.model.options import backoff_s, make_plan, next_occurrence, retry_at
+from omniq_executor.model.task import ErrorInfo, Options, parse_id
 
 WAIT_S = 30.0
 SECOND = 1_000_000

@@ -1,8 +1,8 @@
 """What is told to the store of what workers report."""
 
-from omniq_executor.engines import worker as proc
-from omniq_executor.engines.local import Report
-from omniq_executor.outcomes import ends_of
+from omniq_executor.dispatch.results import ends_of
+from omniq_executor.engines.local import worker as proc
+from omniq_executor.engines.local.pool import Report
 from omniq_executor.stores.base import Block
 
 

@@ -20,7 +20,8 @@ import calls
 import pytest
 
 from omniq_executor import PersistentExecutor, TaskNotFound, WorkerCrashed, open_store
-from omniq_executor.model import FINISHED, now
+from omniq_executor.model.task import FINISHED
+from omniq_executor.stores.base import now
 
 WAIT_S = 30.0
 MakeExecutor = Callable[..., PersistentExecutor]
@@ -542,7 +543,7 @@ def test_a_thread_that_is_left_behind_writes_to_where_output_goes_at_that_moment
 def test_what_runs_twice_as_one_attempt_has_the_output_of_both(tmp_path: Path) -> None:
     code = """
 import sys
-from omniq_executor.engines.capture import Capture
+from omniq_executor.engines.local.capture import Capture
 
 for n in range(2):
     capture = Capture((sys.stdout, sys.stderr))

@@ -96,11 +96,12 @@ def test_every_public_name_is_there_without_posix() -> None:
 
 def test_without_posix_workers_are_spawned_on_all_cpus_of_the_machine() -> None:
     code = """
-from omniq_executor import executor, start_method
+from omniq_executor import executor
+from omniq_executor.engines.local import start_method
 print(start_method.default_context().get_start_method(), executor.usable_cpus() == os.cpu_count())
 """
     assert run(code) == "spawn True\n"
 
 
 def test_the_command_line_can_say_what_it_does_without_posix() -> None:
-    assert "Usage" in run("from omniq_executor.cli import main\nmain(['--help'], prog_name='omniq-executor')")
+    assert "Usage" in run("from omniq_executor.cli.main import main\nmain(['--help'], prog_name='omniq-executor')")

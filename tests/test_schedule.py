@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from omniq_executor.schedule import LEAD_S, LEAST_S, MOST_CALLS, PREFETCH_BELOW_S, Pace
+from omniq_executor.engines.pacing import LEAD_S, LEAST_S, MOST_CALLS, PREFETCH_BELOW_S, Pace
 
 reports = st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 100)), max_size=20)
 

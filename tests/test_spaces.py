@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from omniq_executor import codec, namespaces, spaces
-from omniq_executor.modules import Snapshot
+from omniq_executor.code import namespaces, spaces
+from omniq_executor.code.modules import Snapshot
+from omniq_executor.model import codec
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_a_forked_name_is_given_its_value_back(main: Any, load: Any) -> None:
 
 
 def test_a_very_large_value_has_no_digest_and_costs_no_copy() -> None:
-    from omniq_executor import keys
+    from omniq_executor.code import digest as keys
 
     with pytest.raises(keys.Uncanonical, match="parts"):
         keys.value_digest([[n] for n in range(600_000)])

@@ -16,7 +16,7 @@ import calls
 import pytest
 
 from omniq_executor import PersistentExecutor, Status
-from omniq_executor.model import format_id
+from omniq_executor.model.task import format_id
 
 WAIT_S = 30.0
 SILENT = "does not answer"

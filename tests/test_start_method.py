@@ -13,7 +13,8 @@ from typing import Any
 import calls
 import pytest
 
-from omniq_executor import PersistentExecutor, PoolBroken, start_method
+from omniq_executor import PersistentExecutor, PoolBroken
+from omniq_executor.engines.local import start_method
 
 WAIT_S = 30.0
 MakeExecutor = Callable[..., PersistentExecutor]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from omniq_executor import open_store as open_any
-from omniq_executor.stranded import stranded
+from omniq_executor.dispatch.stranded import stranded
 
 JOB = """
 import os, signal, sys

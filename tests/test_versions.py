@@ -12,7 +12,7 @@ import calls
 import pytest
 
 from omniq_executor import CodeChanged, PersistentExecutor, Status
-from omniq_executor.functions import Functions
+from omniq_executor.model.functions import Functions
 
 WAIT_S = 30.0
 MakeExecutor = Callable[..., PersistentExecutor]
@@ -219,7 +219,7 @@ def test_code_that_a_script_names_is_checked_where_the_version_of_python_differs
     module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edited = module("def f(): return 1\n")
-    monkeypatch.setattr("omniq_executor.versions._PYTHON", "another-1")
+    monkeypatch.setattr("omniq_executor.code.versions._PYTHON", "another-1")
     pickled = Functions().describe(edited.f).pickle
     monkeypatch.undo()
     sys.path.insert(0, str(Path(edited.__file__).parent))

@@ -11,8 +11,9 @@ from typing import Any
 import calls
 import pytest
 
-from omniq_executor import KeyConflict, PersistentExecutor, Status, WorkerCrashed, sessions
-from omniq_executor.model import MOST_OWNER_DEATHS
+from omniq_executor import KeyConflict, PersistentExecutor, Status, WorkerCrashed
+from omniq_executor.dispatch import sessions
+from omniq_executor.model.task import MOST_OWNER_DEATHS
 
 WAIT_S = 30.0
 

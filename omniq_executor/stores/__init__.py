@@ -24,9 +24,9 @@ def open_store(
     """
     backend, path = parse_address(address)
     if backend == "sqlite":
-        from .sqlite import SQLiteStore
+        from .sqlite.store import SQLiteStore
 
         return SQLiteStore(path, create=create, durability=durability, filling=filling)  # type: ignore[arg-type]  # checked there
-    from .file import FileStore
+    from .file.store import FileStore
 
     return FileStore(path, create=create, durability=durability, filling=filling)  # type: ignore[arg-type]

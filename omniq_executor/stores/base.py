@@ -11,33 +11,23 @@ than it can hold, in which case it can go on with others. Times are microseconds
 """
 
 import abc
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from ..codec import split
-from ..model import FINISHED, Claim, ErrorInfo, Event, Options, Status, Successor, Task
+from ..model.codec import split
+from ..model.task import FINISHED, Call, Claim, ErrorInfo, Event, Function, Options, Status, Successor, Task
 from .output import Output
 
 Resume = Literal["crashed", "always", "never"]
 _Queue = TypeVar("_Queue")
 
 
-class Function(NamedTuple):
-    """A function as it is stored: once, however many calls it has."""
-
-    digest: bytes  # identity of its code and what it closes over, 16 bytes: a changed function has another
-    path: str  # module and qualified name, for people
-    pickle: bytes
-
-
-class Call(NamedTuple):
-    """The stored form of one call's arguments (see Task), and what identifies them in a resume."""
-
-    args: str | bytes
-    kwargs: str | None = None
-    identity: bytes | None = None  # of a pickled call; of a JSON call it is the text itself
+def now() -> int:
+    """The time, in microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
 
 
 @dataclass(slots=True)
@@ -522,11 +512,9 @@ __all__ = [
     "NO_RUN",
     "Batch",
     "Block",
-    "Call",
     "Claim",
     "Claimed",
     "Found",
-    "Function",
     "Leftover",
     "Outcome",
     "Owner",
@@ -541,5 +529,6 @@ __all__ = [
     "Turned",
     "check_finished",
     "continued",
+    "now",
     "shares",
 ]

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import StoreError
-from ..model import log_name, parse_id
-from . import safety
+from ..model.task import log_name, parse_id
+from . import permissions as safety
 
 _ENDING = ".log"
 _SETTLED_S = 1.0  # a folder that changed that lately may change again without another time

@@ -23,9 +23,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..errors import StoreError
-from . import safety
-
-NODES = 4096  # owners of one store that live at a time differ in id modulo this; see new_owner_id()
+from ..model.ids import NODES
+from . import permissions as safety
 
 
 def new_owner_id(taken: Iterable[int]) -> int:

@@ -18,11 +18,12 @@ from typing import Any
 from backends import BACKENDS, SQUARE, Backend, call, new_ids
 from histories import Op, failure
 
-from omniq_executor.codec import encode
 from omniq_executor.errors import StoreError
-from omniq_executor.model import LAST_TIER, Event, now
-from omniq_executor.stores import file, journal, sqlite
-from omniq_executor.stores.base import Batch, Block, Outcome, Run, Store, Turn, Turned
+from omniq_executor.model.codec import encode
+from omniq_executor.model.task import LAST_TIER, Event
+from omniq_executor.stores.base import Batch, Block, Outcome, Run, Store, Turn, Turned, now
+from omniq_executor.stores.file import journal, store as file
+from omniq_executor.stores.sqlite import store as sqlite
 
 PATIENCE_S = 0.2  # every timeout of the stores of actors
 STEPS = 250

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from omniq_executor import open_store
-from omniq_executor.codec import encode, join
-from omniq_executor.model import (
+from omniq_executor.model.codec import encode, join
+from omniq_executor.model.task import (
     FINISHED,
+    Call,
     Claim,
     ErrorInfo,
     Event,
+    Function,
     Options,
     Refused,
     Status,
@@ -27,20 +29,7 @@ from omniq_executor.model import (
     settle,
     tier,
 )
-from omniq_executor.stores.base import (
-    Batch,
-    Block,
-    Call,
-    Function,
-    Leftover,
-    Outcome,
-    Resume,
-    Run,
-    RunRecord,
-    Store,
-    Turn,
-    Turned,
-)
+from omniq_executor.stores.base import Batch, Block, Leftover, Outcome, Resume, Run, RunRecord, Store, Turn, Turned
 
 
 @dataclass(frozen=True)

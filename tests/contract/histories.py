@@ -20,7 +20,7 @@ from typing import Any
 
 from backends import SQUARE
 
-from omniq_executor.model import Claim, ErrorInfo, Event, Refused, Status, Task, apply, tier
+from omniq_executor.model.task import Claim, ErrorInfo, Event, Refused, Status, Task, apply, tier
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from omniq_executor.model import Event, Status, source
-from omniq_executor.stores import transactions
+from omniq_executor.model.task import Event, Status, source
 from omniq_executor.stores.base import Run, Turn
 from omniq_executor.stores.owners import Owners
-from omniq_executor.stores.sqlite import SQLiteStore
-from omniq_executor.stores.transactions import Transaction
+from omniq_executor.stores.sqlite import transactions
+from omniq_executor.stores.sqlite.store import SQLiteStore
+from omniq_executor.stores.sqlite.transactions import Transaction
 
 SetAttr = Callable[[Any, str, Any], None]
 Mutation = Callable[[SetAttr], None]

@@ -16,11 +16,11 @@ import pytest
 from backends import BACKENDS, CUBE, ERROR, SQUARE, Backend, Client, call, new_ids, tick
 
 from omniq_executor import StoreError, StoreVersionError, TaskNotFound
-from omniq_executor.codec import encode_call
-from omniq_executor.model import Event, Options, Status, format_id, iso
-from omniq_executor.stores import journal
-from omniq_executor.stores.base import Batch, Call, Outcome, Turn
-from omniq_executor.stores.file import VERSION, FileStore
+from omniq_executor.model.codec import encode_call
+from omniq_executor.model.task import Call, Event, Options, Status, format_id, iso
+from omniq_executor.stores.base import Batch, Outcome, Turn
+from omniq_executor.stores.file import journal
+from omniq_executor.stores.file.store import VERSION, FileStore
 
 FOLDERS = ("pending", "running", "completed", "failed", "cancelled")
 Enter = Callable[..., Client]

@@ -10,11 +10,11 @@ import pytest
 from backends import BACKENDS, SQUARE, Backend, Client, call, new_ids, tick
 
 from omniq_executor import StoreError
-from omniq_executor.model import Event, Status, format_id
-from omniq_executor.stores import journal, order
+from omniq_executor.model.task import Event, Status, format_id
 from omniq_executor.stores.base import Batch
-from omniq_executor.stores.file import FileStore
-from omniq_executor.stores.folders import Folders
+from omniq_executor.stores.file import journal, ready_index as order
+from omniq_executor.stores.file.folders import Folders
+from omniq_executor.stores.file.store import FileStore
 
 
 @pytest.fixture

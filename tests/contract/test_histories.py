@@ -25,7 +25,7 @@ from backends import PROOF, SQUARE, Backend
 from histories import Op, check, failure, read, sums
 
 import omniq_executor
-from omniq_executor.model import Event, Status, Task
+from omniq_executor.model.task import Event, Status, Task
 
 pytestmark = pytest.mark.models
 

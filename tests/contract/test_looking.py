@@ -9,7 +9,7 @@ import pytest
 from backends import SQUARE, Backend, Client, call, new_ids, tick
 
 from omniq_executor import StoreError, TaskNotFound
-from omniq_executor.model import Event, Status, format_id
+from omniq_executor.model.task import Event, Status, format_id
 from omniq_executor.stores.base import Found, Run, Store, Turn
 
 Enter = Callable[..., Client]

@@ -29,22 +29,22 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from omniq_executor.codec import encode
 from omniq_executor.errors import StoreError, TaskNotFound
-from omniq_executor.model import ENDS_CLAIM, LAST_TIER, TRANSITIONS, Claim, Event, Options, Status, Task, is_waiting
-from omniq_executor.stores.base import (
-    Batch,
-    Block,
+from omniq_executor.model.codec import encode
+from omniq_executor.model.task import (
+    ENDS_CLAIM,
+    LAST_TIER,
+    TRANSITIONS,
     Call,
-    Found,
+    Claim,
+    Event,
     Function,
-    Leftover,
-    Outcome,
-    Resume,
-    RunRecord,
-    Turn,
-    Turned,
+    Options,
+    Status,
+    Task,
+    is_waiting,
 )
+from omniq_executor.stores.base import Batch, Block, Found, Leftover, Outcome, Resume, RunRecord, Turn, Turned
 
 pytestmark = pytest.mark.models
 

@@ -10,7 +10,7 @@ import pytest
 from backends import Backend, Client, tick
 
 from omniq_executor import StoreError
-from omniq_executor.model import Event, Status
+from omniq_executor.model.task import Event, Status
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

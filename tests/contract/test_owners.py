@@ -13,7 +13,7 @@ import pytest
 from backends import Backend, Client, tick
 
 from omniq_executor import slots
-from omniq_executor.model import Event, Status
+from omniq_executor.model.task import Event, Status
 from omniq_executor.stores.base import Store
 
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from backends import SQUARE, Client, call, new_ids, tick
 
-from omniq_executor.model import Event, Status
+from omniq_executor.model.task import Event, Status
 from omniq_executor.stores.base import NO_RUN, Batch, Outcome, Turn, Turned
 
 Enter = Callable[..., Client]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from backends import CUBE, ERROR, SQUARE, Client, call, new_ids, tick
 
-from omniq_executor.model import Event, Status
-from omniq_executor.stores.base import Batch, Call, Found, Function
+from omniq_executor.model.task import Call, Event, Function, Status
+from omniq_executor.stores.base import Batch, Found
 
 Enter = Callable[..., Client]
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from backends import BACKENDS, SQUARE, Backend, Client, call, new_ids, tick
 
-from omniq_executor.model import Event, Options, Status
+from omniq_executor.model.task import Event, Options, Status
 from omniq_executor.stores.base import Batch, Leftover, Store
-from omniq_executor.stores.file import FileStore
+from omniq_executor.stores.file.store import FileStore
 
 Enter = Callable[..., Client]
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -13,11 +13,11 @@ from backends import BACKENDS, CUBE, ERROR, SQUARE, Backend, Client, call, new_i
 from filelock import FileLock
 
 from omniq_executor import StoreError, StoreVersionError
-from omniq_executor.model import LAST_TIER, Event, Options, Status, format_id, iso
-from omniq_executor.stores import sqlite, transactions
-from omniq_executor.stores.base import Batch, Call, Outcome
-from omniq_executor.stores.sqlite import SQLiteStore
-from omniq_executor.stores.transactions import SCHEMA_VERSION
+from omniq_executor.model.task import LAST_TIER, Call, Event, Options, Status, format_id, iso
+from omniq_executor.stores.base import Batch, Outcome
+from omniq_executor.stores.sqlite import store as sqlite, transactions
+from omniq_executor.stores.sqlite.store import SQLiteStore
+from omniq_executor.stores.sqlite.transactions import SCHEMA_VERSION
 
 Connect = Callable[[Path], sqlite3.Connection]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from backends import ERROR, SQUARE, Backend, Client, call, new_ids, tick
 
-from omniq_executor.model import Claim, Event, Options, Status, Successor
+from omniq_executor.model.task import Claim, Event, Options, Status, Successor
 from omniq_executor.stores.base import Batch, Outcome
 
 ALL = Options(3, 0, 2.5, 60_000_000, None, ("nightly", "é"), b"policy")

@@ -9,9 +9,9 @@ from backends import CUBE, ERROR, SQUARE, Client, call, new_ids, rows, tick
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from omniq_executor import StoreError
-from omniq_executor.codec import decode, encode
-from omniq_executor.model import ENDS_CLAIM, ErrorInfo, Event, Status, Task, target
-from omniq_executor.stores.base import Batch, Block, Call, Outcome
+from omniq_executor.model.codec import decode, encode
+from omniq_executor.model.task import ENDS_CLAIM, Call, ErrorInfo, Event, Status, Task, target
+from omniq_executor.stores.base import Batch, Block, Outcome
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -16,9 +16,9 @@ import pytest
 from backends import BACKENDS, CUBE, SQUARE, Backend, Client, call, tick
 
 from omniq_executor import StoreError
-from omniq_executor.model import FINISHED, Event, Options, Status, format_id, log_name
-from omniq_executor.stores import journal
-from omniq_executor.stores.base import Batch, Call, Problem, Store
+from omniq_executor.model.task import FINISHED, Call, Event, Options, Status, format_id, log_name
+from omniq_executor.stores.base import Batch, Problem, Store
+from omniq_executor.stores.file import journal
 from omniq_executor.stores.output import Output
 
 Enter = Callable[..., Client]
@@ -254,7 +254,7 @@ def test_what_is_purged_from_a_folder_stays_away_after_a_cut_of_the_power(
 
 DIES_IN_PURGE = """
 import os, sys
-from omniq_executor.model import log_name
+from omniq_executor.model.task import log_name
 client = Client(backend, address)
 ids = client.add(*range(20), claimed=True)
 client.end(Event.COMPLETE, *ids, result="1")
@@ -416,7 +416,7 @@ def test_a_backup_that_is_killed_leaves_nothing_at_its_destination(
 ) -> None:
     process = start(f"""
 import os, sys
-from omniq_executor.model import log_name
+from omniq_executor.model.task import log_name
 client = Client(backend, address)
 for id in client.add(*range(40)):
     (client.store.output.prepare() / log_name(id, 1)).write_bytes(b"text of %d" % id)

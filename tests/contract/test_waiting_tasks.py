@@ -9,9 +9,9 @@ import pytest
 from backends import BACKENDS, ERROR, SQUARE, Backend, Client, call, new_ids, tick
 
 from omniq_executor.errors import TaskNotFound
-from omniq_executor.migration import migrate
-from omniq_executor.model import NEVER, Event, Options, Status, Successor
+from omniq_executor.model.task import NEVER, Event, Options, Status, Successor
 from omniq_executor.stores.base import Batch, Outcome, Store
+from omniq_executor.stores.migration import migrate
 
 Enter = Callable[..., Client]
 
@@ -290,7 +290,7 @@ def test_it_waits_after_everything_was_closed_and_killed(
     process = start(
         "client = Client(backend, address)\n"
         "(first,) = client.add(1, claimed=True)\n"
-        "from omniq_executor.model import Options\n"
+        "from omniq_executor.model.task import Options\n"
         "client.turn(adds=[Batch(first + 1, 1, SQUARE, calls=[call(1)], options=Options(after=(first,)))])\n"
         "ready()\nimport time; time.sleep(60)"
     )

@@ -24,7 +24,7 @@ from typing import Any
 from backends import CUBE, ERROR, SQUARE, Model, call, rows
 
 from omniq_executor import StoreError, open_store
-from omniq_executor.model import FINISHED, LAST_TIER, Claim, Event, Options, Status, Successor, Task, succeed
+from omniq_executor.model.task import FINISHED, LAST_TIER, Claim, Event, Options, Status, Successor, Task, succeed
 from omniq_executor.stores.base import Batch, Block, Outcome, Store, Turn
 
 QUEUE = "work"

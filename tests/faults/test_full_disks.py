@@ -18,7 +18,7 @@ from backends import Backend, Client
 
 import omniq_executor
 from omniq_executor import PersistentExecutor, Status, StoreError
-from omniq_executor.model import Event
+from omniq_executor.model.task import Event
 
 WAIT_S = 30.0
 FULL = r"full|No space|no more files"

@@ -25,7 +25,7 @@ from backends import PROOF, Backend
 from tracing import Point
 
 from omniq_executor import open_store
-from omniq_executor.stores import journal
+from omniq_executor.stores.file import journal
 
 CUTS = 100 if PROOF else 6
 ROUNDS = 2  # of the session: so that it syncs more than a hundred times

@@ -12,8 +12,7 @@ import pytest
 from backends import Backend, Client, tick
 
 from omniq_executor import PersistentExecutor, StoreError, TaskNotFound, open_store
-from omniq_executor.model import Event, format_id
-from omniq_executor.stores.base import Function
+from omniq_executor.model.task import Event, Function, format_id
 
 NOBODY = 65534
 WAIT_S = 30.0

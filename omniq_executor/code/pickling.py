@@ -1,0 +1,298 @@
+"""The picklers of namespaces.py, and what they need to know of functions and classes."""
+
+import contextlib
+import functools
+import operator
+import sys
+import types
+import typing
+import uuid
+import weakref
+from collections import ChainMap
+from collections.abc import Iterator
+from hashlib import blake2b
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
+from typing import Any, ClassVar
+
+import cloudpickle
+
+from . import digest as keys, spaces
+from .modules import is_main
+from .spaces import MAIN, Entry, Key
+
+ATOMS = frozenset({int, str, float, bool, complex, bytes, type(None), type(...)})
+CACHED: Any = type(functools.lru_cache(lambda: None))
+HEADER = ("__name__", "__package__")
+_DUNDERS = frozenset({"__builtins__", "__annotations__", "__spec__", "__loader__", "__doc__", *HEADER})
+_READS_GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+
+_numbers: "weakref.WeakKeyDictionary[type, str]" = weakref.WeakKeyDictionary()
+_ordinals: dict[str, int] = {}
+
+
+class Unpicklable(Exception):
+    """Something of a payload cannot be pickled. `what` names it, the cause says why."""
+
+    def __init__(self, what: str, why: BaseException) -> None:
+        super().__init__(f"{what} cannot be pickled: {type(why).__name__}: {why}")
+        self.what = what
+
+
+class Needs:
+    """What a pickle refers to, and so must be there when it is loaded."""
+
+    def __init__(self) -> None:
+        self.keys: dict[Key, None] = {}
+        self.classes: dict[type, None] = {}
+        self.codes: dict[CodeType, None] = {}
+
+
+def look(names: dict[str, Any]) -> tuple[list[str], list[int], list[type]]:
+    """What the names of a module stand for now, in a form that does not keep it alive."""
+    values = [*names.values()]
+    return [*names], [*map(id, values)], [*map(type, values)]
+
+
+def is_same(stamp: tuple[Any, ...] | None, known: tuple[Any, ...]) -> bool:
+    """Whether two stamps are of the same objects."""
+    return stamp is not None and len(stamp) == len(known) and all(map(operator.is_, stamp, known))
+
+
+class Reduced:
+    """Is pickled as the given call."""
+
+    def __init__(self, call: tuple[Any, ...]) -> None:
+        self._call = call
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Refers to namespaces, their functions and classes."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {CodeType: lambda code: _reduce_code(code)}, cloudpickle.Pickler.dispatch_table
+    )
+
+    def __init__(self, buffer: Any, whole: Any, root: Any) -> None:
+        if whole.table is not None:  # seen by what reads it once, when it is made
+            self.dispatch_table = ChainMap({**whole.table}, ScriptPickler.dispatch_table)  # type: ignore[misc]
+        super().__init__(buffer, 5)
+        self._whole = whole
+        self._root = root
+
+    def reducer_override(self, obj: Any) -> Any:
+        """As of pickle.Pickler."""
+        kind = type(obj)
+        if kind is FunctionType:
+            return self.reduce_function(obj)
+        if issubclass(kind, type):
+            return self._reduce_class(obj)
+        if kind is CACHED:
+            return self._reduce_cached(obj)
+        if kind is functools.cached_property:
+            return spaces.cached_property, (obj.func, obj.attrname)
+        return NotImplemented
+
+    def reduce_function(self, function: FunctionType) -> Any:
+        """A function by name, as a global of its namespace, or by value without its globals."""
+        whole = self._whole
+        module = whole.module_of(function.__globals__)
+        key = whole.functions.get(id(function))
+        if key is not None and function is not self._root:
+            return whole.refer(key)
+        reduced = super().reducer_override(function)
+        if reduced is NotImplemented or module is None:
+            return reduced
+        make, args, (state, slots), _, _, set_state = reduced
+        whole.needs.codes[function.__code__] = None
+        if module in whole.dicts:
+            names: Any = spaces.globals_of, (module,)
+            whole.needs.keys.update(dict.fromkeys((module, name) for name in names_in(function.__code__)))
+        else:  # of a library, which workers import
+            names = spaces.imported_globals, (module,)
+        slots["__globals__"] = {}
+        if slots["__defaults__"]:
+            slots["__defaults__"] = tuple(map(self._by_reference, slots["__defaults__"]))
+        if slots["__closure__"]:
+            slots["__closure__"] = tuple(map(self._cell, slots["__closure__"]))
+        return make, (args[0], Reduced(names), *args[2:]), (state, slots), None, None, set_state
+
+    def _by_reference(self, value: Any) -> Any:
+        key = self._whole.refer_to_data(value)
+        return value if key is None else Reduced(self._whole.refer(key))
+
+    def _cell(self, cell: CellType) -> CellType:
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not bound yet
+            return cell
+        by_reference = self._by_reference(value)
+        return cell if by_reference is value else CellType(by_reference)
+
+    def _reduce_class(self, kind: type) -> Any:
+        if not is_main(kind):
+            reduced = super().reducer_override(kind)
+            if not isinstance(reduced, tuple) or len(reduced) != 6:
+                return reduced
+        self._whole.needs.classes[kind] = None
+        return spaces.class_of, (number_of(kind),)
+
+    def reduce_class_by_value(self, kind: type) -> Any:
+        """A class as cloudpickle has it, but with its slots."""
+        make, args, (members, slots), *rest = super().reducer_override(kind)
+        declared = vars(kind).get("__slots__")
+        # Of a NamedTuple they are made with its fields.
+        is_tuple = typing.NamedTuple in vars(kind).get("__orig_bases__", ())
+        if declared is not None and isinstance(args[3], dict) and not is_tuple:
+            args[3]["__slots__"] = declared
+        members.pop("__slots__", None)
+        return make, args, (members, slots), *rest
+
+    def _reduce_cached(self, wrapper: Any) -> Any:
+        whole = self._whole
+        function = getattr(wrapper, "__wrapped__", None)
+        if type(function) is not FunctionType or is_named(wrapper):
+            return NotImplemented
+        whole.module_of(function.__globals__)
+        key = whole.functions.get(id(wrapper))
+        if key is not None and wrapper is not self._root:
+            return whole.refer(key)
+        attributes = {name: value for name, value in vars(wrapper).items() if name != "__wrapped__"}
+        return spaces.cached, (function, wrapper.cache_parameters()), attributes, None, None, spaces.set_attributes
+
+
+class DataPickler(ScriptPickler):
+    """Refers to data of the namespaces too."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        """As of pickle.Pickler."""
+        if obj is self._root or id(obj) not in self._whole.data:
+            return None
+        return self._whole.refer_to_data(obj)
+
+
+def names_in(code: CodeType) -> tuple[str, ...]:
+    """The names that code may read or set in its module."""
+    return tuple(_names_in(code))
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_in(code: CodeType) -> dict[str, None]:
+    import dis
+
+    names = {step.argval: None for step in dis.get_instructions(code) if step.opname in _READS_GLOBAL}
+    for constant in code.co_consts:
+        if type(constant) is CodeType:
+            names |= _names_in(constant)
+    return names
+
+
+def stamp_of(function: FunctionType) -> tuple[Any, ...] | None:
+    """All that a function is made of, if none of it can change in itself."""
+    cells = function.__closure__ or ()
+    try:
+        contents = [cell.cell_contents for cell in cells]
+    except ValueError:  # not bound yet
+        return None
+    annotations = function.__annotations__
+    values = [*(function.__defaults__ or ()), *contents, *annotations.values()]
+    if function.__dict__ or function.__kwdefaults__:
+        return None
+    if not all(type(value) in ATOMS or isinstance(value, type) for value in values):
+        return None
+    names = function.__name__, function.__qualname__, function.__module__, function.__doc__
+    return function.__code__, function.__globals__, *names, *annotations, *values
+
+
+def number_of(kind: type) -> str:
+    """What identifies a class that travels by value, in each run of the same script."""
+    known = _numbers.get(kind)
+    if known is None:
+        try:
+            digest = keys.value_digest(kind).hex()
+        except keys.Uncanonical:
+            digest = uuid.uuid4().hex
+        module = MAIN if is_main(kind) else kind.__module__
+        stem = f"{module}.{kind.__qualname__}/{digest}"
+        ordinal = _ordinals[stem] = _ordinals.get(stem, -1) + 1
+        known = _numbers[kind] = f"{stem}/{ordinal}"
+    return known
+
+
+def is_named(value: Any) -> bool:
+    """Whether a function or class can be imported."""
+    module = sys.modules.get(value.__module__) if not is_main(value) else None
+    found: Any = module
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value
+
+
+def type_name(value: Any) -> str:
+    """What the type of a value is called in messages."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _reduce_code(code: CodeType) -> Any:
+    """As cloudpickle does, but with the name of the file, so that tracebacks show its lines."""
+    make, args = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return make, tuple(code.co_filename if arg == "<dynamic-code>" else arg for arg in args)
+
+
+def name_all(module: str, names: dict[str, Any], functions: dict[int, Key], data: dict[int, Key]) -> None:
+    """Note what the names of a module stand for, by id."""
+    # Those of an interactive shell's own begin with "_", and change with every line.
+    for name in sorted(names, key=lambda name: name[:1] == "_"):
+        value = names.get(name)
+        kind: Any = type(value)
+        if kind in ATOMS or kind is ModuleType or kind is BuiltinFunctionType or name in _DUNDERS:
+            continue
+        if kind is FunctionType or kind is CACHED:
+            function = value if kind is FunctionType else getattr(value, "__wrapped__", None)
+            if getattr(function, "__globals__", None) is names and (module == MAIN or not is_named(value)):
+                functions.setdefault(id(value), (module, name))
+        elif not isinstance(value, type):
+            data.setdefault(id(value), (module, name))
+
+
+def entry_of(data: bytes, code: bytes | None = None) -> Entry:
+    """A value that was pickled, with its token."""
+    digest = blake2b(data, digest_size=16)
+    if code is not None:
+        digest.update(code)
+    return Entry(digest.digest(), data, code)
+
+
+def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a callable, or the arguments of a call, is made of, as it is called."""
+    if type(value) is tuple and len(value) == 2:
+        args, kwargs = value
+        yield from ((f"argument {place} ({type_name(part)})", part) for place, part in enumerate(args, 1))
+        yield from ((f"argument `{name}` ({type_name(part)})", part) for name, part in kwargs.items())
+    elif isinstance(value, functools.partial):
+        yield from parts_of((value.args, value.keywords))
+        yield from parts_of(value.func)
+    elif type(value) is FunctionType:
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not bound yet
+                yield f"closure variable `{name}` ({type_name(cell.cell_contents)})", cell.cell_contents
+        for part in value.__defaults__ or ():
+            yield f"a default of {value.__qualname__} ({type_name(part)})", part
+    elif type(value) is types.MethodType:
+        yield f"the object of the method {value.__qualname__} ({type_name(value.__self__)})", value.__self__
+
+
+def is_imported(key: Key, value: Any) -> bool:
+    """Whether an importable module has a value under a name."""
+    return vars(sys.modules[key[0]]).get(key[1]) is value
+
+
+def is_flat(value: Any) -> bool:
+    """Whether a container holds nothing but what cannot change, nor hold anything."""
+    items: Iterator[Any] = iter(value)
+    if type(value) is dict:
+        return ATOMS.issuperset(map(type, value)) and ATOMS.issuperset(map(type, value.values()))
+    return ATOMS.issuperset(map(type, items))

@@ -1,0 +1,201 @@
+"""Calls on their way from a committed claim to a worker.
+
+Usually they go at once. They wait here while every worker has enough to do, in a burst of submits
+for a moment (so that many go in one message), and after they came back from a worker that died, or
+from one that sat in a long call. They are claimed all the while, so nothing of it is written anywhere.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..engines.local.pool import Chunk, LocalEngine
+from ..engines.pacing import MOST_BYTES
+from ..model import codec
+from ..model.task import Call, Function
+from ..stores.base import Batch, Claimed, Store
+
+_KNOWN_FUNCTIONS = 1024  # whose pickles are kept; others are read from the store again
+
+
+class _Held(NamedTuple):
+    """A call of a burst."""
+
+    number: int
+    function: Function
+    call: Call
+
+
+class Handout:
+    """See the module's docstring. Called under the dispatcher's lock."""
+
+    def __init__(self, store: Store, engine: LocalEngine) -> None:
+        self.size = 0
+        """How many calls wait here."""
+        self.by_run = False
+        """Whether calls run in the namespace of the run that submitted them, instead of in that of the executor's."""
+        self._store = store
+        self._engine = engine
+        self._chunks: deque[Chunk] = deque()
+        self._burst: list[_Held] = []  # younger than the chunks
+        self._functions: dict[bytes, bytes] = {}  # pickles by digest, as the store has them
+        self._own: dict[bytes, bytes] = {}  # of those that this process has described itself
+
+    def know(self, function: Function) -> None:
+        """Have calls of a function made with its pickle of this process, also those that an earlier one has stored."""
+        if self._own.get(function.digest) is not function.pickle:
+            self._own.pop(function.digest, None)
+            if len(self._own) == _KNOWN_FUNCTIONS:
+                del self._own[next(iter(self._own))]
+            self._own[function.digest] = function.pickle
+
+    # new calls, claimed as attempt 1
+
+    def give_one(self, number: int, function: Function, call: Call) -> None:
+        """Give a call that came alone, past none that waits."""
+        self._engine.give(_chunk_of([_Held(number, function, call)]))
+
+    def hold_one(self, number: int, function: Function, call: Call) -> None:
+        """Hold a call of a burst, until the next `give()`."""
+        self._burst.append(_Held(number, function, call))
+        self.size += 1
+
+    def give_batch(self, batch: Batch) -> None:
+        """Give a batch past none that waits."""
+        self._engine.give(_chunk_of_batch(batch))
+
+    def hold_batch(self, batch: Batch) -> None:
+        """Have a batch wait behind the others, until the next `give()`."""
+        self._gather_burst()
+        self.hold(_chunk_of_batch(batch))
+
+    # others
+
+    def hold(self, chunk: Chunk) -> None:
+        """Have a chunk wait, until the next `give()`."""
+        self._chunks.append(chunk)
+        self.size += len(chunk.ids)
+
+    def give(self) -> None:
+        """Give what waits, as far as there is room, in order and many at a time."""
+        if self._burst:
+            self._gather_burst()
+        while self._chunks:
+            _, best = self._engine.room()
+            if best <= 0:
+                return
+            most = min(best, self._engine.pace.share(self.size, self._engine.max_workers))
+            chunk = self._chunks.popleft()
+            if len(chunk.ids) > most:
+                self._chunks.appendleft(chunk.part(most, len(chunk.ids)))
+                chunk = chunk.part(0, most)
+            self.size -= len(chunk.ids)
+            self._engine.give(chunk)
+
+    def give_claimed(self, claimed: Sequence[Claimed]) -> None:
+        """Give tasks that were claimed because there was room for them; hold those for which there is none any more."""
+        start = 0
+        while start < len(claimed):
+            _, best = self._engine.room()
+            timeout = _timeout(claimed[start])
+            share = self._engine.pace.share(len(claimed) - start, self._engine.max_workers)
+            stop = start + (1 if _is_apart(claimed[start]) else max(1, min(best, share)))
+            kind, size = self._kind(claimed[start]), 0
+            for i in range(start, stop):
+                size += len(claimed[i].args)
+                alone = size > MOST_BYTES or _is_apart(claimed[i])
+                if self._kind(claimed[i]) != kind or (alone and i > start):
+                    stop = i
+                    break
+            chunk = self._chunk_of_claimed(claimed[start:stop])
+            chunk.timeout = timeout
+            if best > 0:
+                self._engine.give(chunk)
+            else:  # large arguments have filled a worker's socket, say
+                self.hold(chunk)
+            start = stop
+
+    def _kind(self, task: Claimed) -> tuple[bytes, int]:
+        """The function of a task and its namespace, which are the same for all calls of a chunk."""
+        return task.digest, task.run if self.by_run else 0
+
+    def take_out(self, numbers: set[int]) -> dict[int, int]:
+        """Take those of the tasks out that wait here; returns their attempts by number."""
+        self._gather_burst()
+        taken: dict[int, int] = {}
+        for _ in range(len(self._chunks)):
+            chunk = self._chunks.popleft()
+            pairs = zip(chunk.ids, chunk.attempts, strict=True)
+            found = {number: attempt for number, attempt in pairs if number in numbers}
+            if found:
+                taken |= found
+                chunk = chunk.without(found)
+            if chunk.ids:
+                self._chunks.append(chunk)
+        self.size -= len(taken)
+        return taken
+
+    def take_all(self) -> dict[int, int]:
+        """Take everything out; returns the attempts by number."""
+        self._gather_burst()
+        pairs = [pair for chunk in self._chunks for pair in zip(chunk.ids, chunk.attempts, strict=True)]
+        self._chunks.clear()
+        self.size = 0
+        return dict(pairs)
+
+    def ids(self) -> set[int]:
+        """The ids of all calls that wait here."""
+        return {id for chunk in self._chunks for id in chunk.ids}.union(held.number for held in self._burst)
+
+    def _gather_burst(self) -> None:
+        """Make chunks of the calls of a burst: one of each stretch of calls of one function."""
+        for _, held in itertools.groupby(self._burst, key=lambda held: held.function):
+            self._chunks.append(_chunk_of(list(held)))
+        self._burst.clear()
+
+    def _chunk_of_claimed(self, tasks: Sequence[Claimed]) -> Chunk:
+        ids: Sequence[int] = [task.id for task in tasks]
+        if ids == [*range(ids[0], ids[0] + len(ids))]:
+            ids = range(ids[0], ids[0] + len(ids))  # which travels in a few bytes, however long
+        digest, space = self._kind(tasks[0])
+        chunk = Chunk(ids, [task.attempt for task in tasks], digest, self._pickle_of(digest), space=space)
+        texts = [task.args for task in tasks if isinstance(task.args, str) and task.kwargs is None]
+        if len(texts) == len(tasks):
+            chunk.text = codec.join(texts)
+        else:
+            chunk.calls = [(task.args, task.kwargs) for task in tasks]
+        return chunk
+
+    def _pickle_of(self, digest: bytes) -> bytes:
+        pickled = self._own.get(digest) or self._functions.get(digest)
+        if pickled is None:
+            if len(self._functions) == _KNOWN_FUNCTIONS:
+                self._functions.clear()
+            pickled = self._functions[digest] = self._store.function(digest).pickle
+        return pickled
+
+
+def _timeout(task: Claimed) -> float | None:
+    return None if task.options is None else task.options.timeout
+
+
+def _is_apart(task: Claimed) -> bool:
+    """Whether the task travels alone: one that may be ended, or whose owner has died in it."""
+    return _timeout(task) is not None or task.owner_deaths > 0
+
+
+def _chunk_of(held: Sequence[_Held]) -> Chunk:
+    """Calls of one function that were claimed as they were added."""
+    function = held[0].function
+    calls = [one.call[:2] for one in held]
+    return Chunk([one.number for one in held], [1] * len(held), function.digest, function.pickle, calls=calls)
+
+
+def _chunk_of_batch(batch: Batch) -> Chunk:
+    """Likewise, of a batch."""
+    ids = range(batch.first, batch.first + batch.size)
+    chunk = Chunk(ids, [1] * batch.size, batch.function.digest, batch.function.pickle, batch.text)
+    if batch.text is None:
+        chunk.calls = [call[:2] for call in batch.calls or ()]
+    return chunk

@@ -1,0 +1,179 @@
+"""From what workers report to what the store is told. Pure: reports in, ends of claims out."""
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..engines.local import worker as proc
+from ..engines.local.pool import CRASHED, TIMED_OUT, Report
+from ..errors import CallError, DependencyFailed, SerializationError, TaskTimeout, TooLarge, WorkerCrashed
+from ..model import codec
+from ..model.options import next_occurrence, retry_at
+from ..model.task import FINISHED, ErrorInfo, Event, Status, Successor, format_id
+from ..stores.base import Block, Claimed, Found, Outcome, Turn
+from .waiters import Text
+
+UNMET = "unmet"  # kind of a Report: it was not run for want of results; payload: what it comes after, as it stands
+ORPHANED = "orphaned"  # likewise, since its owners died in it; payload: how many
+_QUOTED = 500  # characters of the error of another task
+
+
+class Ends(NamedTuple):
+    """The ends of claims that a turn commits, and what whoever waits is told then."""
+
+    blocks: list[Block]
+    outcomes: list[Outcome]
+    resolutions: list[tuple[Sequence[int], Any]]  # as Waiting.resolve_all() takes them
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether a task becomes PENDING again, or another is added."""
+        return any(end.event in (Event.CRASH, Event.RETRY) or end.successor for end in self.outcomes)
+
+
+def ends_of(
+    reports: Sequence[Report],
+    claims: Mapping[int, Claimed],
+    crash_retries: int,
+    now: int,
+    new_id: Callable[[], int],
+) -> Ends:
+    """The ends that reports stand for, at `now` microseconds.
+
+    `claims` has what is known of those tasks that crashed before or have options. One that crashes
+    more often than `crash_retries` fails; `new_id` is asked for the id of a next occurrence.
+    """
+    ends = _ends_of(reports, claims, crash_retries)
+    if claims:
+        _heed_options(ends, claims, now, new_id)
+    return ends
+
+
+def _ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_retries: int) -> Ends:
+    ends = Ends([], [], [])
+    for kind, numbers, attempts, payload in reports:
+        number, attempt = numbers[0], attempts[0]
+        if kind == proc.BLOCK and len(numbers) == 1:
+            _complete(ends, number, attempt, payload[2:-2])  # of [[result]]
+        elif kind == proc.BLOCK and claims and not claims.keys().isdisjoint(numbers):
+            for one, its_attempt, text in zip(numbers, attempts, codec.split(payload), strict=True):
+                _complete(ends, one, its_attempt, text[1:-1])
+        elif kind == proc.BLOCK:
+            for first, size, attempt, text in _consecutive(numbers, attempts, payload):
+                ends.blocks.append(Block(first, size, attempt, text))
+                ends.resolutions.append((range(first, first + size), Text(text)))
+        elif kind == proc.RESULT:
+            _complete(ends, number, attempt, payload)
+        elif kind == proc.ERROR:
+            _fail(ends, number, attempt, ErrorInfo(*payload))
+        elif kind == CRASHED:
+            count = claims[number].crashes + 1 if number in claims else 1
+            if count > crash_retries:
+                _fail(ends, number, attempt, _crash_error(number, attempt, count, payload))
+            else:
+                ends.outcomes.append(Outcome(number, attempt, Event.CRASH))
+        elif kind == TIMED_OUT:
+            _fail(ends, number, attempt, _timeout_error(number, attempt, payload))
+        elif kind == ORPHANED:
+            _fail(ends, number, attempt, _orphan_error(number, payload))
+        elif kind == UNMET:
+            if all(found is None or found.status in FINISHED for found in payload.values()):
+                _fail(ends, number, attempt, _dependency_error(number, payload))
+            else:  # one was revived meanwhile
+                ends.outcomes.append(Outcome(number, attempt, Event.RELEASE))
+    return ends
+
+
+def _heed_options(ends: Ends, claims: Mapping[int, Claimed], now: int, new_id: Callable[[], int]) -> None:
+    """Have those that failed tried again that may be, and those that recur be followed by the next occurrence."""
+    for place, end in enumerate(ends.outcomes):
+        claim = claims.get(end.id)
+        if claim is None or claim.options is None or end.event in (Event.CRASH, Event.RELEASE):
+            continue
+        if end.error is not None and (eta := retry_at(claim.options, end.error, now)) is not None:
+            ends.outcomes[place] = end._replace(event=Event.RETRY, eta=eta)
+            ends.resolutions.remove(((end.id,), end.error))
+        elif claim.options.interval is not None:
+            due = next_occurrence(claim.eta or now, claim.options.interval, now)
+            ends.outcomes[place] = end._replace(successor=Successor(new_id(), due))
+
+
+def singly(work: Turn) -> Iterator[Outcome]:
+    """The outcomes of a turn, those in blocks too, one by one."""
+    yield from work.outcomes
+    for first, _, attempt, text in work.blocks:
+        for number, (value,) in enumerate(codec.decode(text), first):
+            yield Outcome(number, attempt, Event.COMPLETE, result=codec.encode(value))
+
+
+def too_large(outcome: Outcome, why: TooLarge) -> Outcome:
+    """What becomes of a call whose outcome the store cannot hold."""
+    error = SerializationError(f"what {format_id(outcome.id)} returned or raised is too large: {why}")
+    return outcome._replace(event=Event.FAIL, result=None, error=_info(error))
+
+
+def _complete(ends: Ends, number: int, attempt: int, result: str | bytes) -> None:
+    ends.outcomes.append(Outcome(number, attempt, Event.COMPLETE, result=result))
+    ends.resolutions.append(((number,), result))
+
+
+def _fail(ends: Ends, number: int, attempt: int, error: ErrorInfo) -> None:
+    ends.outcomes.append(Outcome(number, attempt, Event.FAIL, error=error))
+    ends.resolutions.append(((number,), error))
+
+
+def _consecutive(numbers: Sequence[int], attempts: Sequence[int], text: str) -> Iterator[tuple[int, int, int, str]]:
+    """A block of results as parts with consecutive ids and one attempt: (first id, size, attempt, text)."""
+    count = len(numbers)
+    # All of them: of calls that came back and were given again, the first and the last alone say nothing.
+    if [*numbers] == [*range(numbers[0], numbers[0] + count)] and attempts.count(attempts[0]) == count:
+        yield numbers[0], count, attempts[0], text
+        return
+    values = codec.decode(text)
+    start = 0
+    for i in range(1, count + 1):
+        if i == count or numbers[i] != numbers[i - 1] + 1 or attempts[i] != attempts[start]:
+            yield numbers[start], i - start, attempts[start], codec.encode_rows(values[start:i]) or ""
+            start = i
+
+
+def _crash_error(number: int, attempt: int, crashes: int, how: str) -> ErrorInfo:
+    error = WorkerCrashed(
+        f"the process running {format_id(number)} ended by {how}, as attempt {attempt};"
+        f" it has happened {crashes} times to this call, so it is not tried again"
+    )
+    return _info(error)
+
+
+def _orphan_error(number: int, deaths: int) -> ErrorInfo:
+    error = WorkerCrashed(
+        f"the process that {format_id(number)} was submitted by, or whose worker ran it, died {deaths} times while it"
+        " had this call, the last time with nothing else running; so it is not tried again"
+    )
+    return _info(error)
+
+
+def _timeout_error(number: int, attempt: int, limit_s: float) -> ErrorInfo:
+    return _info(
+        TaskTimeout(f"{format_id(number)} ran for more than {limit_s:g} s, as attempt {attempt}, and was ended")
+    )
+
+
+def _dependency_error(number: int, after: Mapping[int, Found | None]) -> ErrorInfo:
+    other, found = next(
+        (other, found) for other, found in after.items() if found is None or found.status is not Status.COMPLETED
+    )
+    if found is None:
+        how = "which the store does not hold any more"
+    elif found.error is None:
+        how = f"which is {found.status.name}"
+    else:
+        # The end of it, which tells how a chain of such failures began.
+        text = f"{found.error.type}: {found.error.message}"
+        how = f"which {found.status.name}: {text if len(text) <= _QUOTED else '... ' + text[-_QUOTED:]}"
+    return _info(DependencyFailed(f"{format_id(number)} needs the result of {format_id(other)}, {how}"))
+
+
+def _info(error: CallError) -> ErrorInfo:
+    """An error of our own as it is stored."""
+    return ErrorInfo(f"omniq_executor.errors.{type(error).__name__}", str(error), "", pickle.dumps(error))

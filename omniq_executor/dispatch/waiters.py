@@ -1,0 +1,237 @@
+"""Who waits for which task: futures, and maps by position.
+
+    committed outcomes --resolve()--> map: put() at once, under the dispatcher's lock
+                                 '--> future: remembered, and told by tell() outside the lock
+
+Futures are told outside the lock because their callbacks are code of the user's, which may take any
+time, or submit. A map of a million items is one range of ids here, not a million entries; a range is
+split where a part of it is resolved, so that what is left tells what is still open.
+
+All but `tell()` and `all_told` are called under the dispatcher's lock.
+"""
+
+import threading
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence, Set as AbstractSet
+from typing import Any, NamedTuple, Protocol
+
+from ..model import codec
+from ..model.task import ErrorInfo, Status
+from ..stores.base import Found
+
+CANCELLED = Status.CANCELLED
+
+
+class Text(NamedTuple):
+    """Results of consecutive tasks: a JSON array of [result] arrays."""
+
+    json: str
+
+
+class Sink(Protocol):
+    """Who waits for tasks by position: the iterator of a map."""
+
+    def put(self, position: int, number: int, count: int, outcome: Any) -> None:
+        """Take what became of `count` consecutive positions, whose tasks have the ids from `number` on.
+
+        The outcome is a Text of all of them, or of a single one its stored result, its ErrorInfo,
+        CANCELLED, or an exception of this process's own. It is committed, unless it is the last.
+        """
+
+
+class Waiter(Protocol):
+    """Who waits for one task: a future. It is told outside the dispatcher's lock, once."""
+
+    recurs: bool
+    """Whether the call was submitted with an interval."""
+    resumed: bool
+    """Whether the result was in the store already when the call was submitted."""
+
+    def _finish(self, stored: str | bytes | ErrorInfo) -> None:
+        """Resolve with a stored result or error."""
+
+    def _finish_value(self, value: Any) -> None:
+        """Resolve with a result that is read already."""
+
+    def _fail(self, error: BaseException) -> None:
+        """Resolve with an error of this process's own."""
+
+    def _cancelled(self) -> None:
+        """The task is CANCELLED in the store."""
+
+
+class _Range(NamedTuple):
+    """Consecutive ids that are consecutive positions of a sink."""
+
+    first: int
+    end: int
+    position: int
+    sink: Sink
+
+
+class Waiting:
+    """See the module's docstring."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        """How many tasks are waited for and not resolved."""
+        self.put = False
+        """Whether a sink was given something, since whoever sets this to False last looked."""
+        self._futures: dict[int, Waiter] = {}
+        self._ranges: list[_Range] = []  # in order of their ids
+        self._singles: dict[int, tuple[Sink, int]] = {}  # of maps, where ids are not in the order of positions
+        self._to_tell: deque[tuple[Waiter, Any, bool]] = deque()
+        self._resolved = 0  # futures, ever, and ...
+        self._told = 0  # ... those of them that know
+        self._told_lock = threading.Lock()
+
+    # who waits
+
+    def future(self, number: int) -> Waiter | None:
+        """The future that waits for a task."""
+        return self._futures.get(number)
+
+    def add_future(self, number: int, future: Waiter) -> None:
+        """Have a future wait."""
+        self._futures[number] = future
+        self.open += 1
+
+    def remove_future(self, number: int) -> None:
+        """Have it wait no more, if it does: the task could not be stored."""
+        if self._futures.pop(number, None) is not None:
+            self.open -= 1
+
+    def add_range(self, first: int, count: int, sink: Sink, position: int) -> None:
+        """Have a sink wait for new tasks, whose ids are above all others."""
+        self._ranges.append(_Range(first, first + count, position, sink))
+        self.open += count
+
+    def remove_range(self, first: int) -> None:
+        """Have it wait no more, if it does: the tasks could not be stored."""
+        span = self._range_of(first)
+        if span is not None:
+            self.open -= span.end - first
+            self._ranges.remove(span)
+
+    def add_single(self, number: int, sink: Sink, position: int) -> None:
+        """Have a sink wait for a task whose id has nothing to do with those of its neighbours."""
+        self._singles[number] = sink, position
+        self.open += 1
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._futures or number in self._singles or self._range_of(number) is not None
+
+    def numbers(self, sink: Sink | None = None) -> list[int]:
+        """The tasks that are waited for, by `sink` or by anybody."""
+        numbers = [number for number, (other, _) in self._singles.items() if sink is None or other is sink]
+        for span in self._ranges:
+            if sink is None or span.sink is sink:
+                numbers += range(span.first, span.end)
+        return numbers if sink is not None else [*self._futures, *numbers]
+
+    # what became of it
+
+    def resolve_all(self, numbers: Sequence[int], outcome: Any, refused: AbstractSet[int]) -> None:
+        """Resolve tasks with the outcome of them all, a Text or that of a single one, less the refused ones."""
+        if not isinstance(outcome, Text):
+            if numbers[0] not in refused:
+                self.resolve(numbers[0], outcome)
+            return
+        span = self._range_of(numbers[0])
+        if span is not None and numbers[-1] < span.end and not refused and self._futures.keys().isdisjoint(numbers):
+            self._put(span, numbers[0], len(numbers), outcome)
+            return
+        for number, (value,) in zip(numbers, codec.decode(outcome.json), strict=True):
+            if number in refused:
+                continue
+            future = self._futures.pop(number, None)
+            if future is not None:
+                self._hand_over(future, value, True)
+            if (self._ranges or self._singles) and number in self:
+                self.resolve(number, codec.encode(value))
+
+    def resolve(self, number: int, outcome: Any) -> None:
+        """Resolve one task with what a Sink is given for one, for everybody who waits for it."""
+        future = self._futures.pop(number, None)
+        if future is not None:
+            self._hand_over(future, outcome, False)
+        single = self._singles.pop(number, None)
+        if single is not None:
+            sink, position = single
+            self.open -= 1
+            self.put = True
+            sink.put(position, number, 1, outcome)
+        span = self._range_of(number)
+        if span is not None:
+            self._put(span, number, 1, outcome)
+
+    def fail_all(self, error: BaseException) -> None:
+        """Resolve everything with an error of this process's own."""
+        for number in self.numbers():
+            self.resolve(number, error)
+
+    def _hand_over(self, future: Waiter, outcome: Any, is_read: bool) -> None:
+        self.open -= 1
+        self._resolved += 1
+        self._to_tell.append((future, outcome, is_read))
+
+    def _put(self, span: _Range, number: int, count: int, outcome: Any) -> None:
+        index = bisect_right(self._ranges, number, key=lambda r: r.first) - 1
+        self._ranges[index : index + 1] = [
+            _Range(first, end, span.position + first - span.first, span.sink)
+            for first, end in ((span.first, number), (number + count, span.end))
+            if first < end
+        ]
+        self.open -= count
+        self.put = True
+        span.sink.put(span.position + number - span.first, number, count, outcome)
+
+    def _range_of(self, number: int) -> _Range | None:
+        index = bisect_right(self._ranges, number, key=lambda r: r.first) - 1
+        if index >= 0 and number < self._ranges[index].end:
+            return self._ranges[index]
+        return None
+
+    # telling
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to tell, or something was put."""
+        return self.put or bool(self._to_tell)
+
+    @property
+    def all_told(self) -> bool:
+        """Whether every future that was resolved knows it."""
+        return self._told == self._resolved
+
+    def tell(self) -> int:
+        """Tell the futures that were resolved, and return how many. Several threads may do so at once."""
+        told = 0
+        try:
+            while self._to_tell:
+                try:
+                    future, outcome, is_read = self._to_tell.popleft()
+                except IndexError:  # another thread was faster
+                    break
+                told += 1
+                if is_read:
+                    future._finish_value(outcome)
+                elif outcome is CANCELLED:
+                    future._cancelled()
+                elif isinstance(outcome, BaseException):
+                    future._fail(outcome)
+                else:
+                    future._finish(outcome)
+        finally:
+            if told:
+                with self._told_lock:
+                    self._told += told
+        return told
+
+
+def outcome_of(found: Found) -> Any:
+    """What a finished task has to show, as `Waiting.resolve()` takes it."""
+    if found.status is Status.COMPLETED:
+        return found.result
+    return found.error if found.status is Status.FAILED else CANCELLED

@@ -1,0 +1,1 @@
+"""The engine that runs calls on processes of this machine."""

@@ -1,0 +1,208 @@
+"""The iterator of `map()`: results in order, without a future for each."""
+
+import itertools
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
+from typing import Any
+
+from .dispatch.dispatcher import Dispatcher
+from .dispatch.waiters import CANCELLED, Text
+from .errors import CallError
+from .future import rebuild
+from .model import codec
+from .model.functions import stored_call
+from .model.options import Plan
+from .model.task import Call, ErrorInfo, Function
+
+_PIECE = 256  # calls stored at once while the workers have enough to do
+_PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
+_KEPT_BYTES = 16 << 20  # of results that arrived before their turn
+
+
+class _Arrivals:
+    """Outcomes that came before their turn, by position, as they came.
+
+    The dispatcher holds this, and not the iterator, so that it is seen when the iterator is dropped.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0  # of the outcome to take next
+        self._arrived: dict[int, tuple[int, int, Any]] = {}  # id, count, outcome
+        self._kept_bytes = 0
+
+    def put(self, position: int, number: int, count: int, outcome: Any) -> None:
+        """Called by the dispatcher with what became of `count` positions; beyond _KEPT_BYTES it is not kept."""
+        size = _size(outcome)
+        if size and self._kept_bytes + size > _KEPT_BYTES and position != self.position:
+            outcome = _IN_STORE
+        else:
+            self._kept_bytes += size
+        self._arrived[position] = number, count, outcome
+
+    def has_next(self) -> bool:
+        """Whether the next outcome is there."""
+        return self.position in self._arrived
+
+    def take(self) -> tuple[int, int, Any]:
+        """The next outcome, as (id, count, outcome); it may be of several positions."""
+        number, count, outcome = self._arrived.pop(self.position)
+        self.position += count
+        self._kept_bytes -= _size(outcome)
+        return number, count, outcome
+
+
+class Results(Iterator[Any]):
+    """Results of a map in the order of its items, waiting for each as long as it takes.
+
+    Results that arrive early are kept in their stored form, and beyond a limit they are read from
+    the store again. Like ProcessPoolExecutor's, the iterator ends with the first error that it
+    raises, and then, or when it is dropped, cancels what has not started.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        function: Function,
+        rows: Iterator[tuple[Any, ...]],
+        timeout_s: float | None,
+        buffersize: int | None,
+        plan: Plan,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._function = function
+        self._rows = rows
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._buffersize = buffersize
+        self._plan = plan
+        self._piece = _PIECE
+        self._added = 0
+        self._arrivals = _Arrivals()
+        self._values: deque[Any] = deque()  # read, to be given next
+        self._exhausted = False
+        self._ended = False
+        try:
+            while not self._exhausted and (buffersize is None or self._added < buffersize):
+                self._add_piece(buffersize)
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def _add_piece(self, limit: int | None) -> None:
+        """Store the calls of the next items."""
+        count = min(self._dispatcher.room() or self._piece, self._piece)
+        if limit is not None:
+            count = min(count, limit - self._added)
+        rows = list(itertools.islice(self._rows, count))
+        if len(rows) < count:
+            self._exhausted = True
+        if not rows:
+            return
+        text = codec.encode_rows(rows)
+        if text is None:
+            size = self._add_calls(rows)
+        else:
+            size = len(text)
+            self._dispatcher.add(self._arrivals, self._added, len(rows), self._function, text, (), self._plan)
+            self._added += len(rows)
+        self._piece = max(1, self._piece // 2) if size > _PIECE_BYTES else min(self._piece * 2, 1024)
+
+    def _add_calls(self, rows: Iterable[tuple[Any, ...]]) -> int:
+        """Store calls one by one encoded. One that has no stored form fails in its place."""
+        calls: list[Call] = []
+        size = 0
+        for row in rows:
+            try:
+                call, after = stored_call(self._function, row, {}, self._dispatcher.engine.snapshot)
+                size += len(call.args)
+                if after:  # unlike its neighbours, so by itself
+                    self._add(calls)
+                    calls = []
+                    self._add([call], self._plan.after(after))
+                else:
+                    calls.append(call)
+            except CallError as error:
+                self._add(calls)
+                calls = []
+                self._arrivals.put(self._added, 0, 1, error)
+                self._added += 1
+        self._add(calls)
+        return size
+
+    def _add(self, calls: list[Call], plan: Plan | None = None) -> None:
+        if calls:
+            plan = plan or self._plan
+            self._dispatcher.add(self._arrivals, self._added, len(calls), self._function, None, calls, plan)
+            self._added += len(calls)
+
+    def __iter__(self) -> "Results":
+        return self
+
+    def __next__(self) -> Any:
+        if self._values:
+            return self._values.popleft()
+        if self._ended:
+            raise StopIteration
+        try:
+            return self._next()
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def _end(self, error: BaseException) -> None:
+        self._ended = True
+        # Ctrl-C ends a script, and is no wish to cancel then: what has not started is left for the next run. A session
+        # or a notebook goes on, where nobody can get at these results any more, and other calls would wait for them.
+        if not isinstance(error, StopIteration) and (isinstance(error, Exception) or hasattr(sys, "ps1")):
+            self._dispatcher.forget(self._arrivals)
+
+    def _next(self) -> Any:
+        if self._buffersize is not None and not self._exhausted:
+            self._add_piece(self._arrivals.position + self._buffersize)
+        if self._arrivals.position == self._added:
+            raise StopIteration
+        if not self._arrivals.has_next():
+            self._wait()
+        number, count, outcome = self._arrivals.take()
+        if outcome is _IN_STORE:
+            # Several at once are plain JSON, so reading them ahead of their turn cannot fail.
+            outcome, *others = self._dispatcher.read(number, count)
+            self._values.extend(self._value(number, other) for other in others)
+        if isinstance(outcome, Text):
+            self._values.extend(value for (value,) in codec.decode(outcome.json))
+            return self._values.popleft()
+        return self._value(number, outcome)
+
+    def _value(self, number: int, outcome: Any) -> Any:
+        """The result that the outcome of a task stands for. Raises what it says the call raised."""
+        if isinstance(outcome, str | bytes):
+            return codec.decode(outcome)
+        if isinstance(outcome, ErrorInfo):
+            raise rebuild(outcome, number, self._dispatcher.store)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        assert outcome is CANCELLED
+        raise CancelledError
+
+    def _wait(self) -> None:
+        while not self._arrivals.has_next():
+            left = None if self._deadline is None else self._deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            self._dispatcher.drive(self._arrivals.has_next, left)
+
+    def __del__(self) -> None:
+        if not self._ended and self._arrivals.position < self._added:
+            self._dispatcher.drop(self._arrivals)
+
+
+_IN_STORE = object()  # an outcome that is to be read from there
+
+
+def _size(outcome: Any) -> int:
+    """The bytes of a result, as it is kept; 0 for what is no result."""
+    if isinstance(outcome, Text):
+        return len(outcome.json)
+    return len(outcome) if isinstance(outcome, str | bytes) else 0

@@ -1,0 +1,337 @@
+"""How arguments and results are written: JSON text where that keeps them exactly, else a pickle.
+
+    str    JSON that loads back to an equal value of the very same types
+    bytes  a pickle, plain where that is possible, else by cloudpickle
+
+"Exactly" excludes tuples, subclasses, NaN, lone surrogates, keys that are not str, and containers
+that occur twice in a value (JSON would make two of one). Whole columns of plain values are written
+by one call of the C encoder, as a JSON array of one array per call: `[[1],[2]]`. This form goes
+unchanged into the store, which takes it apart in SQL, and to the worker.
+
+What is defined in `__main__` is a special case, because workers do not import the script (it may
+not be guarded, and a notebook has none). Going to a worker it travels by value, see namespaces.py. Coming
+back, its classes travel by name, so that a result is an instance of the script's own class, also when a
+later run of the script reads it from the store.
+"""
+
+import base64
+import functools
+import io
+import json
+import pickle
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from types import FunctionType
+from typing import Any, NamedTuple, NoReturn
+
+from ..code import modules, spaces
+from .task import ErrorInfo, Options
+
+_PROTOCOL = 5
+_MAX_DEPTH = 60  # deeper values are pickled; SQLite's own JSON parser stops at 1000
+_SCALARS = frozenset({int, str, float, bool, type(None)})
+_BY_NAME = b"__main__"  # stands in every pickle that names something of the script
+_MAINS = ("__main__", "__mp_main__")  # the second is its name where multiprocessing has imported it
+_SCRIPT_NAMES = tuple(name.encode() for name in _MAINS)
+
+_encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def encode(value: Any, *, in_worker: bool = False) -> str | bytes:
+    """The stored form of a value. Raises SerializationError if it has none.
+
+    `in_worker` says which way it travels (see above).
+    """
+    if type(value) is int and -(2**63) <= value < 2**63:  # the most usual value, at a tenth of the cost
+        return int.__repr__(value)
+    text = encode_json(value)
+    return _dump(value, in_worker) if text is None else text
+
+
+def decode(data: str | bytes) -> Any:
+    """The value of a stored form. A pickle runs code of its own: whatever it raises comes out."""
+    return json.loads(data) if isinstance(data, str) else pickle.loads(data)
+
+
+def encode_json(value: Any) -> str | None:
+    """`value` as JSON text, or None where JSON would not keep it exactly."""
+    return _encode_plain(value) if _is_plain(value, set(), 0) else None
+
+
+def _encode_plain(value: Any) -> str | None:
+    """As `encode_json`, for what is made of JSON's own types; a tuple is written as a list."""
+    try:
+        text = _encode_json(value)
+    except ValueError:  # NaN, an infinity, or an int of more digits than Python converts
+        return None
+    return text if _is_unicode(text) else None
+
+
+def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | bytes, str | None]:
+    """The stored form of a call: (JSON array, JSON object or None), or (pickle of both, None)."""
+    return encode_plain_call(args, kwargs) or (dump_call(args, kwargs), None)
+
+
+def encode_plain_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str | None] | None:
+    """A call as JSON array and JSON object or None; None where JSON would not keep it exactly."""
+    if len(args) == 1 and not kwargs and type(args[0]) is int and -(2**63) <= args[0] < 2**63:
+        return f"[{args[0]}]", None
+    seen: set[int] = set()  # by both, so that what is given twice stays one
+    if all(_is_plain(value, seen, 0) for value in (*args, *kwargs.values())):
+        text, named = _encode_plain(args), _encode_plain(kwargs) if kwargs else None
+        if text is not None and (named is not None or not kwargs):
+            return text, named
+    return None
+
+
+def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any], snapshot: Any = None) -> bytes:
+    """A call as a pickle. Raises SerializationError if that is not possible."""
+    return write((args, kwargs), snapshot).data
+
+
+def decode_call(args: str | bytes, kwargs: str | None) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The arguments of a call from their stored form. A pickle runs code of its own, as in `decode`."""
+    if isinstance(args, bytes):
+        positional, named = pickle.loads(args)
+        return positional, named
+    return json.loads(args), json.loads(kwargs) if kwargs else {}
+
+
+def encode_rows(rows: Sequence[Sequence[Any]]) -> str | None:
+    """Many calls' positional arguments as one JSON array of arrays, or None where JSON does not do.
+
+    Only for scalars: a look at the types, a column at a time, is all it costs beyond the encoder.
+    """
+    for column in zip(*rows, strict=True):
+        if not _SCALARS.issuperset(map(type, column)):
+            return None
+    return _encode_plain(rows)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether the value is of a type that `encode_rows` takes."""
+    return type(value) in _SCALARS
+
+
+def join(texts: Iterable[str]) -> str:
+    """One JSON array of the given JSON texts."""
+    return f"[{','.join(texts)}]"
+
+
+def split(text: str) -> list[str]:
+    """The JSON texts in an array that `join` made, or that `encode_rows` wrote."""
+    return [_encode_json(value) for value in json.loads(text)]
+
+
+def dump_function(function: Any) -> bytes:
+    """A function as a pickle; see `write`."""
+    return write(function).data
+
+
+class Written(NamedTuple):
+    """A pickle for a worker."""
+
+    data: bytes
+    signature: bytes | None = None  # of all that it carries by value; None where it is a plain pickle
+    sizes: Mapping[tuple[str, str], int] = {}  # in bytes, of the globals that it carries, by module and name
+
+
+def write(value: Any, snapshot: Any = None) -> Written:
+    """A callable, or (args, kwargs), as a pickle: by name where a worker can import it, else by value.
+
+    By value fails for what uses, say, a lock that the script made. Then what is the script's travels by name
+    after all, and the worker has to import the script (see engines.worker). Raises SerializationError if
+    neither is possible. `snapshot` says what workers have of the script by a fork, see namespaces.py.
+    """
+    plain = None
+    try:
+        plain = pickle.dumps(value, _PROTOCOL)
+        if _BY_NAME not in plain:
+            return Written(plain)
+    except Exception:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
+        pass
+    from ..code import namespaces  # 30 ms of imports, which most programs never need
+
+    try:
+        return Written(*namespaces.dump(value, snapshot))
+    except Exception as error:  # noqa: BLE001 - as above
+        if plain is None or modules.script() is None:
+            _refuse(value, error)
+        return Written(pickle.dumps(spaces.ByName(plain, str(error)), _PROTOCOL))
+
+
+def names_script(data: bytes) -> bool:
+    """Whether a pickle may name something of the script."""
+    return _BY_NAME in data
+
+
+def dump_path(path: str) -> bytes:
+    """A function by its dotted path, which need not be importable here, as a pickle."""
+    return pickle.dumps(_Imported(path), _PROTOCOL)
+
+
+class _Imported:
+    """What is loaded as what has a dotted path."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return imported, (self._path,)
+
+
+def imported(path: str) -> Any:
+    """What has a dotted path. The path alone does not say where the module ends. Raises ImportError if nothing has."""
+    import pkgutil
+
+    try:
+        return pkgutil.resolve_name(path)
+    except AttributeError as error:  # of a function that is not there; workers look for others in the script then
+        raise ImportError(f"there is no {path}: {error}") from error
+
+
+def load_function(data: bytes) -> Any:
+    """The function of a stored pickle."""
+    return pickle.loads(data)
+
+
+def encode_error(error: ErrorInfo) -> str:
+    """What is shown of an error, as a JSON object. Its pickle is kept apart."""
+    fields = {"type": error.type, "message": error.message, "traceback": error.traceback}
+    if error.call:
+        fields["call"] = error.call
+    # The name of a file, say, may be no Unicode; what is shown must be.
+    shown = {name: text.encode(errors="backslashreplace").decode() for name, text in fields.items()}
+    return _encode_json(shown)
+
+
+def decode_error(text: str | None, exception: bytes | None) -> ErrorInfo | None:
+    """The error of a stored form, or None where there is none."""
+    return ErrorInfo(**json.loads(text), pickle=exception) if text is not None else None
+
+
+def encode_options(options: Options | None) -> str | None:
+    """What differs from the usual in options, as a JSON object; None where nothing does."""
+    if options is None:
+        return None
+    fields = {name: value for name, value in options._asdict().items() if value != Options._field_defaults[name]}
+    if options.policy is not None:
+        fields["policy"] = base64.b64encode(options.policy).decode()
+    return _encode_json(fields) if fields else None
+
+
+def decode_options(text: str | None) -> Options | None:
+    """The options of a stored form."""
+    if text is None:
+        return None
+    fields = json.loads(text)
+    fields["tags"] = tuple(fields.get("tags", ()))
+    fields["after"] = tuple(fields.get("after", ()))
+    if "policy" in fields:
+        fields["policy"] = base64.b64decode(fields["policy"])
+    return Options(**fields).or_none()
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8: lone surrogates cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_plain(value: Any, seen: set[int], depth: int) -> bool:
+    kind = type(value)
+    if kind in _SCALARS:
+        return True
+    if kind is list:
+        items = value
+    elif kind is dict and all(type(name) is str for name in value):
+        items = value.values()
+    else:
+        return False
+    if id(value) in seen or depth == _MAX_DEPTH:
+        return False
+    seen.add(id(value))
+    if _SCALARS.issuperset(map(type, items)):
+        return True
+    return all(_is_plain(item, seen, depth + 1) for item in items)
+
+
+def _dump(value: Any, in_worker: bool) -> bytes:
+    if not in_worker:
+        return write(value).data
+    first: Exception | None = None
+    data = b""
+    try:
+        data = pickle.dumps(value, _PROTOCOL)
+        if not any(name in data for name in _SCRIPT_NAMES):
+            return data
+    except Exception as error:  # noqa: BLE001 - as in `write`
+        first = error
+    buffer = io.BytesIO()
+    try:
+        _result_pickler()(buffer, _PROTOCOL).dump(value)
+    except Exception as error:  # noqa: BLE001 - as above
+        if first is None:
+            return data
+        _refuse(value, first if isinstance(first, pickle.PicklingError) else error)
+    return buffer.getvalue()
+
+
+def _refuse(value: Any, error: Exception) -> NoReturn:
+    from ..errors import SerializationError  # costs 15 ms of imports, which a worker seldom needs
+
+    raise SerializationError(
+        f"a {type(value).__qualname__} cannot be stored, as it can be neither written as JSON nor pickled: "
+        f"{error if type(error).__name__ == 'Unpicklable' else f'{type(error).__name__}: {error}'}"
+    ) from error
+
+
+@functools.cache
+def _result_pickler() -> Any:
+    """The pickler for what plain pickle cannot do, in a worker."""
+    import cloudpickle  # 30 ms of imports, which most workers never need
+
+    class FromWorker(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+        """Pickles what the script defines by name, also where this process has no such script."""
+
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type):
+                return self._reduce_class(obj)
+            if type(obj) is FunctionType and obj.__module__ in _MAINS and _is_in_script(obj):
+                return script_class, (obj.__qualname__,)
+            return super().reducer_override(obj)
+
+        def _reduce_class(self, kind: type) -> Any:
+            tracker = spaces.trackers.get(kind)
+            if kind.__module__ in _MAINS and (tracker is None or "<locals>" not in kind.__qualname__):
+                return script_class, (kind.__qualname__,)
+            reduced = super().reducer_override(kind)
+            if tracker is None or not isinstance(reduced, tuple) or len(reduced) != 6:
+                return reduced
+            # Local to a function: whoever wrote it finds its own class by that number, and others make one.
+            make, args, *rest = reduced
+            return make, (*args[:-2], tracker, args[-1]), *rest
+
+    return FromWorker
+
+
+def _is_in_script(value: Any) -> bool:
+    try:
+        return script_class(value.__qualname__) is value
+    except AttributeError:
+        return False
+
+
+def script_class(qualname: str) -> Any:
+    """The class or function of that name in the script that is running. Raises AttributeError if it has none."""
+    found: Any = sys.modules["__main__"]
+    for name in qualname.split("."):
+        if not hasattr(found, name):
+            raise AttributeError(f"{qualname} was defined by the script that made this value; this program has none")
+        found = getattr(found, name)
+    return found

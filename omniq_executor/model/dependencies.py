@@ -1,0 +1,106 @@
+"""Results as arguments: a future in the arguments of a call stands for what its task will return.
+
+    submit(fn, [future])        the pickle of the arguments has result_of("task-...") where the future was
+    stored                      with the ids of those tasks in its options: the call waits for them
+    claimed, when they are done the dispatcher binds their stored results to the pickle
+    in the worker               the pickle is loaded, and result_of() gives the results
+
+Where in the arguments a future is makes no difference, as long as pickle comes by it: so nobody
+looks for them, and a call without any is not looked through. Results travel as they are stored and are
+loaded by the worker alone, each call's own copy of them.
+"""
+
+import contextlib
+import pickle
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import DependencyFailed
+from . import codec
+from .task import format_id, parse_id
+
+
+class _Here(threading.local):
+    """What the pickling or unpickling of a call's arguments in this thread is to know."""
+
+    noted: list[int] | None = None  # the tasks that were referred to, while arguments are being pickled
+    results: Mapping[int, str | bytes] | None = None  # their results, while arguments are being loaded
+    is_looking = False  # whether arguments are loaded to be looked at alone
+
+
+_here = _Here()
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[int]]:
+    """Have futures be pickled as references; gives the list to which their tasks' numbers are added."""
+    before, _here.noted = _here.noted, []
+    try:
+        yield _here.noted
+    finally:
+        _here.noted = before
+
+
+def refer(number: int) -> Any:
+    """How the future of a task is pickled. Raises TypeError anywhere but in the arguments of a call."""
+    if _here.noted is None:
+        raise TypeError("a future can be an argument of a call; other than that it cannot be pickled")
+    _here.noted.append(number)
+    return result_of, (format_id(number),)
+
+
+def result_of(task_id: str) -> Any:
+    """The result of a task in the arguments of a call that is about to run; what stands for it for who only looks.
+
+    Raises DependencyFailed if the call does not wait for that task, as one whose arguments were stored anew.
+    """
+    if _here.is_looking:
+        return Reference(task_id)
+    if _here.results is None:
+        raise DependencyFailed(f"the arguments refer to the result of {task_id}, which the call does not wait for")
+    return codec.decode(_here.results[parse_id(task_id)])
+
+
+@contextlib.contextmanager
+def looking() -> Iterator[None]:
+    """Have arguments be loaded with what stands for results."""
+    _here.is_looking = True
+    try:
+        yield
+    finally:
+        _here.is_looking = False
+
+
+class Reference:
+    """Stands for a result in arguments that are only looked at."""
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+
+    def __repr__(self) -> str:
+        return f"<result of {self.task_id}>"
+
+
+def bind(args: str | bytes, kwargs: str | None, results: Mapping[int, str | bytes]) -> bytes:
+    """The stored form of a call whose arguments refer to results, from its own and theirs."""
+    return pickle.dumps(_Bound(args, kwargs, results), 5)
+
+
+class _Bound:
+    """Pickles as the arguments that it makes."""
+
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts
+
+    def __reduce__(self) -> Any:
+        return load_bound, self._parts
+
+
+def load_bound(args: str | bytes, kwargs: str | None, results: Mapping[int, str | bytes]) -> Any:
+    """The arguments, with the results in place."""
+    before, _here.results = _here.results, results
+    try:
+        return codec.decode_call(args, kwargs)
+    finally:
+        _here.results = before

@@ -1,0 +1,101 @@
+"""What a pickle holds, as text, without running any of its code.
+
+A pickle names classes and functions, and loading it calls them. Here a stand-in takes the place of
+each: it calls nothing and only notes what it was given. So a stranger's pickle can be looked at.
+"""
+
+import io
+import pickle
+import reprlib
+from typing import Any
+
+MOST_BYTES = 1 << 16  # a larger pickle is not looked into: it would take as much memory as it is large
+
+_SHOWN = 200  # characters of arguments
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = _shorten.maxlong = 60
+_shorten.maxlevel = 4
+
+
+def preview(data: bytes) -> str:
+    """A short text that tells a reader what is pickled in `data`."""
+    if len(data) > MOST_BYTES:
+        return f"a pickle of {len(data)} bytes"
+    try:
+        return _shorten.repr(_Looker(io.BytesIO(data)).load())
+    except Exception as error:  # noqa: BLE001 - a damaged pickle may make the unpickler raise anything
+        return f"a pickle of {len(data)} bytes ({type(error).__name__})"
+
+
+def shown_arguments(args: str | bytes, kwargs: str | None) -> str:
+    """The stored arguments of a call, as a short text."""
+    text = preview(args) if isinstance(args, bytes) else f"{args}{kwargs or ''}"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+class _Looker(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == _SPACES and name in _OF_PAYLOADS:
+            return _OF_PAYLOADS[name]
+        label = name if module in ("builtins", "__main__") else f"{module}.{name}"
+        return _stand_in(label)
+
+
+class _Named(type):
+    label: str
+
+    def __repr__(cls) -> str:
+        return cls.label
+
+
+class _StandIn(metaclass=_Named):
+    """An object of a class that is not loaded, or what a function that is not called would return."""
+
+    label = ""
+
+    def __new__(cls, *given: Any, **named: Any) -> Any:
+        made = super().__new__(cls)
+        made.given = [*given, *named.values()]
+        return made
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.given.append(state)
+
+    def append(self, item: Any) -> None:
+        self.given.append(item)
+
+    def extend(self, items: Any) -> None:
+        self.given.extend(items)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.given.append((key, value))
+
+    def __call__(self, *given: Any) -> Any:
+        return type(self)(*given)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"{self.label}({', '.join(map(_shorten.repr, self.given[:4]))})"
+
+    given: list[Any]
+
+
+_SPACES = "omniq_executor.code.spaces"
+# What stands in the pickles of arguments with classes and functions of a script: their shell is looked into.
+_OF_PAYLOADS: dict[str, Any] = {
+    "load": lambda shell, *_: _Looker(io.BytesIO(shell)).load(),
+    "class_of": lambda number: _stand_in(number.partition("/")[0].removeprefix("__main__.")),
+    "global_of": lambda _, name: _stand_in(name),
+}
+
+
+def _stand_in(label: str) -> Any:
+    return _Named("StandIn", (_StandIn,), {"label": label})
+
+
+__all__ = ["MOST_BYTES", "preview", "shown_arguments"]

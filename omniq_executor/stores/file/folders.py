@@ -1,0 +1,370 @@
+"""The folders of the file store: one with the tasks, and one for each status with links to them.
+
+    tasks/task-….json        the truth
+    pending/task-….json      a link to ../tasks/task-….json; likewise running, completed, failed, cancelled
+    waiting/task-….json      likewise, of what is PENDING and waits for other tasks, instead of in pending
+    keys/….json              likewise, by the hash of queue and key
+    functions/….json         a function, by its digest
+    runs/….json, sessions/   see file.py
+    owners/                  see owners.py
+    broken/                  what was found and is nothing of these
+
+The links are an index of the truth, and `check()` makes it agree. Files are reached from handles of
+their folders, and no link is followed where a file belongs.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...model.task import Status, Task, format_id, is_waiting, parse_id
+from .. import permissions as safety
+from ..base import Problem
+from .journal import sync_folder
+from .records import Damaged, Record, from_text
+
+STATUS_FOLDERS = {status: status.name.lower() for status in Status}
+WAITING = "waiting"
+_LINK_FOLDERS = (*STATUS_FOLDERS.values(), WAITING)
+FOLDERS = ("tasks", *_LINK_FOLDERS, "keys", "functions", "runs", "sessions", "owners", "broken")
+_SUFFIX = ".json"
+_READ_BYTES = 1 << 16
+
+_log = logging.getLogger("omniq_executor")
+
+
+class Folders:
+    """See the module's docstring. Every method is called under the store's lock, and may raise OSError."""
+
+    def __init__(self, root: Path, durable: bool) -> None:
+        self.root = root
+        self.repairs: list[Problem] = []  # what was not as it should be, since `check()` of the store asked last
+        self._durable = durable
+        self._fds: dict[str, int] = {}
+
+    def open(self) -> None:
+        """Make those that are missing, and get hold of all. Raises StoreError where others can write one."""
+        for name in FOLDERS:
+            safety.make_folder(self.root / name)
+            safety.check_private(self.root / name)
+            if name not in ("owners", "runs", "sessions", "functions"):
+                self._fds[name] = os.open(self.root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+    def close(self) -> None:
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+    # tasks
+
+    def read(self, number: int) -> Record | None:
+        """A task, or None if there is none. Raises Damaged."""
+        try:
+            return from_text(number, self._read("tasks", _name(number)))
+        except FileNotFoundError:
+            return None
+
+    def create(self, record: Record, text: bytes) -> None:
+        """Write a new task and its links, or nothing."""
+        made: list[tuple[str, str]] = []
+        try:
+            for folder, name in self._places(record):
+                if folder != "tasks":
+                    self._link(folder, name, _name(record.task.id))
+                made.append((folder, name))
+                if folder == "tasks":
+                    self._write(name, text, os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            for folder, name in made if len(made) > 1 else []:  # not a task that was there before
+                self._unlink(folder, name)
+            raise
+        except OSError:
+            for folder, name in made:
+                self._unlink(folder, name)
+            raise
+
+    def remove(self, record: Record) -> None:
+        """Undo `create()`."""
+        for folder, name in self._places(record):
+            self._unlink(folder, name)
+
+    def _places(self, record: Record) -> list[tuple[str, str]]:
+        name = _name(record.task.id)
+        places = [("tasks", name), (_folder(record.task), name)]
+        if record.task.key is not None:
+            places.append(("keys", _key_name(record.task.queue, record.task.key)))
+        return places
+
+    def rewrite(self, old: Record, new: Record, text: bytes) -> None:
+        """Write a task that has changed, and move its link."""
+        if new.is_removed:
+            self.remove(old)
+            return
+        name = _name(new.task.id)
+        self._write(name, text, 0, shorter=len(text) < old.size)
+        source, target = _folder(old.task), _folder(new.task)
+        if target != source:
+            try:
+                os.rename(name, name, src_dir_fd=self._fds[source], dst_dir_fd=self._fds[target])
+            except FileNotFoundError:  # somebody has removed the link
+                self._link(target, name, name)
+
+    def restore(self, record: Record, text: bytes) -> None:
+        """Write a task and its links unless it is there already, as this text has it or a later one."""
+        number, task = record.task.id, record.task
+        if record.is_removed:
+            for folder in _LINK_FOLDERS:
+                self._unlink(folder, _name(number))
+            self.remove(record)
+            return
+        try:
+            found = self.read(number)
+        except Damaged:
+            self._unlink("tasks", _name(number))
+            found = None
+        if found is None or found.version < record.version:
+            self._write(_name(number), text, os.O_CREAT, shorter=True)
+            self.link(record)
+        elif found.version == record.version:
+            self.link(record)
+        if task.key is not None:
+            with contextlib.suppress(FileExistsError):
+                self._link("keys", _key_name(task.queue, task.key), _name(number))
+
+    def link(self, record: Record) -> None:
+        """Have exactly the one link of a task that its status asks for."""
+        name, right = _name(record.task.id), _folder(record.task)
+        for folder in _LINK_FOLDERS:
+            if folder != right or not self._is_link(folder, name):
+                self._unlink(folder, name)
+        with contextlib.suppress(FileExistsError):
+            self._link(right, name, name)
+
+    def names(self, folder: str) -> list[int]:
+        """The tasks that are linked in the folder of a status, or are in `tasks`, oldest first."""
+        numbers = map(_number, os.listdir(self._fds[folder]))
+        return sorted(number for number in numbers if number is not None)
+
+    def by_key(self, queue: str, key: str) -> int | None:
+        """The task with a key."""
+        try:
+            target = os.readlink(_key_name(queue, key), dir_fd=self._fds["keys"])
+        except FileNotFoundError:
+            return None
+        return _number(target.removeprefix("../tasks/"))
+
+    def sync(self, numbers: set[int]) -> None:
+        """Have the files of tasks survive a cut of the power, and all folders."""
+        for number in numbers:
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(_name(number), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._fds["tasks"])
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        for name in FOLDERS:
+            sync_folder(self.root / name)
+
+    # other files
+
+    def read_json(self, folder: str, name: str) -> Any:
+        """What a file holds, or None if there is none. Raises ValueError if it is damaged."""
+        try:
+            fd = os.open(self.root / folder / name, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        return json.loads(_read_and_close(fd))
+
+    def write_json(self, folder: str, name: str, content: Any) -> None:
+        """Write a file whole or not at all."""
+        path = self.root / folder / name
+        fresh = path.with_name(f"{name}.{os.getpid()}.new")
+        with contextlib.suppress(FileNotFoundError):
+            fresh.unlink()
+        fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        try:
+            safety.have_mode(fd)
+            write_all(fd, (json.dumps(content, indent=2) + "\n").encode())
+            if self._durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(fresh, path)
+        if self._durable:
+            sync_folder(path.parent)
+
+    def json_names(self, folder: str) -> Iterator[str]:
+        """The files of a folder, without their suffix."""
+        for name in sorted(os.listdir(self.root / folder)):
+            if name.endswith(_SUFFIX):
+                yield name.removesuffix(_SUFFIX)
+
+    # repairs
+
+    def check(self) -> None:
+        """Have every task linked once, from the folder of its status, and put aside what is no task."""
+        tasks = set()
+        with os.scandir(self._fds["tasks"]) as entries:
+            for entry in entries:
+                if _number(entry.name) is not None and entry.is_file(follow_symlinks=False):
+                    tasks.add(entry.name)
+                else:
+                    self.put_aside("tasks", entry.name, "it is not a task")
+        linked: dict[str, int] = dict.fromkeys(tasks, 0)
+        for folder in _LINK_FOLDERS:
+            for name in os.listdir(self._fds[folder]):
+                if not self._is_link(folder, name):
+                    self.put_aside(folder, name, "it is not a link to a task of the same name")
+                elif name in linked:
+                    linked[name] += 1
+                else:
+                    self.put_aside(folder, name, "the task that it links to is gone")
+        for name in os.listdir(self._fds["keys"]):
+            target = self._target("keys", name)
+            if target is None or target.removeprefix("../tasks/") not in tasks:
+                self.put_aside("keys", name, "the task that it links to is gone")
+        for name, links in linked.items():
+            if links != 1:
+                self.repairs.append(Problem(f"tasks/{name} had {links or 'no'} links from the folders of states", True))
+                self.relink(_number(name) or 0)
+
+    def check_link(self, record: Record) -> None:
+        """Have a task linked from the folder of its status."""
+        name = _name(record.task.id)
+        if not self._is_link(_folder(record.task), name):
+            self.repairs.append(Problem(f"tasks/{name} was linked from the folder of another state", True))
+            self.link(record)
+
+    def check_keys(self, keys: dict[tuple[str, str], int]) -> None:
+        """Have exactly these keys linked to these tasks."""
+        names = {_key_name(*key): number for key, number in keys.items()}
+        for name in os.listdir(self._fds["keys"]):
+            if name not in names:
+                self.put_aside("keys", name, "the task that it links to has another key")
+        for name, number in names.items():
+            if self._target("keys", name) != f"../tasks/{_name(number)}":
+                self.repairs.append(Problem(f"the key of tasks/{_name(number)} was not linked to it", True))
+                self._unlink("keys", name)
+                self._link("keys", name, _name(number))
+
+    def check_json(self, folder: str, fields: set[str], loss: str) -> list[str]:
+        """The files of a folder that hold an object with these fields; others are put aside, which is a loss."""
+        good = []
+        for name in sorted(os.listdir(self.root / folder)):
+            if name.endswith(".new"):  # somebody died over it
+                (self.root / folder / name).unlink()
+            elif name.endswith(_SUFFIX):
+                try:
+                    content = self.read_json(folder, name)
+                except (ValueError, OSError):
+                    content = None
+                if isinstance(content, dict) and fields <= content.keys():
+                    good.append(name.removesuffix(_SUFFIX))
+                else:
+                    self.put_aside(folder, name, f"it is damaged; {loss}", is_lost=True)
+        return good
+
+    def relink(self, number: int) -> Record | None:
+        """Read a task and link it as its text says; one that is damaged is put aside, and None returned."""
+        try:
+            record = self.read(number)
+        except Damaged as error:
+            self.put_aside("tasks", _name(number), str(error), is_lost=True)
+            for folder in _LINK_FOLDERS:
+                self._unlink(folder, _name(number))
+            return None
+        if record is not None:
+            self.link(record)
+        return record
+
+    def put_aside(self, folder: str, name: str, why: str, is_lost: bool = False) -> None:
+        """Move something to `broken/` under a name that is free, and say so."""
+        taken = set(os.listdir(self._fds["broken"]))
+        aside = next(
+            free for n in range(len(taken) + 1) if (free := f"{folder}.{name}{f'.{n}' if n else ''}") not in taken
+        )
+        os.rename(self.root / folder / name, aside, dst_dir_fd=self._fds["broken"])
+        self.repairs.append(Problem(f"{folder}/{name} is moved to broken/{aside}: {why}", not is_lost))
+        _log.warning("%s is moved to broken/%s: %s", self.root / folder / name, aside, why)
+
+    # underneath
+
+    def _read(self, folder: str, name: str) -> bytes:
+        return _read_and_close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._fds[folder]))
+
+    def _write(self, name: str, text: bytes, flags: int, shorter: bool = False) -> None:
+        # In place, by one write: to rename a new file over the old one costs ten times as much. A reader
+        # without the lock may find half of it, and a process may die there; the journal has it whole.
+        fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | flags, 0o600, dir_fd=self._fds["tasks"])
+        try:
+            if flags:
+                safety.have_mode(fd)
+            write_all(fd, text)
+            if shorter:
+                os.ftruncate(fd, len(text))
+        finally:
+            os.close(fd)
+
+    def _link(self, folder: str, name: str, task: str) -> None:
+        os.symlink(f"../tasks/{task}", name, dir_fd=self._fds[folder])
+
+    def _unlink(self, folder: str, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._fds[folder])
+
+    def _is_link(self, folder: str, name: str) -> bool:
+        return self._target(folder, name) == f"../tasks/{name}"
+
+    def _target(self, folder: str, name: str) -> str | None:
+        try:
+            return os.readlink(name, dir_fd=self._fds[folder])
+        except OSError:  # there is none, or it is no link
+            return None
+
+
+def _folder(task: Task) -> str:
+    """The folder from which a task is linked."""
+    return WAITING if is_waiting(task) else STATUS_FOLDERS[task.status]
+
+
+def _name(number: int) -> str:
+    return format_id(number) + _SUFFIX
+
+
+def _number(name: str) -> int | None:
+    try:
+        return parse_id(name.removesuffix(_SUFFIX)) if name.endswith(_SUFFIX) else None
+    except ValueError:
+        return None
+
+
+def _key_name(queue: str, key: str) -> str:
+    text = json.dumps([queue, key])
+    return hashlib.sha256(text.encode()).hexdigest() + _SUFFIX
+
+
+def _read_and_close(fd: int) -> bytes:
+    try:
+        data = os.read(fd, _READ_BYTES)
+        if len(data) < _READ_BYTES:
+            return data
+        pieces = [data]
+        while piece := os.read(fd, _READ_BYTES):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, where the system may take a part at a time."""
+    written = os.write(fd, data)
+    while written < len(data):
+        written += os.write(fd, memoryview(data)[written:])
+
+
+__all__ = ["STATUS_FOLDERS", "WAITING", "Folders", "write_all"]

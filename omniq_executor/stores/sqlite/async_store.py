@@ -1,0 +1,286 @@
+"""Stores whose verbs are awaited: none holds up the event loop, however long a lock, a disk or a query takes.
+
+    AwaitedStore     any store: its verbs run, one after the other, in a thread
+    AwaitedSQLite    SQLite: each statement of a transaction is awaited on an aiosqlite connection
+
+The transactions are those of transactions.py, as in SQLiteStore; here a statement is awaited where it is
+called there. What is rare and more than a transaction (opening, entering, leaving, looking after the log)
+SQLiteStore does itself, in the thread.
+
+A call that is cancelled has happened whole or not at all, and its caller does not wait for that. A
+transaction of SQLite that is not at its COMMIT is rolled back. The order that gives it: all statements go
+through aiosqlite's queue, so a ROLLBACK that is put there runs after the statement that is under way and
+before any other; and the lock, which keeps the transactions of several tasks apart, is held until it has.
+Therefore a transaction runs in a task of its own, which outlives the one that asked for it.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from ...config import Settings
+from ...errors import StoreError
+from ...model.task import Status, Task
+from ...stores.base import now
+from .. import open_store
+from ..base import Claimed, Found, Run, Store, Turn, Turned
+from . import transactions
+from .store import LOOK_AT_LOG_EVERY, SQLiteStore, explained
+from .transactions import Many, Reply, Statement, Transaction
+
+_LONG = 256  # rows; to make more of them into tasks takes so long that a thread does it
+
+_T = TypeVar("_T")
+
+
+async def open_awaited(address: str | Settings) -> "AwaitedStore":
+    """Open the store at an address. Raises what open_store() raises."""
+    thread = ThreadPoolExecutor(1, "omniq-store")
+    try:
+        store = await _run_in(thread, open_store, address)
+        if not isinstance(store, SQLiteStore):
+            return AwaitedStore(store, thread)
+        # One of its connections is opened in the same way as the other, which is in aiosqlite's own thread.
+        connection = aiosqlite.Connection(store.connect, 64)
+        worker: Any = getattr(connection, "_thread", connection)  # before aiosqlite 0.22 it is a thread itself
+        worker.daemon = True  # so that a program ends which does not close it
+        try:
+            await connection
+        except BaseException:
+            await _run_in(thread, store.close)
+            raise
+    except BaseException:
+        thread.shutdown(wait=False)
+        raise
+    return AwaitedSQLite(store, thread, connection)
+
+
+async def _run_in(thread: ThreadPoolExecutor, function: Callable[..., _T], *args: Any) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(thread, function, *args)
+
+
+class AwaitedStore:
+    """A store whose verbs are awaited; what they do is said in Store.
+
+    Verbs that change what others may wait for ring them, too.
+    """
+
+    def __init__(self, store: Store, thread: ThreadPoolExecutor) -> None:
+        self._store = store
+        self._thread = thread  # a single one, so that nothing is done after what is asked for later
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        """Where the store is, as text."""
+        return self._store.address
+
+    async def _call(self, function: Callable[..., _T], *args: Any) -> _T:
+        self._check_open()
+        return await _run_in(self._thread, function, *args)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"the store {self.address} has been closed")
+
+    async def close(self, owner: int | None) -> None:
+        """Have the owner, if there is one, leave, and close the store. What is under way is waited for."""
+        self._closed = True
+        try:
+            await _run_in(self._thread, self._close, owner)
+        finally:
+            self._thread.shutdown(wait=False)
+
+    def _close(self, owner: int | None) -> None:
+        try:
+            if owner is not None:
+                self._store.leave(owner)
+                self._store.ring(owner)  # what it had claimed is anybody's
+        finally:
+            self._store.close()
+
+    async def enter(self, queue: str) -> int:
+        """Store.enter(), after a look at who is dead."""
+        return await self._call(self._enter, queue)
+
+    def _enter(self, queue: str) -> int:
+        self._store.reap(now())
+        return self._store.enter(queue)
+
+    def bell_path(self, owner: int) -> Path:
+        """Store.bell_path()."""
+        return self._store.bell_path(owner)
+
+    async def ring(self, owner: int) -> None:
+        """Store.ring()."""
+        await self._call(self._store.ring, owner)
+
+    async def hear(self, owner: int) -> list[int]:
+        """Store.hear()."""
+        return await self._call(self._store.hear, owner)
+
+    async def turn(self, owner: int, run: Run, work: Turn) -> Turned:
+        """Store.turn()."""
+        return await self._call(self._ringing, owner, self._store.turn, owner, run, work)
+
+    async def claim(self, owner: int, number: int) -> Claimed | None:
+        """Store.claim(), now."""
+        return await self._call(self._store.claim, owner, number, now())
+
+    async def cancel(self, number: int, running: bool) -> list[int]:
+        """Store.cancel(), now, of one task."""
+        return await self._call(self._ringing, 0, self._store.cancel, [number], now(), running)
+
+    def _ringing(self, owner: int, verb: Callable[..., _T], *args: Any) -> _T:
+        result = verb(*args)
+        self._store.ring(owner)
+        return result
+
+    async def states(self, numbers: list[int]) -> list[Found]:
+        """Store.states()."""
+        return await self._call(self._store.states, numbers)
+
+    async def find(self, status: Status | None, queue: str | None, limit: int | None) -> list[Task]:
+        """Store.find()."""
+        return await self._call(self._store.find, status, queue, None, limit)
+
+    async def counts(self) -> dict[str, dict[Status, int]]:
+        """Store.counts()."""
+        return await self._call(self._store.counts)
+
+
+class AwaitedSQLite(AwaitedStore):
+    """See the module's docstring."""
+
+    _store: SQLiteStore
+
+    def __init__(self, store: SQLiteStore, thread: ThreadPoolExecutor, connection: aiosqlite.Connection) -> None:
+        super().__init__(store, thread)
+        self._connection = connection
+        self._lock = asyncio.Lock()  # held by whoever has a transaction open
+        self._queues: dict[str, int] = {}
+        self._functions: dict[bytes, int] = {}  # none is purged while an owner is registered
+        self._peers: list[int] = []  # the registered owners, as of the last transaction
+        self._turns = 0
+
+    async def close(self, owner: int | None) -> None:
+        """As AwaitedStore.close()."""
+        try:
+            async with self._lock:
+                self._closed = True
+                await self._connection.close()
+        finally:
+            await super().close(owner)
+
+    async def hear(self, owner: int) -> list[int]:
+        """Store.hear()."""
+        heard: list[int] = await self._write(transactions.hear(owner))
+        return heard
+
+    async def turn(self, owner: int, run: Run, work: Turn) -> Turned:
+        """Store.turn()."""
+        if run.queue not in self._queues:
+            self._queues[run.queue] = await self._write(transactions.ensure_queue(run.queue))
+        for batch in work.adds:
+            if batch.function.digest not in self._functions:
+                number = await self._write(transactions.ensure_function(batch.function))
+                self._functions[batch.function.digest] = number
+        text = transactions.turn(owner, run, self._queues[run.queue], self._functions, work, self._peers, exact=True)
+        turned: Turned = await self._write(text, rings=owner)
+        return turned
+
+    async def claim(self, owner: int, number: int) -> Claimed | None:
+        """Store.claim(), now."""
+        claimed: Claimed | None = await self._write(transactions.claim(owner, number, now()))
+        return claimed
+
+    async def cancel(self, number: int, running: bool) -> list[int]:
+        """Store.cancel(), now, of one task."""
+        cancelled: list[int] = await self._write(transactions.cancel([number], now(), running), rings=0)
+        return cancelled
+
+    async def states(self, numbers: list[int]) -> list[Found]:
+        """Store.states()."""
+        found: list[Found] = await self._ask(transactions.states(numbers))
+        return found
+
+    async def find(self, status: Status | None, queue: str | None, limit: int | None) -> list[Task]:
+        """Store.find()."""
+        found: list[Task] = await self._ask(transactions.find(status, queue, None, limit))
+        return found
+
+    async def counts(self) -> dict[str, dict[Status, int]]:
+        """Store.counts()."""
+        found: dict[str, dict[Status, int]] = await self._ask(transactions.counts())
+        return found
+
+    # how they reach the database
+
+    async def _ask(self, looking: Transaction) -> Any:
+        """Run a transaction of one statement that only reads. Cancelled, it leaves nothing to undo."""
+        async with self._lock:
+            self._check_open()
+            with explained(self._store.path):
+                return await self._drive(looking)
+
+    async def _write(self, transaction: Transaction, rings: int | None = None) -> Any:
+        """Run a transaction; with `rings`, wake all owners but that one after it."""
+        work = asyncio.ensure_future(self._run(transaction, rings))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.cancel()
+            raise
+
+    async def _run(self, transaction: Transaction, rings: int | None) -> Any:
+        async with self._lock:
+            self._check_open()
+            with explained(self._store.path):
+                try:
+                    await self._execute("BEGIN IMMEDIATE", ())
+                    self._peers[:] = [id for (id,) in (await self._execute(transactions.OWNERS, ())).rows]
+                    result = await self._drive(transaction)
+                    await self._execute("COMMIT", ())
+                except BaseException:
+                    await self._connection.rollback()  # nothing, where none is open: a COMMIT may have happened
+                    raise
+                finally:
+                    if rings is not None:
+                        self._store.ring_all(self._peers, rings)
+        self._turns += 1
+        if self._turns % LOOK_AT_LOG_EVERY == 0 and not self._closed:
+            await self._call(self._store.work_off_log)
+        return result
+
+    async def _drive(self, transaction: Transaction) -> Any:
+        statement, result = _advance(transaction, None)
+        while statement is not None:
+            reply = await self._execute(*statement)
+            if len(reply.rows) < _LONG:
+                statement, result = _advance(transaction, reply)
+            else:
+                statement, result = await asyncio.to_thread(_advance, transaction, reply)
+        return result
+
+    async def _execute(self, sql: str, parameters: Iterable[Any]) -> Reply:
+        """Run a statement to its end in one go, so that it is done or not when its caller is cancelled."""
+        connection = self._connection
+        before = connection.total_changes
+        if isinstance(parameters, Many):
+            await connection.executemany(sql, parameters)
+            rows: list[Any] = []
+        else:
+            rows = list(await connection.execute_fetchall(sql, parameters))
+        return Reply(rows, connection.total_changes - before)
+
+
+def _advance(transaction: Transaction, reply: Reply | None) -> tuple[Statement | None, Any]:
+    """The next statement of a transaction, or None and its result."""
+    try:
+        return transaction.send(reply), None  # type: ignore[arg-type]  # None begins it
+    except StopIteration as done:
+        return None, done.value
