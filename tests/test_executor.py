@@ -665,17 +665,6 @@ def test_executors_on_one_queue_share_the_work_and_run_each_call_once(make_execu
     assert len(journal.lines()) == 360
 
 
-def test_a_call_left_by_one_executor_is_run_by_another(make_executor: Any, journal: Any, tmp_path: Path) -> None:
-    first = make_executor(1)
-    first.submit(calls.noted_wait, journal.path, "held", tmp_path / "gate")
-    journal.wait_for(1)
-    waiting = first.submit(calls.noted, journal.path, "waiting")
-    second = make_executor(1)
-    assert second.submit(calls.square, 3).result(WAIT_S) == 9
-    assert waiting.result(WAIT_S) == "waiting"  # while the only worker of the first is held
-    (tmp_path / "gate").touch()
-
-
 # --- Keys and ids ------------------------------------------------------------------------------------------------
 
 

@@ -444,7 +444,8 @@ def work(n):
 if __name__ == "__main__":
     open("pid", "w").write(str(os.getpid()))
     with PersistentExecutor(2, **OPTIONS) as executor:
-        futures = [executor.submit(work, n) for n in range(20)]
+        results = executor.map(work, range(20))  # which adds all of them before anything is claimed
+        futures = executor.futures()
         print([future.exception() and type(future.exception()).__name__ for future in futures])
         print(futures[3].exception())
 """
