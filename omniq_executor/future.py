@@ -1,11 +1,12 @@
 """The future of a durable call."""
 
 import concurrent.futures
-import time
+import logging
 from collections.abc import Generator
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any
 
+from .dispatch.interrupts import interrupts
 from .errors import OmniqError, StoreError
 from .model import codec, dependencies
 from .model.task import ErrorInfo, Task, format_id
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from .dispatch.dispatcher import Dispatcher
     from .stores.base import Store
 
-_DONE = frozenset({CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED})
+_log = logging.getLogger("concurrent.futures")  # the name under which callbacks that raise are looked for
 _UNREAD = object()
 _FAILED = Exception("not read yet")
 
@@ -124,18 +125,10 @@ class DurableFuture(concurrent.futures.Future[Any]):
 
     def _wait(self, timeout: float | None) -> None:
         """Wait until it is done, or raise TimeoutError."""
-        if self.done():
-            return
-        deadline = None if timeout is None else time.monotonic() + timeout
-        if self._dispatcher is not None:
-            # A thread that has nothing else to do than wait takes the dispatcher's turns itself: the
-            # result then needs no switch between threads.
-            self._dispatcher.drive(self.done, timeout)
-        if not self.done():  # another thread drives
-            left = None if deadline is None else deadline - time.monotonic()
-            with self._condition:
-                if not self._condition.wait_for(lambda: self._state in _DONE, left):
-                    raise TimeoutError
+        # A thread that has nothing else to do than wait takes the dispatcher's turns itself: the result then needs no
+        # switch between threads. One that could not be stored is done.
+        if not (self.done() or self._dispatcher is None or self._dispatcher.wait_until(self.done, timeout)):
+            raise TimeoutError
 
     def _read(self) -> None:
         if self._stored is _UNREAD:
@@ -153,6 +146,17 @@ class DurableFuture(concurrent.futures.Future[Any]):
                     self._result = codec.decode(stored)
             except BaseException as error:  # noqa: BLE001 - loading is code of the user's: this is the outcome
                 self._exception = error
+
+    def _invoke_callbacks(self) -> None:
+        """Call the callbacks, all of them whatever one raises, and let Ctrl-C interrupt each."""
+        for callback in self._done_callbacks:  # type: ignore[attr-defined]
+            try:
+                interrupts.run(callback, self)
+            except Exception:  # noqa: BLE001 - as those of any future
+                _log.exception("exception calling callback for %r", self)
+            except BaseException as error:  # noqa: BLE001 - the thread may be the executor's own
+                if not interrupts.hold(error):
+                    _log.exception("exception calling callback for %r", self)
 
     # Called by the dispatcher, once, with the state's lock not held.
 
@@ -179,7 +183,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
                 waiter.add_result(self)
             self._condition.notify_all()
         if self._done_callbacks:  # type: ignore[attr-defined]
-            self._invoke_callbacks()  # type: ignore[attr-defined]
+            self._invoke_callbacks()
 
     def _fail(self, error: BaseException) -> None:
         """Resolve with an error of this process's own."""

@@ -187,11 +187,9 @@ class Results(Iterator[Any]):
         raise CancelledError
 
     def _wait(self) -> None:
-        while not self._arrivals.has_next():
-            left = None if self._deadline is None else self._deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise TimeoutError
-            self._dispatcher.drive(self._arrivals.has_next, left)
+        left = None if self._deadline is None else self._deadline - time.monotonic()
+        if not self._dispatcher.wait_until(self._arrivals.has_next, left):
+            raise TimeoutError
 
     def __del__(self) -> None:
         if not self._ended and self._arrivals.position < self._added:

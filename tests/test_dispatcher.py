@@ -12,7 +12,7 @@ import calls
 import pytest
 
 from omniq_executor import PersistentExecutor
-from omniq_executor.dispatch.dispatcher import STIR_S
+from omniq_executor.dispatch.driving import STIR_S
 
 WAIT_S = 30.0
 
@@ -30,7 +30,7 @@ def drive_past_a_turn_of_another_thread(executor: PersistentExecutor, is_done: A
 
     def take_turns() -> None:
         while not is_done():
-            dispatcher._take_turn(0.01)  # not for longer: the dispatcher's own thread may have been faster
+            dispatcher.driver._take_turn(0.01)  # not for longer: the dispatcher's own thread may have been faster
 
     def look() -> bool:
         if not looked.is_set():
@@ -46,7 +46,7 @@ def drive_past_a_turn_of_another_thread(executor: PersistentExecutor, is_done: A
     ended = threading.Event()
 
     def drive() -> None:
-        dispatcher.drive(look, None)
+        dispatcher.driver.wait_until(look)
         ended.set()
 
     threading.Thread(target=drive, daemon=True).start()
@@ -78,16 +78,16 @@ def test_a_thread_that_waits_while_another_drives_gets_the_result_itself(executo
     driving = threading.Event()
 
     def drive() -> None:
-        dispatcher.drive(lambda: driving.set() or future.done(), None)  # type: ignore[func-returns-value]
+        dispatcher.driver.wait_until(lambda: driving.set() or future.done())  # type: ignore[func-returns-value]
 
     driver = threading.Thread(target=drive)
-    with dispatcher.lock:  # so that it is not done before the other thread waits
+    with dispatcher.driver._lock:  # so that it is not done before the other thread waits
         driver.start()
         assert driving.wait(WAIT_S)
         results: list[Any] = []
         waiter = threading.Thread(target=lambda: results.append(future.result(WAIT_S)))
         waiter.start()
-        while not future._condition._waiters:  # type: ignore[attr-defined]
+        while not dispatcher.driver._parked:
             assert waiter.is_alive()
     waiter.join(WAIT_S)
     driver.join(WAIT_S)
@@ -99,15 +99,14 @@ class OvertakenSelector:
 
     def __init__(self, dispatcher: Any) -> None:
         self._dispatcher = dispatcher
-        self._real = dispatcher._selector
+        self._real = dispatcher.driver.selector
 
     def select(self, timeout: float | None) -> Any:
         ready = self._real.select(timeout)
         if timeout != 0:
-            with self._dispatcher.lock:
-                self._dispatcher._hear(self._real.select(0))
+            with self._dispatcher.driver:
+                self._dispatcher.driver._hear(self._real.select(0))
                 self._dispatcher._turn()
-            self._dispatcher._tell()
         return ready
 
     def __getattr__(self, name: str) -> Any:
@@ -120,9 +119,9 @@ def test_what_another_thread_has_taken_in_meanwhile_is_not_waited_for_under_the_
     """A submit in a burst takes in events without a turn; with fork the news of the nursery were then read twice."""
     with PersistentExecutor(2, context, store=tmp_path / "store.db") as executor:
         dispatcher: Any = executor._dispatcher
-        dispatcher._selector = OvertakenSelector(dispatcher)
+        dispatcher.driver.selector = OvertakenSelector(dispatcher)
         assert [executor.submit(calls.square, n).result(WAIT_S) for n in range(20)] == [n * n for n in range(20)]
-        dispatcher._selector = dispatcher._selector._real
+        dispatcher.driver.selector = dispatcher.driver.selector._real
 
 
 @pytest.mark.parametrize("name", ["store.db", "store"])
@@ -135,11 +134,13 @@ def test_idle_executors_on_one_store_keep_each_other_busy_with_nothing(
         executor.submit(pow, 2, 3).result(WAIT_S)
         dispatcher = executor._dispatcher
 
-        def take(*args: Any, number: int = number, take_turn: Any = dispatcher._take_turn, **kwargs: Any) -> None:
+        def take(
+            *args: Any, number: int = number, take_turn: Any = dispatcher.driver._take_turn, **kwargs: Any
+        ) -> None:
             taken[number] += 1
             take_turn(*args, **kwargs)
 
-        dispatcher._take_turn = take  # type: ignore[method-assign]
+        dispatcher.driver._take_turn = take  # type: ignore[method-assign]
     for executor in both:
         executor.submit(pow, 2, 3).result(WAIT_S)
     time.sleep(0.3)  # in which they could ring each other some hundred times
@@ -150,10 +151,10 @@ def test_a_ring_that_a_submit_took_in_is_left_to_no_event(executor: PersistentEx
     """It was taken in between the wake of the dispatcher's own thread and its look at what is due."""
     executor.submit(calls.square, 1).result(WAIT_S)
     dispatcher = executor._dispatcher
-    with dispatcher.lock:
+    with dispatcher.driver._lock:
         dispatcher._neighbours.rung = True
-        assert dispatcher._next_alarm() == 0
-    dispatcher._wake()
+        assert dispatcher.next_alarm() == 0
+    dispatcher.driver.wake()
 
 
 def test_a_driver_does_not_spin_while_a_thread_that_was_woken_waits_for_a_cpu(
@@ -163,7 +164,7 @@ def test_a_driver_does_not_spin_while_a_thread_that_was_woken_waits_for_a_cpu(
     dispatcher = executor._dispatcher
     taken = 0
 
-    def take(*args: Any, take_turn: Any = dispatcher._take_turn, **kwargs: Any) -> None:
+    def take(*args: Any, take_turn: Any = dispatcher.driver._take_turn, **kwargs: Any) -> None:
         nonlocal taken
         taken += 1
         take_turn(*args, **kwargs)
@@ -171,14 +172,14 @@ def test_a_driver_does_not_spin_while_a_thread_that_was_woken_waits_for_a_cpu(
     future = executor.submit(calls.wait_for, tmp_path / "gate")
     driver = threading.Thread(target=future.result, args=(WAIT_S,))
     driver.start()
-    while dispatcher._driver is None:
+    while dispatcher.driver._driver is None:
         time.sleep(0.001)
-    dispatcher._take_turn = take  # type: ignore[method-assign]
-    dispatcher._asleep.add(-1)  # a thread that has not come so far as to take itself out
+    dispatcher.driver._take_turn = take  # type: ignore[method-assign]
+    dispatcher.driver._asleep.add(-1)  # a thread that has not come so far as to take itself out
     began = time.monotonic()
-    dispatcher._wake()
+    dispatcher.driver.wake()
     time.sleep(0.1)
-    dispatcher._asleep.discard(-1)
+    dispatcher.driver._asleep.discard(-1)
     most = 10 + (time.monotonic() - began) / STIR_S
     (tmp_path / "gate").touch()
     driver.join(WAIT_S)

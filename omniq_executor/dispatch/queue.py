@@ -6,17 +6,21 @@ from one that sat in a long call. They are claimed all the while, so nothing of 
 """
 
 import itertools
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..engines.local.pool import Chunk, LocalEngine
 from ..engines.pacing import MOST_BYTES
+from ..errors import StoreError
 from ..model import codec
 from ..model.task import Call, Function
 from ..stores.base import Batch, Claimed, Store
 
 _KNOWN_FUNCTIONS = 1024  # whose pickles are kept; others are read from the store again
+
+_log = logging.getLogger("omniq_executor")
 
 
 class _Held(NamedTuple):
@@ -93,8 +97,12 @@ class Handout:
             self.size -= len(chunk.ids)
             self._engine.give(chunk)
 
-    def give_claimed(self, claimed: Sequence[Claimed]) -> None:
-        """Give tasks that were claimed because there was room for them; hold those for which there is none any more."""
+    def give_claimed(self, claimed: Sequence[Claimed]) -> list[Claimed]:
+        """Give tasks that were claimed because there was room for them; hold those for which there is none any more.
+
+        Return those whose function cannot be read from the store at the moment.
+        """
+        unread: list[Claimed] = []
         start = 0
         while start < len(claimed):
             _, best = self._engine.room()
@@ -108,13 +116,20 @@ class Handout:
                 if self._kind(claimed[i]) != kind or (alone and i > start):
                     stop = i
                     break
-            chunk = self._chunk_of_claimed(claimed[start:stop])
+            try:
+                chunk = self._chunk_of_claimed(claimed[start:stop])
+            except StoreError as error:
+                _log.error("%s; the function of calls is read again later", error)
+                unread += claimed[start:stop]
+                start = stop
+                continue
             chunk.timeout = timeout
             if best > 0:
                 self._engine.give(chunk)
             else:  # large arguments have filled a worker's socket, say
                 self.hold(chunk)
             start = stop
+        return unread
 
     def _kind(self, task: Claimed) -> tuple[bytes, int]:
         """The function of a task and its namespace, which are the same for all calls of a chunk."""

@@ -85,6 +85,7 @@ class Waiting:
         self._resolved = 0  # futures, ever, and ...
         self._told = 0  # ... those of them that know
         self._told_lock = threading.Lock()
+        self._telling: list[int] = []  # the threads that do so, one more often where callbacks ask for results
 
     # who waits
 
@@ -195,10 +196,9 @@ class Waiting:
 
     # telling
 
-    @property
-    def has_news(self) -> bool:
-        """Whether there is something to tell, or something was put."""
-        return self.put or bool(self._to_tell)
+    def is_telling(self) -> bool:
+        """Return whether this thread is telling futures, so that it is in a callback, whose end it cannot wait for."""
+        return threading.get_ident() in self._telling
 
     @property
     def all_told(self) -> bool:
@@ -207,7 +207,10 @@ class Waiting:
 
     def tell(self) -> int:
         """Tell the futures that were resolved, and return how many. Several threads may do so at once."""
+        if not self._to_tell:
+            return 0
         told = 0
+        self._telling.append(threading.get_ident())
         try:
             while self._to_tell:
                 try:
@@ -224,6 +227,7 @@ class Waiting:
                 else:
                     future._finish(outcome)
         finally:
+            self._telling.remove(threading.get_ident())
             if told:
                 with self._told_lock:
                     self._told += told

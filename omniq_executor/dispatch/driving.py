@@ -1,0 +1,396 @@
+"""Who takes the turns: one class that sleeps, wakes, gives way and puts off Ctrl-C, and knows nothing of tasks.
+
+Any thread takes turns that is in the executor anyway: one that adds something takes a turn for it (a *visit*), and
+one that waits takes turns until it has what it waits for (`wait_until()`: it *drives*). It saves two switches
+between threads per call, and leaves the interpreter's lock to the one thread that has something to do. For all
+other times there is a thread of the executor's own (`_run()`), which waits for the same events.
+
+    visit         with driver:           lock -- what is added, with its turn -- unlock -- tell
+    drive         wait_until(done)       [ sleep until an event -- lock -- hear, turn -- unlock -- tell ] until done
+    park          wait_until(done)       sleep while another thread drives; woken when done, or when that one stops
+    own thread    _run()                 as drive, while nobody else does; else it stands by
+
+Guarantees, and the order that gives them:
+
+- One turn at a time, under the lock. What a turn brought is told outside of it, by the thread that took it, always:
+  also where what was asked for failed.
+- Ctrl-C is put off from before the lock is asked for until all is told (interrupts.py), and in a wait until the next
+  look at what is pending: the handler wakes it.
+- Somebody looks at each event. A driver that stops says so (`_driver = None`) and then looks for those who are parked
+  or stand by; these make themselves known first and then look whether it is still there. So one of the two sees
+  the other.
+- Who wakes others needs no lock, not even in a signal handler or while garbage is collected. The pipe that wakes may be
+  closed only under the lock, so it is written to under the lock too: by whoever asks, or if that is taken by
+  whoever has it, after letting go. `_wanted` is set before the lock is tried, and looked at after each release.
+
+How the own thread keeps out of the way:
+
+- While others drive it stands by: it looks again after STANDBY_S, and sleeps without a clock once the same driver is
+  still there then.
+- Where threads have driven lately, or add in a burst (such turns bring in outcomes as well), it lets GRACE_S
+  pass, and takes no turn if somebody came meanwhile. Otherwise the two would meet at the lock with every single call.
+"""
+
+import os
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from ..engines.pacing import STEAL_AFTER_S, earlier
+from .interrupts import interrupts
+
+STANDBY_S = 0.005
+GRACE_S = 0.001
+STIR_S = 0.005  # at most, in which a thread that was woken gets a CPU
+
+
+class Work(Protocol):
+    """What the turns are taken for. All but `next_alarm()`, `tell()` and `is_over()` is asked under the lock."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no turns are taken any more, since something is broken. Those who wait are told all the same."""
+
+    def next_alarm(self) -> float | None:
+        """Return the seconds until a turn is due that no event tells of, or None for never."""
+
+    def holds_back(self) -> bool:
+        """Return whether something waits for the end of a burst."""
+
+    def take_turn(self) -> None:
+        """Take a turn, after its events were taken in. It raises nothing."""
+
+    def fail(self, error: BaseException) -> None:
+        """Take note of a fault of an event's handler, which is the end."""
+
+    def tell(self) -> bool:
+        """Tell those who wait what has come, and return whether something had."""
+
+    def is_over(self) -> bool:
+        """Return whether everything is done, and the own thread can end."""
+
+    def end(self) -> None:
+        """Close everything, in the own thread, as its last act."""
+
+
+class Driver:
+    """See the module's docstring. As a context manager it is a visit."""
+
+    def __init__(self, work: Work) -> None:
+        self.is_closed = False
+        self.is_ending = False
+        """Whether the own thread is to find out when everything is over."""
+        self.selector = selectors.DefaultSelector()
+        """What is waited for, with handlers as its data; they are called under the lock with the mask of events."""
+        self._work = work
+        self._lock = threading.RLock()
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(self._wake_w, False)
+        self.selector.register(self._wake_r, selectors.EVENT_READ, lambda _: self._on_wake())
+        self._wanted = False  # a wake
+        self._is_ticking = False  # whether a wake for what is held back is under way
+        self._heard = 0  # how often events were taken in
+        self._asleep: set[int] = set()  # threads that wait for events and wake up for nothing else
+        self._stirred = threading.Event()  # set when one of them is not asleep any more
+        self._stirred.set()
+        self._driver: object | None = None
+        self._driver_thread = 0
+        self._driver_lock = threading.Lock()
+        self._parked: list[tuple[SimpleQueue[None], Callable[[], bool]]] = []
+        self._visits = 0  # of threads that drive, or add while other things are open
+        self._grace = False
+        self._thread: threading.Thread | None = None
+        self._standby = threading.Event()
+        self._stands_by = False  # whether it does so without a clock
+
+    # visits
+
+    def __enter__(self) -> None:
+        interrupts.__enter__()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        try:
+            self._afterwards()
+        finally:
+            interrupts.__exit__()
+
+    def start(self) -> None:
+        """Start the own thread, if it does not run. The lock is held."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="omniq-dispatcher", daemon=True)
+            self._thread.start()
+
+    def count_visit(self) -> None:
+        """Have the own thread keep away for a moment, as in a burst."""
+        self._visits += 1
+        self._grace = True
+
+    def hold_off(self) -> None:
+        """Likewise, with no visit: the own thread looks again after GRACE_S."""
+        self._grace = True
+
+    def poll(self, timeout_s: float = 0) -> None:
+        """Take in what events there are, or come within a time. The lock is held."""
+        self._hear(self.selector.select(timeout_s))
+
+    # waking
+
+    def wake(self) -> None:
+        """Have whoever sleeps look again. Anybody may call it, at any time and with any lock."""
+        self._wanted = True  # before the lock is tried, see the module's docstring
+        self._write_wake()
+
+    def tick(self) -> None:
+        """Have somebody take a turn soon: whoever drives, or the own thread within GRACE_S. The lock is held."""
+        if not self._is_ticking:
+            self._is_ticking = True
+            self.wake()
+
+    def rouse(self) -> None:
+        """Have the own thread look again, whatever it waits for."""
+        self._standby.set()
+        self.wake()
+
+    def _write_wake(self) -> None:
+        while self._wanted and self._lock.acquire(blocking=False):
+            try:
+                if self._wanted:
+                    self._wanted = False
+                    if not self.is_closed:
+                        try:
+                            os.write(self._wake_w, b"!")
+                        except BlockingIOError:
+                            pass  # full of wakes already
+            finally:
+                self._lock.release()
+
+    def _on_wake(self) -> None:
+        # Who is asleep, or drives and is about to be, must find what wakes it, whoever takes in events before.
+        if self._asleep:
+            # It has found it, and needs a CPU to say so. To take one turn after the other meanwhile would keep that
+            # from it where the machine is busy.
+            self._stirred.clear()
+            if self._asleep:
+                self._stirred.wait(STIR_S)
+        if not self._asleep and (self._driver is None or self._driver_thread == threading.get_ident()):
+            drain(self._wake_r)
+            self._is_ticking = False  # a turn follows; what is held back later needs another wake
+
+    # waiting
+
+    def wait_until(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Wait until `done()`, or for `timeout_s` seconds; return whether it is.
+
+        Nobody else is told of what is done, so it is something that turns bring about. Ctrl-C is raised in here.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with interrupts:
+            while not (is_done := done()) and not self.is_closed:
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+                self._wait(done, deadline)
+                interrupts.deliver()
+        return is_done or done()
+
+    def _wait(self, done: Callable[[], bool], deadline: float | None) -> None:
+        """Drive, or park while another thread does, until it is worth a look."""
+        me = threading.get_ident()
+        with self._driver_lock:
+            is_nested = self._driver is not None and self._driver_thread == me  # in a callback of a future
+            drives = not self._work.is_stopped and (self._driver is None or is_nested)
+            if drives and not is_nested:
+                self._driver, self._driver_thread = object(), me
+        if not drives:
+            self._park(done, deadline)
+            return
+        before = interrupts.set_wake(self.wake)
+        try:
+            self.count_visit()
+            self._drive(done, deadline)
+        finally:
+            interrupts.set_wake(before)
+            if not is_nested:
+                # In this order: who parks or stands by makes itself known, and then looks at the driver once more.
+                self._driver = None
+                self._release_parked(everyone=True)
+                if self._stands_by:
+                    self._standby.set()
+
+    def _drive(self, done: Callable[[], bool], deadline: float | None) -> None:
+        if self._work.holds_back():  # for a burst, which is over
+            self._take_turn(0)
+        while not (done() or self._work.is_stopped or self.is_closed or interrupts.is_pending):
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left < 0:
+                return
+            self._take_turn(left)
+
+    def _park(self, done: Callable[[], bool], deadline: float | None) -> None:
+        """Sleep while another thread drives, or tells of the end."""
+        woken: SimpleQueue[None] = SimpleQueue()  # safe in a signal handler
+        parked = woken, done
+        before = interrupts.set_wake(lambda: woken.put(None))
+        self._parked.append(parked)
+        try:
+            # After it can be found there: see _wait().
+            is_driven = self._driver is not None or self._work.is_stopped
+            if is_driven and not (done() or self.is_closed or interrupts.is_pending):
+                try:
+                    woken.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0))
+                except Empty:
+                    pass
+        finally:
+            self._parked.remove(parked)
+            interrupts.set_wake(before)
+
+    def _release_parked(self, everyone: bool = False) -> None:
+        for woken, done in list(self._parked):
+            if everyone or done():
+                woken.put(None)
+
+    # turns
+
+    def _run(self) -> None:
+        """Take the turns that nobody else takes, and close in the end: the own thread."""
+        present = None
+        while not self._work.is_over():
+            self._standby.clear()
+            driver = self._driver
+            if self._work.is_stopped:
+                self._afterwards()
+                if not self._work.is_over():
+                    self._standby.wait()
+            elif driver is None:
+                self._take_turn(None, gives_way=True)
+            elif driver is not present:
+                self._standby.wait(STANDBY_S)
+            else:
+                self._stands_by = True
+                if self._driver is driver:  # after the line above, see _wait()
+                    self._standby.wait()
+                self._stands_by = False
+            present = driver
+        self._work.end()
+
+    def _take_turn(self, timeout_s: float | None, gives_way: bool = False) -> None:
+        """Wait for something to happen, and take the turn for it."""
+        if gives_way and self._grace:
+            visits = self._visits
+            self._standby.wait(GRACE_S)
+            if self._driver is not None or self._visits != visits:
+                return
+            self._grace = False
+            timeout_s = 0 if self._work.holds_back() else timeout_s
+        heard = self._heard
+        me = threading.get_ident()
+        self._asleep.add(me)  # before the look at what is due
+        try:
+            timeout_s = earlier(timeout_s, self._work.next_alarm())
+            if timeout_s is not None and timeout_s <= STEAL_AFTER_S:
+                self._asleep.discard(me)
+            ready = self.selector.select(timeout_s)
+        except (OSError, ValueError):
+            if not self.is_closed:
+                raise
+            return
+        finally:
+            self._asleep.discard(me)
+            if not self._stirred.is_set():
+                self._stirred.set()
+        if gives_way and (self._grace or self._driver is not None):
+            return
+        with self._lock:
+            if self.is_closed:
+                return
+            try:
+                if self._heard != heard:  # by another thread: what was ready may be gone by now
+                    ready = self.selector.select(0)
+                self._hear(ready)
+            except Exception as error:  # noqa: BLE001 - a fault of our own: nobody may wait for ever because of it
+                self._work.fail(error)
+            self._work.take_turn()
+        self._afterwards()
+
+    def _hear(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """Take in what events say. The lock is held, and nobody has taken in any since `ready` was found."""
+        try:
+            for key, mask in ready:
+                key.data(mask)
+        finally:
+            # Last: who finds something ready while it is being taken in must see another count afterwards.
+            self._heard += 1
+
+    def _afterwards(self) -> None:
+        """After each turn or visit, outside the lock: tell those who wait, and have others look who may need to."""
+        has_news = self._work.tell()
+        if self._parked:
+            self._release_parked()
+        # Who is asleep may have to look again earlier than it meant to. And what another thread waits for may have come
+        # after it looked and before it waits for events.
+        if self._asleep or (has_news and self._is_driven_elsewhere()):
+            self._wanted = True
+        if self._work.is_stopped:
+            self._standby.set()  # for the end of the own thread
+        if self._wanted:
+            self._write_wake()
+
+    def _is_driven_elsewhere(self) -> bool:
+        """Return whether another thread than this one takes the turns, and may be waiting for events."""
+        if self._driver is not None:
+            return self._driver_thread != threading.get_ident()
+        return self.is_ending and not self.is_own_thread()
+
+    # endings
+
+    def is_own_thread(self) -> bool:
+        """Return whether this is the own thread."""
+        return self._thread is threading.current_thread()
+
+    def join(self) -> None:
+        """Wait for the end of the own thread, unless this is it."""
+        if self._thread is not None and not self.is_own_thread():
+            self._thread.join()
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether the own thread was started."""
+        return self._thread is not None
+
+    def close(self) -> None:
+        """Let go of all. The lock is held, and no turn is taken any more."""
+        self.is_closed = True
+        self.selector.close()
+        os.close(self._wake_r)
+        os.close(self._wake_w)
+        self._release_parked(everyone=True)
+
+    def hold(self, timeout_s: float) -> bool:
+        """Keep turns from being taken, before a fork; return whether that is so."""
+        return self._lock.acquire(timeout=timeout_s)
+
+    def let_go(self) -> None:
+        """Let turns be taken again, after it."""
+        self._lock.release()
+
+    def leave_to_parent(self) -> None:
+        """After a fork, in the child: let go of what is the parent's."""
+        self._lock = threading.RLock()  # another thread of the parent's may have held it
+        self.is_closed = True
+        self.selector.close()  # nothing is unregistered: what it waits for is shared with the parent
+        os.close(self._wake_r)
+        os.close(self._wake_w)
+
+
+def drain(fd: int) -> None:
+    """Read all that is in a pipe."""
+    try:
+        while os.read(fd, 4096):
+            pass
+    except BlockingIOError:
+        pass

@@ -1,0 +1,137 @@
+"""Ctrl-C is put off while the main thread is in the executor, and raised when everything is consistent again.
+
+KeyboardInterrupt may be raised between any two steps of the main thread: after a commit, say, and before the claimed
+calls are handed on; or after a lock was taken and before anything sees to its release. So whoever enters the executor
+enters `interrupts` first, before any lock, and leaves it last, after all who wait were told:
+
+    with interrupts:      the handler of SIGINT is ours, which notes that a signal came, and wakes who sleeps
+        ...
+        interrupts.deliver()    where a wait may end: calls the program's own handler, which may raise
+                          left: the program's handler is back; it is called now if a signal was noted
+
+Why no moment is missed: a signal that comes before the handler is changed is raised before anything was done. One that
+comes after it is noted. `set_signal()` takes in what is pending before it changes the handler, so when the block is
+left a signal is either noted or the program's. If it raises there, in place of one that was noted before, the two count
+as one.
+
+Code of the user's that runs within (callbacks of futures) may take any time, so Ctrl-C interrupts it: `run()`.
+trio's `_core/_ki.py` tells of the same trouble, and solves it by asking in whose frame the signal came.
+"""
+
+import threading
+
+# The functions behind those of `signal`, which wrap handlers in enums at a tenth of the cost of a whole submit().
+from _signal import SIGINT, getsignal, signal as set_signal  # type: ignore[import-not-found]
+from collections.abc import Callable
+from typing import Any
+
+
+class Interrupts:
+    """See the module's docstring. There is one of the process, as there is one handler of SIGINT."""
+
+    def __init__(self) -> None:
+        self.wake: Callable[[], object] | None = None
+        """What wakes the main thread where it sleeps within the block. It must be safe in a signal handler."""
+        self._main = threading.main_thread().ident
+        self._depth = 0  # of the main thread, in blocks
+        self._before: Any = None  # the program's handler, while it is not set
+        self._noted: Any = None  # what it is to be called with
+        self._held: BaseException | None = None  # what it, or an exit, has raised in code of the user's
+
+    def __enter__(self) -> None:
+        if threading.get_ident() != self._main:
+            return
+        if self._depth == 0:
+            before = getsignal(SIGINT)
+            self._noted = None
+            if callable(before):  # else Ctrl-C ends the process, or is ignored
+                self._before = before
+                set_signal(SIGINT, self._note)
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        if threading.get_ident() != self._main:
+            return
+        self._depth -= 1
+        if self._depth or self._before is None:
+            return
+        before, self._before = self._before, None
+        held, self._held = self._held, None
+        set_signal(SIGINT, before)
+        if held is not None:
+            raise held
+        if self._noted is not None:
+            noted, self._noted = self._noted, None
+            before(*noted)
+
+    def set_wake(self, wake: Callable[[], object] | None) -> Callable[[], object] | None:
+        """Set what wakes this thread, if it is the main one; return what did so far."""
+        if threading.get_ident() != self._main:
+            return None
+        before, self.wake = self.wake, wake
+        return before
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a signal was noted, and this is the main thread, which is to raise it."""
+        return (self._noted is not None or self._held is not None) and threading.get_ident() == self._main
+
+    def deliver(self) -> None:
+        """Call the program's handler if a signal was noted: in the outermost block, where all is consistent."""
+        if self._depth == 1 and self.is_pending:
+            held, self._held = self._held, None
+            if held is not None:
+                raise held
+            noted, self._noted = self._noted, None
+            self._before(*noted)
+
+    def run(self, code: Callable[[Any], object], argument: Any) -> None:
+        """Run code of the user's, which Ctrl-C interrupts. Raises what that raises."""
+        if self._before is None or threading.get_ident() != self._main:
+            code(argument)
+            return
+        depth, self._depth = self._depth, 0
+        before, self._before = self._before, None
+        wake, self.wake = self.wake, None
+        try:
+            set_signal(SIGINT, before)
+            if self._noted is not None:
+                noted, self._noted = self._noted, None
+                before(*noted)
+            code(argument)
+        finally:
+            try:
+                now = getsignal(SIGINT)  # the user's code may have set another one
+                set_signal(SIGINT, self._note)
+            except BaseException:
+                set_signal(SIGINT, self._note)  # what was pending has been taken in, and raised
+                raise
+            finally:
+                self._depth, self.wake = depth, wake
+                self._before = now if callable(now) else before
+
+    def hold(self, error: BaseException) -> bool:
+        """Have an interrupt or exit that ended code of the user's be raised when the block is left.
+
+        False in other threads than the main one, where it would end what is not the user's.
+        """
+        if self._depth == 0 or threading.get_ident() != self._main:
+            return False
+        self._held = error
+        return True
+
+    def leave_to_parent(self) -> None:
+        """After a fork, in the child, whose one thread may have been any of the parent's."""
+        if self._main != threading.get_ident():
+            self._main, self._depth = threading.get_ident(), 0
+            if self._before is not None:
+                set_signal(SIGINT, self._before)
+                self._before = None
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._noted = number, frame
+        if self.wake is not None:
+            self.wake()
+
+
+interrupts = Interrupts()

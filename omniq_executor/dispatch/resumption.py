@@ -1,0 +1,67 @@
+"""Which task of the store a new call turns out to be: the one of its key, or the one that an earlier run left."""
+
+import logging
+from collections.abc import Sequence
+
+from ..errors import KeyConflict
+from ..model.functions import same_arguments
+from ..model.preview import shown_arguments
+from ..model.task import Call, Function, Status
+from ..stores.base import Found, Run, Store, now
+
+_log = logging.getLogger("omniq_executor")
+
+
+class Resumption:
+    """See the module's docstring. Called under the dispatcher's lock."""
+
+    def __init__(self, store: Store, run: Run) -> None:
+        self.has_retried = False
+        """Whether tasks became PENDING again, which others are to hear of, since whoever unsets this last looked."""
+        self._store = store
+        self._run = run
+        self._said = False  # that a run is continued
+
+    def find(self, function: Function, call: Call, key: str | None) -> Found | None:
+        """Return the task that a new call is, or None. Raises KeyConflict if its key is another call's."""
+        if key is not None and (found := self.by_key(function, call, key)) is not None:
+            return found
+        return self.find_each(function, [call])[0] if self._run.continues else None
+
+    def by_key(self, function: Function, call: Call, key: str) -> Found | None:
+        """Return the task that has the key, or None. Raises KeyConflict if it is another call."""
+        queue = self._run.queue
+        found = self._store.by_key(queue, key)
+        stored = self._store.stored([found.id]) if found is not None else []
+        if found is None or not stored:  # it was purged in between
+            return None
+        task, _, identity = stored[0]
+        if task.func_path != function.path:
+            raise KeyConflict(
+                f"the key {key!r} of the queue {queue!r} is of a call of {task.func_path}, {task.task_id},"
+                f" and cannot be of one of {function.path} as well"
+            )
+        if not same_arguments(task, identity, call):
+            raise KeyConflict(
+                f"the key {key!r} of the queue {queue!r} is of {task.func_path} with the arguments"
+                f" {shown_arguments(task.args, task.kwargs)}, {task.task_id}, and cannot be of one with"
+                f" {shown_arguments(call.args, call.kwargs)} as well"
+            )
+        if found.status is Status.FAILED and task.run != self._run.id and self._store.revive([found.id], now()):
+            self.has_retried = True
+            return found._replace(status=Status.PENDING, error=None)
+        return found
+
+    def find_each(self, function: Function, calls: Sequence[Call]) -> list[Found | None]:
+        """Return for each call the task that it continues, as Store.take_over() has them."""
+        run = self._run
+        found = self._store.take_over(run, function, calls, now())
+        if any(known is not None for known in found) and not self._said:
+            self._said = True
+            _log.warning(
+                "queue %r: continuing a run that did not end clean: %d of %d calls are done (run %s)",
+                run.queue, run.done, run.total, ", ".join(map(str, run.continues)),
+            )  # fmt: skip
+        if any(known is not None and known.status is Status.PENDING for known in found):
+            self.has_retried = True  # what had failed is PENDING again, and may be for workers elsewhere
+        return found
