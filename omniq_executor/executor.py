@@ -10,6 +10,7 @@ import multiprocessing.util  # before our own exit handler is registered, so tha
 import os
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
@@ -20,6 +21,7 @@ from .code.run_context import context_of
 from .config import Settings
 from .dispatch import sessions
 from .dispatch.dispatcher import USUAL, Dispatcher
+from .dispatch.interrupts import interrupts
 from .dispatch.stranded import SESSION, stranded
 from .engines.local.launch import Process
 from .engines.local.pool import LocalEngine
@@ -37,7 +39,10 @@ _log = logging.getLogger("omniq_executor")
 
 RESUME_WITHIN = datetime.timedelta(days=7)
 
+FORK_WAIT_S = 1.0  # for the end of turns in other threads, each
+
 _open_dispatchers: "weakref.WeakSet[Dispatcher]" = weakref.WeakSet()
+_held = threading.local()  # what a thread that is forking keeps from taking turns
 
 
 class PersistentExecutor(concurrent.futures.Executor):
@@ -458,7 +463,19 @@ def _close_at_exit() -> None:
     sessions.end_all()
 
 
+def _before_fork() -> None:
+    """Let no turn be under way in another thread: a child in which one is cut off may stand still in SQLite."""
+    _held.dispatchers = [dispatcher for dispatcher in list(_open_dispatchers) if dispatcher.driver.hold(FORK_WAIT_S)]
+
+
+def _after_fork_in_parent() -> None:
+    for dispatcher in _held.__dict__.pop("dispatchers", ()):
+        dispatcher.driver.let_go()
+
+
 def _after_fork_in_child() -> None:
+    _held.__dict__.pop("dispatchers", None)
+    interrupts.leave_to_parent()
     for dispatcher in list(_open_dispatchers):
         dispatcher.leave_to_parent()
     _open_dispatchers.clear()
@@ -476,4 +493,4 @@ def _close_with_multiprocessing() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

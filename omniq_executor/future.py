@@ -6,7 +6,7 @@ from collections.abc import Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any
 
-from .dispatch.interrupts import interrupts
+from .dispatch.interrupts import SafeCondition, interrupts
 from .errors import OmniqError, StoreError
 from .model import codec, dependencies
 from .model.task import ErrorInfo, Task, format_id
@@ -30,6 +30,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
 
     def __init__(self, dispatcher: "Dispatcher | None", number: int | None) -> None:
         super().__init__()
+        SafeCondition.protect(self._condition)
         self._dispatcher = dispatcher
         self._number = number
         self._stored: Any = _UNREAD  # the stored form of the result, until it is read

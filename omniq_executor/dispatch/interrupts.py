@@ -18,6 +18,7 @@ Code of the user's that runs within (callbacks of futures) may take any time, so
 trio's `_core/_ki.py` tells of the same trouble, and solves it by asking in whose frame the signal came.
 """
 
+import operator
 import threading
 
 # The functions behind those of `signal`, which wrap handlers in enums at a tenth of the cost of a whole submit().
@@ -135,3 +136,37 @@ class Interrupts:
 
 
 interrupts = Interrupts()
+
+
+class SafeCondition(threading.Condition):
+    """A condition that Ctrl-C does not leave taken by the main thread, which would stop all others for ever.
+
+    Between the taking of the lock and the `with` block no code in Python runs, so no interrupt can be raised there: the
+    names below are looked up and called by the interpreter alone. While it is taken by `acquire()`, as wait() and
+    as_completed() do with many in a loop, Ctrl-C is put off.
+    """
+
+    __enter__ = property(operator.attrgetter("_lock.__enter__"))
+    __exit__ = property(operator.attrgetter("_lock.__exit__"))
+
+    @staticmethod
+    def protect(condition: Any) -> None:
+        """Make such a one of a condition that nobody has used yet."""
+        condition.__class__ = SafeCondition
+        del condition.acquire, condition.release  # of the instance: those below take their place
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take the lock, as Lock.acquire() does."""
+        interrupts.__enter__()
+        taken: bool = False
+        try:
+            taken = self._lock.acquire(blocking, timeout)  # type: ignore[attr-defined]
+        finally:
+            if not taken:
+                interrupts.__exit__()
+        return taken
+
+    def release(self) -> None:
+        """Let it go."""
+        self._lock.release()  # type: ignore[attr-defined]
+        interrupts.__exit__()
