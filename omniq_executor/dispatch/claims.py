@@ -1,13 +1,13 @@
 """Tasks that were claimed here, on their way to the queue: which can be run, and with which results of others."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..engines.local.pool import Report
 from ..errors import StoreError
 from ..model import dependencies
 from ..model.task import MOST_OWNER_DEATHS
-from ..stores.base import Claimed, Found
+from ..stores.base import Claimed, Store
 from .results import ORPHANED, UNMET
 
 _log = logging.getLogger("omniq_executor")
@@ -16,14 +16,14 @@ _log = logging.getLogger("omniq_executor")
 class Claims:
     """See the module's docstring. Called under the dispatcher's lock."""
 
-    def __init__(self, states: Callable[[set[int]], list[Found]]) -> None:
+    def __init__(self, store: Store) -> None:
         self.special: dict[int, Claimed] = {}
         """Claimed tasks, by id, whose end is not that of any other: they crashed before, or have options."""
         self.unread: list[Claimed] = []
         """Claimed tasks for which the store could not be read; it is tried again with the next turn."""
         self.reports: list[Report] = []
         """What became of those that are not run, for the next turn to commit."""
-        self._states = states
+        self._store = store
 
     def note(self, claimed: Sequence[Claimed]) -> None:
         """Remember what their ends will depend on."""
@@ -60,7 +60,7 @@ class Claims:
         """Return the tasks with the results that they are given, less those for which there are none."""
         needed = {number for task in claimed for number in _after(task)}
         try:
-            states = {found.id: found for found in self._states(needed)} if needed else {}
+            states = {found.id: found for found in self._store.states(needed)} if needed else {}
         except StoreError as error:
             _log.error("%s; results that calls are given are read again later", error)
             self.unread = [task for task in claimed if _after(task)]

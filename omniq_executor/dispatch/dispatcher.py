@@ -103,7 +103,7 @@ class Dispatcher:
         self._handout.by_run = queues is not None
         self._room = 0  # of the workers, for how many calls, when it was last looked at
         self._resumption = Resumption(store, run)
-        self._claims = Claims(store.states)
+        self._claims = Claims(store)
         self._pending = Pending()
         self._reports: list[Report] = []  # taken in, not committed yet
         self._releases: dict[int, int] = {}  # tasks that go back unstarted, by id, with their attempts; likewise

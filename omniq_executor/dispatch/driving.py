@@ -100,6 +100,7 @@ class Driver:
         self._driver: object | None = None
         self._driver_thread = 0
         self._driver_lock = threading.Lock()
+        self._is_finishing = False  # whether nobody begins to drive any more
         self._parked: list[tuple[SimpleQueue[None], Callable[[], bool]]] = []
         self._visits = 0  # of threads that drive, or add while other things are open
         self._grace = False
@@ -203,7 +204,8 @@ class Driver:
         me = threading.get_ident()
         with self._driver_lock:
             is_nested = self._driver is not None and self._driver_thread == me  # in a callback of a future
-            drives = not self._work.is_stopped and (self._driver is None or is_nested)
+            is_free = not self._work.is_stopped and not self._is_finishing and self._driver is None
+            drives = is_free or is_nested
             if drives and not is_nested:
                 self._driver, self._driver_thread = object(), me
         if not drives:
@@ -225,7 +227,7 @@ class Driver:
     def _drive(self, done: Callable[[], bool], deadline: float | None) -> None:
         if self._work.holds_back():  # for a burst, which is over
             self._take_turn(0)
-        while not (done() or self._work.is_stopped or self.is_closed or interrupts.is_pending):
+        while not (done() or self._work.is_stopped or self._is_finishing or interrupts.is_pending):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left < 0:
                 return
@@ -239,7 +241,7 @@ class Driver:
         self._parked.append(parked)
         try:
             # After it can be found there: see _wait().
-            is_driven = self._driver is not None or self._work.is_stopped
+            is_driven = self._driver is not None or self._work.is_stopped or self._is_finishing
             if is_driven and not (done() or self.is_closed or interrupts.is_pending):
                 try:
                     woken.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0))
@@ -276,7 +278,20 @@ class Driver:
                     self._standby.wait()
                 self._stands_by = False
             present = driver
+        self._let_driver_leave()
         self._work.end()
+
+    def _let_driver_leave(self) -> None:
+        """Wait until nobody sleeps in the selector: who does when its file is closed is never woken."""
+        with self._driver_lock:
+            self._is_finishing = True
+        self._stands_by = True
+        while True:
+            self._standby.clear()
+            if self._driver is None:  # after the line above, see _wait()
+                return
+            self.wake()
+            self._standby.wait()
 
     def _take_turn(self, timeout_s: float | None, gives_way: bool = False) -> None:
         """Wait for something to happen, and take the turn for it."""

@@ -1,0 +1,288 @@
+"""What the executor does when its store refuses something, or code of the user's does what it should not.
+
+Nothing may hang, no call may be lost, and nothing that is in the store may fail for it.
+"""
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import calls
+import pytest
+
+from omniq_executor import PersistentExecutor, Status, StoreError
+from omniq_executor.dispatch import dispatcher as module
+
+WAIT_S = 30.0
+MakeExecutor = Callable[..., PersistentExecutor]
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what was refused be tried again soon."""
+    monkeypatch.setattr(module, "RETRY_S", 0.05)
+
+
+@pytest.fixture(params=["store.db", "store"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / str(request.param)
+
+
+class Refusal:
+    """Has a verb of a store raise StoreError, as often as it is to, where `applies` to what it is given."""
+
+    def __init__(
+        self, store: Any, verb: str, times: int = 1, applies: Callable[..., bool] = lambda *_, **__: True
+    ) -> None:
+        self.left = times
+        self.refused = threading.Event()
+        self._verb = getattr(store, verb)
+        self._applies = applies
+        setattr(store, verb, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.left and self._applies(*args, **kwargs):
+            self.left -= 1
+            self.refused.set()
+            raise StoreError("refused by the test")
+        return self._verb(*args, **kwargs)
+
+
+def has_outcomes(_: int, __: Any, turn: Any) -> bool:
+    return bool(turn.outcomes or turn.blocks)
+
+
+def test_results_that_are_refused_are_stored_later(make_executor: MakeExecutor, address: Path, tmp_path: Path) -> None:
+    executor = make_executor(2, store=address)
+    futures = [executor.submit(calls.wait_for, tmp_path / "gate") for _ in range(5)]
+    refusal = Refusal(executor.store, "turn", times=3, applies=has_outcomes)
+    (tmp_path / "gate").touch()
+    assert [future.result(WAIT_S) for future in futures] == ["gate"] * 5
+    assert refusal.left == 0
+    assert {future.task().status for future in futures} == {Status.COMPLETED}
+
+
+def test_claimed_calls_run_though_their_function_cannot_be_read_at_first(
+    make_executor: MakeExecutor, address: Path
+) -> None:
+    """Issue 10: they stayed RUNNING under an owner that lived, and submit() raised though its call was stored."""
+    with PersistentExecutor(store=address, engine="external") as first:
+        futures = [first.submit(calls.square, n) for n in range(3)]
+        second = make_executor(1, store=address)
+        refusal = Refusal(second.store, "function", times=2)
+        second._dispatcher.work_off()
+        assert refusal.refused.wait(WAIT_S)
+        assert second.submit(calls.square, 5).result(WAIT_S) == 25
+        assert [future.result(WAIT_S) for future in futures] == [0, 1, 4]
+
+
+def test_a_call_that_could_not_be_cancelled_runs(make_executor: MakeExecutor, address: Path, tmp_path: Path) -> None:
+    """Issue 10: it was taken out of the worker, and its future never resolved."""
+    executor = make_executor(1, store=address)
+    assert list(executor.map(calls.square, range(100))) == [n * n for n in range(100)]  # short, so many travel together
+    first = executor.submit(calls.wait_for, tmp_path / "gate")
+    second = executor.submit(calls.square, 3)
+    refusal = Refusal(executor.store, "turn", applies=has_outcomes)
+    with pytest.raises(StoreError):
+        second.cancel()
+    assert refusal.left == 0
+    (tmp_path / "gate").touch()
+    assert (first.result(WAIT_S), second.result(WAIT_S)) == ("gate", 9)
+
+
+def test_a_cancel_that_is_refused_after_the_release_leaves_the_call_to_run(
+    make_executor: MakeExecutor, address: Path, tmp_path: Path
+) -> None:
+    executor = make_executor(1, store=address)
+    assert list(executor.map(calls.square, range(100))) == [n * n for n in range(100)]
+    first = executor.submit(calls.wait_for, tmp_path / "gate")
+    second = executor.submit(calls.square, 3)
+    cancels = 0
+
+    def is_second(*_: Any) -> bool:
+        nonlocal cancels
+        cancels += 1
+        return cancels == 2
+
+    Refusal(executor.store, "cancel", applies=is_second)
+    with pytest.raises(StoreError):
+        second.cancel()
+    (tmp_path / "gate").touch()
+    assert (first.result(WAIT_S), second.result(WAIT_S)) == ("gate", 9)
+
+
+@pytest.mark.parametrize("verb", ["peers", "reap"])
+def test_who_cannot_look_after_other_owners_takes_its_turn(
+    make_executor: MakeExecutor, address: Path, verb: str
+) -> None:
+    """Issue 10: what had been reported was not stored then, and nothing was tried again."""
+    executor = make_executor(1, store=address)
+    future = executor.submit(calls.square, 1)
+    assert future.result(WAIT_S) == 1
+    neighbours = executor._dispatcher._neighbours
+    refusal = Refusal(executor.store, verb)
+    with executor._dispatcher.driver:
+        neighbours.rung = verb == "peers"
+        neighbours.look_at = time.monotonic()
+        future = executor.submit(calls.square, 2)
+    assert future.result(WAIT_S) == 4
+    assert refusal.refused.wait(WAIT_S)
+    while neighbours.rung or neighbours.look_at is not None:
+        time.sleep(0.01)
+    assert executor.submit(calls.square, 3).result(WAIT_S) == 9
+
+
+def test_others_who_could_not_be_told_are_told_later(make_executor: MakeExecutor, address: Path) -> None:
+    worker = make_executor(1, store=address, queue="shared")
+    assert worker.submit(calls.square, 1).result(WAIT_S) == 1
+    with PersistentExecutor(store=address, queue="shared", engine="external") as submitter:
+        worker._dispatcher.work_off()
+        refusal = Refusal(worker.store, "ring")
+        assert submitter.submit(calls.square, 2).result(WAIT_S) == 4
+        assert refusal.left == 0
+
+
+def test_a_store_that_refuses_for_long_ends_the_executor_and_the_next_run_goes_on(
+    address: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 10: with a disk that stayed full the end of the `with` block was waited for without an end."""
+    monkeypatch.setattr(module, "REFUSED_S", 0.3)
+    with PersistentExecutor(1, store=address) as executor:
+        assert executor.submit(calls.square, 1).result(WAIT_S) == 1
+        Refusal(executor.store, "turn", times=1 << 30, applies=has_outcomes)
+        future = executor.submit(calls.square, 2)
+        assert isinstance(future.exception(WAIT_S), StoreError)
+        with pytest.raises(concurrent.futures.BrokenExecutor, match="refused by the test"):
+            executor.submit(calls.square, 3)
+    with PersistentExecutor(1, store=address) as executor:
+        assert executor.submit(calls.square, 1).resumed
+        assert executor.submit(calls.square, 2).result(WAIT_S) == 4
+
+
+def test_a_map_of_which_a_later_piece_cannot_be_stored_ends(address: Path, tmp_path: Path) -> None:
+    """Issue 10: its first calls were taken back, their release failed, and shutdown() waited for them for ever."""
+    with PersistentExecutor(1, store=address) as executor:
+        held = executor.submit(calls.wait_for, tmp_path / "gate")
+        adds = 0
+
+        def is_later(_: int, __: Any, turn: Any) -> bool:
+            nonlocal adds
+            adds += bool(turn.adds)
+            return adds > 1
+
+        refusal = Refusal(executor.store, "turn", times=3, applies=is_later)
+        with pytest.raises(StoreError):
+            executor.map(calls.square, range(2_000))
+        refusal.left = 0
+        (tmp_path / "gate").touch()
+        assert held.result(WAIT_S) == "gate"
+
+
+def test_a_broken_pool_stores_what_was_reported(make_executor: MakeExecutor, address: Path) -> None:
+    """Issue 10: it was dropped, and ran once more in the next run."""
+    executor = make_executor(1, store=address)
+    assert executor.submit(calls.square, 1).result(WAIT_S) == 1
+    dispatcher = executor._dispatcher
+    with dispatcher.driver:
+        future = executor.submit(calls.square, 2)
+        while not dispatcher.engine.reports:
+            dispatcher.driver.poll(0.01)
+        dispatcher.engine.broken = "broken by the test"
+    assert future.result(WAIT_S) == 4
+    assert future.task().status is Status.COMPLETED
+    with pytest.raises(concurrent.futures.BrokenExecutor, match="broken by the test"):
+        executor.submit(calls.square, 3)
+
+
+# --- Callbacks ---
+
+
+def test_a_callback_that_exits_harms_nobody(script: Any) -> None:
+    """Issue 10: it ended the executor's own thread, others waited for ever, and the process never ended."""
+    script.write(
+        """
+import sys, time
+from concurrent.futures import wait
+from omniq_executor import PersistentExecutor
+
+if __name__ == "__main__":
+    executor = PersistentExecutor(1)
+    futures = [executor.submit(pow, 2, n) for n in range(5)]
+    futures[1].add_done_callback(lambda _: sys.exit(3))
+    called = []
+    futures[1].add_done_callback(called.append)
+    wait(futures)  # it takes no turns, so the executor's own thread calls the callbacks
+    print([future.result() for future in futures], called == [futures[1]], executor.submit(pow, 2, 5).result())
+"""
+    )
+    done = script.run()
+    assert (done.returncode, done.stdout) == (0, "[1, 2, 4, 8, 16] True 32\n")
+    assert "SystemExit: 3" in done.stderr
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_callback_may_shut_the_executor_down(make_executor: MakeExecutor, tmp_path: Path, waits: bool) -> None:
+    executor = make_executor(1)
+    futures = [executor.submit(calls.wait_for, tmp_path / "gate"), executor.submit(calls.square, 3)]
+    shut = threading.Event()
+
+    def shut_down(_: Any) -> None:
+        executor.shutdown(wait=True)
+        shut.set()
+
+    futures[0].add_done_callback(shut_down)
+    (tmp_path / "gate").touch()
+    if waits:
+        assert futures[0].result(WAIT_S) == "gate"
+    assert shut.wait(WAIT_S)
+    assert futures[1].result(WAIT_S) == 9
+
+
+# --- Waits ---
+
+
+def test_a_thread_sleeps_while_another_takes_the_turns(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    """The next item of a map was asked for again and again meanwhile, at the cost of a CPU."""
+    executor = make_executor(1)
+    held = executor.submit(calls.wait_for, tmp_path / "gate")
+    driver = executor._dispatcher.driver
+    other = threading.Thread(target=held.result, args=(WAIT_S,))
+    other.start()
+    while driver._driver is None:
+        time.sleep(0.001)
+    results: Any = executor.map(calls.square, range(3))
+    looks = 0
+
+    def has_next(look: Callable[[], bool] = results._arrivals.has_next) -> bool:
+        nonlocal looks
+        looks += 1
+        return look()
+
+    results._arrivals.has_next = has_next
+    threading.Timer(0.3, (tmp_path / "gate").touch).start()
+    assert list(results) == [0, 1, 4]
+    other.join(WAIT_S)
+    assert looks < 100
+
+
+def test_who_waits_takes_the_turns_when_the_one_that_did_has_what_it_wanted(
+    make_executor: MakeExecutor, tmp_path: Path
+) -> None:
+    executor = make_executor(2)
+    driver = executor._dispatcher.driver
+    futures = [executor.submit(calls.wait_for, tmp_path / name) for name in ("first", "second")]
+    threads = []
+    for future in futures:
+        threads.append(threading.Thread(target=future.result, args=(WAIT_S,)))
+        threads[-1].start()
+        while driver._driver is None or len(driver._parked) < len(threads) - 1:
+            time.sleep(0.001)
+    for name, thread in zip(("first", "second"), threads, strict=True):
+        (tmp_path / name).touch()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+        while driver._parked:  # for the CPU
+            assert threads[-1].is_alive()
