@@ -777,7 +777,8 @@ def test_no_process_and_no_file_is_left_open_by_executors_that_ended(store: Path
     if not Path("/proc/self/fd").exists():
         pytest.skip("there is no /proc/self/fd")
     use()
-    before = open_files(), threading.active_count()
+    files, threads = open_files(), threading.active_count()
     for _ in range(3):
         use()
-    assert (open_files(), threading.active_count()) == before
+    assert open_files() <= files  # what earlier tests have left may have been collected
+    assert threading.active_count() <= threads

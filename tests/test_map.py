@@ -238,14 +238,16 @@ def test_after_an_exception_the_rest_is_cancelled(make_executor: Any, journal: A
     assert len(journal.lines()) == 50 - found["CANCELLED"]
 
 
-def test_dropping_the_iterator_cancels_what_has_not_started(make_executor: Any, journal: Any, tmp_path: Path) -> None:
+def test_dropping_the_iterator_cancels_what_has_not_started(
+    make_executor: Any, journal: Any, tmp_path: Path, wait_until: Any
+) -> None:
     executor = make_executor(1)
     held = executor.submit(calls.noted_wait, journal.path, "held", tmp_path / "gate")
     journal.wait_for(1)
     results = executor.map(calls.noted, [journal.path] * 30, range(30))
     del results
     gc.collect()
-    assert statuses(executor) == {"RUNNING": 1, "CANCELLED": 30}
+    wait_until(lambda: statuses(executor) == {"RUNNING": 1, "CANCELLED": 30})
     (tmp_path / "gate").touch()
     assert held.result(WAIT_S) == "held"
     executor.shutdown()
