@@ -83,6 +83,7 @@ class Results(Iterator[Any]):
         self._values: deque[Any] = deque()  # read, to be given next
         self._exhausted = False
         self._ended = False
+        dispatcher.watch(self, self._arrivals)
         try:
             while not self._exhausted and (buffersize is None or self._added < buffersize):
                 self._add_piece(buffersize)
@@ -153,6 +154,7 @@ class Results(Iterator[Any]):
 
     def _end(self, error: BaseException) -> None:
         self._ended = True
+        self._dispatcher.unwatch(self._arrivals)
         # Ctrl-C ends a script, and is no wish to cancel then: what has not started is left for the next run. A session
         # or a notebook goes on, where nobody can get at these results any more, and other calls would wait for them.
         if not isinstance(error, StopIteration) and (isinstance(error, Exception) or hasattr(sys, "ps1")):
@@ -190,10 +192,6 @@ class Results(Iterator[Any]):
         left = None if self._deadline is None else self._deadline - time.monotonic()
         if not self._dispatcher.wait_until(self._arrivals.has_next, left):
             raise TimeoutError
-
-    def __del__(self) -> None:
-        if not self._ended and self._arrivals.position < self._added:
-            self._dispatcher.drop(self._arrivals)
 
 
 _IN_STORE = object()  # an outcome that is to be read from there

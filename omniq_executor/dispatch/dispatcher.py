@@ -25,11 +25,13 @@ a worker costs more than storing a call. A call that comes alone is given at onc
 """
 
 import logging
+import operator
 import os
 import selectors
 import threading
 import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -62,6 +64,29 @@ POLL_S = 0.002  # of a burst, after which a caller's turn brings in outcomes and
 USUAL = Plan()
 
 _log = logging.getLogger("omniq_executor")
+
+
+class _Dropped(weakref.ref[Any]):
+    """Tells that an iterator is gone."""
+
+    __slots__ = ("sink", "wake")
+    sink: Sink
+    wake: Callable[[], object]
+
+
+class _Watch:
+    """Notices that an iterator is dropped: anywhere, in any thread, with any lock taken.
+
+    No line of Python is run for it, as one is in `__del__`: an interrupt that comes there is raised there, where nobody
+    can catch it, and is lost. So what is called is a method of a deque, and after it the system's write(): of callbacks
+    of weak references the youngest is called first.
+    """
+
+    def __init__(self, iterator: Any, sink: Sink, dropped: Callable[[Any], object], wake: Callable[[], object]) -> None:
+        self._wakes = _Dropped(iterator, operator.methodcaller("wake"))
+        self._wakes.wake = wake
+        self._tells = _Dropped(iterator, dropped)
+        self._tells.sink = sink
 
 
 class Dispatcher:
@@ -98,7 +123,8 @@ class Dispatcher:
         self._waiting = waiting or Waiting()
         self._queues = queues
         self._new_future: Any = new_future
-        self._dropped: deque[Sink] = deque()  # by whoever waited
+        self._watched: dict[int, _Watch] = {}  # iterators that somebody may drop, by the id of their sink
+        self._dropped: deque[Any] = deque()  # those of them that were
         self._handout = Handout(store, engine)
         self._handout.by_run = queues is not None
         self._room = 0  # of the workers, for how many calls, when it was last looked at
@@ -215,10 +241,13 @@ class Dispatcher:
             if not self.driver.is_closed:
                 self._cancel(self._waiting.numbers(sink))
 
-    def drop(self, sink: Sink) -> None:
-        """As `forget()`, with the next turn: an iterator can be collected anywhere, also within a turn."""
-        self._dropped.append(sink)
-        self.driver.wake()
+    def watch(self, iterator: Any, sink: Sink) -> None:
+        """As `forget()`, when an iterator is dropped, with a turn that follows."""
+        self._watched[id(sink)] = _Watch(iterator, sink, self._dropped.append, self.driver.waker)
+
+    def unwatch(self, sink: Sink) -> None:
+        """Do nothing when it is dropped, as it has come to its end."""
+        self._watched.pop(id(sink), None)
 
     def read(self, first: int, count: int) -> list[Any]:
         """Return the outcomes of finished tasks with consecutive ids, as a Sink is given single ones."""
@@ -383,8 +412,10 @@ class Dispatcher:
 
     def _cancel_dropped(self) -> None:
         while self._dropped:
-            self._cancel(self._waiting.numbers(self._dropped[0]))
+            sink = self._dropped[0].sink
+            self._cancel(self._waiting.numbers(sink))
             self._dropped.popleft()  # now that it is done
+            self.unwatch(sink)
 
     def _abort(self, numbers: set[int]) -> None:
         """End those of the tasks here whose claim is gone."""
@@ -740,6 +771,7 @@ class Dispatcher:
                 self.store.close()
             except StoreError as error:
                 _log.error("the run could not be closed, and will be continued as a broken one: %s", error)
+            self._watched.clear()  # before the pipe is closed that they write to
             self.driver.close()
             self._neighbours.close()
             if self._bell is not None:
@@ -750,6 +782,7 @@ class Dispatcher:
         if self.driver.is_closed:
             return
         self._closing = True
+        self._watched.clear()
         self.failure = "this executor belongs to the parent process; make another one after the fork"
         self.driver.leave_to_parent()
         self.engine.leave_to_parent()

@@ -31,6 +31,7 @@ How the own thread keeps out of the way:
   pass, and takes no turn if somebody came meanwhile. Otherwise the two would meet at the lock with every single call.
 """
 
+import functools
 import os
 import selectors
 import threading
@@ -64,7 +65,7 @@ class Work(Protocol):
         """Take a turn, after its events were taken in. It raises nothing."""
 
     def fail(self, error: BaseException) -> None:
-        """Take note of a fault of an event's handler, which is the end."""
+        """Take note of a fault, which is the end."""
 
     def tell(self) -> bool:
         """Tell those who wait what has come, and return whether something had."""
@@ -91,6 +92,8 @@ class Driver:
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
         self.selector.register(self._wake_r, selectors.EVENT_READ, lambda _: self._on_wake())
+        self.waker: Callable[[], object] = functools.partial(os.write, self._wake_w, b"!")
+        """Has whoever sleeps look again, until `close()`."""
         self._wanted = False  # a wake
         self._is_ticking = False  # whether a wake for what is held back is under way
         self._heard = 0  # how often events were taken in
@@ -303,34 +306,35 @@ class Driver:
             self._grace = False
             timeout_s = 0 if self._work.holds_back() else timeout_s
         heard = self._heard
+        try:
+            ready = self._sleep(timeout_s)
+            if gives_way and (self._grace or self._driver is not None):
+                return
+            with self._lock:
+                if self.is_closed:
+                    return
+                if self._heard != heard:  # by another thread: what was ready may be gone by now
+                    ready = self.selector.select(0)
+                self._hear(ready)
+                self._work.take_turn()
+        except Exception as error:  # noqa: BLE001 - a fault of our own: nobody may wait for ever because of it
+            with self._lock:
+                self._work.fail(error)
+        self._afterwards()
+
+    def _sleep(self, timeout_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for events, and return them."""
         me = threading.get_ident()
         self._asleep.add(me)  # before the look at what is due
         try:
             timeout_s = earlier(timeout_s, self._work.next_alarm())
             if timeout_s is not None and timeout_s <= STEAL_AFTER_S:
                 self._asleep.discard(me)
-            ready = self.selector.select(timeout_s)
-        except (OSError, ValueError):
-            if not self.is_closed:
-                raise
-            return
+            return self.selector.select(timeout_s)
         finally:
             self._asleep.discard(me)
             if not self._stirred.is_set():
                 self._stirred.set()
-        if gives_way and (self._grace or self._driver is not None):
-            return
-        with self._lock:
-            if self.is_closed:
-                return
-            try:
-                if self._heard != heard:  # by another thread: what was ready may be gone by now
-                    ready = self.selector.select(0)
-                self._hear(ready)
-            except Exception as error:  # noqa: BLE001 - a fault of our own: nobody may wait for ever because of it
-                self._work.fail(error)
-            self._work.take_turn()
-        self._afterwards()
 
     def _hear(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         """Take in what events say. The lock is held, and nobody has taken in any since `ready` was found."""
