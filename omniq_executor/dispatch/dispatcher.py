@@ -767,10 +767,14 @@ class Dispatcher:
             try:
                 if self.run.id:
                     self.store.end_run(self.run, self.clean, now())
-                self.store.leave(self.owner)
-                self.store.close()
             except StoreError as error:
                 _log.error("the run could not be closed, and will be continued as a broken one: %s", error)
+            try:
+                self.store.leave(self.owner)
+            except StoreError as error:
+                _log.error("what is claimed here could not be given back before this process ends: %s", error)
+            finally:
+                self.store.close()
             self._watched.clear()  # before the pipe is closed that they write to
             self.driver.close()
             self._neighbours.close()

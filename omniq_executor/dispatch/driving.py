@@ -354,8 +354,8 @@ class Driver:
         # after it looked and before it waits for events.
         if self._asleep or (has_news and self._is_driven_elsewhere()):
             self._wanted = True
-        if self._work.is_stopped:
-            self._standby.set()  # for the end of the own thread
+        if self._work.is_stopped and not self.is_own_thread():
+            self._standby.set()  # it may be what the own thread waits for before it ends
         if self._wanted:
             self._write_wake()
 
