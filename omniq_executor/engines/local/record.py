@@ -1,0 +1,153 @@
+"""What the parent knows of a worker: the calls it was given, by number, and how far it has come with them.
+
+The calls given to a worker are numbered in the order in which it runs and reports them.
+
+    reported          next
+    |--- given, not reported ---|
+         ^ STARTED: the one it is in
+
+Calls that it has not started can be taken back without its help, see worker.py: `stop()` writes from which number on, and
+VISIBLE_S later `conclude()` reads what the worker has started by then.
+"""
+
+import contextlib
+import socket
+import time
+from collections import deque
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
+
+from ...slots import RESUME, STARTED, STOP
+from ..base import RETURNED, Chunk, Report
+from . import worker as proc
+from .launch import Process
+from .probe import Look
+from .termination import Ending
+from .wire import Inbox, Outbox
+
+VISIBLE_S = 0.001  # after which a write to shared memory is seen by every process, with much to spare
+
+
+class Record:
+    """The parent's record of a worker process."""
+
+    def __init__(self, process: Process, sock: socket.socket, control: socket.socket, cells: "memoryview[int]") -> None:
+        self.process = process
+        self.socket = sock
+        self.control = control
+        self.cells = cells
+        self.inbox = Inbox(sock)
+        self.outbox = Outbox(sock)
+        self.questions: deque[tuple[Look, int]] = deque()  # not answered, with the call that was running then
+        self.chunks: deque[Chunk] = deque()
+        self.functions: set[int] = set()
+        self.next = 0
+        self.reported = 0
+        self.taken = proc.NEVER  # calls from this number on were taken back
+        self.take_at = 0.0  # when a taking back that is under way can be concluded, or 0
+        self.heard_at = time.monotonic()
+        self.asked_at = 0.0  # to send what results lie there
+        self.has_run = False  # a call; its second thread answers before that, while it is being set up
+        self.broken: str | None = None  # why it could not start
+        self.watched = False
+        self.timer = 0.0  # when a call with a timeout is to be looked at, or 0
+        self.ending: Ending | None = None  # of the call that it is in
+
+    @property
+    def queued(self) -> int:
+        """How many calls it has, the one it runs included."""
+        return self.next - self.reported
+
+    def free(self, lead: int) -> int:
+        """Return how many more calls it could be given, for `lead` in all."""
+        if self.outbox.waiting or self.take_at or self.taken != proc.NEVER or self.ending is not None:
+            return 0
+        return lead - self.next + self.reported
+
+    def parts(self, number: int, end: int) -> Iterator[tuple[Chunk, int, int]]:
+        """Return where the calls with these numbers are: (chunk, start, stop)."""
+        for chunk in self.chunks:
+            if chunk.number >= end:
+                break
+            start, stop = max(number - chunk.number, 0), min(end - chunk.number, len(chunk.ids))
+            if start < stop:
+                yield chunk, start, stop
+
+    def id_of(self, number: int) -> int | None:
+        """Return the id of the call with that number, if it is not reported."""
+        return next((chunk.ids[start] for chunk, start, _ in self.parts(number, number + 1)), None)
+
+    def has_any(self, ids: Container[int], number: int, end: int) -> bool:
+        """Return whether one of these ids is of a call with these numbers."""
+        return any(chunk.ids[i] in ids for chunk, start, stop in self.parts(number, end) for i in range(start, stop))
+
+    def running(self) -> int | None:
+        """Return the id of the call that it is in."""
+        started: int = self.cells[STARTED]
+        return self.id_of(started) if self.reported <= started else None
+
+    # reports
+
+    def report(self, kind: str, number: int, count: int, payload: Any) -> Report:
+        """Return the report on calls with consecutive numbers, which it does not have any more."""
+        ids: Sequence[int] = []
+        attempts: Sequence[int] = []
+        for chunk, start, stop in self.parts(number, number + count):
+            ids = [*ids, *chunk.ids[start:stop]] if ids else chunk.ids[start:stop]
+            attempts = [*attempts, *chunk.attempts[start:stop]] if attempts else chunk.attempts[start:stop]
+        self.reported = number + count
+        self.drop_reported()
+        return Report(kind, ids, attempts, payload)
+
+    def returned(self, number: int, end: int) -> list[Report]:
+        """Return the reports on calls with these numbers that are to run elsewhere."""
+        parts = [chunk.part(start, stop) for chunk, start, stop in self.parts(number, end)]
+        return [Report(RETURNED, part.ids, part.attempts, part) for part in parts]
+
+    def drop_reported(self) -> None:
+        """Forget chunks that are reported."""
+        while self.chunks and self.chunks[0].number + len(self.chunks[0].ids) <= self.reported:
+            self.chunks.popleft()
+
+    # taking back
+
+    def unstarted(self) -> int:
+        """Return the number of the first call that it has not started."""
+        return max(self.cells[STARTED] + 1, self.reported)
+
+    @property
+    def is_being_taken_from(self) -> bool:
+        """Whether calls were taken back from it, or are just now."""
+        return bool(self.take_at) or self.taken != proc.NEVER
+
+    def stop(self, first: int) -> None:
+        """Have it start none of its calls from the one of that number on."""
+        # RESUME first: a worker that sees STOP must find the end of the range there.
+        self.cells[RESUME] = self.next
+        self.cells[STOP] = first
+
+    def conclude(self) -> list[Report]:
+        """Return as RETURNED what it did not start; VISIBLE_S have passed since `stop()`."""
+        # Below STOP everything is the worker's, also what it has not started yet.
+        started = max(self.cells[STARTED], self.cells[STOP] - 1)
+        self.taken, self.take_at = max(started + 1, self.reported), 0.0
+        return self.returned(self.taken, self.next)
+
+    def resume(self) -> None:
+        """Let it start whatever it is given: all that it had is reported."""
+        self.timer = 0.0
+        if self.is_being_taken_from:
+            self.taken, self.take_at = proc.NEVER, 0.0
+            self.cells[STOP] = proc.NEVER
+
+    def may_have_results(self) -> bool:
+        """Return whether results of calls before its present one may lie there, which it was not asked for."""
+        return self.queued > 1 and self.taken == proc.NEVER and self.asked_at < self.heard_at
+
+    def ask(self, what: bytes, now: float = 0.0) -> bool:
+        """Ask its second thread for something; return whether it could be. With `now` for its results."""
+        self.asked_at = now or self.asked_at
+        with contextlib.suppress(OSError):
+            self.control.send(what)
+            return True
+        return False
