@@ -23,6 +23,7 @@ from .dispatch import sessions
 from .dispatch.dispatcher import USUAL, Dispatcher
 from .dispatch.interrupts import interrupts
 from .dispatch.stranded import SESSION, stranded
+from .engines.external import External
 from .engines.local.launch import Process
 from .engines.local.pool import LocalEngine
 from .engines.local.start_method import context_for
@@ -147,14 +148,14 @@ class PersistentExecutor(concurrent.futures.Executor):
         initargs = tuple(initargs)
         settings = store if isinstance(store, Settings) else Settings.from_env()
         context = mp_context or context_for(initializer, initargs)
-        # What others work off is for a pool of no workers.
-        pool = LocalEngine(
-            0 if engine == "external" else max_workers, context, initializer, initargs, max_tasks_per_child
-        )
+        pool: LocalEngine | External = External()
+        if engine == "local":
+            pool = LocalEngine(max_workers, context, initializer, initargs, max_tasks_per_child)
         try:
             opened = open_store(store, durability=durability)
             try:
-                pool.output = str(opened.output.prepare()) if capture_output else None
+                if isinstance(pool, LocalEngine) and capture_output:
+                    pool.output = str(opened.output.prepare())
                 name = queue or default_queue()
                 owner = opened.enter(name)
                 moment = now()
@@ -378,7 +379,8 @@ class PersistentExecutor(concurrent.futures.Executor):
     @property
     def _processes(self) -> dict[int, Process]:
         """The worker processes by pid, as programs look for them in a process pool."""
-        return self._dispatcher.engine.processes()
+        engine = self._dispatcher.engine
+        return engine.processes() if isinstance(engine, LocalEngine) else {}
 
 
 class _WithOptions(concurrent.futures.Executor):

@@ -16,7 +16,7 @@ import pytest
 
 from omniq_executor import AsyncOmniQ, DependencyFailed, PersistentExecutor, SerializationError, Status, TaskNotFound
 from omniq_executor.dispatch.results import UNMET, ends_of
-from omniq_executor.engines.local.pool import Report
+from omniq_executor.engines.base import Report
 from omniq_executor.model.task import Event
 from omniq_executor.stores.base import Found, Outcome
 

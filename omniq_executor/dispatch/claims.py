@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from ..engines.local.pool import Report
+from ..engines.base import Report
 from ..errors import StoreError
 from ..model import dependencies
 from ..model.task import MOST_OWNER_DEATHS

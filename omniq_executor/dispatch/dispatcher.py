@@ -36,7 +36,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..engines.local.pool import RETURNED, LocalEngine, Report
+from ..engines.base import RETURNED, Engine, Report
 from ..engines.pacing import earlier
 from ..errors import PoolBroken, StoreError, TaskNotFound, TooLarge
 from ..model import codec
@@ -97,7 +97,7 @@ class Dispatcher:
         store: Store,
         owner: int,
         run: Run,
-        engine: LocalEngine,
+        engine: Engine,
         crash_retries: int,
         waiting: Waiting | None = None,
         queues: Sequence[str] | None = None,
@@ -580,7 +580,7 @@ class Dispatcher:
                 self._handout.hold(report.payload)
             else:
                 self._reports.append(report)
-        self.engine.reports = []
+        self.engine.reports.clear()
 
     # others
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..engines.local.pool import Chunk, LocalEngine
+from ..engines.base import Chunk, Engine
 from ..engines.pacing import MOST_BYTES
 from ..errors import StoreError
 from ..model import codec
@@ -34,7 +34,7 @@ class _Held(NamedTuple):
 class Handout:
     """See the module's docstring. Called under the dispatcher's lock."""
 
-    def __init__(self, store: Store, engine: LocalEngine) -> None:
+    def __init__(self, store: Store, engine: Engine) -> None:
         self.size = 0
         """How many calls wait here."""
         self.by_run = False

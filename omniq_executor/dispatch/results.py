@@ -4,8 +4,7 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..engines.local import worker as proc
-from ..engines.local.pool import CRASHED, TIMED_OUT, Report
+from ..engines.base import CRASHED, ERROR, RESULT, RESULTS, TIMED_OUT, Report
 from ..errors import CallError, DependencyFailed, SerializationError, TaskTimeout, TooLarge, WorkerCrashed
 from ..model import codec
 from ..model.options import next_occurrence, retry_at
@@ -53,19 +52,17 @@ def _ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_ret
     ends = Ends([], [], [])
     for kind, numbers, attempts, payload in reports:
         number, attempt = numbers[0], attempts[0]
-        if kind == proc.BLOCK and len(numbers) == 1:
-            _complete(ends, number, attempt, payload[2:-2])  # of [[result]]
-        elif kind == proc.BLOCK and claims and not claims.keys().isdisjoint(numbers):
+        if kind == RESULT:
+            _complete(ends, number, attempt, payload)
+        elif kind == RESULTS and claims and not claims.keys().isdisjoint(numbers):
             for one, its_attempt, text in zip(numbers, attempts, codec.split(payload), strict=True):
                 _complete(ends, one, its_attempt, text[1:-1])
-        elif kind == proc.BLOCK:
+        elif kind == RESULTS:
             for first, size, attempt, text in _consecutive(numbers, attempts, payload):
                 ends.blocks.append(Block(first, size, attempt, text))
                 ends.resolutions.append((range(first, first + size), Text(text)))
-        elif kind == proc.RESULT:
-            _complete(ends, number, attempt, payload)
-        elif kind == proc.ERROR:
-            _fail(ends, number, attempt, ErrorInfo(*payload))
+        elif kind == ERROR:
+            _fail(ends, number, attempt, payload)
         elif kind == CRASHED:
             count = claims[number].crashes + 1 if number in claims else 1
             if count > crash_retries:

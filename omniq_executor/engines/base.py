@@ -3,8 +3,8 @@
     dispatcher --Chunk--> engine          calls that are claimed, and whose claims are committed
                <--Report-- engine         what became of them
 
-An engine knows no store. Each call that it was given it reports once, with its id and attempt, and never one that it was
-not given. What a report says is not yet stored, so an engine that is asked again for the same call runs it again.
+An engine knows no store. Each call that it was given it reports once, with its id and attempt, and never one that it
+was not given. What a report says is not yet stored, so an engine that is asked again for the same call runs it again.
 
 All methods are called under the dispatcher's lock, by one thread at a time, but for those that say otherwise. None
 of them waits for a call, and none raises for what a call or a process does: that is in reports, and the end of all
@@ -100,8 +100,8 @@ class Engine(Protocol):
     def attach(self, selector: selectors.BaseSelector, wake: Callable[[], None], slots: Path) -> None:
         """Have events waited for by `selector`, with their handlers as its data.
 
-        `wake` is to be called when there is a report that no event tells of. What workers share with whoever looks after
-        a dead owner is in the file `slots`, see slots.py. Raises StoreError if it cannot be made.
+        `wake` is to be called when there is a report that no event tells of. What workers share with whoever looks
+        after a dead owner is in the file `slots`, see slots.py. Raises StoreError if it cannot be made.
         """
 
     def prepare(self) -> None:

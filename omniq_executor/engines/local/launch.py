@@ -79,6 +79,17 @@ class Process:
                 os.kill(self.pid, signal.SIGKILL if signal_number is None else signal_number)
 
 
+def describe_exit(code: int | None) -> str:
+    """Return in words how a process ended."""
+    if code is None:
+        return "an unknown cause"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(-code).name}"
+        return f"signal {-code}"
+    return f"exit code {code}"
+
+
 class Launcher:
     """Starts workers and tells of their deaths. `start()` uses multiprocessing; NurseryLauncher differs."""
 

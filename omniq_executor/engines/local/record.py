@@ -6,8 +6,8 @@ The calls given to a worker are numbered in the order in which it runs and repor
     |--- given, not reported ---|
          ^ STARTED: the one it is in
 
-Calls that it has not started can be taken back without its help, see worker.py: `stop()` writes from which number on, and
-VISIBLE_S later `conclude()` reads what the worker has started by then.
+Calls that it has not started can be taken back without its help, see worker.py: `stop()` writes from which number on,
+and VISIBLE_S later `conclude()` reads what the worker has started by then.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from ..base import RETURNED, Chunk, Report
 from . import worker as proc
 from .launch import Process
 from .probe import Look
-from .termination import Ending
+from .termination import Termination
 from .wire import Inbox, Outbox
 
 VISIBLE_S = 0.001  # after which a write to shared memory is seen by every process, with much to spare
@@ -51,7 +51,7 @@ class Record:
         self.broken: str | None = None  # why it could not start
         self.watched = False
         self.timer = 0.0  # when a call with a timeout is to be looked at, or 0
-        self.ending: Ending | None = None  # of the call that it is in
+        self.ending: Termination | None = None  # of the call that it is in
 
     @property
     def queued(self) -> int:
@@ -108,6 +108,13 @@ class Record:
         """Forget chunks that are reported."""
         while self.chunks and self.chunks[0].number + len(self.chunks[0].ids) <= self.reported:
             self.chunks.popleft()
+
+    def answer(self, number: int, stack: str) -> None:
+        """Take the answer to the oldest question. The reports of calls that ended before it came before it."""
+        look, asked = self.questions.popleft()
+        if stack and self.reported <= number and (id := self.id_of(number)) is not None:
+            look.answers[id] = stack
+        look.close_one(asked)
 
     # taking back
 

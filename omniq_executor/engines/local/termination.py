@@ -18,7 +18,7 @@ GRACE_S = 2.0  # between SIGTERM and SIGKILL
 ANSWER_S = 0.2  # in which a worker can send the results that it has, before SIGTERM
 
 
-class Ending:
+class Termination:
     """The end of the call with this number, in a worker that has nothing else to do any more."""
 
     def __init__(self, number: int, limit_s: float | None, now: float) -> None:
