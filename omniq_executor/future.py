@@ -135,7 +135,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
         if self._stored is _UNREAD:
             return
         with self._condition:
-            stored, self._stored = self._stored, _UNREAD
+            stored = self._stored
             if stored is _UNREAD:
                 return
             try:
@@ -145,8 +145,11 @@ class DurableFuture(concurrent.futures.Future[Any]):
                     )
                 else:
                     self._result = codec.decode(stored)
+            except KeyboardInterrupt:  # whoever asks the next time reads it anew
+                raise
             except BaseException as error:  # noqa: BLE001 - loading is code of the user's: this is the outcome
                 self._exception = error
+            self._stored = _UNREAD  # last: an interrupt may come between any two lines
 
     def _invoke_callbacks(self) -> None:
         """Call the callbacks, all of them whatever one raises, and let Ctrl-C interrupt each."""

@@ -746,11 +746,11 @@ class Dispatcher:
         with self.driver:
             self._closing = self._draining = self.driver.is_ending = True
             self.engine.recall(set(self.engine.held()))
-        self.driver.wake()
+            self.driver.wake()
 
     def serve(self, is_over: Callable[[], bool]) -> None:
         """Take turns in the calling thread until it is drained, the pool is broken, or `is_over()`."""
-        self.driver.wake()  # for what is there already
+        self.driver.rouse()  # for what is there already
         self.driver.wait_until(lambda: is_over() or self.is_stopped or self.is_over())
 
     def listen(self, fd: int, heard: Callable[[], None]) -> None:

@@ -146,7 +146,10 @@ class Driver:
     # waking
 
     def wake(self) -> None:
-        """Have whoever sleeps look again. Anybody may call it, at any time and with any lock."""
+        """Have whoever sleeps look again. Other threads may call it at any time, with any lock.
+
+        The main thread calls it where Ctrl-C is put off, or in the handler that notes it.
+        """
         self._wanted = True  # before the lock is tried, see the module's docstring
         self._write_wake()
 
@@ -158,8 +161,9 @@ class Driver:
 
     def rouse(self) -> None:
         """Have the own thread look again, whatever it waits for."""
-        self._standby.set()
-        self.wake()
+        with interrupts:
+            self._standby.set()
+            self.wake()
 
     def _write_wake(self) -> None:
         while self._wanted and self._lock.acquire(blocking=False):
@@ -204,6 +208,8 @@ class Driver:
 
     def _wait(self, done: Callable[[], bool], deadline: float | None) -> None:
         """Drive, or park while another thread does, until it is worth a look."""
+        # In a callback of a future: what is waited for may have come with the same turn, and be told after that future.
+        self._afterwards()
         me = threading.get_ident()
         with self._driver_lock:
             is_nested = self._driver is not None and self._driver_thread == me  # in a callback of a future
@@ -328,6 +334,8 @@ class Driver:
         self._asleep.add(me)  # before the look at what is due
         try:
             timeout_s = earlier(timeout_s, self._work.next_alarm())
+            if self.is_ending and self._work.is_over():  # whoever made it so may have found nobody asleep
+                timeout_s = 0
             if timeout_s is not None and timeout_s <= STEAL_AFTER_S:
                 self._asleep.discard(me)
             return self.selector.select(timeout_s)

@@ -161,8 +161,8 @@ class Waiting:
         if single is not None:
             sink, position = single
             self.open -= 1
-            self.put = True
             sink.put(position, number, 1, outcome)
+            self.put = True  # after it: whoever unsets this, and looks at the sink, is to find it there
         span = self._range_of(number)
         if span is not None:
             self._put(span, number, 1, outcome)
@@ -185,8 +185,8 @@ class Waiting:
             if first < end
         ]
         self.open -= count
-        self.put = True
         span.sink.put(span.position + number - span.first, number, count, outcome)
+        self.put = True  # as in resolve()
 
     def _range_of(self, number: int) -> _Range | None:
         index = bisect_right(self._ranges, number, key=lambda r: r.first) - 1
