@@ -139,9 +139,12 @@ def main(method: str, store: str, interrupts: int, seed: int) -> int:
     other = threading.Thread(target=session.submit_beside, args=(stop,), daemon=True)
     session.step()
     other.start()
-    sender.start()
-    while other.is_alive() or sender.is_alive():
+    is_started = False
+    while not is_started or other.is_alive() or sender.is_alive():
         try:
+            if not is_started:
+                is_started = True
+                sender.start()
             session.run(sender)
             sender.join()
             stop.set()

@@ -33,9 +33,8 @@ class Claims:
 
     def end(self, numbers: Sequence[int]) -> None:
         """Forget tasks whose end is committed."""
-        if self.special:
-            for number in numbers:
-                self.special.pop(number, None)
+        for number in numbers:
+            self.special.pop(number, None)
 
     def are_suspects(self, numbers: Sequence[int]) -> bool:
         """Return whether an owner has died in each of these tasks."""

@@ -433,15 +433,11 @@ class Dispatcher:
 
     # the turn
 
-    @property
-    def is_stopped(self) -> bool:
-        """Whether no turns are taken any more."""
-        return self.failure is not None
-
     def take_turn(self) -> None:
         """Take the turn for what has come. It raises nothing: what could not be stored is tried again."""
         self._is_visit = self._holds = False
-        self._look_after_peers()
+        if self._neighbours.rung or self._neighbours.look_at is not None:
+            self._look_after_peers()
         self._turn_or_later()
 
     def _turn_or_later(self) -> None:
@@ -545,7 +541,8 @@ class Dispatcher:
         self._releases.clear()
         for numbers, outcome in ends.resolutions:
             self._waiting.resolve_all(numbers, outcome, turned.refused)
-            self._claims.end(numbers)
+            if self._claims.special:
+                self._claims.end(numbers)
         self._claims.note(turned.claimed)
         if self._pending.take_in(turn, turned):
             self.driver.wake()
@@ -557,7 +554,8 @@ class Dispatcher:
                 self.driver.tick()
             else:
                 self._handout.give_batch(batch)
-        self._give(turned.claimed)
+        if turned.claimed or self._claims.unread:
+            self._give(turned.claimed)
         self._news += turned.refused
         self._rung = self._rung or turned.foreign
         if is_news(turn):
@@ -565,7 +563,8 @@ class Dispatcher:
 
     def _give(self, claimed: Sequence[Claimed]) -> None:
         """Give claimed tasks to the workers, or hold them. Those for which the store cannot be read come later."""
-        self._claims.unread += self._handout.give_claimed(self._claims.ready(claimed))
+        unread = self._handout.give_claimed(self._claims.ready(claimed))
+        self._claims.unread += unread  # apart from the line above, in which others are put there
         if self._claims.unread:
             self._try_again()
         if self._claims.reports:
@@ -674,10 +673,11 @@ class Dispatcher:
 
     def tell(self) -> bool:
         """Tell the futures that were resolved; return whether there were any, or a sink was given something."""
-        was_put = self._waiting.put
+        waiting = self._waiting
+        was_put = waiting.put
         if was_put:  # not if it is not: another thread may be putting something just now
-            self._waiting.put = False
-        return self._waiting.tell() > 0 or was_put
+            waiting.put = False
+        return bool(waiting.to_tell and waiting.tell()) or was_put
 
     def is_over(self) -> bool:
         """Return whether everything that was asked for is done, and nothing more is taken."""
@@ -751,7 +751,7 @@ class Dispatcher:
     def serve(self, is_over: Callable[[], bool]) -> None:
         """Take turns in the calling thread until it is drained, the pool is broken, or `is_over()`."""
         self.driver.rouse()  # for what is there already
-        self.driver.wait_until(lambda: is_over() or self.is_stopped or self.is_over())
+        self.driver.wait_until(lambda: is_over() or self.driver.is_stopped or self.is_over())
 
     def listen(self, fd: int, heard: Callable[[], None]) -> None:
         """Have `heard` called in a turn, under the lock, when `fd` can be read."""
@@ -820,7 +820,7 @@ class Dispatcher:
             # As text: an exception would keep the frames of whoever it is raised to.
             is_known = isinstance(error, PoolBroken | StoreError)
             self.failure = str(error) if is_known else "".join(traceback.format_exception(error))
-            self.clean = False
+            self.clean, self.driver.is_stopped = False, True
             _log.error("the executor has stopped: %s", self.failure)
         self._reports.clear()
         self._releases.clear()

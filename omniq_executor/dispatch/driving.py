@@ -51,10 +51,6 @@ STIR_S = 0.005  # at most, in which a thread that was woken gets a CPU
 class Work(Protocol):
     """What the turns are taken for. All but `next_alarm()`, `tell()` and `is_over()` is asked under the lock."""
 
-    @property
-    def is_stopped(self) -> bool:
-        """Whether no turns are taken any more, since something is broken. Those who wait are told all the same."""
-
     def next_alarm(self) -> float | None:
         """Return the seconds until a turn is due that no event tells of, or None for never."""
 
@@ -82,6 +78,8 @@ class Driver:
 
     def __init__(self, work: Work) -> None:
         self.is_closed = False
+        self.is_stopped = False
+        """Whether no turns are taken any more, since something is broken. Those who wait are told all the same."""
         self.is_ending = False
         """Whether the own thread is to find out when everything is over."""
         self.selector = selectors.DefaultSelector()
@@ -203,7 +201,8 @@ class Driver:
                 if deadline is not None and time.monotonic() >= deadline:
                     break
                 self._wait(done, deadline)
-                interrupts.deliver()
+                if interrupts.is_pending:
+                    interrupts.deliver()
         return is_done or done()
 
     def _wait(self, done: Callable[[], bool], deadline: float | None) -> None:
@@ -213,7 +212,7 @@ class Driver:
         me = threading.get_ident()
         with self._driver_lock:
             is_nested = self._driver is not None and self._driver_thread == me  # in a callback of a future
-            is_free = not self._work.is_stopped and not self._is_finishing and self._driver is None
+            is_free = not self.is_stopped and not self._is_finishing and self._driver is None
             drives = is_free or is_nested
             if drives and not is_nested:
                 self._driver, self._driver_thread = object(), me
@@ -236,7 +235,9 @@ class Driver:
     def _drive(self, done: Callable[[], bool], deadline: float | None) -> None:
         if self._work.holds_back():  # for a burst, which is over
             self._take_turn(0)
-        while not (done() or self._work.is_stopped or self._is_finishing or interrupts.is_pending):
+        while not (done() or self.is_stopped or self._is_finishing):
+            if interrupts.is_pending and interrupts.is_to_leave():
+                return
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left < 0:
                 return
@@ -250,8 +251,8 @@ class Driver:
         self._parked.append(parked)
         try:
             # After it can be found there: see _wait().
-            is_driven = self._driver is not None or self._work.is_stopped or self._is_finishing
-            if is_driven and not (done() or self.is_closed or interrupts.is_pending):
+            is_driven = self._driver is not None or self.is_stopped or self._is_finishing
+            if is_driven and not (done() or self.is_closed or interrupts.is_to_leave()):
                 try:
                     woken.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0))
                 except Empty:
@@ -273,7 +274,7 @@ class Driver:
         while not self._work.is_over():
             self._standby.clear()
             driver = self._driver
-            if self._work.is_stopped:
+            if self.is_stopped:
                 self._afterwards()
                 if not self._work.is_over():
                     self._standby.wait()
@@ -362,7 +363,7 @@ class Driver:
         # after it looked and before it waits for events.
         if self._asleep or (has_news and self._is_driven_elsewhere()):
             self._wanted = True
-        if self._work.is_stopped and not self.is_own_thread():
+        if self.is_stopped and not self.is_own_thread():
             self._standby.set()  # it may be what the own thread waits for before it ends
         if self._wanted:
             self._write_wake()

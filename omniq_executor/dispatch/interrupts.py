@@ -31,6 +31,8 @@ class Interrupts:
     """See the module's docstring. There is one of the process, as there is one handler of SIGINT."""
 
     def __init__(self) -> None:
+        self.is_pending = False
+        """Whether a signal was noted that is not raised yet. It is the main thread that is to look."""
         self.wake: Callable[[], object] | None = None
         """What wakes the main thread where it sleeps within the block. It must be safe in a signal handler."""
         self._main = threading.main_thread().ident
@@ -44,7 +46,7 @@ class Interrupts:
             return
         if self._depth == 0:
             before = getsignal(SIGINT)
-            self._noted = None
+            self._noted, self.is_pending = None, False
             if callable(before):  # else Ctrl-C ends the process, or is ignored
                 self._before = before
                 set_signal(SIGINT, self._note)
@@ -58,6 +60,7 @@ class Interrupts:
             return
         before, self._before = self._before, None
         held, self._held = self._held, None
+        self.is_pending = False
         set_signal(SIGINT, before)
         if held is not None:
             raise held
@@ -72,19 +75,20 @@ class Interrupts:
         before, self.wake = self.wake, wake
         return before
 
-    @property
-    def is_pending(self) -> bool:
-        """Whether a signal was noted, and this is the main thread, which is to raise it."""
-        return (self._noted is not None or self._held is not None) and threading.get_ident() == self._main
+    def is_to_leave(self) -> bool:
+        """Return whether a signal was noted, and this is the main thread, which is to raise it."""
+        return self.is_pending and threading.get_ident() == self._main
 
     def deliver(self) -> None:
         """Call the program's handler if a signal was noted: in the outermost block, where all is consistent."""
-        if self._depth == 1 and self.is_pending:
+        if self._depth == 1 and self.is_to_leave():
+            self.is_pending = False
             held, self._held = self._held, None
             if held is not None:
                 raise held
             noted, self._noted = self._noted, None
-            self._before(*noted)
+            if noted is not None:
+                self._before(*noted)
 
     def run(self, code: Callable[[Any], object], argument: Any) -> None:
         """Run code of the user's, which Ctrl-C interrupts. Raises what that raises."""
@@ -97,6 +101,7 @@ class Interrupts:
         try:
             set_signal(SIGINT, before)
             if self._noted is not None:
+                self.is_pending = False
                 noted, self._noted = self._noted, None
                 before(*noted)
             code(argument)
@@ -118,7 +123,7 @@ class Interrupts:
         """
         if self._depth == 0 or threading.get_ident() != self._main:
             return False
-        self._held = error
+        self._held, self.is_pending = error, True
         return True
 
     def leave_to_parent(self) -> None:
@@ -131,6 +136,7 @@ class Interrupts:
 
     def _note(self, number: int, frame: Any) -> None:
         self._noted = number, frame
+        self.is_pending = True  # after it, as whoever sees this takes it
         if self.wake is not None:
             self.wake()
 

@@ -81,7 +81,8 @@ class Waiting:
         self._futures: dict[int, Waiter] = {}
         self._ranges: list[_Range] = []  # in order of their ids
         self._singles: dict[int, tuple[Sink, int]] = {}  # of maps, where ids are not in the order of positions
-        self._to_tell: deque[tuple[Waiter, Any, bool]] = deque()
+        self.to_tell: deque[tuple[Waiter, Any, bool]] = deque()
+        """Futures that are resolved and are to be told, see `tell()`."""
         self._resolved = 0  # futures, ever, and ...
         self._told = 0  # ... those of them that know
         self._told_lock = threading.Lock()
@@ -175,7 +176,7 @@ class Waiting:
     def _hand_over(self, future: Waiter, outcome: Any, is_read: bool) -> None:
         self.open -= 1
         self._resolved += 1
-        self._to_tell.append((future, outcome, is_read))
+        self.to_tell.append((future, outcome, is_read))
 
     def _put(self, span: _Range, number: int, count: int, outcome: Any) -> None:
         index = bisect_right(self._ranges, number, key=lambda r: r.first) - 1
@@ -207,14 +208,12 @@ class Waiting:
 
     def tell(self) -> int:
         """Tell the futures that were resolved, and return how many. Several threads may do so at once."""
-        if not self._to_tell:
-            return 0
         told = 0
         self._telling.append(threading.get_ident())
         try:
-            while self._to_tell:
+            while self.to_tell:
                 try:
-                    future, outcome, is_read = self._to_tell.popleft()
+                    future, outcome, is_read = self.to_tell.popleft()
                 except IndexError:  # another thread was faster
                     break
                 told += 1

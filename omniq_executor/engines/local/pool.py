@@ -110,7 +110,9 @@ class LocalEngine:
             if self._start_at:
                 return 0
             return lead if self._max_tasks is None else min(lead, self._max_tasks)
-        free = worker.free(lead)
+        if worker.outbox.waiting or worker.take_at or worker.taken != proc.NEVER or worker.ending is not None:
+            return 0
+        free = lead - worker.next + worker.reported
         return free if self._max_tasks is None else min(free, self._max_tasks - worker.next)
 
     def give(self, chunk: Chunk) -> None:

@@ -58,12 +58,6 @@ class Record:
         """How many calls it has, the one it runs included."""
         return self.next - self.reported
 
-    def free(self, lead: int) -> int:
-        """Return how many more calls it could be given, for `lead` in all."""
-        if self.outbox.waiting or self.take_at or self.taken != proc.NEVER or self.ending is not None:
-            return 0
-        return lead - self.next + self.reported
-
     def parts(self, number: int, end: int) -> Iterator[tuple[Chunk, int, int]]:
         """Return where the calls with these numbers are: (chunk, start, stop)."""
         for chunk in self.chunks:
