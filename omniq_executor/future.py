@@ -128,7 +128,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
         """Wait until it is done, or raise TimeoutError."""
         # A thread that has nothing else to do than wait takes the dispatcher's turns itself: the result then needs no
         # switch between threads. One that could not be stored is done.
-        if self._dispatcher is not None and not self._dispatcher.wait_until(self.done, timeout):
+        if not (self.done() or self._dispatcher is None or self._dispatcher.wait_until(self.done, timeout)):
             raise TimeoutError
 
     def _read(self) -> None:
