@@ -1,9 +1,9 @@
 """The async face: tasks are enqueued, looked at and waited for without holding up the event loop.
 
     enqueue(), cancel() ...  --awaited verbs-->  store (stores/awaited.py)
-    get_result()  <--wakes--  listener  <--hear()--  store
+    get_result()  <--wakes--  listener  <--read_changes()--  store
                                  ^
-                             doorbell (a FIFO that others ring)
+                             notification pipe (a FIFO that others write to)
 
 Everything is opened by the first await that needs it, and belongs to the loop that runs it. It is closed
 by `aclose()`, or else with its loop: what is open is held by an async generator, and a loop that ends, as
@@ -36,9 +36,9 @@ from .model import codec
 from .model.fields import task_fields
 from .model.functions import Functions, named, stored_call
 from .model.ids import Ids
-from .model.options import make_plan
+from .model.options import make_options
 from .model.task import FINISHED, Call, Function, Options, Status, Task, format_id, parse_id
-from .stores.base import NO_RUN, Batch, Found, Turn, now
+from .stores.base import NO_RUN, Batch, TaskState, Turn, now
 from .stores.sqlite.async_store import AwaitedStore, open_awaited
 
 DEFAULT_QUEUE = "default"
@@ -152,13 +152,15 @@ class AsyncOmniQ:
         """
         function = named(func) if isinstance(func, str) else self._functions.describe(func)
         call, after = _call(function, args, {} if kwargs is None else kwargs)
-        plan = make_plan(
+        call_options = make_options(
             now(), key=None, max_retries=self._settings.max_retries if max_retries is None else max_retries,
             backoff=None, retry_on=Exception, timeout=self._settings.timeout if timeout is None else timeout,
             priority=0, eta=_moment(eta), interval=interval, tags=(),
         )  # fmt: skip
         session = await self._session()
-        return await session.add(function, call, plan.eta, plan.after(after).options if after else plan.options)
+        return await session.add(
+            function, call, call_options.eta, call_options.after(after).options if after else call_options.options
+        )
 
     async def get_result(self, task_id: str, wait: bool = True, timeout: float | None = None) -> Any:
         """What the task returned. With `wait`, wait until it is finished, at most `timeout` seconds.
@@ -291,10 +293,10 @@ class _Session:
         """The owner that this process is, from the first time that it is asked for."""
         self._run = NO_RUN._replace(queue=queue)
         self._ids: Ids
-        self._bell: int | None = None
-        self._rung = asyncio.Event()
+        self._notify_fd: int | None = None
+        self._was_notified = asyncio.Event()
         self._awaited = asyncio.Event()  # somebody waits for a result
-        self._waiting: dict[int, set[asyncio.Event]] = {}
+        self._waiters: dict[int, set[asyncio.Event]] = {}
         self._listener: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -304,21 +306,21 @@ class _Session:
         owner = await self.owner() if await self.owner.is_made() else None
         if self._listener is not None:
             self._listener.cancel()
-        if self._bell is not None:
-            asyncio.get_running_loop().remove_reader(self._bell)
-            os.close(self._bell)
-        self._wake(self._waiting)
+        if self._notify_fd is not None:
+            asyncio.get_running_loop().remove_reader(self._notify_fd)
+            os.close(self._notify_fd)
+        self._wake(self._waiters)
         await self.store.close(owner)
 
     async def _enter(self) -> int:
         owner = await self.store.enter(self._run.queue)
         self._ids = Ids(owner)
-        bell = self.store.bell_path(owner)
-        if bell.exists():
-            self._bell = os.open(bell, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
-            asyncio.get_running_loop().add_reader(self._bell, self._on_bell)
+        path = self.store.notify_path(owner)
+        if path.exists():
+            self._notify_fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
+            asyncio.get_running_loop().add_reader(self._notify_fd, self._on_notification)
         self._listener = asyncio.ensure_future(self._listen(owner))
-        await self.store.ring(owner)  # who listens for the death of others is to know of this one
+        await self.store.notify(owner)  # who listens for the death of others is to know of this one
         return owner
 
     async def add(self, function: Function, call: Call, eta: int, options: Options | None) -> str:
@@ -329,7 +331,7 @@ class _Session:
         await self.store.turn(owner, self._run, Turn(now(), adds=(batch,)))
         return format_id(number)
 
-    async def state(self, number: int) -> Found:
+    async def state(self, number: int) -> TaskState:
         """Where a task stands. Raises TaskNotFound."""
         found = await self.store.states([number])
         if not found:
@@ -338,11 +340,11 @@ class _Session:
 
     # waiting
 
-    async def finished(self, number: int) -> Found:
+    async def finished(self, number: int) -> TaskState:
         """Where a task stands when it is finished."""
         await self.owner()  # before the look, so that what finishes after it is news to this owner
         woken = asyncio.Event()
-        self._waiting.setdefault(number, set()).add(woken)
+        self._waiters.setdefault(number, set()).add(woken)
         self._awaited.set()
         try:
             while (found := await self.state(number)).status not in FINISHED:
@@ -352,36 +354,36 @@ class _Session:
                     raise StoreError(f"{self.store.address} has been closed before {format_id(number)} was finished")
             return found
         finally:
-            self._waiting[number].discard(woken)
-            if not self._waiting[number]:
-                del self._waiting[number]
-            if not self._waiting:
+            self._waiters[number].discard(woken)
+            if not self._waiters[number]:
+                del self._waiters[number]
+            if not self._waiters:
                 self._awaited.clear()
 
     def _wake(self, numbers: Iterable[int]) -> None:
         """Have those look again who wait for these tasks."""
         for number in numbers:
-            for woken in self._waiting.get(number, ()):
+            for woken in self._waiters.get(number, ()):
                 woken.set()
 
-    def _on_bell(self) -> None:
-        assert self._bell is not None
+    def _on_notification(self) -> None:
+        assert self._notify_fd is not None
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._bell, 4096):
+            while os.read(self._notify_fd, 4096):
                 pass
-        self._rung.set()
+        self._was_notified.set()
 
     async def _listen(self, owner: int) -> None:
-        """Hear what others finish. It is to be heard also while nobody waits: the store keeps it until then."""
+        """Take in what others finish, also while nobody waits: the store keeps it until then."""
         while True:
-            await self._rung.wait()
-            self._rung.clear()
+            await self._was_notified.wait()
+            self._was_notified.clear()
             try:
-                heard = await self.store.hear(owner)
+                finished_ids = await self.store.read_changes(owner)
             except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever because of it
                 _log.error("%s: what has finished is looked for: %s", self.store.address, error)
-                heard = list(self._waiting)
-            self._wake(heard)
+                finished_ids = list(self._waiters)
+            self._wake(finished_ids)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_HEAR_S):
                     await self._awaited.wait()
@@ -441,7 +443,7 @@ def _call(function: Function, args: Any, kwargs: Any) -> tuple[Call, tuple[int, 
 
 
 def _moment(eta: Any) -> Any:
-    """A time as make_plan() takes it."""
+    """A time as make_options() takes it."""
     if not isinstance(eta, str):
         return eta
     try:
@@ -460,7 +462,7 @@ def _status(status: Any) -> Status:
         raise ValueError(f"status is one of {names}, not {status!r}") from None
 
 
-def _read(found: Found) -> tuple[Any, BaseException | None]:
+def _read(found: TaskState) -> tuple[Any, BaseException | None]:
     """What a task returned, or raised; loading it is code of the user's."""
     try:
         if found.result is not None:

@@ -31,7 +31,7 @@ from .errors import CallError, TaskNotFound, TooLarge
 from .future import DurableFuture
 from .map_iterator import Results
 from .model.functions import Functions, stored_call, too_large
-from .model.options import Backoff, Plan, RetryOn, make_plan, seconds
+from .model.options import Backoff, CallOptions, RetryOn, make_options, seconds
 from .model.task import Function, Options, Status, format_id, parse_id
 from .stores import open_store
 from .stores.base import Resume, now
@@ -187,7 +187,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
         self._mp_context = context  # likewise
         self._functions: Functions | None = None  # until the first call
-        self._usual = _usual_plan(settings)
+        self._usual = _usual_options(settings)
         self._dispatcher = dispatcher
         _open_dispatchers.add(self._dispatcher)
         self._abandon = weakref.finalize(self, Dispatcher.close, self._dispatcher, False)
@@ -209,7 +209,7 @@ class PersistentExecutor(concurrent.futures.Executor):
         return self._submit(self._usual, fn, args, kwargs)
 
     def _submit(
-        self, plan: Plan, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, call_options: CallOptions, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> DurableFuture:
         try:
             function = self._describe(fn)
@@ -219,7 +219,9 @@ class PersistentExecutor(concurrent.futures.Executor):
             future.set_exception(error)
             return future
         try:
-            submitted: DurableFuture = self._dispatcher.submit(function, call, plan.after(after) if after else plan)
+            submitted: DurableFuture = self._dispatcher.submit(
+                function, call, call_options.after(after) if after else call_options
+            )
             return submitted
         except TooLarge as error:
             raise too_large(error, function, fn, args, kwargs) from error
@@ -252,7 +254,7 @@ class PersistentExecutor(concurrent.futures.Executor):
 
     def _map(
         self,
-        plan: Plan,
+        call_options: CallOptions,
         fn: Callable[..., Any],
         *iterables: Iterable[Any],
         timeout: float | None = None,
@@ -268,7 +270,7 @@ class PersistentExecutor(concurrent.futures.Executor):
                 raise ValueError("buffersize must be None or > 0")
         function = self._describe(fn)
         try:
-            return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize, plan)
+            return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize, call_options)
         except TooLarge as error:
             raise too_large(error, function, fn, (), {}) from error
 
@@ -310,12 +312,12 @@ class PersistentExecutor(concurrent.futures.Executor):
         Raises TypeError or ValueError that names the option and value that make no sense.
         """
         usual = self._usual.options or Options()
-        plan = make_plan(
+        call_options = make_options(
             now(), key=key, max_retries=usual.max_retries if max_retries is None else max_retries, backoff=backoff,
             retry_on=retry_on, timeout=usual.timeout if timeout is None else timeout, priority=priority, eta=eta,
             interval=interval, tags=tags,
         )  # fmt: skip
-        return _WithOptions(self, plan)
+        return _WithOptions(self, call_options)
 
     def future(self, task_id: str) -> DurableFuture:
         """A future for the task of that id, whoever submitted it.
@@ -386,30 +388,30 @@ class PersistentExecutor(concurrent.futures.Executor):
 class _WithOptions(concurrent.futures.Executor):
     """What `PersistentExecutor.options()` returns."""
 
-    def __init__(self, executor: PersistentExecutor, plan: Plan) -> None:
+    def __init__(self, executor: PersistentExecutor, call_options: CallOptions) -> None:
         self._executor = executor
-        self._plan = plan
+        self._call_options = call_options
         self._max_workers = executor._max_workers
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture:
         """As PersistentExecutor.submit()."""
-        return self._executor._submit(self._plan, fn, args, kwargs)
+        return self._executor._submit(self._call_options, fn, args, kwargs)
 
     def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> Iterator[Any]:
         """As PersistentExecutor.map(). Raises ValueError with a key, which names one call, not many."""
-        if self._plan.key is not None:
+        if self._call_options.key is not None:
             raise ValueError("a key names one call: use submit() with options(key=...) for each item")
-        return self._executor._map(self._plan, fn, *iterables, **options)
+        return self._executor._map(self._call_options, fn, *iterables, **options)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As PersistentExecutor.shutdown(): it is the same pool."""
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
 
 
-def _usual_plan(settings: Settings) -> Plan:
-    """The plan of calls that have no options."""
+def _usual_options(settings: Settings) -> CallOptions:
+    """Return the options of calls that have none of their own."""
     options = Options(settings.max_retries, timeout=settings.timeout).or_none()
-    return USUAL if options is None else Plan(options=options)
+    return USUAL if options is None else CallOptions(options=options)
 
 
 def _check_whole(name: str, value: Any, at_least: int) -> None:

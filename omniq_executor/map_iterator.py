@@ -9,13 +9,14 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from .dispatch.dispatcher import Dispatcher
-from .dispatch.waiters import CANCELLED, Text
+from .dispatch.waiters import CANCELLED
 from .errors import CallError
 from .future import rebuild
 from .model import codec
 from .model.functions import stored_call
-from .model.options import Plan
+from .model.options import CallOptions
 from .model.task import Call, ErrorInfo, Function
+from .stores.base import ResultBatch
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
 _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
@@ -69,14 +70,14 @@ class Results(Iterator[Any]):
         rows: Iterator[tuple[Any, ...]],
         timeout_s: float | None,
         buffersize: int | None,
-        plan: Plan,
+        call_options: CallOptions,
     ) -> None:
         self._dispatcher = dispatcher
         self._function = function
         self._rows = rows
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._buffersize = buffersize
-        self._plan = plan
+        self._call_options = call_options
         self._piece = _PIECE
         self._added = 0
         self._arrivals = _Arrivals()
@@ -93,7 +94,7 @@ class Results(Iterator[Any]):
 
     def _add_piece(self, limit: int | None) -> None:
         """Store the calls of the next items."""
-        count = min(self._dispatcher.room() or self._piece, self._piece)
+        count = min(self._dispatcher.free_capacity() or self._piece, self._piece)
         if limit is not None:
             count = min(count, limit - self._added)
         rows = list(itertools.islice(self._rows, count))
@@ -106,7 +107,7 @@ class Results(Iterator[Any]):
             size = self._add_calls(rows)
         else:
             size = len(text)
-            self._dispatcher.add(self._arrivals, self._added, len(rows), self._function, text, (), self._plan)
+            self._dispatcher.add(self._arrivals, self._added, len(rows), self._function, text, (), self._call_options)
             self._added += len(rows)
         self._piece = max(1, self._piece // 2) if size > _PIECE_BYTES else min(self._piece * 2, 1024)
 
@@ -121,7 +122,7 @@ class Results(Iterator[Any]):
                 if after:  # unlike its neighbours, so by itself
                     self._add(calls)
                     calls = []
-                    self._add([call], self._plan.after(after))
+                    self._add([call], self._call_options.after(after))
                 else:
                     calls.append(call)
             except CallError as error:
@@ -132,10 +133,10 @@ class Results(Iterator[Any]):
         self._add(calls)
         return size
 
-    def _add(self, calls: list[Call], plan: Plan | None = None) -> None:
+    def _add(self, calls: list[Call], call_options: CallOptions | None = None) -> None:
         if calls:
-            plan = plan or self._plan
-            self._dispatcher.add(self._arrivals, self._added, len(calls), self._function, None, calls, plan)
+            call_options = call_options or self._call_options
+            self._dispatcher.add(self._arrivals, self._added, len(calls), self._function, None, calls, call_options)
             self._added += len(calls)
 
     def __iter__(self) -> "Results":
@@ -172,8 +173,8 @@ class Results(Iterator[Any]):
             # Several at once are plain JSON, so reading them ahead of their turn cannot fail.
             outcome, *others = self._dispatcher.read(number, count)
             self._values.extend(self._value(number, other) for other in others)
-        if isinstance(outcome, Text):
-            self._values.extend(value for (value,) in codec.decode(outcome.json))
+        if isinstance(outcome, ResultBatch):
+            self._values.extend(value for (value,) in codec.decode(outcome.text))
             return self._values.popleft()
         return self._value(number, outcome)
 
@@ -199,6 +200,6 @@ _IN_STORE = object()  # an outcome that is to be read from there
 
 def _size(outcome: Any) -> int:
     """The bytes of a result, as it is kept; 0 for what is no result."""
-    if isinstance(outcome, Text):
-        return len(outcome.json)
+    if isinstance(outcome, ResultBatch):
+        return len(outcome.text)
     return len(outcome) if isinstance(outcome, str | bytes) else 0

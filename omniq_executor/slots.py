@@ -48,14 +48,14 @@ class Slots:
         except OSError as error:
             raise StoreError(f"{path} cannot be made: {error.strerror}") from error
 
-    def cells(self, slot: int) -> "memoryview[int]":
+    def row(self, slot: int) -> "memoryview[int]":
         """The row of a worker."""
         if self._map is None:  # in the worker
             assert self._path is not None
             fd = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW)
             self._map = mmap.mmap(fd, 0)
             os.close(fd)
-        self._views.append(row(self._map, slot))
+        self._views.append(row_of(self._map, slot))
         return self._views[-1]
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Slots:
         return _known, (self.count, self._path)
 
 
-def row(memory: "mmap.mmap | memoryview[Any]", slot: int) -> "memoryview[int]":
+def row_of(memory: "mmap.mmap | memoryview[Any]", slot: int) -> "memoryview[int]":
     """The row of a worker in the memory of all."""
     return memoryview(memory).cast("B").cast("q")[slot * CELLS : (slot + 1) * CELLS]
 
@@ -89,10 +89,10 @@ def begun(path: Path) -> set[int] | None:
     count = len(data) // (CELLS * _BYTES)
     whole = memoryview(data)[: count * CELLS * _BYTES]
     for slot in range(count):
-        cells = row(whole, slot)
+        row = row_of(whole, slot)
         # While a worker changes to another chunk, FIRST is ahead of STARTED: it is in no call then.
-        if 0 <= cells[FIRST] <= cells[STARTED]:
-            found.add(cells[TASK] + cells[STARTED] - cells[FIRST])
+        if 0 <= row[FIRST] <= row[STARTED]:
+            found.add(row[TASK] + row[STARTED] - row[FIRST])
     return found
 
 

@@ -38,7 +38,7 @@ WRITES = ["enqueue", "cancel", "claim", "hear"]
 
 async def _hear(omniq: AsyncOmniQ) -> None:
     session = await omniq._session()
-    await session.store.hear(await session.owner())
+    await session.store.read_changes(await session.owner())
 
 
 @pytest.fixture(params=["store.db", "store"])

@@ -15,10 +15,10 @@ import calls
 import pytest
 
 from omniq_executor import AsyncOmniQ, DependencyFailed, PersistentExecutor, SerializationError, Status, TaskNotFound
-from omniq_executor.dispatch.results import UNMET, ends_of
+from omniq_executor.dispatch.results import UNMET, claim_ends_of
 from omniq_executor.engines.base import Report
 from omniq_executor.model.task import Event
-from omniq_executor.stores.base import Found, Outcome
+from omniq_executor.stores.base import Outcome, TaskState
 
 WAIT_S = 30.0
 
@@ -224,15 +224,15 @@ def test_a_call_that_is_revived_with_what_failed_runs_after_it(
     assert isinstance(later.exception(WAIT_S), DependencyFailed)
     ids = [later.task().id, first.task().id]
     other = open_store(executor.store.address)
-    assert sorted(other.revive(ids, 10**15)) == sorted(ids)
-    other.ring(0)
+    assert sorted(other.retry(ids, 10**15)) == sorted(ids)
+    other.notify(0)
     wait_until(lambda: later.task().status is Status.COMPLETED)
     assert later.task().result == "4"
 
 
 def test_a_call_is_released_if_what_it_needs_was_revived_meanwhile() -> None:
-    stand = {2: Found(2, Status.PENDING, None, None, None), 3: None}
-    ends = ends_of([Report(UNMET, [1], [4], stand)], {}, 2, 0, lambda: 9)
+    stand = {2: TaskState(2, Status.PENDING, None, None, None), 3: None}
+    ends = claim_ends_of([Report(UNMET, [1], [4], stand)], {}, 2, 0, lambda: 9)
     assert (ends.outcomes, ends.resolutions) == ([Outcome(1, 4, Event.RELEASE)], [])
 
 
@@ -405,5 +405,5 @@ def test_a_task_cancelled_through_another_handle_fails_what_waits_for_it(make_ex
     later = executor.submit(calls.square, first)
     other = open_store(executor.store.address)
     assert other.cancel([first.task().id], 10**15) == [first.task().id]
-    other.ring(0)
+    other.notify(0)
     assert isinstance(later.exception(WAIT_S), DependencyFailed)

@@ -12,7 +12,7 @@ import calls
 import pytest
 
 from omniq_executor import PersistentExecutor
-from omniq_executor.dispatch.driving import STIR_S
+from omniq_executor.dispatch.driving import YIELD_S
 
 WAIT_S = 30.0
 
@@ -116,7 +116,7 @@ class OvertakenSelector:
 def test_what_another_thread_has_taken_in_meanwhile_is_not_waited_for_under_the_lock(
     context: BaseContext, tmp_path: Path
 ) -> None:
-    """A submit in a burst takes in events without a turn; with fork the news of the nursery were then read twice."""
+    """A submit in a burst takes in events without a turn; with fork its messages were read twice."""
     with PersistentExecutor(2, context, store=tmp_path / "store.db") as executor:
         dispatcher: Any = executor._dispatcher
         dispatcher.driver.selector = OvertakenSelector(dispatcher)
@@ -152,7 +152,7 @@ def test_a_ring_that_a_submit_took_in_is_left_to_no_event(executor: PersistentEx
     executor.submit(calls.square, 1).result(WAIT_S)
     dispatcher = executor._dispatcher
     with dispatcher.driver._lock:
-        dispatcher._neighbours.rung = True
+        dispatcher._peers.was_notified = True
         assert dispatcher.next_alarm() == 0
     dispatcher.driver.wake()
 
@@ -175,12 +175,12 @@ def test_a_driver_does_not_spin_while_a_thread_that_was_woken_waits_for_a_cpu(
     while dispatcher.driver._driver is None:
         time.sleep(0.001)
     dispatcher.driver._take_turn = take  # type: ignore[method-assign]
-    dispatcher.driver._asleep.add(-1)  # a thread that has not come so far as to take itself out
+    dispatcher.driver._sleepers.add(-1)  # a thread that has not come so far as to take itself out
     began = time.monotonic()
     dispatcher.driver.wake()
     time.sleep(0.1)
-    dispatcher.driver._asleep.discard(-1)
-    most = 10 + (time.monotonic() - began) / STIR_S
+    dispatcher.driver._sleepers.discard(-1)
+    most = 10 + (time.monotonic() - began) / YIELD_S
     (tmp_path / "gate").touch()
     driver.join(WAIT_S)
     assert 2 < taken <= most

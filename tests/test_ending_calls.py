@@ -275,10 +275,10 @@ def test_a_call_that_nobody_awaits_is_cancelled_from_elsewhere(
 ) -> None:
     number = executor.submit(sleep_noted, journal.path)._number
     (pid,) = map(int, journal.wait_for(1))
-    executor._dispatcher._waiting.remove_future(number)  # type: ignore[arg-type]
+    executor._dispatcher._waiters.remove_future(number)  # type: ignore[arg-type]
     other = open_store(store)
     assert other.cancel([number], 1, running=True) == [number]
-    other.ring(0)
+    other.notify(0)
     wait_until(lambda: not is_alive(pid), what="the worker to end")
 
 

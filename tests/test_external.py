@@ -291,7 +291,7 @@ def test_calls_of_a_broken_run_that_had_failed_are_run_again_by_a_worker_that_is
     assert list(executor.map(calls.noted, [line], [2], timeout=WAIT_S)) == [2]
 
 
-@pytest.mark.parametrize("refuses", ["hear", "states"])
+@pytest.mark.parametrize("refuses", ["read_changes", "states"])
 def test_news_that_could_not_be_read_are_read_later(
     external: External, start_worker: Any, address: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
 ) -> None:

@@ -19,7 +19,7 @@ import omniq_executor
 from omniq_executor import PersistentExecutor, Status, StoreError, open_store
 from omniq_executor.model.codec import encode_call
 from omniq_executor.model.task import ErrorInfo, Function, Options, Task, log_name
-from omniq_executor.stores.base import RunRecord, Store, Stored
+from omniq_executor.stores.base import RunRecord, Store, TaskRow
 from omniq_executor.stores.migration import Moved, UnderWay, migrate
 
 ROOT = str(Path(omniq_executor.__file__).parents[1])
@@ -83,7 +83,7 @@ def a_value(name: str, kind: object, number: int) -> Any:
     return 10_000 + number
 
 
-def some_tasks(count: int = 10) -> list[Stored]:
+def some_tasks(count: int = 10) -> list[TaskRow]:
     """Tasks with something in every field, in each of the states, with JSON and with pickles."""
     found = []
     for number in range(count):
@@ -99,7 +99,7 @@ def some_tasks(count: int = 10) -> list[Stored]:
             result = b"a pickle" if status is Status.COMPLETED else None
             task = task._replace(args=args, kwargs=kwargs, result=result, key=None, options=None, priority=0, eta=0)
             identity = b"identity".ljust(16)
-        found.append(Stored(task, FUNCTION.digest, identity))
+        found.append(TaskRow(task, FUNCTION.digest, identity))
     return found
 
 
@@ -110,7 +110,7 @@ RUNS = [
 ]
 
 
-def sorted_tasks(store: Store) -> list[Stored]:
+def sorted_tasks(store: Store) -> list[TaskRow]:
     return sorted(store.stored(store.ids()), key=lambda stored: stored.task.id)
 
 
@@ -127,7 +127,7 @@ def output_of(store: Store) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
 
 
-def released(tasks: list[Stored]) -> list[Stored]:
+def released(tasks: list[TaskRow]) -> list[TaskRow]:
     """As they are where nobody runs any."""
     pending = {"status": Status.PENDING, "owner": None, "started_at": None}
     return [
@@ -151,7 +151,7 @@ def test_every_field_of_tasks_and_runs_is_kept(open_: Open, tmp_path: Path, kind
     source.put(tasks, RUNS)
     assert sorted_tasks(source) == tasks
     assert source.runs() == RUNS
-    destination = open_(f"b/{NAMES[other]}", filling=True)
+    destination = open_(f"b/{NAMES[other]}", importing=True)
     assert migrate(source, destination, told.append) == Moved(10, 3, 10)
     assert sum(told) == 10
     assert sorted_tasks(destination) == released(tasks)
@@ -172,7 +172,7 @@ def test_what_tasks_wrote_is_kept_with_its_attempts(open_: Open, kind: str, othe
     written = write_output(source)
     assert len(written) == 20
     (source.output.folder / log_name(77, 1)).write_bytes(b"of a task that is gone")
-    destination = open_(f"b/{NAMES[other]}", filling=True)
+    destination = open_(f"b/{NAMES[other]}", importing=True)
     migrate(source, destination, lambda _: None)
     assert output_of(destination) == written
     assert destination.output.attempts(1000) == [1, 12]
@@ -185,8 +185,8 @@ def test_what_tasks_wrote_is_kept_with_its_attempts(open_: Open, kind: str, othe
 def test_a_migration_that_is_run_again_does_nothing(open_: Open, kind: str, other: str) -> None:
     source = open_(f"a/{NAMES[kind]}")
     source.put(some_tasks(), RUNS)
-    assert migrate(source, open_(f"b/{NAMES[other]}", filling=True), lambda _: None).written == 10
-    destination = open_(f"b/{NAMES[other]}", filling=True)
+    assert migrate(source, open_(f"b/{NAMES[other]}", importing=True), lambda _: None).written == 10
+    destination = open_(f"b/{NAMES[other]}", importing=True)
     destination.cancel([1000], 99)  # somebody has worked on it since
     assert migrate(source, destination, lambda _: None) == Moved(10, 3, 0)
     assert destination.get(1000).status is Status.CANCELLED
@@ -195,7 +195,7 @@ def test_a_migration_that_is_run_again_does_nothing(open_: Open, kind: str, othe
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_part_can_be_opened_by_nobody_until_it_is_finished(open_: Open, tmp_path: Path, kind: str) -> None:
     name = NAMES[kind]
-    part = open_(name, filling=True)
+    part = open_(name, importing=True)
     assert part.begin_filling("/old/one") == "/old/one"
     assert part.begin_filling("/another") == "/old/one"
     with pytest.raises(StoreError, match=f"omniq-executor migrate /old/one {tmp_path / name}` again"):
@@ -210,7 +210,7 @@ def test_a_part_can_be_opened_by_nobody_until_it_is_finished(open_: Open, tmp_pa
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_destination_that_holds_something_else_is_refused_and_left(open_: Open, kind: str) -> None:
-    source, destination = open_("source.db"), open_(NAMES[kind], filling=True)
+    source, destination = open_("source.db"), open_(NAMES[kind], importing=True)
     source.put(some_tasks(), RUNS)
     destination.put([some_tasks()[0]._replace(task=some_tasks()[0].task._replace(id=5))], RUNS[:1])
     with pytest.raises(StoreError, match="holds something else already"):
@@ -221,7 +221,7 @@ def test_a_destination_that_holds_something_else_is_refused_and_left(open_: Open
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_has_changed_in_the_source_since_an_interruption_is_taken_in(open_: Open, kind: str) -> None:
-    source, destination = open_("source.db"), open_(NAMES[kind], filling=True)
+    source, destination = open_("source.db"), open_(NAMES[kind], importing=True)
     tasks = some_tasks(20)
     source.put(tasks, RUNS)
 
@@ -242,7 +242,7 @@ def test_what_has_changed_in_the_source_since_an_interruption_is_taken_in(open_:
     (destination.output.prepare() / cut).write_bytes(written[cut][:3])
     (destination.output.folder / log_name(second.id, 1)).write_bytes(b"of a task that was removed")
     moved = second._replace(id=5000)  # a new task has the key of one that was removed
-    source.put([Stored(moved, FUNCTION.digest, None)])
+    source.put([TaskRow(moved, FUNCTION.digest, None)])
     # The first, the new one, and the occurrence of the same series that runs, which is the last now.
     assert migrate(source, destination, lambda _: None) == Moved(17, 3, 3)
     assert destination.get(first.id).status is Status.CANCELLED
@@ -298,7 +298,7 @@ def test_a_migration_that_is_killed_anywhere_goes_on(open_: Open, tmp_path: Path
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         kills += done.returncode != 0
         assert ids_for_anybody(destination) in (None, [], source.ids())
-        with contextlib.closing(open_store(destination, filling=True)) as there:
+        with contextlib.closing(open_store(destination, importing=True)) as there:
             assert migrate(source, there, lambda _: None).tasks == 60
         with contextlib.closing(open_store(destination, create=False)) as there:
             assert sorted_tasks(there) == released(expected)
@@ -355,7 +355,7 @@ def test_what_is_under_way_is_refused_and_no_destination_is_made(
     assert "--wait" in done.stderr
     assert not (tmp_path / "new").exists()
     with pytest.raises(UnderWay):
-        migrate(open_("held.db"), open_("other", filling=True), lambda _: None)
+        migrate(open_("held.db"), open_("other", importing=True), lambda _: None)
 
 
 def test_what_is_under_way_is_waited_for(held: "subprocess.Popen[str]", tmp_path: Path, open_: Open) -> None:
@@ -465,4 +465,4 @@ def test_a_task_that_cannot_be_read_stops_the_migration(tmp_path: Path, open_: O
     with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as plain, plain:
         plain.execute("UPDATE task SET function = 99 WHERE id = 1003")
     with pytest.raises(StoreError, match=r"task-000000000.* cannot be read; run `omniq-executor doctor`"):
-        migrate(source, open_("b", filling=True), lambda _: None)
+        migrate(source, open_("b", importing=True), lambda _: None)

@@ -74,8 +74,8 @@ def test_only_a_claim_leads_to_running_and_only_a_wish_out_of_a_finished_state()
     assert source(Event.CLAIM) == (Status.PENDING,)
     assert [to for to in TRANSITIONS.values() if to is Status.RUNNING] == [Status.RUNNING]
     assert {key for key in TRANSITIONS if key[0] in FINISHED} == {
-        (Status.FAILED, Event.REVIVE),
-        (Status.CANCELLED, Event.REVIVE),
+        (Status.FAILED, Event.MANUAL_RETRY),
+        (Status.CANCELLED, Event.MANUAL_RETRY),
     }
 
 
@@ -130,8 +130,8 @@ def test_what_is_given_back_keeps_its_attempts_and_only_a_crash_is_charged(event
 def test_a_revived_task_starts_anew_but_for_its_attempts() -> None:
     crashed = happen(in_state(Status.RUNNING), Event.CRASH)
     failed = happen(happen(crashed, Event.CLAIM), Event.FAIL)
-    revived = happen(failed, Event.REVIVE)
-    assert (revived.error, revived.finished_at, revived.crashes, revived.attempts) == (None, None, 0, 2)
+    retried = happen(failed, Event.MANUAL_RETRY)
+    assert (retried.error, retried.finished_at, retried.crashes, retried.attempts) == (None, None, 0, 2)
 
 
 @given(events=st.lists(st.tuples(st.sampled_from(Event), st.sampled_from([5, 6]), st.integers(0, 4)), max_size=30))
@@ -223,6 +223,6 @@ def test_only_a_revival_forgets_the_deaths() -> None:
         assert happen(happen(orphan, Event.CLAIM), event).owner_deaths == 2
     failed = happen(happen(orphan, Event.CLAIM), Event.FAIL)
     assert failed.owner_deaths == 2
-    assert happen(failed, Event.REVIVE).owner_deaths == 0
-    assert happen(happen(orphan, Event.CANCEL), Event.REVIVE).owner_deaths == 0
+    assert happen(failed, Event.MANUAL_RETRY).owner_deaths == 0
+    assert happen(happen(orphan, Event.CANCEL), Event.MANUAL_RETRY).owner_deaths == 0
     assert succeed(orphan, Successor(9, 5), 7).owner_deaths == 0

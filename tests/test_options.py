@@ -9,7 +9,7 @@ import calls
 import pytest
 
 from omniq_executor import PersistentExecutor, Status, open_store
-from omniq_executor.model.options import backoff_s, make_plan, next_occurrence, retry_at
+from omniq_executor.model.options import backoff_s, make_options, next_occurrence, retry_at
 from omniq_executor.model.task import ErrorInfo, Options, parse_id
 
 WAIT_S = 30.0
@@ -36,7 +36,7 @@ def plan(**given: Any) -> Any:
         "key": None, "max_retries": 0, "backoff": None, "retry_on": Exception, "timeout": None, "priority": 0,
         "eta": None, "interval": None, "tags": (),
     }  # fmt: skip
-    return make_plan(5 * SECOND, **{**usual, **given})
+    return make_options(5 * SECOND, **{**usual, **given})
 
 
 def test_options_that_are_as_usual_are_not_stored() -> None:

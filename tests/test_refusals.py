@@ -122,15 +122,15 @@ def test_who_cannot_look_after_other_owners_takes_its_turn(
     executor = make_executor(1, store=address)
     future = executor.submit(calls.square, 1)
     assert future.result(WAIT_S) == 1
-    neighbours = executor._dispatcher._neighbours
+    peers = executor._dispatcher._peers
     refusal = Refusal(executor.store, verb)
     with executor._dispatcher.driver:
-        neighbours.rung = verb == "peers"
-        neighbours.look_at = time.monotonic()
+        peers.was_notified = verb == "peers"
+        peers.look_at = time.monotonic()
         future = executor.submit(calls.square, 2)
     assert future.result(WAIT_S) == 4
     assert refusal.refused.wait(WAIT_S)
-    while neighbours.rung or neighbours.look_at is not None:
+    while peers.was_notified or peers.look_at is not None:
         time.sleep(0.01)
     assert executor.submit(calls.square, 3).result(WAIT_S) == 9
 
@@ -140,7 +140,7 @@ def test_others_who_could_not_be_told_are_told_later(make_executor: MakeExecutor
     assert worker.submit(calls.square, 1).result(WAIT_S) == 1
     with PersistentExecutor(store=address, queue="shared", engine="external") as submitter:
         worker._dispatcher.work_off()
-        refusal = Refusal(worker.store, "ring")
+        refusal = Refusal(worker.store, "notify")
         assert submitter.submit(calls.square, 2).result(WAIT_S) == 4
         assert refusal.left == 0
 

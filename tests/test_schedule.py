@@ -3,20 +3,20 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from omniq_executor.engines.pacing import LEAD_S, LEAST_S, MOST_CALLS, PREFETCH_BELOW_S, Pace
+from omniq_executor.engines.pacing import LEAD_S, LEAST_S, MOST_CALLS, PREFETCH_BELOW_S, Throughput
 
 reports = st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 100)), max_size=20)
 
 
-def pace(*reports: tuple[int, float]) -> Pace:
-    made = Pace()
+def throughput(*reports: tuple[int, float]) -> Throughput:
+    made = Throughput()
     for calls, busy_s in reports:
         made.learn(calls, busy_s)
     return made
 
 
 def test_nothing_is_given_ahead_before_the_first_report() -> None:
-    assert (Pace().call_s, Pace().lead) == (None, 1)
+    assert (Throughput().call_s, Throughput().lead) == (None, 1)
 
 
 @pytest.mark.parametrize(
@@ -33,24 +33,24 @@ def test_nothing_is_given_ahead_before_the_first_report() -> None:
     ],
 )
 def test_a_worker_has_a_few_milliseconds_of_work(call_s: float, lead: int) -> None:
-    assert pace((1, call_s)).lead == pytest.approx(lead, abs=1 if lead == 100 else 0)
-    assert pace((8, call_s * 8)).lead == pace((1, call_s)).lead
+    assert throughput((1, call_s)).lead == pytest.approx(lead, abs=1 if lead == 100 else 0)
+    assert throughput((8, call_s * 8)).lead == throughput((1, call_s)).lead
 
 
 def test_a_longer_call_counts_at_once_and_a_shorter_one_by_halves() -> None:
-    assert pace((1, 0.001), (1, 0.5)).call_s == 0.5
-    assert pace((1, 0.5), (1, 0.1)).call_s == pytest.approx(0.3)
-    assert pace((1, 0.5), (1, 0.1), (1, 0.1)).call_s == pytest.approx(0.2)
+    assert throughput((1, 0.001), (1, 0.5)).call_s == 0.5
+    assert throughput((1, 0.5), (1, 0.1)).call_s == pytest.approx(0.3)
+    assert throughput((1, 0.5), (1, 0.1), (1, 0.1)).call_s == pytest.approx(0.2)
 
 
 def test_after_one_long_call_short_ones_are_soon_given_ahead_again() -> None:
-    after = pace((1, 10.0), *[(1, 0.000_01)] * 20)
+    after = throughput((1, 10.0), *[(1, 0.000_01)] * 20)
     assert after.lead > 100
 
 
 @given(reports=reports)
 def test_the_lead_is_bounded_and_the_estimate_lies_between_the_extremes(reports: list[tuple[int, float]]) -> None:
-    made = pace(*reports)
+    made = throughput(*reports)
     assert 1 <= made.lead <= MOST_CALLS
     if reports:
         durations = [busy_s / calls for calls, busy_s in reports]
@@ -59,18 +59,18 @@ def test_the_lead_is_bounded_and_the_estimate_lies_between_the_extremes(reports:
 
 
 def test_calls_are_shared_out_evenly_before_the_first_report() -> None:
-    assert [Pace().share(calls, 4) for calls in (0, 1, 4, 5, 8, 9)] == [0, 1, 1, 2, 2, 3]
+    assert [Throughput().share(calls, 4) for calls in (0, 1, 4, 5, 8, 9)] == [0, 1, 1, 2, 2, 3]
 
 
 def test_short_calls_are_not_shared_out_so_thin_that_messages_cost_more() -> None:
-    short = pace((1, LEAST_S / 10))
+    short = throughput((1, LEAST_S / 10))
     assert [short.share(calls, 4) for calls in (3, 10, 20, 400)] == [3, 10, 10, 100]
-    assert pace((1, LEAST_S * 2)).share(8, 4) == 2
+    assert throughput((1, LEAST_S * 2)).share(8, 4) == 2
 
 
 @given(reports=reports, calls=st.integers(0, 10_000), workers=st.integers(1, 100))
 def test_a_share_is_enough_for_all_and_no_more_than_there_is(
     reports: list[tuple[int, float]], calls: int, workers: int
 ) -> None:
-    share = pace(*reports).share(calls, workers)
+    share = throughput(*reports).share(calls, workers)
     assert share <= calls <= share * workers

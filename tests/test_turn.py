@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from omniq_executor.dispatch.results import Ends
+from omniq_executor.dispatch.results import ClaimEnds
 from omniq_executor.dispatch.turn import Pending, Situation, is_empty, is_news
 from omniq_executor.model.task import LAST_TIER, Event, Function, Options
-from omniq_executor.stores.base import Batch, Claimed, Outcome, Turn, Turned
+from omniq_executor.stores.base import Batch, Claimed, Outcome, Turn, TurnResult
 
 NOW = 1_000
 FUNCTION = Function(b"digest", "path", b"pickle")
-NOTHING = Ends([], [], [])
+NOTHING = ClaimEnds([], [], [])
 
 
 def batch(size: int = 1, **options: Any) -> Batch:
@@ -47,7 +47,7 @@ def test_where_nothing_is_pending_there_is_nothing_to_do() -> None:
         (Pending(some=False), found(), batch(priority=1), False),
         (Pending(some=False), found(), batch(eta=NOW + 1), False),
         (Pending(some=False), found(), batch(options=Options(max_retries=1)), False),
-        (Pending(some=False), found(was_rung=True), batch(), False),  # others may have added something older
+        (Pending(some=False), found(was_notified=True), batch(), False),  # others may have added something older
     ],
 )
 def test_new_calls_are_claimed_as_they_are_added_if_nothing_is_before_them_and_a_worker_has_room(
@@ -66,7 +66,7 @@ def test_nothing_is_claimed_while_calls_wait_for_a_worker_or_nothing_is_given_an
 
 def test_a_crash_a_retry_and_a_successor_give_something_back_to_claim() -> None:
     for event in (Event.CRASH, Event.RETRY):
-        ends = Ends([], [Outcome(1, 1, event)], [])
+        ends = ClaimEnds([], [Outcome(1, 1, event)], [])
         turn, _ = Pending(some=False).plan(ends, None, ["queue"], found())
         assert (turn.claim, turn.queues, turn.of_run, turn.outcomes) == (4, ["queue"], False, ends.outcomes)
 
@@ -94,7 +94,7 @@ def test_what_owners_have_died_in_runs_with_nothing_beside_it() -> None:
     assert not pending.plan(NOTHING, batch(), None, found()).turn.claim
     turn, _ = (pending := Pending(some=False, next_tier=LAST_TIER)).plan(NOTHING, None, None, found())
     assert (turn.claim, turn.tier) == (1, LAST_TIER)
-    assert not pending.take_in(turn, Turned(claimed(1)))
+    assert not pending.take_in(turn, TurnResult(claimed(1)))
     assert pending.is_alone
     assert not pending.plan(NOTHING, None, None, found(is_busy=True)).turn.claim  # beside it
     assert pending.plan(NOTHING, None, None, found()).turn.claim == 4  # after it
@@ -104,23 +104,23 @@ def test_what_owners_have_died_in_runs_with_nothing_beside_it() -> None:
 def test_a_full_claim_tells_nothing_and_a_short_one_what_is_left() -> None:
     pending = Pending(due=5)
     turn = Turn(NOW, claim=4)
-    assert not pending.take_in(turn, Turned(claimed(4), due=7))
+    assert not pending.take_in(turn, TurnResult(claimed(4), due=7))
     assert pending == Pending(some=True, due=5)
-    assert not pending.take_in(turn, Turned(claimed(3), due=7))
+    assert not pending.take_in(turn, TurnResult(claimed(3), due=7))
     assert pending == Pending(some=False, due=7)
-    assert pending.take_in(turn, Turned([], next_tier=1))  # those are claimed by a turn that follows
+    assert pending.take_in(turn, TurnResult([], next_tier=1))  # those are claimed by a turn that follows
     assert pending == Pending(some=False, due=None, next_tier=1)
 
 
 def test_a_short_claim_of_a_later_tier_does_not_say_that_the_first_is_empty() -> None:
     pending = Pending(some=True, due=5, next_tier=1)
-    pending.take_in(Turn(NOW, claim=2, tier=1), Turned([], due=9))
+    pending.take_in(Turn(NOW, claim=2, tier=1), TurnResult([], due=9))
     assert pending == Pending(some=True, due=5)
 
 
 def test_what_waits_no_more_is_claimed_by_a_turn_that_follows() -> None:
     pending = Pending(some=False)
-    assert pending.take_in(Turn(NOW), Turned(freed=True))
+    assert pending.take_in(Turn(NOW), TurnResult(freed=True))
     assert pending.some
 
 

@@ -271,13 +271,13 @@ def test_who_waits_for_an_item_of_a_map_that_is_dropped_hears_that_it_is_cancell
 FAULT = "a fault of our own"
 PLACES: dict[str, tuple[str, str, bool]] = {
     # what, the method that raises, and whether it does so after its work
-    "as a turn begins": ("engine", "take_back", False),
+    "as a turn begins": ("engine", "steal", False),
     "before the commit": ("store", "turn", False),
     "after the commit": ("store", "turn", True),
     "when work is given": ("engine", "give", False),
     "after work was given": ("engine", "give", True),
     "when a worker is heard": ("engine", "_on_ready", False),
-    "when it is looked how much room there is": ("engine", "room", False),
+    "when it is looked how much room there is": ("engine", "free_capacity", False),
     "between turns": ("engine", "next_check", False),
 }
 
@@ -588,9 +588,9 @@ def test_after_the_death_of_the_nursery_every_future_is_resolved(
     before = set(children_of(os.getpid()))
     executor = make_executor(2, multiprocessing.get_context("fork"))
     futures = [executor.submit(calls.noted_pid_wait, journal.path, gate) for _ in range(6)]
-    (nursery,) = set(children_of(os.getpid())) - before
+    (fork_server,) = set(children_of(os.getpid())) - before
     old = [int(pid) for pid in journal.wait_for(2)]
-    os.kill(nursery, signal.SIGKILL)
+    os.kill(fork_server, signal.SIGKILL)
     all_done(futures, SOON_S)
     assert all(isinstance(future.exception(0), PoolBroken) for future in futures)
     with pytest.raises(PoolBroken):

@@ -29,7 +29,7 @@ from ..stores.migration import UnderWay, check_still, migrate as move
 from .console import Raw, first_line, print_table, printable, progress
 from .demo import run as run_demo
 from .log_follower import pieces
-from .worker import run as run_worker
+from .queue_worker import run as run_worker
 
 _WAIT_S = 0.5  # between two looks whether a store is still
 
@@ -252,8 +252,8 @@ def retry(task_ids: list[int], failed: bool, queue: str | None, address: str | N
         raise click.UsageError("--queue goes with --failed")
     with _look_into(address) as store:
         asked = [task.id for task in store.find(Status.FAILED, queue)] if failed else task_ids
-        changed = store.revive(asked, now())
-        store.ring(0)  # whoever works on the queue has something to do
+        changed = store.retry(asked, now())
+        store.notify(0)  # whoever works on the queue has something to do
         unchanged = {} if failed else _stand(store, asked, changed)
     _tell_changes("retried", "PENDING again", changed, unchanged, as_json)
 
@@ -277,7 +277,7 @@ def cancel(task_ids: list[int], run: int | None, running: bool, address: str | N
         raise click.UsageError("give the ids of tasks, or --run alone")
     with _look_into(address) as store:
         changed = store.cancel(task_ids, now(), running) if run is None else store.cancel_run(run, now())
-        store.ring(0)
+        store.notify(0)
         unchanged = _stand(store, task_ids, changed)
     _tell_changes("cancelled", "cancelled", changed, unchanged, as_json)
 
@@ -385,7 +385,7 @@ def migrate(source: str, destination: str | None, wait: bool, as_json: bool) -> 
             try:
                 check_still(old)  # before anything is made
                 with (
-                    closing(open_store(destination, filling=True)) as new,
+                    closing(open_store(destination, importing=True)) as new,
                     progress("tasks", len(old.ids())) as advance,
                 ):
                     moved = move(old, new, advance)

@@ -3,7 +3,7 @@
     submit, map ---add()---.                         .--resolves--> futures, maps
                            v                         |
     worker's reports --> [ a turn, under the lock:   |
-    doorbell ----------> [   1. take in reports      |
+    notification ------> [   1. take in reports      |
                          [   2. ONE TRANSACTION: add, end, claim          planned in turn.py
                          [   3. resolve what was committed ---------------'
                          [   4. hand claimed calls to the engine
@@ -41,18 +41,18 @@ from ..engines.pacing import earlier
 from ..errors import PoolBroken, StoreError, TaskNotFound, TooLarge
 from ..model import codec
 from ..model.ids import Ids
-from ..model.options import Plan
+from ..model.options import CallOptions
 from ..model.task import FINISHED, Call, Event, Function, Status
-from ..stores.base import Batch, Claimed, Found, Outcome, Run, Store, Turn, Turned, now
+from ..stores.base import Batch, Claimed, Outcome, Run, Store, TaskState, Turn, TurnResult, now
 from . import sessions
 from .claims import Claims
 from .driving import Driver, drain
-from .peers import Neighbours
-from .queue import Handout
-from .results import Ends, ends_of, singly, too_large
+from .peers import Peers
+from .queue import DispatchQueue
+from .results import ClaimEnds, claim_ends_of, singly, too_large
 from .resumption import Resumption
-from .turn import Pending, Situation, is_empty, is_news
-from .waiters import CANCELLED, Sink, Waiting, outcome_of
+from .turn import Pending, Situation, is_empty, is_of_interest
+from .waiters import CANCELLED, Consumer, Waiters, outcome_of
 
 RETRY_S = 1.0  # until what could not be stored is offered again
 REFUSED_S = 60.0  # after which a store that takes nothing ends the executor
@@ -61,7 +61,7 @@ KILL_AFTER_S = 5.0  # for workers that do not end by themselves when they should
 LOOK_AT_CLOCK_S = 30.0
 POLL_S = 0.002  # of a burst, after which a caller's turn brings in outcomes and gives what is held
 
-USUAL = Plan()
+USUAL = CallOptions()
 
 _log = logging.getLogger("omniq_executor")
 
@@ -69,8 +69,8 @@ _log = logging.getLogger("omniq_executor")
 class _Dropped(weakref.ref[Any]):
     """Tells that an iterator is gone."""
 
-    __slots__ = ("sink", "wake")
-    sink: Sink
+    __slots__ = ("consumer", "wake")
+    consumer: Consumer
     wake: Callable[[], object]
 
 
@@ -82,11 +82,13 @@ class _Watch:
     of weak references the youngest is called first.
     """
 
-    def __init__(self, iterator: Any, sink: Sink, dropped: Callable[[Any], object], wake: Callable[[], object]) -> None:
+    def __init__(
+        self, iterator: Any, consumer: Consumer, dropped: Callable[[Any], object], wake: Callable[[], object]
+    ) -> None:
         self._wakes = _Dropped(iterator, operator.methodcaller("wake"))
         self._wakes.wake = wake
-        self._tells = _Dropped(iterator, dropped)
-        self._tells.sink = sink
+        self._drops = _Dropped(iterator, dropped)
+        self._drops.consumer = consumer
 
 
 class Dispatcher:
@@ -99,14 +101,14 @@ class Dispatcher:
         run: Run,
         engine: Engine,
         crash_retries: int,
-        waiting: Waiting | None = None,
+        waiters: Waiters | None = None,
         queues: Sequence[str] | None = None,
         runs_leftovers: bool = False,
         new_future: "Callable[[Dispatcher, int], Any] | None" = None,
     ) -> None:
         """`queues` are those to claim from, as in Turn, or None for what is of the run.
 
-        `waiting` is told of what finishes. With `runs_leftovers` the run adopts what is PENDING in its queue and
+        `waiters` is told of what finishes. With `runs_leftovers` the run adopts what is PENDING in its queue and
         that nobody else would run. `new_future` makes what waits for the task of an id.
         """
         self.store = store
@@ -120,14 +122,14 @@ class Dispatcher:
         self._closing = False
         self._draining = False  # whether nothing is given to workers any more
         self._ids = Ids(owner)
-        self._waiting = waiting or Waiting()
+        self._waiters = waiters or Waiters()
         self._queues = queues
         self._new_future: Any = new_future
-        self._watched: dict[int, _Watch] = {}  # iterators that somebody may drop, by the id of their sink
+        self._watched: dict[int, _Watch] = {}  # iterators that somebody may drop, by the id of their consumer
         self._dropped: deque[Any] = deque()  # those of them that were
-        self._handout = Handout(store, engine)
-        self._handout.by_run = queues is not None
-        self._room = 0  # of the workers, for how many calls, when it was last looked at
+        self._dispatch_queue = DispatchQueue(store, engine)
+        self._dispatch_queue.by_run = queues is not None
+        self._capacity = 0  # of the workers, for how many calls, when it was last looked at
         self._resumption = Resumption(store, run)
         self._claims = Claims(store)
         self._pending = Pending()
@@ -141,33 +143,33 @@ class Dispatcher:
         self._may_adopt = runs_leftovers  # whether some of those may have become so
         self._retry_at: float | None = None
         self._refused_since: float | None = None
-        self._must_ring = False  # others, who could not be told
-        self._rung = False  # whether others may have finished something, or added
-        self._news: list[int] = []  # tasks that are finished, to be looked at
-        self._bell: int | None = None
-        bell = store.bell_path(owner)
-        if bell.exists():
-            self._bell = os.open(bell, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
-            self.driver.selector.register(self._bell, selectors.EVENT_READ, lambda _: self._on_bell())
+        self._must_notify = False  # others, who could not be told
+        self._was_notified = False  # whether others may have finished something, or added
+        self._changes: list[int] = []  # tasks that are finished, to be looked at
+        self._notify_fd: int | None = None
+        path = store.notify_path(owner)
+        if path.exists():
+            self._notify_fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
+            self.driver.selector.register(self._notify_fd, selectors.EVENT_READ, lambda _: self._on_notification())
         engine.attach(self.driver.selector, self.driver.wake, store.slots_path(owner))
-        self._neighbours = Neighbours(store, owner, self.driver.selector)
+        self._peers = Peers(store, owner, self.driver.selector)
 
     # what executors, maps and futures ask for
 
-    def submit(self, function: Function, call: Call, plan: Plan) -> Any:
+    def submit(self, function: Function, call: Call, call_options: CallOptions) -> Any:
         """Store a call, and give it to a worker if one has room; return its future.
 
         Raises StoreError, and leaves nothing behind then.
         """
-        key = plan.key
+        key = call_options.key
         with self.driver:
             self._enter()
-            self._handout.know(function)
+            self._dispatch_queue.know(function)
             found = self._resumption.find(function, call, key)
-            self._must_ring = self._must_ring or self._resumption.has_retried
+            self._must_notify = self._must_notify or self._resumption.has_retried
             if found is None:
                 try:
-                    return self._submit_new(function, call, plan)
+                    return self._submit_new(function, call, call_options)
                 except StoreError:
                     # Another process may have been faster with the same key.
                     found = self.store.by_key(self.run.queue, key) if key is not None else None
@@ -180,24 +182,24 @@ class Dispatcher:
 
     def add(
         self,
-        sink: Sink,
+        consumer: Consumer,
         position: int,
         count: int,
         function: Function,
         text: str | None,
         calls: Sequence[Call],
-        plan: Plan,
+        call_options: CallOptions,
     ) -> None:
-        """Store `count` calls for consecutive positions of a sink: as one `text`, or else as `calls`."""
+        """Store `count` calls for consecutive positions of a consumer: as one `text`, or else as `calls`."""
         with self.driver:
             self._enter()
-            self._handout.know(function)
+            self._dispatch_queue.know(function)
             if self.run.continues:
                 if text is not None:
                     calls = [Call(codec.encode_call(tuple(row), {})[0]) for row in codec.decode(text)]
-                self._add_resumed(sink, position, function, calls, plan)
+                self._add_resumed(consumer, position, function, calls, call_options)
             else:
-                self._add_new(sink, position, count, function, text, calls, plan)
+                self._add_new(consumer, position, count, function, text, calls, call_options)
 
     def prepare(self) -> None:
         """Make ready for a first call, before it is described. No turn is under way meanwhile, if that forks."""
@@ -205,10 +207,10 @@ class Dispatcher:
             if not self.driver.is_closed:
                 self.engine.prepare()
 
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         """Return how many calls of a map are best added at once, for one worker to take; 0 if all have enough."""
         with self.driver:
-            return 0 if self._pending.some or self._handout.size else self.engine.room()[1]
+            return 0 if self._pending.some or self._dispatch_queue.size else self.engine.free_capacity()[1]
 
     def future(self, number: int) -> Any:
         """Return a future for any task of the store, or None if there is none of that id."""
@@ -225,7 +227,7 @@ class Dispatcher:
         """Begin with the queue, whoever has added to it, though nothing has been added here."""
         with self.driver:
             self._queues = (self.run.queue,)
-            self._handout.by_run = True
+            self._dispatch_queue.by_run = True
             self._enter()
             self._turn_or_later()
 
@@ -235,22 +237,22 @@ class Dispatcher:
             if not self.driver.is_closed:
                 self._cancel(numbers, running)
 
-    def forget(self, sink: Sink) -> None:
-        """Nobody waits for the sink's tasks any more: cancel those that have not started."""
+    def forget(self, consumer: Consumer) -> None:
+        """Nobody waits for the consumer's tasks any more: cancel those that have not started."""
         with self.driver:
             if not self.driver.is_closed:
-                self._cancel(self._waiting.numbers(sink))
+                self._cancel(self._waiters.numbers(consumer))
 
-    def watch(self, iterator: Any, sink: Sink) -> None:
+    def watch(self, iterator: Any, consumer: Consumer) -> None:
         """As `forget()`, when an iterator is dropped, with a turn that follows."""
-        self._watched[id(sink)] = _Watch(iterator, sink, self._dropped.append, self.driver.waker)
+        self._watched[id(consumer)] = _Watch(iterator, consumer, self._dropped.append, self.driver.waker)
 
-    def unwatch(self, sink: Sink) -> None:
+    def unwatch(self, consumer: Consumer) -> None:
         """Do nothing when it is dropped, as it has come to its end."""
-        self._watched.pop(id(sink), None)
+        self._watched.pop(id(consumer), None)
 
     def read(self, first: int, count: int) -> list[Any]:
-        """Return the outcomes of finished tasks with consecutive ids, as a Sink is given single ones."""
+        """Return the outcomes of finished tasks with consecutive ids, as a Consumer is given single ones."""
         return [outcome_of(found) for found in sorted(self.store.states(range(first, first + count)))]
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
@@ -261,15 +263,15 @@ class Dispatcher:
         """Return the Python stacks of the calls that are running, by id. Those that wait meanwhile are not held up."""
         ended = threading.Event()
         with self.driver:
-            look = self.engine.look(ended.set)
+            probe = self.engine.probe_stacks(ended.set)
         self.driver.wait_until(ended.is_set, timeout_s)
         with self.driver:
-            return look.stacks()
+            return probe.stacks()
 
     def has_claimed(self, number: int) -> bool:
         """Return whether the task is with a worker, here or elsewhere, or about to be."""
         with self.driver:
-            if number in self.engine.held() or number in self._handout.ids():
+            if number in self.engine.held() or number in self._dispatch_queue.ids():
                 return True
             is_open = not self.driver.is_closed
             return is_open and any(found.status is Status.RUNNING for found in self.store.states([number]))
@@ -285,7 +287,7 @@ class Dispatcher:
         self.driver.start()
         self._holds = False
         self._is_visit = True
-        if self._waiting.open:  # a burst
+        if self._waiters.open:  # a burst
             self.driver.count_visit()
             moment = time.monotonic()
             if moment - self._polled_at > POLL_S:
@@ -298,23 +300,23 @@ class Dispatcher:
             else:
                 self._holds = True
 
-    def _submit_new(self, function: Function, call: Call, plan: Plan) -> Any:
+    def _submit_new(self, function: Function, call: Call, call_options: CallOptions) -> Any:
         number = self._ids.take(1)
         future = self._new_future(self, number)
-        future.recurs = plan.options is not None and plan.options.interval is not None
-        self._waiting.add_future(number, future)
+        future.recurs = call_options.options is not None and call_options.options.interval is not None
+        self._waiters.add_future(number, future)
         try:
-            if plan is USUAL and self._has_room_for_one():
+            if call_options is USUAL and self._has_room_for_one():
                 self.store.add_claimed(self.owner, self.run, number, function, call, now())
                 if self._holds:
-                    self._handout.hold_one(number, function, call)
+                    self._dispatch_queue.hold_one(number, function, call)
                     self.driver.tick()
                 else:
-                    self._handout.give_one(number, function, call)
+                    self._dispatch_queue.give_one(number, function, call)
             else:
-                self._turn(Batch(number, 1, function, None, (call,), False, *plan))
+                self._turn(Batch(number, 1, function, None, (call,), False, *call_options))
         except BaseException as error:
-            self._waiting.remove_future(number)
+            self._waiters.remove_future(number)
             self._fail_by(error)
             raise
         return future
@@ -324,53 +326,60 @@ class Dispatcher:
         if self._pending.some or self._pending.is_alone:
             return False
         if self._holds:
-            return self._handout.size < self._room
+            return self._dispatch_queue.size < self._capacity
         engine = self.engine
-        return not (self._handout.size or engine.reports or self._reports or engine.broken) and engine.room()[1] > 0
+        return (
+            not (self._dispatch_queue.size or engine.reports or self._reports or engine.broken)
+            and engine.free_capacity()[1] > 0
+        )
 
-    def _future_of(self, found: Found) -> Any:
+    def _future_of(self, found: TaskState) -> Any:
         """Return the future of a task that is in the store already."""
-        future: Any = self._waiting.future(found.id)
+        future: Any = self._waiters.future(found.id)
         if future is None:
             future = self._new_future(self, found.id)
-            self._waiting.add_future(found.id, future)
-            self._settle(found, may_adopt=True)
+            self._waiters.add_future(found.id, future)
+            self._take_in_state(found, may_adopt=True)
         return future
 
     def _add_new(
         self,
-        sink: Sink,
+        consumer: Consumer,
         position: int,
         count: int,
         function: Function,
         text: str | None,
         calls: Sequence[Call],
-        plan: Plan,
+        call_options: CallOptions,
     ) -> None:
         first = self._ids.take(count)
-        self._waiting.add_range(first, count, sink, position)
+        self._waiters.add_range(first, count, consumer, position)
         try:
-            self._turn(Batch(first, count, function, text, calls, False, *plan))
+            self._turn(Batch(first, count, function, text, calls, False, *call_options))
         except BaseException as error:
-            self._waiting.remove_range(first)
+            self._waiters.remove_range(first)
             self._fail_by(error)
             raise
 
-    def _add_resumed(self, sink: Sink, position: int, function: Function, calls: Sequence[Call], plan: Plan) -> None:
+    def _add_resumed(
+        self, consumer: Consumer, position: int, function: Function, calls: Sequence[Call], call_options: CallOptions
+    ) -> None:
         """Add calls of which some may be in the store already, by the runs that this one continues."""
         found = self._resumption.find_each(function, calls)
-        self._must_ring = self._must_ring or self._resumption.has_retried
+        self._must_notify = self._must_notify or self._resumption.has_retried
         start = 0
         for place, known in enumerate([*found, None]):
             if known is None and place < len(calls):
                 continue
             if start < place:  # new ones in between
-                self._add_new(sink, position + start, place - start, function, None, calls[start:place], plan)
+                self._add_new(
+                    consumer, position + start, place - start, function, None, calls[start:place], call_options
+                )
             start = place + 1
             if known is not None:
-                self._waiting.add_single(known.id, sink, position + place)
+                self._waiters.add_single(known.id, consumer, position + place)
                 # What is PENDING is of this run by now; what runs elsewhere may be left by whoever runs it.
-                self._settle(known, may_adopt=known.status is Status.RUNNING)
+                self._take_in_state(known, may_adopt=known.status is Status.RUNNING)
         self._turn_or_later()
 
     # cancelling
@@ -387,18 +396,19 @@ class Dispatcher:
         if mine:
             # From here on they are with nobody. They are released with this turn, or else with the next.
             self._releases |= mine
-            self._pending.some = self._must_ring = True
+            self._pending.some = self._must_notify = True
             self.driver.wake()
             self._commit_releases()
             self._take_in_cancelled(self.store.cancel([*mine], now()))
-        if self._must_ring:
-            self._ring()
+        if self._must_notify:
+            self._notify()
 
     def _take_in_cancelled(self, cancelled: Sequence[int]) -> None:
         for number in cancelled:
-            self._waiting.resolve(number, CANCELLED)
+            self._waiters.resolve(number, CANCELLED)
         if cancelled:
-            self._rung = self._must_ring = True  # it is news to this owner too, to be cleared with the next turn
+            # It is a change to this owner too, to be cleared with the next turn.
+            self._was_notified = self._must_notify = True
             self.driver.wake()  # for that turn: others may have waited for what is cancelled
 
     def _commit_releases(self) -> None:
@@ -412,10 +422,10 @@ class Dispatcher:
 
     def _cancel_dropped(self) -> None:
         while self._dropped:
-            sink = self._dropped[0].sink
-            self._cancel(self._waiting.numbers(sink))
+            consumer = self._dropped[0].consumer
+            self._cancel(self._waiters.numbers(consumer))
             self._dropped.popleft()  # now that it is done
-            self.unwatch(sink)
+            self.unwatch(consumer)
 
     def _abort(self, numbers: set[int]) -> None:
         """End those of the tasks here whose claim is gone."""
@@ -426,8 +436,8 @@ class Dispatcher:
         """Take back those of the tasks that have not started, and return their attempts by id."""
         self.engine.recall(numbers)
         self._take_reports()
-        mine = self._handout.take_out(numbers)
-        if self._handout.size:
+        mine = self._dispatch_queue.take_out(numbers)
+        if self._dispatch_queue.size:
             self.driver.tick()
         return mine
 
@@ -436,7 +446,7 @@ class Dispatcher:
     def take_turn(self) -> None:
         """Take the turn for what has come. It raises nothing: what could not be stored is tried again."""
         self._is_visit = self._holds = False
-        if self._neighbours.rung or self._neighbours.look_at is not None:
+        if self._peers.was_notified or self._peers.look_at is not None:
             self._look_after_peers()
         self._turn_or_later()
 
@@ -461,7 +471,7 @@ class Dispatcher:
             if self._dropped:
                 self._cancel_dropped()
             if not self._holds:
-                self.engine.take_back(time.monotonic(), self._is_idle)
+                self.engine.steal(time.monotonic(), self._is_idle)
             self._take_reports()
             turn, ends = self._planned(batch)
             if not is_empty(turn) or self._claims.unread:
@@ -471,10 +481,10 @@ class Dispatcher:
         except StoreError as error:
             self._take_in_refusal(error)
             raise
-        if self._rung or self._news:
+        if self._was_notified or self._changes:
             self._catch_up()
-        if self._must_ring:
-            self._ring()
+        if self._must_notify:
+            self._notify()
         if self.engine.broken is not None:
             self.fail(
                 PoolBroken(f"no worker can be started; the calls stay in the store. In a worker:\n{self.engine.broken}")
@@ -482,35 +492,45 @@ class Dispatcher:
             if refused is not None:
                 raise PoolBroken(self.failure)
 
-    def _planned(self, batch: Batch | None) -> tuple[Turn, Ends]:
+    def _planned(self, batch: Batch | None) -> tuple[Turn, ClaimEnds]:
         engine, pending = self.engine, self._pending
         moment = now()
-        ends = ends_of(self._reports, self._claims.special, self._crash_retries, moment, lambda: self._ids.take(1))
+        ends = claim_ends_of(
+            self._reports, self._claims.special, self._crash_retries, moment, lambda: self._ids.take(1)
+        )
         if self._draining:
-            self._releases |= self._handout.take_all()
+            self._releases |= self._dispatch_queue.take_all()
             self._releases |= {task.id: task.attempt for task in self._claims.unread}
             self._claims.unread = []
         if self._releases:
             ends.outcomes.extend(Outcome(number, n, Event.RELEASE) for number, n in self._releases.items())
         if not self._holds and not self._draining:
-            self._handout.give()
-        total, best = (0, 0) if engine.broken is not None else engine.room()
-        self._room = total
-        if self._may_adopt or (self._rung and (self._runs_leftovers or self._foreign)):
+            self._dispatch_queue.give()
+        total, best = (0, 0) if engine.broken is not None else engine.free_capacity()
+        self._capacity = total
+        if self._may_adopt or (self._was_notified and (self._runs_leftovers or self._foreign)):
             self._adopt()
         # What few turns need is looked up for those alone.
         is_late = pending.next_tier is not None or pending.is_alone
         found = Situation(
-            moment, total, best, engine.idle() if is_late else 0, self._handout.size, is_late and engine.is_busy(),
-            is_late and self._claims.are_suspects([*engine.held()]), self._is_visit, self._draining, self._rung,
-        )  # fmt: skip
+            moment,
+            total,
+            best,
+            engine.idle() if is_late else 0,
+            self._dispatch_queue.size,
+            is_late and engine.is_busy(),
+            is_late and self._claims.are_suspects([*engine.held()]),
+            self._is_visit,
+            self._draining,
+            self._was_notified,
+        )
         turn, waits = pending.plan(ends, batch, self._queues, found)
         if waits:
             self.driver.hold_off()
             self.driver.tick()
         return turn, ends
 
-    def _commit(self, turn: Turn) -> Turned:
+    def _commit(self, turn: Turn) -> TurnResult:
         try:
             return self.store.turn(self.owner, self.run, turn)
         except TooLarge:
@@ -518,7 +538,7 @@ class Dispatcher:
                 raise
             return self._commit_apart(turn)
 
-    def _commit_apart(self, turn: Turn) -> Turned:
+    def _commit_apart(self, turn: Turn) -> TurnResult:
         """Commit each outcome alone, since one is too large for the store. That one's call fails for it."""
         refused, freed = set(), False
         for outcome in singly(turn):
@@ -535,12 +555,12 @@ class Dispatcher:
         turned.freed = turned.freed or freed
         return turned
 
-    def _hand_on(self, turn: Turn, ends: Ends, turned: Turned) -> None:
+    def _hand_on(self, turn: Turn, ends: ClaimEnds, turned: TurnResult) -> None:
         """Hand on what is committed: nothing in here may fail, and so nothing asks the store without a second try."""
         self._reports.clear()
         self._releases.clear()
         for numbers, outcome in ends.resolutions:
-            self._waiting.resolve_all(numbers, outcome, turned.refused)
+            self._waiters.resolve_all(numbers, outcome, turned.refused)
             if self._claims.special:
                 self._claims.end(numbers)
         self._claims.note(turned.claimed)
@@ -549,21 +569,21 @@ class Dispatcher:
         for batch in turn.adds:
             if not batch.claimed:
                 continue
-            if self._holds or self._handout.size:
-                self._handout.hold_batch(batch)
+            if self._holds or self._dispatch_queue.size:
+                self._dispatch_queue.hold_batch(batch)
                 self.driver.tick()
             else:
-                self._handout.give_batch(batch)
+                self._dispatch_queue.give_batch(batch)
         if turned.claimed or self._claims.unread:
             self._give(turned.claimed)
-        self._news += turned.refused
-        self._rung = self._rung or turned.foreign
-        if is_news(turn):
-            self._must_ring = True
+        self._changes += turned.refused
+        self._was_notified = self._was_notified or turned.foreign
+        if is_of_interest(turn):
+            self._must_notify = True
 
     def _give(self, claimed: Sequence[Claimed]) -> None:
         """Give claimed tasks to the workers, or hold them. Those for which the store cannot be read come later."""
-        unread = self._handout.give_claimed(self._claims.ready(claimed))
+        unread = self._dispatch_queue.give_claimed(self._claims.ready(claimed))
         self._claims.unread += unread  # apart from the line above, in which others are put there
         if self._claims.unread:
             self._try_again()
@@ -576,7 +596,7 @@ class Dispatcher:
         """Take over what the engine reports; a part that came back is with us again, whatever else happens."""
         for report in self.engine.reports:
             if report.kind == RETURNED:
-                self._handout.hold(report.payload)
+                self._dispatch_queue.hold(report.payload)
             else:
                 self._reports.append(report)
         self.engine.reports.clear()
@@ -585,16 +605,16 @@ class Dispatcher:
 
     def _look_after_peers(self) -> None:
         try:
-            if self._neighbours.tend():
+            if self._peers.look_after():
                 self._pending.some = self._may_adopt = True  # whoever has found it
         except StoreError as error:
             _log.error("%s; it is tried again every %s s", error, RETRY_S)
-            self._neighbours.rung = True  # what it was to look at is to be looked at again
+            self._peers.was_notified = True  # what it was to look at is to be looked at again
             self._try_again()
 
     def _adopt(self) -> None:
         """Have this run be of what is waited for here, or lies about, and nobody else would run."""
-        self._foreign = {number for number in self._foreign if number in self._waiting}
+        self._foreign = {number for number in self._foreign if number in self._waiters}
         adopted = self.store.adopt(self.run, None, now()) if self._runs_leftovers else 0
         if self._foreign and self.engine.max_workers:
             adopted += self.store.adopt(self.run, self._foreign, now())
@@ -604,32 +624,32 @@ class Dispatcher:
     def _catch_up(self) -> None:
         """Take in what others did. What was committed stays so if that fails: it is done again later."""
         try:
-            if self._rung:
-                self._news += self.store.hear(self.owner)
+            if self._was_notified:
+                self._changes += self.store.read_changes(self.owner)
             self._pending.some = True
             self._may_adopt = self._runs_leftovers or bool(self._foreign)
-            self._hear_of(self._news)
-            self._news.clear()
-            self._rung = False
+            self._take_in_changes(self._changes)
+            self._changes.clear()
+            self._was_notified = False
         except StoreError as error:
-            self._rung = True
+            self._was_notified = True
             self._try_again()
             _log.error("%s; it is tried again every %s s", error, RETRY_S)
 
-    def _ring(self) -> None:
+    def _notify(self) -> None:
         """Tell the others that something is there for them, now or later: it is committed."""
         try:
-            self.store.ring(self.owner)
-            self._must_ring = self._resumption.has_retried = False
+            self.store.notify(self.owner)
+            self._must_notify = self._resumption.has_retried = False
         except StoreError as error:
-            self._must_ring = True
+            self._must_notify = True
             self._try_again()
             _log.error("%s; others are told in %s s", error, RETRY_S)
 
-    def _hear_of(self, numbers: Sequence[int]) -> None:
+    def _take_in_changes(self, numbers: Sequence[int]) -> None:
         """Take in that tasks were finished or cancelled by others."""
-        self._look(number for number in numbers if number in self._waiting)
-        if numbers and (mine := self._handout.ids().union(self.engine.held()).intersection(numbers)):
+        self._look(number for number in numbers if number in self._waiters)
+        if numbers and (mine := self._dispatch_queue.ids().union(self.engine.held()).intersection(numbers)):
             still = {found.id for found in self.store.states(mine) if found.status is Status.RUNNING}
             self._abort(mine - still)
 
@@ -638,12 +658,12 @@ class Dispatcher:
         asked = list(numbers)
         if asked:
             for found in self.store.states(asked):
-                self._settle(found)
+                self._take_in_state(found)
 
-    def _settle(self, found: Found, may_adopt: bool = False) -> None:
+    def _take_in_state(self, found: TaskState, may_adopt: bool = False) -> None:
         """Resolve a task that the store says is finished, or see to it that it is run."""
         if found.status in FINISHED:
-            self._waiting.resolve(found.id, outcome_of(found))
+            self._waiters.resolve(found.id, outcome_of(found))
             return
         if may_adopt:
             self._foreign.add(found.id)
@@ -656,10 +676,10 @@ class Dispatcher:
     def next_alarm(self) -> float | None:
         """Return the seconds until something is due that no event tells of."""
         # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
-        # The last two where a submit took them in: it failed then, or it leaves the neighbours to this thread.
-        if (self._dropped and self._retry_at is None) or self.engine.reports or self._neighbours.rung:
+        # The last two where a submit took them in: it failed then, or it leaves the peers to this thread.
+        if (self._dropped and self._retry_at is None) or self.engine.reports or self._peers.was_notified:
             return 0
-        alarm = earlier(earlier(self.engine.next_check(self._is_idle), self._retry_at), self._neighbours.look_at)
+        alarm = earlier(earlier(self.engine.next_check(self._is_idle), self._retry_at), self._peers.look_at)
         left = None if alarm is None else max(alarm - time.monotonic(), 0.0)
         due = self._pending.due
         if due is not None:
@@ -669,31 +689,31 @@ class Dispatcher:
 
     def holds_back(self) -> bool:
         """Return whether calls wait for the end of a burst."""
-        return self._handout.size > 0
+        return self._dispatch_queue.size > 0
 
-    def tell(self) -> bool:
-        """Tell the futures that were resolved; return whether there were any, or a sink was given something."""
-        waiting = self._waiting
-        was_put = waiting.put
+    def notify_waiting(self) -> bool:
+        """Tell the futures that were resolved; return whether there were any, or a consumer was given something."""
+        waiters = self._waiters
+        was_put = waiters.put
         if was_put:  # not if it is not: another thread may be putting something just now
-            waiting.put = False
-        return bool(waiting.to_tell and waiting.tell()) or was_put
+            waiters.put = False
+        return bool(waiters.to_notify and waiters.notify_waiting()) or was_put
 
     def is_over(self) -> bool:
         """Return whether everything that was asked for is done, and nothing more is taken."""
-        if not self._closing or self._waiting.open or not self._waiting.all_told:
+        if not self._closing or self._waiters.open or not self._waiters.all_notified:
             return False
         return self.failure is not None or not (
             self.engine.is_busy() or self.engine.reports or self._reports or self._releases
         )
 
     def _is_idle(self) -> bool:
-        return not self._pending.some and not self._handout.size and self.engine.room()[1] > 0
+        return not self._pending.some and not self._dispatch_queue.size and self.engine.free_capacity()[1] > 0
 
-    def _on_bell(self) -> None:
-        assert self._bell is not None
-        drain(self._bell)
-        self._rung = self._neighbours.rung = True
+    def _on_notification(self) -> None:
+        assert self._notify_fd is not None
+        drain(self._notify_fd)
+        self._was_notified = self._peers.was_notified = True
 
     # endings
 
@@ -705,13 +725,13 @@ class Dispatcher:
             self._closing = self.driver.is_ending = True
             if cancel_futures:
                 try:
-                    self._cancel(self._waiting.numbers())
+                    self._cancel(self._waiters.numbers())
                 except StoreError as error:
                     _log.error("%s; calls that could not be cancelled are run", error)
         self.driver.rouse()
         if not self.driver.has_thread:
             self.end()
-        elif wait and not self._waiting.is_telling():
+        elif wait and not self._waiters.is_notifying():
             self.driver.wait_until(self.is_over)
             self.driver.rouse()
             self.driver.join()
@@ -753,9 +773,9 @@ class Dispatcher:
         self.driver.rouse()  # for what is there already
         self.driver.wait_until(lambda: is_over() or self.driver.is_stopped or self.is_over())
 
-    def listen(self, fd: int, heard: Callable[[], None]) -> None:
-        """Have `heard` called in a turn, under the lock, when `fd` can be read."""
-        self.driver.selector.register(fd, selectors.EVENT_READ, lambda _: heard())
+    def listen(self, fd: int, on_data: Callable[[], None]) -> None:
+        """Have `on_data` called in a turn, under the lock, when `fd` can be read."""
+        self.driver.selector.register(fd, selectors.EVENT_READ, lambda _: on_data())
 
     def end(self) -> None:
         """Close everything: nothing is asked for any more."""
@@ -777,9 +797,9 @@ class Dispatcher:
                 self.store.close()
             self._watched.clear()  # before the pipe is closed that they write to
             self.driver.close()
-            self._neighbours.close()
-            if self._bell is not None:
-                os.close(self._bell)
+            self._peers.close()
+            if self._notify_fd is not None:
+                os.close(self._notify_fd)
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: the executor is the parent's alone, and this process must not touch it."""
@@ -790,9 +810,9 @@ class Dispatcher:
         self.failure = "this executor belongs to the parent process; make another one after the fork"
         self.driver.leave_to_parent()
         self.engine.leave_to_parent()
-        self._neighbours.close()
-        if self._bell is not None:
-            os.close(self._bell)
+        self._peers.close()
+        if self._notify_fd is not None:
+            os.close(self._notify_fd)
 
     # faults
 
@@ -806,7 +826,7 @@ class Dispatcher:
             self._refused_since = moment
         if moment - self._refused_since > REFUSED_S:
             self.fail(error)
-        elif self._reports or self._releases or self._rung or self._dropped or self._pending.some:
+        elif self._reports or self._releases or self._was_notified or self._dropped or self._pending.some:
             self._retry_at = moment + RETRY_S
 
     def _fail_by(self, error: BaseException) -> None:
@@ -824,5 +844,5 @@ class Dispatcher:
             _log.error("the executor has stopped: %s", self.failure)
         self._reports.clear()
         self._releases.clear()
-        self._waiting.fail_all(error)
+        self._waiters.fail_all(error)
         self.driver.rouse()  # to tell them, where this thread does not

@@ -6,7 +6,7 @@ between threads per call, and leaves the interpreter's lock to the one thread th
 other times there is a thread of the executor's own (`_run()`), which waits for the same events.
 
     visit         with driver:           lock -- what is added, with its turn -- unlock -- tell
-    drive         wait_until(done)       [ sleep until an event -- lock -- hear, turn -- unlock -- tell ] until done
+    drive         wait_until(done)       [ sleep until an event -- lock -- take in, turn -- unlock -- tell ] until done
     park          wait_until(done)       sleep while another thread drives; woken when done, or when that one stops
     own thread    _run()                 as drive, while nobody else does; else it stands by
 
@@ -45,11 +45,12 @@ from .interrupts import interrupts
 
 STANDBY_S = 0.005
 GRACE_S = 0.001
-STIR_S = 0.005  # at most, in which a thread that was woken gets a CPU
+YIELD_S = 0.005  # at most, in which a thread that was woken gets a CPU
 
 
 class Work(Protocol):
-    """What the turns are taken for. All but `next_alarm()`, `tell()` and `is_over()` is asked under the lock."""
+    """What the turns are taken for. It is asked under the lock, but for `next_alarm()`, `notify_waiting()`
+    and `is_over()`."""
 
     def next_alarm(self) -> float | None:
         """Return the seconds until a turn is due that no event tells of, or None for never."""
@@ -63,7 +64,7 @@ class Work(Protocol):
     def fail(self, error: BaseException) -> None:
         """Take note of a fault, which is the end."""
 
-    def tell(self) -> bool:
+    def notify_waiting(self) -> bool:
         """Tell those who wait what has come, and return whether something had."""
 
     def is_over(self) -> bool:
@@ -94,10 +95,10 @@ class Driver:
         """Has whoever sleeps look again, until `close()`."""
         self._wanted = False  # a wake
         self._is_ticking = False  # whether a wake for what is held back is under way
-        self._heard = 0  # how often events were taken in
-        self._asleep: set[int] = set()  # threads that wait for events and wake up for nothing else
-        self._stirred = threading.Event()  # set when one of them is not asleep any more
-        self._stirred.set()
+        self._events_seen = 0  # how often events were taken in
+        self._sleepers: set[int] = set()  # threads that wait for events and wake up for nothing else
+        self._yielded = threading.Event()  # set when one of them is not asleep any more
+        self._yielded.set()
         self._driver: object | None = None
         self._driver_thread = 0
         self._driver_lock = threading.Lock()
@@ -139,7 +140,7 @@ class Driver:
 
     def poll(self, timeout_s: float = 0) -> None:
         """Take in what events there are, or come within a time. The lock is held."""
-        self._hear(self.selector.select(timeout_s))
+        self._take_in(self.selector.select(timeout_s))
 
     # waking
 
@@ -178,13 +179,13 @@ class Driver:
 
     def _on_wake(self) -> None:
         # Who is asleep, or drives and is about to be, must find what wakes it, whoever takes in events before.
-        if self._asleep:
+        if self._sleepers:
             # It has found it, and needs a CPU to say so. To take one turn after the other meanwhile would keep that
             # from it where the machine is busy.
-            self._stirred.clear()
-            if self._asleep:
-                self._stirred.wait(STIR_S)
-        if not self._asleep and (self._driver is None or self._driver_thread == threading.get_ident()):
+            self._yielded.clear()
+            if self._sleepers:
+                self._yielded.wait(YIELD_S)
+        if not self._sleepers and (self._driver is None or self._driver_thread == threading.get_ident()):
             drain(self._wake_r)
             self._is_ticking = False  # a turn follows; what is held back later needs another wake
 
@@ -312,7 +313,7 @@ class Driver:
                 return
             self._grace = False
             timeout_s = 0 if self._work.holds_back() else timeout_s
-        heard = self._heard
+        seen = self._events_seen
         try:
             ready = self._sleep(timeout_s)
             if gives_way and (self._grace or self._driver is not None):
@@ -320,9 +321,9 @@ class Driver:
             with self._lock:
                 if self.is_closed:
                     return
-                if self._heard != heard:  # by another thread: what was ready may be gone by now
+                if self._events_seen != seen:  # by another thread: what was ready may be gone by now
                     ready = self.selector.select(0)
-                self._hear(ready)
+                self._take_in(ready)
                 self._work.take_turn()
         except Exception as error:  # noqa: BLE001 - a fault of our own: nobody may wait for ever because of it
             with self._lock:
@@ -332,36 +333,36 @@ class Driver:
     def _sleep(self, timeout_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait for events, and return them."""
         me = threading.get_ident()
-        self._asleep.add(me)  # before the look at what is due
+        self._sleepers.add(me)  # before the look at what is due
         try:
             timeout_s = earlier(timeout_s, self._work.next_alarm())
             if self.is_ending and self._work.is_over():  # whoever made it so may have found nobody asleep
                 timeout_s = 0
             if timeout_s is not None and timeout_s <= STEAL_AFTER_S:
-                self._asleep.discard(me)
+                self._sleepers.discard(me)
             return self.selector.select(timeout_s)
         finally:
-            self._asleep.discard(me)
-            if not self._stirred.is_set():
-                self._stirred.set()
+            self._sleepers.discard(me)
+            if not self._yielded.is_set():
+                self._yielded.set()
 
-    def _hear(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+    def _take_in(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         """Take in what events say. The lock is held, and nobody has taken in any since `ready` was found."""
         try:
             for key, mask in ready:
                 key.data(mask)
         finally:
             # Last: who finds something ready while it is being taken in must see another count afterwards.
-            self._heard += 1
+            self._events_seen += 1
 
     def _afterwards(self) -> None:
         """After each turn or visit, outside the lock: tell those who wait, and have others look who may need to."""
-        has_news = self._work.tell()
+        has_news = self._work.notify_waiting()
         if self._parked:
             self._release_parked()
         # Who is asleep may have to look again earlier than it meant to. And what another thread waits for may have come
         # after it looked and before it waits for events.
-        if self._asleep or (has_news and self._is_driven_elsewhere()):
+        if self._sleepers or (has_news and self._is_driven_elsewhere()):
             self._wanted = True
         if self.is_stopped and not self.is_own_thread():
             self._standby.set()  # it may be what the own thread waits for before it ends

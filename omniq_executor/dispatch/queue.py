@@ -31,7 +31,7 @@ class _Held(NamedTuple):
     call: Call
 
 
-class Handout:
+class DispatchQueue:
     """See the module's docstring. Called under the dispatcher's lock."""
 
     def __init__(self, store: Store, engine: Engine) -> None:
@@ -86,10 +86,10 @@ class Handout:
         if self._burst:
             self._gather_burst()
         while self._chunks:
-            _, best = self._engine.room()
+            _, best = self._engine.free_capacity()
             if best <= 0:
                 return
-            most = min(best, self._engine.pace.share(self.size, self._engine.max_workers))
+            most = min(best, self._engine.throughput.share(self.size, self._engine.max_workers))
             chunk = self._chunks.popleft()
             if len(chunk.ids) > most:
                 self._chunks.appendleft(chunk.part(most, len(chunk.ids)))
@@ -105,9 +105,9 @@ class Handout:
         unread: list[Claimed] = []
         start = 0
         while start < len(claimed):
-            _, best = self._engine.room()
+            _, best = self._engine.free_capacity()
             timeout = _timeout(claimed[start])
-            share = self._engine.pace.share(len(claimed) - start, self._engine.max_workers)
+            share = self._engine.throughput.share(len(claimed) - start, self._engine.max_workers)
             stop = start + (1 if _is_apart(claimed[start]) else max(1, min(best, share)))
             kind, size = self._kind(claimed[start]), 0
             for i in range(start, stop):

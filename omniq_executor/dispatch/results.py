@@ -9,20 +9,19 @@ from ..errors import CallError, DependencyFailed, SerializationError, TaskTimeou
 from ..model import codec
 from ..model.options import next_occurrence, retry_at
 from ..model.task import FINISHED, ErrorInfo, Event, Status, Successor, format_id
-from ..stores.base import Block, Claimed, Found, Outcome, Turn
-from .waiters import Text
+from ..stores.base import Claimed, Outcome, ResultBatch, TaskState, Turn
 
 UNMET = "unmet"  # kind of a Report: it was not run for want of results; payload: what it comes after, as it stands
 ORPHANED = "orphaned"  # likewise, since its owners died in it; payload: how many
 _QUOTED = 500  # characters of the error of another task
 
 
-class Ends(NamedTuple):
+class ClaimEnds(NamedTuple):
     """The ends of claims that a turn commits, and what whoever waits is told then."""
 
-    blocks: list[Block]
+    blocks: list[ResultBatch]
     outcomes: list[Outcome]
-    resolutions: list[tuple[Sequence[int], Any]]  # as Waiting.resolve_all() takes them
+    resolutions: list[tuple[Sequence[int], Any]]  # as Waiters.resolve_all() takes them
 
     @property
     def gives_back(self) -> bool:
@@ -30,26 +29,26 @@ class Ends(NamedTuple):
         return any(end.event in (Event.CRASH, Event.RETRY) or end.successor for end in self.outcomes)
 
 
-def ends_of(
+def claim_ends_of(
     reports: Sequence[Report],
     claims: Mapping[int, Claimed],
     crash_retries: int,
     now: int,
     new_id: Callable[[], int],
-) -> Ends:
+) -> ClaimEnds:
     """The ends that reports stand for, at `now` microseconds.
 
     `claims` has what is known of those tasks that crashed before or have options. One that crashes
     more often than `crash_retries` fails; `new_id` is asked for the id of a next occurrence.
     """
-    ends = _ends_of(reports, claims, crash_retries)
+    ends = _claim_ends_of(reports, claims, crash_retries)
     if claims:
         _heed_options(ends, claims, now, new_id)
     return ends
 
 
-def _ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_retries: int) -> Ends:
-    ends = Ends([], [], [])
+def _claim_ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_retries: int) -> ClaimEnds:
+    ends = ClaimEnds([], [], [])
     for kind, numbers, attempts, payload in reports:
         number, attempt = numbers[0], attempts[0]
         if kind == RESULT:
@@ -58,9 +57,9 @@ def _ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_ret
             for one, its_attempt, text in zip(numbers, attempts, codec.split(payload), strict=True):
                 _complete(ends, one, its_attempt, text[1:-1])
         elif kind == RESULTS:
-            for first, size, attempt, text in _consecutive(numbers, attempts, payload):
-                ends.blocks.append(Block(first, size, attempt, text))
-                ends.resolutions.append((range(first, first + size), Text(text)))
+            for batch in _consecutive(numbers, attempts, payload):
+                ends.blocks.append(batch)
+                ends.resolutions.append((range(batch.first, batch.first + batch.size), batch))
         elif kind == ERROR:
             _fail(ends, number, attempt, payload)
         elif kind == CRASHED:
@@ -76,12 +75,12 @@ def _ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_ret
         elif kind == UNMET:
             if all(found is None or found.status in FINISHED for found in payload.values()):
                 _fail(ends, number, attempt, _dependency_error(number, payload))
-            else:  # one was revived meanwhile
+            else:  # one was retried meanwhile
                 ends.outcomes.append(Outcome(number, attempt, Event.RELEASE))
     return ends
 
 
-def _heed_options(ends: Ends, claims: Mapping[int, Claimed], now: int, new_id: Callable[[], int]) -> None:
+def _heed_options(ends: ClaimEnds, claims: Mapping[int, Claimed], now: int, new_id: Callable[[], int]) -> None:
     """Have those that failed tried again that may be, and those that recur be followed by the next occurrence."""
     for place, end in enumerate(ends.outcomes):
         claim = claims.get(end.id)
@@ -109,28 +108,28 @@ def too_large(outcome: Outcome, why: TooLarge) -> Outcome:
     return outcome._replace(event=Event.FAIL, result=None, error=_info(error))
 
 
-def _complete(ends: Ends, number: int, attempt: int, result: str | bytes) -> None:
+def _complete(ends: ClaimEnds, number: int, attempt: int, result: str | bytes) -> None:
     ends.outcomes.append(Outcome(number, attempt, Event.COMPLETE, result=result))
     ends.resolutions.append(((number,), result))
 
 
-def _fail(ends: Ends, number: int, attempt: int, error: ErrorInfo) -> None:
+def _fail(ends: ClaimEnds, number: int, attempt: int, error: ErrorInfo) -> None:
     ends.outcomes.append(Outcome(number, attempt, Event.FAIL, error=error))
     ends.resolutions.append(((number,), error))
 
 
-def _consecutive(numbers: Sequence[int], attempts: Sequence[int], text: str) -> Iterator[tuple[int, int, int, str]]:
-    """A block of results as parts with consecutive ids and one attempt: (first id, size, attempt, text)."""
+def _consecutive(numbers: Sequence[int], attempts: Sequence[int], text: str) -> Iterator[ResultBatch]:
+    """Yield results in parts with consecutive ids and one attempt each."""
     count = len(numbers)
     # All of them: of calls that came back and were given again, the first and the last alone say nothing.
     if [*numbers] == [*range(numbers[0], numbers[0] + count)] and attempts.count(attempts[0]) == count:
-        yield numbers[0], count, attempts[0], text
+        yield ResultBatch(numbers[0], count, attempts[0], text)
         return
     values = codec.decode(text)
     start = 0
     for i in range(1, count + 1):
         if i == count or numbers[i] != numbers[i - 1] + 1 or attempts[i] != attempts[start]:
-            yield numbers[start], i - start, attempts[start], codec.encode_rows(values[start:i]) or ""
+            yield ResultBatch(numbers[start], i - start, attempts[start], codec.encode_rows(values[start:i]) or "")
             start = i
 
 
@@ -156,7 +155,7 @@ def _timeout_error(number: int, attempt: int, limit_s: float) -> ErrorInfo:
     )
 
 
-def _dependency_error(number: int, after: Mapping[int, Found | None]) -> ErrorInfo:
+def _dependency_error(number: int, after: Mapping[int, TaskState | None]) -> ErrorInfo:
     other, found = next(
         (other, found) for other, found in after.items() if found is None or found.status is not Status.COMPLETED
     )

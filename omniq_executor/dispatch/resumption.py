@@ -7,7 +7,7 @@ from ..errors import KeyConflict
 from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
 from ..model.task import Call, Function, Status
-from ..stores.base import Found, Run, Store, now
+from ..stores.base import Run, Store, TaskState, now
 
 _log = logging.getLogger("omniq_executor")
 
@@ -17,18 +17,18 @@ class Resumption:
 
     def __init__(self, store: Store, run: Run) -> None:
         self.has_retried = False
-        """Whether tasks became PENDING again, which others are to hear of, since whoever unsets this last looked."""
+        """Whether tasks became PENDING again, which others are to be told of, since whoever unsets this last looked."""
         self._store = store
         self._run = run
         self._said = False  # that a run is continued
 
-    def find(self, function: Function, call: Call, key: str | None) -> Found | None:
+    def find(self, function: Function, call: Call, key: str | None) -> TaskState | None:
         """Return the task that a new call is, or None. Raises KeyConflict if its key is another call's."""
         if key is not None and (found := self.by_key(function, call, key)) is not None:
             return found
         return self.find_each(function, [call])[0] if self._run.continues else None
 
-    def by_key(self, function: Function, call: Call, key: str) -> Found | None:
+    def by_key(self, function: Function, call: Call, key: str) -> TaskState | None:
         """Return the task that has the key, or None. Raises KeyConflict if it is another call."""
         queue = self._run.queue
         found = self._store.by_key(queue, key)
@@ -47,12 +47,12 @@ class Resumption:
                 f" {shown_arguments(task.args, task.kwargs)}, {task.task_id}, and cannot be of one with"
                 f" {shown_arguments(call.args, call.kwargs)} as well"
             )
-        if found.status is Status.FAILED and task.run != self._run.id and self._store.revive([found.id], now()):
+        if found.status is Status.FAILED and task.run != self._run.id and self._store.retry([found.id], now()):
             self.has_retried = True
             return found._replace(status=Status.PENDING, error=None)
         return found
 
-    def find_each(self, function: Function, calls: Sequence[Call]) -> list[Found | None]:
+    def find_each(self, function: Function, calls: Sequence[Call]) -> list[TaskState | None]:
         """Return for each call the task that it continues, as Store.take_over() has them."""
         run = self._run
         found = self._store.take_over(run, function, calls, now())

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..model.task import LAST_TIER
-from ..stores.base import Batch, Turn, Turned
-from .results import Ends
+from ..stores.base import Batch, Turn, TurnResult
+from .results import ClaimEnds
 
 
 class Situation(NamedTuple):
@@ -38,11 +38,11 @@ class Situation(NamedTuple):
     """Whether the turn is of somebody who adds, and may add more."""
     is_draining: bool = False
     """Whether nothing is given to workers any more."""
-    was_rung: bool = False
+    was_notified: bool = False
     """Whether others may have added something, or given it back."""
 
 
-class Plan(NamedTuple):
+class TurnPlan(NamedTuple):
     """What a turn is to do."""
 
     turn: Turn
@@ -63,7 +63,7 @@ class Pending:
     is_alone: bool = False
     """Whether a call of the last tier is under way, beside which nothing runs."""
 
-    def plan(self, ends: Ends, batch: Batch | None, queues: Sequence[str] | None, found: Situation) -> Plan:
+    def plan(self, ends: ClaimEnds, batch: Batch | None, queues: Sequence[str] | None, found: Situation) -> TurnPlan:
         """Return what is committed together: ends of claims, a batch of new calls, and new claims.
 
         `queues` are those to claim from, or None for what is of the run. Whether the batch is claimed as it is added
@@ -75,7 +75,7 @@ class Pending:
         if self.is_alone and not (found.is_busy or found.queued):
             self.is_alone, self.some = False, True
         # Who rang may have added or retried something: it is claimed in this very turn, as no other may follow.
-        self.some = self.some or ends.gives_back or found.was_rung
+        self.some = self.some or ends.gives_back or found.was_notified
         if batch is not None:
             # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
             is_usual = not batch.priority and not batch.eta and batch.options is None and not self.is_alone
@@ -84,19 +84,19 @@ class Pending:
             turn.adds = (batch,)
             self.some = self.some or not batch.claimed
         if found.queued or found.is_draining or self.is_alone:
-            return Plan(turn)
+            return TurnPlan(turn)
         turn.queues, turn.of_run = queues, queues is None
         if self.some:
             turn.claim = found.total
         elif self.next_tier is not None and found.is_visit:
-            return Plan(turn, waits=True)  # they come after all that is being added
+            return TurnPlan(turn, waits=True)  # they come after all that is being added
         elif self.next_tier == LAST_TIER:
             turn.claim, turn.tier = int(found.total > 0 and batch is None and not found.is_busy), LAST_TIER
         elif self.next_tier is not None and found.has_suspects_only:
             turn.claim, turn.tier = found.idle, self.next_tier
-        return Plan(turn)
+        return TurnPlan(turn)
 
-    def take_in(self, turn: Turn, turned: Turned) -> bool:
+    def take_in(self, turn: Turn, turned: TurnResult) -> bool:
         """Take in what a committed turn has claimed; return whether another one is to follow at once."""
         if not turn.claim:
             self.some = self.some or turned.freed
@@ -116,9 +116,9 @@ def is_empty(turn: Turn) -> bool:
     return not (turn.adds or turn.blocks or turn.outcomes or turn.claim)
 
 
-def is_news(turn: Turn) -> bool:
+def is_of_interest(turn: Turn) -> bool:
     """Return whether others may wait for what a turn commits.
 
-    Claims are news to nobody: two who ring each other for having been rung would do so for ever.
+    Claims are of interest to nobody: two who notify each other for having been notified would do so for ever.
     """
     return bool(turn.blocks or turn.outcomes) or any(not batch.claimed for batch in turn.adds)

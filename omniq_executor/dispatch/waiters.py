@@ -1,13 +1,13 @@
 """Who waits for which task: futures, and maps by position.
 
     committed outcomes --resolve()--> map: put() at once, under the dispatcher's lock
-                                 '--> future: remembered, and told by tell() outside the lock
+                                 '--> future: remembered, and told by notify_waiting() outside the lock
 
 Futures are told outside the lock because their callbacks are code of the user's, which may take any
 time, or submit. A map of a million items is one range of ids here, not a million entries; a range is
 split where a part of it is resolved, so that what is left tells what is still open.
 
-All but `tell()` and `all_told` are called under the dispatcher's lock.
+All but `notify_waiting()` and `all_notified` are called under the dispatcher's lock.
 """
 
 import threading
@@ -18,24 +18,18 @@ from typing import Any, NamedTuple, Protocol
 
 from ..model import codec
 from ..model.task import ErrorInfo, Status
-from ..stores.base import Found
+from ..stores.base import ResultBatch, TaskState
 
 CANCELLED = Status.CANCELLED
 
 
-class Text(NamedTuple):
-    """Results of consecutive tasks: a JSON array of [result] arrays."""
-
-    json: str
-
-
-class Sink(Protocol):
+class Consumer(Protocol):
     """Who waits for tasks by position: the iterator of a map."""
 
     def put(self, position: int, number: int, count: int, outcome: Any) -> None:
         """Take what became of `count` consecutive positions, whose tasks have the ids from `number` on.
 
-        The outcome is a Text of all of them, or of a single one its stored result, its ErrorInfo,
+        The outcome is a ResultBatch of all of them, or of a single one its stored result, its ErrorInfo,
         CANCELLED, or an exception of this process's own. It is committed, unless it is the last.
         """
 
@@ -62,31 +56,31 @@ class Waiter(Protocol):
 
 
 class _Range(NamedTuple):
-    """Consecutive ids that are consecutive positions of a sink."""
+    """Consecutive ids that are consecutive positions of a consumer."""
 
     first: int
     end: int
     position: int
-    sink: Sink
+    consumer: Consumer
 
 
-class Waiting:
+class Waiters:
     """See the module's docstring."""
 
     def __init__(self) -> None:
         self.open = 0
         """How many tasks are waited for and not resolved."""
         self.put = False
-        """Whether a sink was given something, since whoever sets this to False last looked."""
+        """Whether a consumer was given something, since whoever sets this to False last looked."""
         self._futures: dict[int, Waiter] = {}
         self._ranges: list[_Range] = []  # in order of their ids
-        self._singles: dict[int, tuple[Sink, int]] = {}  # of maps, where ids are not in the order of positions
-        self.to_tell: deque[tuple[Waiter, Any, bool]] = deque()
-        """Futures that are resolved and are to be told, see `tell()`."""
+        self._singles: dict[int, tuple[Consumer, int]] = {}  # of maps, where ids are not in the order of positions
+        self.to_notify: deque[tuple[Waiter, Any, bool]] = deque()
+        """Futures that are resolved and are to be told, see `notify_waiting()`."""
         self._resolved = 0  # futures, ever, and ...
-        self._told = 0  # ... those of them that know
-        self._told_lock = threading.Lock()
-        self._telling: list[int] = []  # the threads that do so, one more often where callbacks ask for results
+        self._notified = 0  # ... those of them that know
+        self._notified_lock = threading.Lock()
+        self._notifying: list[int] = []  # the threads that do so, one more often where callbacks ask for results
 
     # who waits
 
@@ -104,9 +98,9 @@ class Waiting:
         if self._futures.pop(number, None) is not None:
             self.open -= 1
 
-    def add_range(self, first: int, count: int, sink: Sink, position: int) -> None:
-        """Have a sink wait for new tasks, whose ids are above all others."""
-        self._ranges.append(_Range(first, first + count, position, sink))
+    def add_range(self, first: int, count: int, consumer: Consumer, position: int) -> None:
+        """Have a consumer wait for new tasks, whose ids are above all others."""
+        self._ranges.append(_Range(first, first + count, position, consumer))
         self.open += count
 
     def remove_range(self, first: int) -> None:
@@ -116,27 +110,27 @@ class Waiting:
             self.open -= span.end - first
             self._ranges.remove(span)
 
-    def add_single(self, number: int, sink: Sink, position: int) -> None:
-        """Have a sink wait for a task whose id has nothing to do with those of its neighbours."""
-        self._singles[number] = sink, position
+    def add_single(self, number: int, consumer: Consumer, position: int) -> None:
+        """Have a consumer wait for a task whose id has nothing to do with those of its neighbours."""
+        self._singles[number] = consumer, position
         self.open += 1
 
     def __contains__(self, number: int) -> bool:
         return number in self._futures or number in self._singles or self._range_of(number) is not None
 
-    def numbers(self, sink: Sink | None = None) -> list[int]:
-        """The tasks that are waited for, by `sink` or by anybody."""
-        numbers = [number for number, (other, _) in self._singles.items() if sink is None or other is sink]
+    def numbers(self, consumer: Consumer | None = None) -> list[int]:
+        """The tasks that are waited for, by `consumer` or by anybody."""
+        numbers = [number for number, (other, _) in self._singles.items() if consumer is None or other is consumer]
         for span in self._ranges:
-            if sink is None or span.sink is sink:
+            if consumer is None or span.consumer is consumer:
                 numbers += range(span.first, span.end)
-        return numbers if sink is not None else [*self._futures, *numbers]
+        return numbers if consumer is not None else [*self._futures, *numbers]
 
     # what became of it
 
     def resolve_all(self, numbers: Sequence[int], outcome: Any, refused: AbstractSet[int]) -> None:
-        """Resolve tasks with the outcome of them all, a Text or that of a single one, less the refused ones."""
-        if not isinstance(outcome, Text):
+        """Resolve tasks with the outcome of them all, a ResultBatch or that of a single one, less the refused ones."""
+        if not isinstance(outcome, ResultBatch):
             if numbers[0] not in refused:
                 self.resolve(numbers[0], outcome)
             return
@@ -144,7 +138,7 @@ class Waiting:
         if span is not None and numbers[-1] < span.end and not refused and self._futures.keys().isdisjoint(numbers):
             self._put(span, numbers[0], len(numbers), outcome)
             return
-        for number, (value,) in zip(numbers, codec.decode(outcome.json), strict=True):
+        for number, (value,) in zip(numbers, codec.decode(outcome.text), strict=True):
             if number in refused:
                 continue
             future = self._futures.pop(number, None)
@@ -154,16 +148,16 @@ class Waiting:
                 self.resolve(number, codec.encode(value))
 
     def resolve(self, number: int, outcome: Any) -> None:
-        """Resolve one task with what a Sink is given for one, for everybody who waits for it."""
+        """Resolve one task with what a Consumer is given for one, for everybody who waits for it."""
         future = self._futures.pop(number, None)
         if future is not None:
             self._hand_over(future, outcome, False)
         single = self._singles.pop(number, None)
         if single is not None:
-            sink, position = single
+            consumer, position = single
             self.open -= 1
-            sink.put(position, number, 1, outcome)
-            self.put = True  # after it: whoever unsets this, and looks at the sink, is to find it there
+            consumer.put(position, number, 1, outcome)
+            self.put = True  # after it: whoever unsets this, and looks at the consumer, is to find it there
         span = self._range_of(number)
         if span is not None:
             self._put(span, number, 1, outcome)
@@ -176,17 +170,17 @@ class Waiting:
     def _hand_over(self, future: Waiter, outcome: Any, is_read: bool) -> None:
         self.open -= 1
         self._resolved += 1
-        self.to_tell.append((future, outcome, is_read))
+        self.to_notify.append((future, outcome, is_read))
 
     def _put(self, span: _Range, number: int, count: int, outcome: Any) -> None:
         index = bisect_right(self._ranges, number, key=lambda r: r.first) - 1
         self._ranges[index : index + 1] = [
-            _Range(first, end, span.position + first - span.first, span.sink)
+            _Range(first, end, span.position + first - span.first, span.consumer)
             for first, end in ((span.first, number), (number + count, span.end))
             if first < end
         ]
         self.open -= count
-        span.sink.put(span.position + number - span.first, number, count, outcome)
+        span.consumer.put(span.position + number - span.first, number, count, outcome)
         self.put = True  # as in resolve()
 
     def _range_of(self, number: int) -> _Range | None:
@@ -197,23 +191,23 @@ class Waiting:
 
     # telling
 
-    def is_telling(self) -> bool:
+    def is_notifying(self) -> bool:
         """Return whether this thread is telling futures, so that it is in a callback, whose end it cannot wait for."""
-        return threading.get_ident() in self._telling
+        return threading.get_ident() in self._notifying
 
     @property
-    def all_told(self) -> bool:
+    def all_notified(self) -> bool:
         """Whether every future that was resolved knows it."""
-        return self._told == self._resolved
+        return self._notified == self._resolved
 
-    def tell(self) -> int:
+    def notify_waiting(self) -> int:
         """Tell the futures that were resolved, and return how many. Several threads may do so at once."""
         told = 0
-        self._telling.append(threading.get_ident())
+        self._notifying.append(threading.get_ident())
         try:
-            while self.to_tell:
+            while self.to_notify:
                 try:
-                    future, outcome, is_read = self.to_tell.popleft()
+                    future, outcome, is_read = self.to_notify.popleft()
                 except IndexError:  # another thread was faster
                     break
                 told += 1
@@ -226,15 +220,15 @@ class Waiting:
                 else:
                     future._finish(outcome)
         finally:
-            self._telling.remove(threading.get_ident())
+            self._notifying.remove(threading.get_ident())
             if told:
-                with self._told_lock:
-                    self._told += told
+                with self._notified_lock:
+                    self._notified += told
         return told
 
 
-def outcome_of(found: Found) -> Any:
-    """What a finished task has to show, as `Waiting.resolve()` takes it."""
+def outcome_of(found: TaskState) -> Any:
+    """What a finished task has to show, as `Waiters.resolve()` takes it."""
     if found.status is Status.COMPLETED:
         return found.result
     return found.error if found.status is Status.FAILED else CANCELLED

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ..model import codec
-from .pacing import Pace
+from .pacing import Throughput
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class Engine(Protocol):
     """Why no call can be run any more."""
     reports: list[Report]
     """What became of calls. The dispatcher takes them out."""
-    pace: Pace
+    throughput: Throughput
     """How long calls take."""
 
     @property
@@ -109,7 +109,7 @@ class Engine(Protocol):
 
     # giving
 
-    def room(self) -> tuple[int, int]:
+    def free_capacity(self) -> tuple[int, int]:
         """Return how many more calls the workers could be given in all, and how many the one with the most room."""
 
     def idle(self) -> int:
@@ -126,18 +126,18 @@ class Engine(Protocol):
     def held(self) -> Iterator[int]:
         """Return the ids of all calls that are not reported yet."""
 
-    def look(self, on_end: Callable[[], None]) -> StackProbe:
+    def probe_stacks(self, on_end: Callable[[], None]) -> StackProbe:
         """Ask where the running calls are. The answers come with other events; after the last `on_end` is called."""
 
     # taking back, and ending
 
     def next_check(self, is_idle: Callable[[], bool]) -> float | None:
-        """Return when `take_back()` has something to do, in seconds of time.monotonic(), or None. Any thread may ask.
+        """Return when `steal()` has something to do, in seconds of time.monotonic(), or None. Any thread may ask.
 
         `is_idle` tells whether a worker could take more than there is.
         """
 
-    def take_back(self, now: float, is_idle: Callable[[], bool]) -> None:
+    def steal(self, now: float, is_idle: Callable[[], bool]) -> None:
         """Report as RETURNED what waits behind a long call if it could run elsewhere; end what has taken too long."""
 
     def recall(self, ids: Container[int]) -> None:

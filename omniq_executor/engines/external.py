@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 from .base import Chunk, Report
-from .pacing import Pace
+from .pacing import Throughput
 
 
 class External:
@@ -17,7 +17,7 @@ class External:
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
-        self.pace = Pace()
+        self.throughput = Throughput()
 
     def attach(self, selector: selectors.BaseSelector, wake: Callable[[], None], slots: Path) -> None:
         """Nothing happens here."""
@@ -25,7 +25,7 @@ class External:
     def prepare(self) -> None:
         """Nothing is described for workers of this process."""
 
-    def room(self) -> tuple[int, int]:
+    def free_capacity(self) -> tuple[int, int]:
         """Return that there is none."""
         return 0, 0
 
@@ -45,7 +45,7 @@ class External:
         """Return nothing."""
         return iter(())
 
-    def look(self, on_end: Callable[[], None]) -> "External":
+    def probe_stacks(self, on_end: Callable[[], None]) -> "External":
         """Ask nobody."""
         on_end()
         return self
@@ -58,7 +58,7 @@ class External:
         """Return None: never."""
         return None
 
-    def take_back(self, now: float, is_idle: Callable[[], bool]) -> None:
+    def steal(self, now: float, is_idle: Callable[[], bool]) -> None:
         """Nothing was given."""
 
     def recall(self, ids: Container[int]) -> None:

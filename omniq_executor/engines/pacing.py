@@ -13,7 +13,7 @@ PREFETCH_BELOW_S = 0.05  # calls longer than this gain nothing from having the n
 STEAL_AFTER_S = 0.02  # a worker silent for longer holds up the calls queued behind its present one
 
 
-class Pace:
+class Throughput:
     """How long calls take, as far as the last reports tell.
 
     A longer call counts at once and a shorter one by halves: handing out too little costs a

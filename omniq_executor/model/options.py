@@ -21,7 +21,7 @@ JITTER = 0.25  # of a delay, so that what failed together does not come again to
 _log = logging.getLogger("omniq_executor")
 
 
-class Plan(NamedTuple):
+class CallOptions(NamedTuple):
     """The options of calls, as they are stored with each."""
 
     key: str | None = None
@@ -29,8 +29,8 @@ class Plan(NamedTuple):
     eta: int = 0
     options: Options | None = None
 
-    def after(self, ids: tuple[int, ...]) -> "Plan":
-        """The plan of a call that is given the results of these tasks."""
+    def after(self, ids: tuple[int, ...]) -> "CallOptions":
+        """Return the options of a call that is given the results of these tasks."""
         return self._replace(options=(self.options or Options())._replace(after=ids))
 
     @property
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
         return not self.priority and not self.eta and self.options is None
 
 
-def make_plan(
+def make_options(
     now: int,
     *,
     key: str | None,
@@ -51,8 +51,11 @@ def make_plan(
     eta: datetime.datetime | datetime.timedelta | float | None,
     interval: datetime.timedelta | float | None,
     tags: Iterable[str],
-) -> Plan:
-    """The plan that options make. Raises TypeError or ValueError that names the one that makes no sense."""
+) -> CallOptions:
+    """Return the CallOptions that options make.
+
+    Raises TypeError or ValueError that names the one that makes no sense.
+    """
     if key is not None and (not isinstance(key, str) or not key):  # type: ignore[redundant-expr]  # callers may be untyped
         raise ValueError(f"key is a non-empty text, not {key!r}")
     _check_whole("max_retries", max_retries, 0)
@@ -68,7 +71,7 @@ def make_plan(
         raise ValueError(f"timeout must be greater than 0, not {timeout!r}")
     policy = _policy(backoff, retry_on)
     options = Options(max_retries, timeout=limit_s, interval=micros, tags=given, policy=policy if max_retries else None)
-    return Plan(key, priority, _due(eta, now), None if options == Options() else options)
+    return CallOptions(key, priority, _due(eta, now), None if options == Options() else options)
 
 
 def retry_at(options: Options, error: ErrorInfo, now: int) -> int | None:

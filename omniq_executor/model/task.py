@@ -11,7 +11,7 @@ decide what comes next.
        |  +--ORPHAN-------+ +----RETRY--> PENDING       |
        +--CANCEL--> CANCELLED <--ABORT (running)        |
        ^                |                               |
-       +-----REVIVE-----+---------------REVIVE----------+
+       +--MANUAL_RETRY--+---------MANUAL_RETRY----------+
 
 A claim is fenced: what its owner ends it by (COMPLETE, FAIL, RETRY, RELEASE, CRASH) must name the owner and
 the attempt of the claim. `attempts` counts the claims of a task and only ever grows, so an outcome that
@@ -19,7 +19,7 @@ arrives after its claim was lost finds another number there and is refused. ABOR
 end whichever claim there is.
 
 A task whose arguments are results of other tasks is PENDING like any other, and while one of those is not
-finished it waits: it is not due before NEVER (see `settle()`).
+finished it waits: it is not due before NEVER (see `with_wait()`).
 """
 
 import enum
@@ -62,7 +62,7 @@ class Event(enum.Enum):
     CRASH = "crash"  # the worker died in it: charged against crash_retries
     CANCEL = "cancel"  # nobody wants it any more
     ABORT = "abort"  # nor what it does at present
-    REVIVE = "revive"  # an explicit wish to run it again
+    MANUAL_RETRY = "manual retry"  # an explicit wish to run it again
 
 
 TRANSITIONS: dict[tuple[Status, Event], Status] = {
@@ -75,8 +75,8 @@ TRANSITIONS: dict[tuple[Status, Event], Status] = {
     (Status.RUNNING, Event.ORPHAN): Status.PENDING,
     (Status.RUNNING, Event.CRASH): Status.PENDING,
     (Status.RUNNING, Event.ABORT): Status.CANCELLED,
-    (Status.FAILED, Event.REVIVE): Status.PENDING,
-    (Status.CANCELLED, Event.REVIVE): Status.PENDING,
+    (Status.FAILED, Event.MANUAL_RETRY): Status.PENDING,
+    (Status.CANCELLED, Event.MANUAL_RETRY): Status.PENDING,
 }
 ENDS_CLAIM = frozenset({Event.COMPLETE, Event.FAIL, Event.RETRY, Event.RELEASE, Event.CRASH})
 
@@ -253,8 +253,8 @@ def apply(
         case Event.ORPHAN:
             return task._replace(status=to, owner=None, started_at=None, owner_deaths=task.owner_deaths + 1)
         case Event.CANCEL | Event.ABORT:
-            return settle(task._replace(status=to, finished_at=now), waits=False)
-        case Event.REVIVE:
+            return with_wait(task._replace(status=to, finished_at=now), waits=False)
+        case Event.MANUAL_RETRY:
             afresh = task.options and task.options._replace(retries=0).or_none()
             return task._replace(
                 status=to, finished_at=None, error=None, crashes=0, owner_deaths=0, options=afresh
@@ -271,7 +271,7 @@ def tier(task: Task) -> int:
     return min(task.owner_deaths, LAST_TIER)
 
 
-def settle(task: Task, *, waits: bool) -> Task:
+def with_wait(task: Task, *, waits: bool) -> Task:
     """The task, waiting for those that it comes after, or waiting no more. It must be PENDING if it waits.
 
     A task waits from when it becomes PENDING, by whichever event, until all that it comes after are finished.

@@ -11,13 +11,13 @@ def open_store(
     *,
     create: bool = True,
     durability: str = "process",
-    filling: bool = False,
+    importing: bool = False,
 ) -> Store:
     """Open the store at an address (see config.parse_address), to look at it or to work on it.
 
     Without one it is the store that Settings.from_env() says, by default omniq_data/omniq.db.
 
-    `create=False` refuses, with StoreError, to make one that is not there; `filling` takes also one that a
+    `create=False` refuses, with StoreError, to make one that is not there; `importing` takes also one that a
     migration has not finished. Raises StoreError where
     it cannot be opened, StoreVersionError where a newer version has written it, and SettingsError where
     the environment says nonsense.
@@ -26,7 +26,7 @@ def open_store(
     if backend == "sqlite":
         from .sqlite.store import SQLiteStore
 
-        return SQLiteStore(path, create=create, durability=durability, filling=filling)  # type: ignore[arg-type]  # checked there
+        return SQLiteStore(path, create=create, durability=durability, importing=importing)  # type: ignore[arg-type]  # checked there
     from .file.store import FileStore
 
-    return FileStore(path, create=create, durability=durability, filling=filling)  # type: ignore[arg-type]
+    return FileStore(path, create=create, durability=durability, importing=importing)  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ class Batch:
         return self.calls or () if self.text is None else [Call(text) for text in split(self.text)]
 
 
-class Block(NamedTuple):
+class ResultBatch(NamedTuple):
     """Results of `size` tasks with consecutive ids, all of one attempt: a JSON array of [result] arrays."""
 
     first: int
@@ -65,7 +65,7 @@ class Block(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The end of one claim, other than in a Block. `event` is one of ENDS_CLAIM."""
+    """The end of one claim, other than in a ResultBatch. `event` is one of ENDS_CLAIM."""
 
     id: int
     attempt: int
@@ -91,7 +91,7 @@ class Claimed(NamedTuple):
     owner_deaths: int = 0
 
 
-class Found(NamedTuple):
+class TaskState(NamedTuple):
     """Where a task stands, as a resume or a waiting future needs it."""
 
     id: int
@@ -107,7 +107,7 @@ class Turn:
 
     now: int
     adds: Sequence[Batch] = ()
-    blocks: Sequence[Block] = ()
+    blocks: Sequence[ResultBatch] = ()
     outcomes: Sequence[Outcome] = ()
     claim: int = 0  # how many PENDING tasks to claim at most
     queues: Sequence[str] | None = None  # to claim from; () for all of the store, None for that of the run
@@ -116,7 +116,7 @@ class Turn:
 
 
 @dataclass(slots=True)
-class Turned:
+class TurnResult:
     """What a turn brought: the claimed tasks in the order to run them, and the refused ends."""
 
     claimed: list[Claimed] = field(default_factory=list)
@@ -214,7 +214,7 @@ class Leftover(NamedTuple):
     tasks: int  # how many
 
 
-class Stored(NamedTuple):
+class TaskRow(NamedTuple):
     """All that is stored of a task."""
 
     task: Task
@@ -274,22 +274,22 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def bell_path(self, owner: int) -> Path:
-        """The owner's doorbell: a FIFO (where there are FIFOs) to which others write a byte to wake it."""
+    def notify_path(self, owner: int) -> Path:
+        """The owner's notification pipe: a FIFO (where there are FIFOs) to which others write a byte to wake it."""
 
     @abc.abstractmethod
     def slots_path(self, owner: int) -> Path:
         """Where an owner keeps which of its tasks have begun, see slots.py; it goes with the owner."""
 
     @abc.abstractmethod
-    def ring(self, owner: int) -> None:
+    def notify(self, owner: int) -> None:
         """Wake all other owners: what `owner` committed may be what they wait for."""
 
     @abc.abstractmethod
-    def hear(self, owner: int) -> list[int]:
+    def read_changes(self, owner: int) -> list[int]:
         """The tasks that were finished or cancelled by others since `owner` entered or last asked.
 
-        It is asked through the handle with which the owner entered. One that finished, was revived and
+        It is asked through the handle with which the owner entered. One that finished, was retried and
         finished again is there for each time.
         """
 
@@ -334,12 +334,12 @@ class Store(abc.ABC):
         """Close a run. One that is a session by itself ends it, as `end_session()` does, whose result is returned."""
 
     @abc.abstractmethod
-    def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
+    def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         """For each call the task that it continues, or None where it is a new one.
 
         The n-th call equal in function and arguments is given the n-th such task of the runs that
         `run` continues, in order of id. A task is given once. CANCELLED tasks are not given;
-        FAILED ones are given after a REVIVE, so as PENDING. What is PENDING then is of `run` from now on.
+        FAILED ones are given after a MANUAL_RETRY, so as PENDING. What is PENDING then is of `run` from now on.
         """
 
     @abc.abstractmethod
@@ -357,7 +357,7 @@ class Store(abc.ABC):
     # the work
 
     @abc.abstractmethod
-    def turn(self, owner: int, run: Run, work: Turn) -> Turned:
+    def turn(self, owner: int, run: Run, work: Turn) -> TurnResult:
         """Add, end and claim, in this order, in one transaction.
 
         Adds: a `key` that the queue has already is the one reason for which a batch is not added;
@@ -371,8 +371,8 @@ class Store(abc.ABC):
         share, in an order left to chance, so that none waits for another to be empty. Who
         adds nothing and claims in this way needs no run: NO_RUN will do.
 
-        What comes after others waits (see model.settle()): whatever becomes PENDING, by an add, an
-        end or `revive()`, while a task that it comes after is not finished, does; and with the end, or
+        What comes after others waits (see model.with_wait()): whatever becomes PENDING, by an add, an
+        end or `retry()`, while a task that it comes after is not finished, does; and with the end, or
         `cancel()`, of the last of those, in the same transaction, it waits no more. A task that is not
         there any more counts as finished.
         """
@@ -392,14 +392,14 @@ class Store(abc.ABC):
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
         """CANCEL those that are PENDING and, with `running`, ABORT those that are RUNNING; returns them.
 
-        Whoever runs one of them hears of it (see `hear()`) and is to end it.
+        Whoever runs one of them hears of it (see `read_changes()`) and is to end it.
         Of a task that recurs, the series ends, whichever of it is named: an occurrence that is PENDING
         is cancelled with it, and one that is RUNNING likewise or, without `running`, is the last.
         """
 
     @abc.abstractmethod
-    def revive(self, ids: Sequence[int], now: int) -> list[int]:
-        """REVIVE those that are FAILED or CANCELLED, and return them."""
+    def retry(self, ids: Sequence[int], now: int) -> list[int]:
+        """MANUAL_RETRY those that are FAILED or CANCELLED, and return them."""
 
     # upkeep
 
@@ -440,7 +440,7 @@ class Store(abc.ABC):
         """The ids of all tasks, oldest first."""
 
     @abc.abstractmethod
-    def stored(self, ids: Sequence[int]) -> list[Stored]:
+    def stored(self, ids: Sequence[int]) -> list[TaskRow]:
         """Those of the given tasks that are there, in no special order."""
 
     @abc.abstractmethod
@@ -451,13 +451,13 @@ class Store(abc.ABC):
     def begin_filling(self, source: str) -> str | None:
         """Reserve an empty store for what comes from `source`, until `end_filling()`.
 
-        From now on it can only be opened with `filling=True`, so that nobody works on a part. Returns
+        From now on it can only be opened with `importing=True`, so that nobody works on a part. Returns
         what it is reserved for, which is another source if it was reserved before; None, and nothing
         has changed, where it holds tasks, runs or owners already.
         """
 
     @abc.abstractmethod
-    def put(self, tasks: Sequence[Stored] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+    def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
         """Have these tasks with their functions, and these runs, as they are given; and the tasks `gone` no more.
 
         What was there under the same id is replaced. What is gone goes first.
@@ -478,11 +478,11 @@ class Store(abc.ABC):
         """The stored function of that digest."""
 
     @abc.abstractmethod
-    def states(self, ids: Iterable[int]) -> list[Found]:
+    def states(self, ids: Iterable[int]) -> list[TaskState]:
         """Where the given tasks stand, in no special order; unknown ids are left out."""
 
     @abc.abstractmethod
-    def by_key(self, queue: str, key: str) -> Found | None:
+    def by_key(self, queue: str, key: str) -> TaskState | None:
         """Where the task with that key in that queue stands, or None."""
 
     @abc.abstractmethod
@@ -511,22 +511,22 @@ def check_finished(statuses: Collection[Status]) -> None:
 __all__ = [
     "NO_RUN",
     "Batch",
-    "Block",
     "Claim",
     "Claimed",
-    "Found",
     "Leftover",
     "Outcome",
     "Owner",
     "PastRun",
     "Problem",
+    "ResultBatch",
     "Resume",
     "Run",
     "RunRecord",
     "Store",
-    "Stored",
+    "TaskRow",
+    "TaskState",
     "Turn",
-    "Turned",
+    "TurnResult",
     "check_finished",
     "continued",
     "now",

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..errors import StoreError
 from ..model.task import Claim, Event, Status, apply, format_id
 from ..stores.base import now
-from .base import Store, Stored
+from .base import Store, TaskRow
 
 BATCH = 500  # tasks of a transaction
 _MOST_PASSES = 10
@@ -46,7 +46,7 @@ def check_still(source: Store) -> None:
 
 
 def migrate(source: Store, destination: Store, advance: Callable[[int], object]) -> Moved:
-    """Have all of `source` in `destination`, which was opened with `filling`.
+    """Have all of `source` in `destination`, which was opened with `importing`.
 
     `advance` is told of how many more tasks it is certain that they are there. Raises UnderWay as
     `check_still()`, and StoreError where the destination holds anything else.
@@ -110,7 +110,7 @@ def _nothing(count: int) -> None:
     """Where nothing is to be told."""
 
 
-def _released(stored: Stored) -> Stored:
+def _released(stored: TaskRow) -> TaskRow:
     task = stored.task
     if task.status is not Status.RUNNING:
         return stored

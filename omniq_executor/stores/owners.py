@@ -9,7 +9,7 @@ owner counts as alive, because a living owner that is robbed would see its calls
 The lock is taken before the owner is registered and let go after it is unregistered. In between
 there is no moment at which a registered owner looks dead.
 
-Beside the lock lies the owner's doorbell, a FIFO. Whoever commits something that others wait for
+Beside the lock lies the owner's notification pipe, a FIFO. Whoever commits something that others wait for
 writes a byte to each of theirs; the owner has it among the things it waits for.
 """
 
@@ -48,7 +48,7 @@ _holders: "dict[tuple[Path, int], Owners]" = {}  # by folder and owner: what kee
 
 
 class Owners:
-    """The lock files and doorbells of the owners of one store, in one folder."""
+    """The lock files and notification pipes of the owners of one store, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,15 +60,15 @@ class Owners:
         return FileLock(self.folder / "open.lock", timeout=timeout_s, mode=0o600, poll_interval=_POLL_S)
 
     def hold(self, owner: int, *, has_bell: bool = True) -> None:
-        """Prove from now on that this process lives: as an owner, or without a doorbell as a session."""
+        """Prove from now on that this process lives: as an owner, or without a notification pipe as a session."""
         lock = FileLock(self._lock_path(owner), mode=0o600, thread_local=False)  # another thread may let go of it
         try:
             lock.acquire(blocking=False)
             self._held[owner] = lock
             _holders[self.folder, owner] = self  # though nobody refers to this any more
             if has_bell and hasattr(os, "mkfifo"):
-                os.mkfifo(self.bell_path(owner), 0o600)
-                self.bell_path(owner).chmod(0o600)  # whatever the umask took
+                os.mkfifo(self.notify_path(owner), 0o600)
+                self.notify_path(owner).chmod(0o600)  # whatever the umask took
         except OSError as error:
             self.let_go(owner)
             raise StoreError(f"no owner can be registered in {self.folder}: {safety.explain(error)}") from error
@@ -96,30 +96,30 @@ class Owners:
 
     def forget(self, owner: int) -> None:
         """Remove the files of an owner that is gone. One that cannot be removed says nothing any more."""
-        for path in (self._lock_path(owner), self.bell_path(owner), self.slots_path(owner)):
+        for path in (self._lock_path(owner), self.notify_path(owner), self.slots_path(owner)):
             with contextlib.suppress(OSError):
                 path.unlink()
 
-    def bell_path(self, owner: int) -> Path:
-        """The owner's doorbell."""
-        return self.folder / f"{owner}.bell"
+    def notify_path(self, owner: int) -> Path:
+        """The owner's notification pipe."""
+        return self.folder / f"{owner}.notify"
 
     def slots_path(self, owner: int) -> Path:
         """The file in which the owner's workers note what they have begun."""
         return self.folder / f"{owner}.slots"
 
-    def ring(self, owner: int) -> None:
-        """Wake an owner, if it listens. A full FIFO rings already, and a missing one has nobody behind it."""
+    def notify(self, owner: int) -> None:
+        """Wake an owner, if it listens. A full FIFO wakes it already, and a missing one has nobody behind it."""
         try:
-            bell = os.open(self.bell_path(owner), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            fd = os.open(self.notify_path(owner), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         except (FileNotFoundError, OSError):
             return
         try:
-            os.write(bell, b"!")
+            os.write(fd, b"!")
         except (BlockingIOError, BrokenPipeError):
             pass
         finally:
-            os.close(bell)
+            os.close(fd)
 
     def _lock_path(self, owner: int) -> Path:
         return self.folder / f"{owner}.lock"

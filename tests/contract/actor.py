@@ -21,7 +21,7 @@ from histories import Op, failure
 from omniq_executor.errors import StoreError
 from omniq_executor.model.codec import encode
 from omniq_executor.model.task import LAST_TIER, Event
-from omniq_executor.stores.base import Batch, Block, Outcome, Run, Store, Turn, Turned, now
+from omniq_executor.stores.base import Batch, Outcome, ResultBatch, Run, Store, Turn, TurnResult, now
 from omniq_executor.stores.file import journal, store as file
 from omniq_executor.stores.sqlite import store as sqlite
 
@@ -121,7 +121,7 @@ class Actor:
     def turn(
         self, adds: int = 0, claimed: bool = False, ends: Iterable[tuple[Held, Event]] = (), most: int = 0,
         owner: int | None = None, block: bool = False, alone: bool = False, tier: int = 0,
-    ) -> Turned | None:  # fmt: skip
+    ) -> TurnResult | None:  # fmt: skip
         """Take a turn. Each outcome has a value of its own, by which it is known again in the store."""
         by = self.owner if owner is None else owner
         time_ = now() + self.chance.choice([0, 0, 0, -DAY, DAY])
@@ -132,7 +132,7 @@ class Actor:
         outcomes, blocks = [], []
         if block:
             text = "[" + ",".join(f"[{encode(value)}]" for *_, value in values) + "]"
-            blocks = [Block(values[0][0].task, len(values), values[0][0].attempt, text)]
+            blocks = [ResultBatch(values[0][0].task, len(values), values[0][0].attempt, text)]
         else:
             outcomes = [
                 Outcome(
@@ -141,16 +141,16 @@ class Actor:
                 ) for held, event, value in values
             ]  # fmt: skip
 
-        def ask() -> Turned:
+        def ask() -> TurnResult:
             if alone:
                 self.store.add_claimed(by, self.run, ids[0], SQUARE, calls[0], time_)
-                return Turned()
+                return TurnResult()
             return self.store.turn(by, self.run, Turn(time_, batches, blocks, outcomes, most, tier=tier))
 
-        def answer(turned: Turned) -> dict[str, Any]:
+        def answer(turned: TurnResult) -> dict[str, Any]:
             return {"claimed": [[it.id, it.attempt] for it in turned.claimed], "refused": sorted(turned.refused)}
 
-        turned: Turned | None = self.note(
+        turned: TurnResult | None = self.note(
             "turn", ask, answer, owner=by, queue=self.run.queue, run=self.run.id, now=time_, most=most,
             tier=tier,
             adds=[[id, it.args, claimed] for id, it in zip(ids, calls, strict=True)],
@@ -201,13 +201,13 @@ class Actor:
         self.looked = looked or []
 
     def change(self, do: str) -> None:
-        """Cancel some tasks, those that run too if it is to "abort", or revive them."""
+        """Cancel some tasks, those that run too if it is to "abort", or retry them."""
         tasks = [task for task, *_ in self.chance.sample(self.looked, min(3, len(self.looked)))]
         time_ = now()
         change = {
             "cancel": lambda: self.store.cancel(tasks, time_),
             "abort": lambda: self.store.cancel(tasks, time_, running=True),
-            "revive": lambda: self.store.revive(tasks, time_),
+            "retry": lambda: self.store.retry(tasks, time_),
         }[do]
         self.note(do, change, lambda changed: {"tasks": changed}, tasks=tasks, now=time_)
 
@@ -230,7 +230,7 @@ class Actor:
             (4, self.look),
             (1, lambda: self.change("cancel")),
             (1, lambda: self.change("abort")),
-            (2, lambda: self.change("revive")),
+            (2, lambda: self.change("retry")),
             (3, self.reap),
             (1, self.let_lock_go),
             (1, self.reopen),

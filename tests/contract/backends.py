@@ -26,10 +26,21 @@ from omniq_executor.model.task import (
     Task,
     apply,
     is_waiting,
-    settle,
     tier,
+    with_wait,
 )
-from omniq_executor.stores.base import Batch, Block, Leftover, Outcome, Resume, Run, RunRecord, Store, Turn, Turned
+from omniq_executor.stores.base import (
+    Batch,
+    Leftover,
+    Outcome,
+    ResultBatch,
+    Resume,
+    Run,
+    RunRecord,
+    Store,
+    Turn,
+    TurnResult,
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class Client:
         self.owner = self.store.enter(queue)
         self.run = self.store.begin_run(queue, self.owner, resume, tick(), **how)
 
-    def turn(self, now: int | None = None, **work: Any) -> Turned:
+    def turn(self, now: int | None = None, **work: Any) -> TurnResult:
         return self.store.turn(self.owner, self.run, Turn(tick() if now is None else now, **work))
 
     def add(self, *values: Any, function: Function = SQUARE, claimed: bool = False, key: Any = None) -> list[int]:
@@ -116,7 +127,7 @@ class Client:
 
     def complete_block(self, first: int, values: list[Any], attempt: int = 1) -> set[int]:
         """Complete consecutive tasks; returns the ids of those that are refused."""
-        return self.turn(blocks=[Block(first, len(values), attempt, rows(values))]).refused
+        return self.turn(blocks=[ResultBatch(first, len(values), attempt, rows(values))]).refused
 
     def statuses(self, ids: list[int]) -> list[Status]:
         found = {found.id: found.status for found in self.store.states(ids)}
@@ -167,13 +178,13 @@ class Model:
         self.changed.add(id)
         return True
 
-    def settle(self) -> bool:
+    def with_wait(self) -> bool:
         """At the end of a transaction have wait what should; returns whether tasks wait no more."""
         freed = False
         for task in self.tasks.values():
             if task.status is Status.PENDING and task.options and (task.id in self.changed or is_waiting(task)):
                 waits = any(self.tasks[id].status not in FINISHED for id in task.options.after)
-                self.tasks[task.id] = settle(task, waits=waits)
+                self.tasks[task.id] = with_wait(task, waits=waits)
                 freed = freed or (is_waiting(task) and not waits)
         self.changed.clear()
         return freed
@@ -206,7 +217,7 @@ class Model:
 
     def all(self, **fields: Any) -> list[Task]:
         """The tasks with these fields, oldest first."""
-        self.settle()
+        self.with_wait()
         tasks = (self.tasks[id] for id in sorted(self.tasks))
         return [task for task in tasks if all(getattr(task, name) == value for name, value in fields.items())]
 

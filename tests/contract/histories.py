@@ -32,7 +32,7 @@ class Op:
             tier
     cancel  tasks, now                                   tasks
     abort   tasks, now                                   tasks: cancelled, also those that ran
-    revive  tasks, now                                   tasks
+    retry  tasks, now                                   tasks
     look                                                 tasks: [[task, status, attempts, owner]]
     reap
     enter   queue                                        owner
@@ -220,7 +220,7 @@ def _outcomes(history: _History, op: Op, number: int, task: Task | None) -> list
     """What a task may be after a call, if it was `task` before; nothing, if the call cannot have happened then."""
     if op.do == "turn":
         return _after_turn(op, number, task)
-    if op.do in ("cancel", "abort", "revive"):
+    if op.do in ("cancel", "abort", "retry"):
         accepted = number in op.answer["tasks"] if op.answer is not None else None
         is_pending = task is not None and task.status is Status.PENDING
         event = Event.CANCEL if op.do == "abort" and is_pending else Event(op.do)

@@ -333,7 +333,7 @@ def test_others_read_on_when_the_journal_is_begun_anew(
     assert client.claim(1) == [ids[2]]
     other.end(Event.COMPLETE, ids[0], result="1")  # two beginnings, of which the other has missed one
     other.end(Event.COMPLETE, ids[1], result="2")
-    assert set(client.store.hear(client.owner)) >= {ids[0], ids[1]}
+    assert set(client.store.read_changes(client.owner)) >= {ids[0], ids[1]}
     assert client.claim(5) == [ids[3]]
     assert client.statuses(ids) == [Status.COMPLETED, Status.COMPLETED, Status.RUNNING, Status.RUNNING]
 

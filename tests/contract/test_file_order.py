@@ -66,7 +66,7 @@ def test_what_ended_or_was_retried_is_where_it_belongs(client: Client, read: lis
     client.end(Event.COMPLETE, first, result="1")
     client.end(Event.RELEASE, second)
     client.end(Event.FAIL, third)
-    client.store.revive([third], tick())
+    client.store.retry([third], tick())
     (waits,) = add(client, eta=later)
     client.reopen()
     read.clear()

@@ -120,7 +120,7 @@ def test_a_task_that_passes_through_many_hands_is_possible(story: Story) -> None
     story.look((T, Status.RUNNING, 3, B))
     story.end(B, 3, Event.FAIL, "no")
     story.change("cancel", T)
-    story.change("revive", T, changed=[T])
+    story.change("retry", T, changed=[T])
     story.claim(B, 4)
     story.end(B, 4)
     assert check(story.ops, [task(attempts=4)]) == []
@@ -270,7 +270,7 @@ def test_a_result_that_is_not_the_accepted_one_is_seen(story: Story) -> None:
 def test_an_accepted_result_that_is_lost_is_seen(story: Story) -> None:
     story.claim(B, 1)
     story.end(B, 1)
-    story.change("revive", T)
+    story.change("retry", T)
     assert check(story.ops, [task(Status.FAILED, error=failure("no"))])
     assert check(story.ops, [task(Status.CANCELLED)])
 

@@ -10,7 +10,7 @@ from backends import SQUARE, Backend, Client, call, new_ids, tick
 
 from omniq_executor import StoreError, TaskNotFound
 from omniq_executor.model.task import Event, Status, format_id
-from omniq_executor.stores.base import Found, Run, Store, Turn
+from omniq_executor.stores.base import Run, Store, TaskState, Turn
 
 Enter = Callable[..., Client]
 
@@ -51,9 +51,9 @@ def test_states_tells_of_the_known_ones(client: Client, other: Client) -> None:
     other.end(Event.COMPLETE, done, result="[1]")
     other.end(Event.FAIL, failed)
     assert sorted(client.store.states([pending, *new_ids(1), failed, done])) == [
-        Found(done, Status.COMPLETED, other.owner, "[1]", None),
-        Found(failed, Status.FAILED, other.owner, None, client.store.get(failed).error),
-        Found(pending, Status.PENDING, None, None, None),
+        TaskState(done, Status.COMPLETED, other.owner, "[1]", None),
+        TaskState(failed, Status.FAILED, other.owner, None, client.store.get(failed).error),
+        TaskState(pending, Status.PENDING, None, None, None),
     ]
     assert client.store.states([]) == []
     assert len(client.store.states(id for id in range(done, done + 3))) == 3
@@ -61,7 +61,7 @@ def test_states_tells_of_the_known_ones(client: Client, other: Client) -> None:
 
 def test_a_task_is_found_by_its_key_in_its_queue(client: Client, enter: Enter) -> None:
     (id,) = client.add(1, key="monday")
-    assert client.store.by_key("work", "monday") == Found(id, Status.PENDING, None, None, None)
+    assert client.store.by_key("work", "monday") == TaskState(id, Status.PENDING, None, None, None)
     assert client.store.by_key("work", "tuesday") is None
     assert client.store.by_key("elsewhere", "monday") is None
 
@@ -108,10 +108,10 @@ USES: dict[str, Callable[[Store], object]] = {
     "owners": lambda store: store.owners(),
     "peers": lambda store: store.peers(1),
     "reap": lambda store: store.reap(tick()),
-    "bell_path": lambda store: store.bell_path(1),
+    "notify_path": lambda store: store.notify_path(1),
     "slots_path": lambda store: store.slots_path(1),
-    "ring": lambda store: store.ring(1),
-    "hear": lambda store: store.hear(1),
+    "notify": lambda store: store.notify(1),
+    "read_changes": lambda store: store.read_changes(1),
     "begin_session": lambda store: store.begin_session(tick()),
     "end_session": lambda store: store.end_session(1, True, tick()),
     "begin_run": lambda store: store.begin_run("work", 1, "crashed", tick()),
@@ -123,7 +123,7 @@ USES: dict[str, Callable[[Store], object]] = {
     "turn": lambda store: store.turn(1, RUN, Turn(tick())),
     "claim": lambda store: store.claim(1, 1, tick()),
     "cancel": lambda store: store.cancel([1], tick()),
-    "revive": lambda store: store.revive([1], tick()),
+    "retry": lambda store: store.retry([1], tick()),
     "purge": lambda store: store.purge(tick()),
     "backup": lambda store: store.backup(Path(store.address).with_name("copy.db")),
     "check": lambda store: store.check(),

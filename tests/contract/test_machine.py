@@ -44,7 +44,17 @@ from omniq_executor.model.task import (
     Task,
     is_waiting,
 )
-from omniq_executor.stores.base import Batch, Block, Found, Leftover, Outcome, Resume, RunRecord, Turn, Turned
+from omniq_executor.stores.base import (
+    Batch,
+    Leftover,
+    Outcome,
+    ResultBatch,
+    Resume,
+    RunRecord,
+    TaskState,
+    Turn,
+    TurnResult,
+)
 
 pytestmark = pytest.mark.models
 
@@ -147,7 +157,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def take_over(self, client: Client, calls: list[Call], left: list[Task]) -> None:
         """Submit calls again of which earlier runs may have left tasks."""
-        expected: list[Found | None] = []
+        expected: list[TaskState | None] = []
         self.now += 1
         for again in calls:
             equal = [task for task in left if (task.func_path, task.args, task.kwargs) == (SQUARE.path, *again[:2])]
@@ -156,11 +166,11 @@ class StoreMachine(RuleBasedStateMachine):
                 continue
             left.remove(equal[0])
             id = equal[0].id
-            self.model.happen(id, Event.REVIVE, self.now)
+            self.model.happen(id, Event.MANUAL_RETRY, self.now)
             if self.model.tasks[id].status is Status.PENDING:
                 self.model.tasks[id] = self.model.tasks[id]._replace(run=client.run.id)
             expected.append(found_of(self.model.tasks[id]))
-        self.model.settle()
+        self.model.with_wait()
         assert client.store.take_over(client.run, SQUARE, calls, self.now) == expected
 
     @rule(client=consumes(clients))
@@ -236,7 +246,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.reaps(client)
             self.cancels(which, running=False)
             self.loses_and_invents_nothing_and_changes_by_the_table()
-            self.revives(which)
+            self.retries_by_hand(which)
 
     @rule(client=consumes(clients), other=clients, waits=st.booleans(), is_claimed=st.booleans())
     def leaves_its_last_task_to_another(self, client: Client, other: Client, waits: bool, is_claimed: bool) -> None:
@@ -279,7 +289,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # the work
 
-    def turn(self, client: Client, **work: Any) -> Turned:
+    def turn(self, client: Client, **work: Any) -> TurnResult:
         self.now += 1
         return client.store.turn(client.owner, client.run, Turn(self.now, **work))
 
@@ -369,7 +379,7 @@ class StoreMachine(RuleBasedStateMachine):
         return given
 
     def give_claimed(
-        self, client: Client, turned: Turned, most: int, tier: int = 0, of_run: bool = False
+        self, client: Client, turned: TurnResult, most: int, tier: int = 0, of_run: bool = False
     ) -> list[GivenClaim]:
         of: dict[str, Any] = {"run": client.run.id} if of_run else {"queue": client.run.queue}
         ids = [claimed.id for claimed in turned.claimed]
@@ -461,13 +471,13 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(claim=claims, returned=st.lists(values, min_size=1, max_size=4))
     def completes_a_block(self, claim: GivenClaim, returned: list[Any]) -> None:
         """Completes the claim's task and those that follow it, whoever has them."""
-        block = Block(claim.id, len(returned), claim.attempt, rows(returned))
+        block = ResultBatch(claim.id, len(returned), claim.attempt, rows(returned))
         turned = self.turn(claim.client, blocks=[block])
         texts = [encode(value) for value in returned]
         ends = [Outcome(id, claim.attempt, Event.COMPLETE, text) for id, text in enumerate(texts, claim.id)]
         self.compare_refused(claim.client, turned, ends)
 
-    def compare_refused(self, client: Client, turned: Turned, ends: Sequence[Outcome]) -> None:
+    def compare_refused(self, client: Client, turned: TurnResult, ends: Sequence[Outcome]) -> None:
         refused = set()
         for id, attempt, event, result, error, *_ in ends:
             claim = Claim(client.owner, attempt)
@@ -482,7 +492,7 @@ class StoreMachine(RuleBasedStateMachine):
             if event in (Event.COMPLETE, Event.FAIL):
                 self.publish(id, by=client.owner)
         assert turned.refused == refused
-        assert turned.freed == self.model.settle()
+        assert turned.freed == self.model.with_wait()
 
     @rule(which=places, running=st.booleans())
     def cancels(self, which: list[int], running: bool) -> None:
@@ -494,10 +504,10 @@ class StoreMachine(RuleBasedStateMachine):
             self.publish(id)
 
     @rule(which=places)
-    def revives(self, which: list[int]) -> None:
+    def retries_by_hand(self, which: list[int]) -> None:
         ids = self.pick(which)
-        revived = [id for id in ids if self.model.happen(id, Event.REVIVE, self.now)]
-        assert sorted(self.observer.revive(ids, self.now)) == sorted(revived)
+        retried = [id for id in ids if self.model.happen(id, Event.MANUAL_RETRY, self.now)]
+        assert sorted(self.observer.retry(ids, self.now)) == sorted(retried)
 
     def pick(self, which: list[int]) -> list[int]:
         return [self.next_id - 1 - place for place in which]  # rather the newest; some may not be there
@@ -512,7 +522,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def all_listen(self) -> None:
         for client, news in self.news.items():
-            assert set(client.store.hear(client.owner)) == news
+            assert set(client.store.read_changes(client.owner)) == news
             news.clear()
 
     # what must hold
@@ -563,8 +573,8 @@ def comparable(run: RunRecord) -> RunRecord:
     return run._replace(started_at=0, ended_at=None if run.ended_at is None else 0)
 
 
-def found_of(task: Task) -> Found:
-    return Found(task.id, task.status, task.owner, task.result, task.error)
+def found_of(task: Task) -> TaskState:
+    return TaskState(task.id, task.status, task.owner, task.result, task.error)
 
 
 def tell(machine: StoreMachine) -> None:
@@ -598,7 +608,7 @@ def tell(machine: StoreMachine) -> None:
     machine.adds_what_comes_after_others(first, 0, [0])
     victim = enters("play")
     machine.claim_by_id(victim, [0])
-    machine.revives([1])
+    machine.retries_by_hand([1])
     machine.dies(victim)
     machine.reaps(first)
     machine.claims_some(first, 4, 0, True)

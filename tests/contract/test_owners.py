@@ -132,10 +132,10 @@ def test_only_what_had_begun_is_charged_with_the_death_of_its_owner(client: Clie
     ids = client.add(*range(6), claimed=True)
     shared = slots.Slots(3)
     shared.make(client.store.slots_path(client.owner))
-    began, between, _ = (shared.cells(slot) for slot in range(3))
+    began, between, _ = (shared.row(slot) for slot in range(3))
     began[slots.FIRST], began[slots.TASK], began[slots.STARTED] = 10, ids[1], 12
     between[slots.FIRST], between[slots.TASK], between[slots.STARTED] = 20, ids[0], 19  # the next chunk has not begun
-    shared.cells(2)[slots.STARTED] = -1  # nor has this worker
+    shared.row(2)[slots.STARTED] = -1  # nor has this worker
     client.die()
     assert other.store.reap(tick()) == 6
     assert [other.store.get(id).owner_deaths for id in ids] == [0, 0, 0, 1, 0, 0]
@@ -157,29 +157,29 @@ def test_what_is_left_of_the_slots_after_a_power_cut_charges_nothing_wrong(clien
 def test_an_owner_hears_once_what_another_finished(client: Client, other: Client, event: Event) -> None:
     ids = client.add(1, 2, claimed=True)
     assert client.end(event, *ids) == set()
-    assert sorted(other.store.hear(other.owner)) == ids
-    assert other.store.hear(other.owner) == []
+    assert sorted(other.store.read_changes(other.owner)) == ids
+    assert other.store.read_changes(other.owner) == []
 
 
 def test_one_who_has_just_entered_hears_of_the_end_of_a_lone_claim(client: Client, enter: Enter) -> None:
     (id,) = client.add(1, claimed=True)  # in a turn in which nobody else was there
     other = enter()
     client.end(Event.COMPLETE, id)
-    assert other.store.hear(other.owner) == [id]
+    assert other.store.read_changes(other.owner) == [id]
 
 
 def test_a_block_is_heard(client: Client, other: Client) -> None:
     ids = client.add(1, 2, 3, claimed=True)
     client.end(Event.RELEASE, ids[1])
     assert client.complete_block(ids[0], [1, 2, 3]) == {ids[1]}
-    assert sorted(other.store.hear(other.owner)) == [ids[0], ids[2]]
+    assert sorted(other.store.read_changes(other.owner)) == [ids[0], ids[2]]
 
 
 def test_a_cancel_is_heard_also_when_it_is_by_no_owner(client: Client, other: Client, store: Store) -> None:
     first, second = client.add(1, 2)
     client.store.cancel([first], tick())
     store.cancel([first, second], tick())
-    assert sorted(other.store.hear(other.owner)) == [first, second]
+    assert sorted(other.store.read_changes(other.owner)) == [first, second]
 
 
 def test_what_is_given_back_or_refused_is_no_news(client: Client, other: Client) -> None:
@@ -187,7 +187,7 @@ def test_what_is_given_back_or_refused_is_no_news(client: Client, other: Client)
     client.end(Event.RELEASE, released)
     client.end(Event.CRASH, crashed)
     assert client.end(Event.COMPLETE, theirs, attempt=2) == {theirs}
-    assert other.store.hear(other.owner) == []
+    assert other.store.read_changes(other.owner) == []
 
 
 def test_what_finished_before_an_owner_entered_is_no_news_to_it(client: Client, other: Client, enter: Enter) -> None:
@@ -195,32 +195,32 @@ def test_what_finished_before_an_owner_entered_is_no_news_to_it(client: Client, 
     client.end(Event.COMPLETE, early)
     third = enter()
     client.end(Event.COMPLETE, late)
-    assert third.store.hear(third.owner) == [late]
-    assert sorted(other.store.hear(other.owner)) == [early, late]
+    assert third.store.read_changes(third.owner) == [late]
+    assert sorted(other.store.read_changes(other.owner)) == [early, late]
 
 
 def test_an_owner_does_not_hear_what_it_finished_itself(client: Client, other: Client) -> None:
     mine, theirs = client.add(1, claimed=True), other.add(2, claimed=True)
     client.end(Event.COMPLETE, *mine)
     other.end(Event.COMPLETE, *theirs)
-    assert client.store.hear(client.owner) == theirs
+    assert client.store.read_changes(client.owner) == theirs
 
 
 def test_owners_that_share_a_handle_hear_of_each_other(client: Client) -> None:
     second = client.store.enter("work")
     (id,) = client.add(1, claimed=True)
     client.end(Event.COMPLETE, id)
-    assert client.store.hear(second) == [id]
+    assert client.store.read_changes(second) == [id]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
 def test_a_ring_wakes_all_other_owners(client: Client, other: Client, enter: Enter) -> None:
     everyone = client, other, enter("elsewhere")
-    bells = [os.open(each.store.bell_path(each.owner), os.O_RDWR | os.O_NONBLOCK) for each in everyone]
+    bells = [os.open(each.store.notify_path(each.owner), os.O_RDWR | os.O_NONBLOCK) for each in everyone]
     try:
         client.add(1)
-        client.store.ring(client.owner)
-        client.store.ring(client.owner)
+        client.store.notify(client.owner)
+        client.store.notify(client.owner)
         rung = select.poll()
         for bell in bells:
             rung.register(bell, select.POLLIN)
@@ -233,14 +233,14 @@ def test_a_ring_wakes_all_other_owners(client: Client, other: Client, enter: Ent
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
 def test_a_ring_waits_for_nobody(client: Client, other: Client) -> None:
     client.add(1)
-    client.store.ring(client.owner)  # nobody listens
-    bell = os.open(other.store.bell_path(other.owner), os.O_RDWR | os.O_NONBLOCK)
+    client.store.notify(client.owner)  # nobody listens
+    bell = os.open(other.store.notify_path(other.owner), os.O_RDWR | os.O_NONBLOCK)
     try:
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(bell, b"!" * 4096)
-        client.store.ring(client.owner)  # it is full
+        client.store.notify(client.owner)  # it is full
     finally:
         os.close(bell)
     other.stop()
-    client.store.ring(client.owner)  # it is gone
+    client.store.notify(client.owner)  # it is gone

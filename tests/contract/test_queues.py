@@ -8,7 +8,7 @@ import pytest
 from backends import SQUARE, Client, call, new_ids, tick
 
 from omniq_executor.model.task import Event, Status
-from omniq_executor.stores.base import NO_RUN, Batch, Outcome, Turn, Turned
+from omniq_executor.stores.base import NO_RUN, Batch, Outcome, Turn, TurnResult
 
 Enter = Callable[..., Client]
 
@@ -24,7 +24,7 @@ def worker(enter: Enter, queues: dict[str, Client]) -> Client:
     return enter("*")
 
 
-def claim(worker: Client, queues: tuple[str, ...], most: int = 100, now: int | None = None, **work: Any) -> Turned:
+def claim(worker: Client, queues: tuple[str, ...], most: int = 100, now: int | None = None, **work: Any) -> TurnResult:
     turn = Turn(tick() if now is None else now, claim=most, queues=queues, **work)
     return worker.store.turn(worker.owner, NO_RUN, turn)
 

@@ -7,7 +7,7 @@ import pytest
 from backends import CUBE, ERROR, SQUARE, Client, call, new_ids, tick
 
 from omniq_executor.model.task import Call, Event, Function, Status
-from omniq_executor.stores.base import Batch, Found
+from omniq_executor.stores.base import Batch, TaskState
 
 Enter = Callable[..., Client]
 
@@ -240,8 +240,8 @@ def test_where_a_task_that_is_taken_over_stands(client: Client, enter: Enter) ->
     assert (second.run.done, second.run.total) == (1, 4)
     found = second.store.take_over(second.run, SQUARE, [call(value) for value in range(5)], tick())
     assert found[:2] == [
-        Found(done, Status.COMPLETED, client.owner, '"done"', None),
-        Found(failed, Status.PENDING, client.owner, None, None),
+        TaskState(done, Status.COMPLETED, client.owner, '"done"', None),
+        TaskState(failed, Status.PENDING, client.owner, None, None),
     ]
     assert [(it.id, it.status) for it in found[2:4] if it] == [(running, Status.PENDING), (pending, Status.PENDING)]
     assert found[4] is None

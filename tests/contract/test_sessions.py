@@ -117,7 +117,7 @@ def test_a_session_is_ended_through_another_handle_and_lets_go_of_its_lock(
     session = store.begin_session(tick())
     first = enter(session=session)
     first.stop()
-    folder = store.bell_path(first.owner).parent
+    folder = store.notify_path(first.owner).parent
     assert (folder / f"{session}.lock").exists()
     with contextlib.closing(backend.open(address)) as other:
         assert end(other, session) == []
@@ -132,7 +132,7 @@ def test_a_session_whose_handle_is_gone_is_ended_through_another(backend: Backen
     del handle
     gc.collect()
     assert store.reap(tick()) == 0
-    folder = store.bell_path(1).parent
+    folder = store.notify_path(1).parent
     assert (folder / f"{session}.lock").exists()
     assert end(store, session) == []
     assert not (folder / f"{session}.lock").exists()

@@ -304,7 +304,7 @@ def test_news_is_kept_only_while_several_owners_are_there(
     assert plain.execute("SELECT count(*) FROM news").fetchone()[0] == 1
     other.stop() if end == "stops" else other.die()
     client.store.reap(tick())
-    client.store.hear(client.owner)
+    client.store.read_changes(client.owner)
     client.end(Event.COMPLETE, *later)  # there is nobody left to hear it
     assert plain.execute("SELECT count(*) FROM news").fetchone()[0] == 0
 
@@ -365,6 +365,6 @@ def test_news_are_dropped_as_soon_as_all_others_have_heard(address: Path, enter:
     counts = []
     with contextlib.closing(sqlite3.connect(address)) as connection:
         for other in (second, third):
-            assert len(other.store.hear(other.owner)) == 2
+            assert len(other.store.read_changes(other.owner)) == 2
             counts += connection.execute("SELECT count(*) FROM news").fetchone()
     assert counts == [2, 0]

@@ -114,7 +114,7 @@ def test_who_revives_a_task_gives_it_its_retries_back(client: Client) -> None:
     end(client, id, Event.RETRY, error=ERROR, eta=0)
     client.claim()
     end(client, id, Event.FAIL, 2, error=ERROR)
-    assert client.store.revive([id], tick()) == [id]
+    assert client.store.retry([id], tick()) == [id]
     assert client.store.get(id).options == ALL
 
 
@@ -123,7 +123,7 @@ def test_who_revives_a_task_that_had_no_options_but_a_retry_leaves_it_without_an
     client.claim()
     end(client, id, Event.RETRY, error=ERROR, eta=0)
     assert client.store.cancel([id], tick()) == [id]
-    assert client.store.revive([id], tick()) == [id]
+    assert client.store.retry([id], tick()) == [id]
     assert client.store.get(id).options is None
 
 

@@ -98,14 +98,14 @@ def test_what_is_due_later_makes_a_next_tier(client: Client, enter: Enter) -> No
 
 
 def test_what_is_not_pending_any_more_makes_no_next_tier(client: Client, other: Client, enter: Enter) -> None:
-    cancelled, taken, revived = client.add(1, 2, 3)
-    die_with(client, enter, cancelled, taken, revived)
+    cancelled, taken, retried = client.add(1, 2, 3)
+    die_with(client, enter, cancelled, taken, retried)
     assert client.turn(claim=1).next_tier == other.turn(claim=1).next_tier == 1
-    client.store.cancel([cancelled, revived], tick())
-    client.store.revive([revived], tick())
+    client.store.cancel([cancelled, retried], tick())
+    client.store.retry([retried], tick())
     assert client.store.claim(client.owner, taken, tick()) is not None
     turned = other.turn(claim=9)
-    assert ([it.id for it in turned.claimed], turned.next_tier) == ([revived], None)
+    assert ([it.id for it in turned.claimed], turned.next_tier) == ([retried], None)
     assert client.turn(claim=1).next_tier is None
 
 
@@ -114,7 +114,7 @@ def test_what_waits_makes_no_next_tier(client: Client, enter: Enter) -> None:
     client.end(Event.FAIL, needed)
     id, victim = add(client, needed), enter("elsewhere")
     assert victim.store.claim(victim.owner, id, tick()) is not None
-    client.store.revive([needed], tick())
+    client.store.retry([needed], tick())
     victim.die()
     assert client.store.reap(tick()) == 1
     turned = client.turn(claim=2)
@@ -155,7 +155,7 @@ def test_an_added_or_recurring_task_and_one_that_is_revived_begin_in_the_first_t
     client.turn(outcomes=[
         Outcome(recurs, 3, Event.COMPLETE, "1", successor=Successor(successor, 0)), Outcome(other, 3, Event.FAIL),
     ])  # fmt: skip
-    client.store.revive([other], tick())
+    client.store.retry([other], tick())
     assert sorted(client.claim()) == sorted([successor, other])
     assert client.store.get(other).owner_deaths == client.store.get(successor).owner_deaths == 0
 
@@ -313,7 +313,7 @@ def test_what_a_running_task_comes_after_is_adopted_and_what_a_finished_one_does
     client.store.claim(client.owner, after_first, tick())
     client.store.claim(client.owner, after_second, tick())
     client.end(Event.FAIL, after_second)
-    client.store.revive([first, second], tick())
+    client.store.retry([first, second], tick())
     leave(gone)
     assert client.store.adopt(client.run, [after_first, after_second], tick()) == 1
     assert [client.store.get(id).run for id in (first, second)] == [client.run.id, gone.run.id]
@@ -348,7 +348,7 @@ def test_what_is_pending_of_a_run_is_cancelled_and_nothing_else(client: Client, 
     assert client.statuses([done, running, pending, waiting, strange, theirs]) == [
         Status.COMPLETED, Status.RUNNING, *[Status.CANCELLED] * 3, Status.PENDING,
     ]  # fmt: skip
-    assert set(client.store.hear(client.owner)) >= {pending, waiting, strange}
+    assert set(client.store.read_changes(client.owner)) >= {pending, waiting, strange}
     assert other.claim() == [theirs, freed]
     assert other.store.cancel_run(client.run.id, tick()) == []
     assert other.store.cancel_run(10**9, tick()) == []

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from omniq_executor import StoreError
 from omniq_executor.model.codec import decode, encode
 from omniq_executor.model.task import ENDS_CLAIM, Call, ErrorInfo, Event, Status, Task, target
-from omniq_executor.stores.base import Batch, Block, Outcome
+from omniq_executor.stores.base import Batch, Outcome, ResultBatch
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -190,7 +190,7 @@ def test_a_turn_adds_then_ends_then_claims(client: Client) -> None:
     new = batch("calls", 3)
     turned = client.turn(
         adds=[done, new],
-        blocks=[Block(done.first, 1, 1, "[[4]]")],
+        blocks=[ResultBatch(done.first, 1, 1, "[[4]]")],
         outcomes=[Outcome(back, 1, Event.RELEASE)],
         claim=5,
     )
@@ -326,9 +326,9 @@ def lose_by_death(mine: Client, other: Client, id: int) -> None:
     assert other.store.reap(tick()) == 1
 
 
-def fail_and_revive(mine: Client, id: int) -> None:
+def fail_and_retry(mine: Client, id: int) -> None:
     mine.end(Event.FAIL, id)
-    assert mine.store.revive([id], tick()) == [id]
+    assert mine.store.retry([id], tick()) == [id]
 
 
 # What happens to attempt 1 of a client; then who tries to end which attempt.
@@ -344,7 +344,7 @@ LOSSES: dict[str, Callable[[Client, Client, int], tuple[Any, Client, int]]] = {
     "taken from the dead": lambda mine, other, id: (lose_by_death(mine, other, id), mine, 1),
     "completed": lambda mine, other, id: (mine.end(Event.COMPLETE, id, result="0"), mine, 1),
     "failed": lambda mine, other, id: (mine.end(Event.FAIL, id), mine, 1),
-    "failed, revived": lambda mine, other, id: (fail_and_revive(mine, id), mine, 1),
+    "failed, retried": lambda mine, other, id: (fail_and_retry(mine, id), mine, 1),
 }
 
 
@@ -367,7 +367,7 @@ def test_one_claim_that_is_lost_does_not_harm_the_other_ends_of_its_turn(client:
         client.end(Event.RELEASE, lost)
     assert other.claim() == [ids[1], ids[4]]
     turned = client.turn(
-        blocks=[Block(ids[0], 3, 1, '[["a"],["b"],["c"]]')],
+        blocks=[ResultBatch(ids[0], 3, 1, '[["a"],["b"],["c"]]')],
         outcomes=[Outcome(ids[3], 1, Event.FAIL, error=ERROR), Outcome(ids[4], 1, Event.COMPLETE, "1"),
                   Outcome(ids[5], 1, Event.COMPLETE, "2")],
     )  # fmt: skip
@@ -416,7 +416,7 @@ def test_what_another_changed_is_told_by_the_next_turns_whatever_comes_between(
     elif between == "adding one":
         client.store.add_claimed(client.owner, client.run, new_ids(1)[0], CUBE, call(1), tick())
     elif between == "listening":
-        client.store.hear(client.owner)
+        client.store.read_changes(client.owner)
     else:
         client.store.cancel([], tick())
     turns.append(client.turn())
@@ -429,7 +429,7 @@ def test_what_another_changed_is_told_by_the_next_turns_whatever_comes_between(
 def one_of_each(client: Client) -> dict[Status, int]:
     pending, running, completed, failed, cancelled = client.add(*range(5))
     client.store.cancel([cancelled, pending], tick())
-    client.store.revive([pending], tick())
+    client.store.retry([pending], tick())
     assert client.claim() == [pending, running, completed, failed]
     client.end(Event.RELEASE, pending)
     client.end(Event.CRASH, failed)
@@ -455,14 +455,18 @@ def test_what_runs_is_cancelled_only_by_who_wishes_that(client: Client, other: C
     ids, now = one_of_each(client), tick()
     before = {status: client.store.get(id) for status, id in ids.items()}
     for one in (client, other):
-        one.store.hear(one.owner)
+        one.store.read_changes(one.owner)
     pending, running = ids[Status.PENDING], ids[Status.RUNNING]
     assert sorted(client.store.cancel([*ids.values(), *new_ids(1)], now, running=True)) == [pending, running]
     cancelled = client.store.get(running)
     assert (cancelled.status, cancelled.finished_at, cancelled.attempts) == (Status.CANCELLED, now, 1)
     for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
         assert client.store.get(ids[status]) == before[status]
-    assert sorted(client.store.hear(client.owner)) == sorted(other.store.hear(other.owner)) == [pending, running]
+    assert (
+        sorted(client.store.read_changes(client.owner))
+        == sorted(other.store.read_changes(other.owner))
+        == [pending, running]
+    )
 
 
 @pytest.mark.parametrize("event", sorted(ENDS_CLAIM, key=str))
@@ -472,18 +476,18 @@ def test_a_claim_whose_task_was_cancelled_is_refused_its_end(client: Client, eve
     client.store.cancel([id], tick(), running=True)
     assert client.turn(outcomes=[Outcome(id, 1, event, "1" if event is Event.COMPLETE else None)]).refused == {id}
     assert client.store.get(id).status is Status.CANCELLED
-    assert client.store.revive([id], tick()) == [id]
+    assert client.store.retry([id], tick()) == [id]
     assert [(it.id, it.attempt) for it in client.turn(claim=1).claimed] == [(id, 2)]
 
 
-def test_only_what_failed_or_was_cancelled_can_be_revived(client: Client) -> None:
+def test_only_what_failed_or_was_cancelled_can_be_retried(client: Client) -> None:
     ids = one_of_each(client)
     before = {status: client.store.get(id) for status, id in ids.items()}
-    revived = [ids[Status.FAILED], ids[Status.CANCELLED]]
-    assert sorted(client.store.revive([*ids.values(), *new_ids(1)], tick())) == revived
+    retried = [ids[Status.FAILED], ids[Status.CANCELLED]]
+    assert sorted(client.store.retry([*ids.values(), *new_ids(1)], tick())) == retried
     for status in (Status.PENDING, Status.RUNNING, Status.COMPLETED):
         assert client.store.get(ids[status]) == before[status]
-    failed, cancelled = map(client.store.get, revived)
+    failed, cancelled = map(client.store.get, retried)
     assert (failed.status, failed.error, failed.crashes, failed.finished_at) == (Status.PENDING, None, 0, None)
     assert (cancelled.status, cancelled.finished_at) == (Status.PENDING, None)
     claimed = client.turn(claim=9).claimed

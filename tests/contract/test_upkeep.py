@@ -136,7 +136,7 @@ def test_a_purged_task_is_no_news_and_is_not_taken_over(client: Client, enter: E
     assert later.run.total == 2
     listener = enter("elsewhere")
     assert later.store.purge(tick()) == 1
-    assert listener.store.hear(listener.owner) == []
+    assert listener.store.read_changes(listener.owner) == []
     found = later.store.take_over(later.run, SQUARE, [call(1), call(2)], tick())
     assert [it and it.id for it in found] == [None, open_]
 
@@ -161,7 +161,7 @@ def test_another_process_sees_what_is_purged(client: Client, other: Client) -> N
     assert client.store.purge(tick()) == 5
     assert ids_of(other.store) == []
     assert other.store.states(ids) == []
-    assert other.store.revive(ids, tick()) == []
+    assert other.store.retry(ids, tick()) == []
 
 
 def test_what_a_task_wrote_is_purged_with_it_and_with_no_other(client: Client, enter: Enter) -> None:

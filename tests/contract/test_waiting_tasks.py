@@ -171,13 +171,13 @@ def test_another_handle_frees_what_it_has_not_seen_being_added(client: Client, o
     assert client.claim() == [second - 2, second]
 
 
-def test_a_task_that_waits_can_be_cancelled_and_waits_again_when_it_is_revived(client: Client) -> None:
+def test_a_task_that_waits_can_be_cancelled_and_waits_again_when_it_is_retried(client: Client) -> None:
     (first,) = client.add(1, claimed=True)
     id = add(client, first, eta=7)
     assert client.store.cancel([id], tick()) == [id]
     task = client.store.get(id)
     assert (task.status, task.eta, task.options) == (Status.CANCELLED, 7, Options(after=(first,)))
-    assert client.store.revive([id], tick()) == [id]
+    assert client.store.retry([id], tick()) == [id]
     assert is_waiting(client.store, id)
     client.end(Event.COMPLETE, first, result="1")
     assert client.claim() == [id]
@@ -189,10 +189,10 @@ def test_a_task_that_is_revived_with_what_it_comes_after_waits_for_it(client: Cl
     client.end(Event.FAIL, first)
     client.claim()
     client.end(Event.FAIL, id)
-    assert client.store.revive([id], tick()) == [id]
+    assert client.store.retry([id], tick()) == [id]
     assert not is_waiting(client.store, id)
     client.store.cancel([id], tick())
-    assert sorted(client.store.revive([id, first], tick())) == [first, id]
+    assert sorted(client.store.retry([id, first], tick())) == [first, id]
     assert is_waiting(client.store, id)
     assert client.claim() == [first]
 
@@ -201,7 +201,7 @@ def test_a_task_that_is_revived_is_waited_for_by_those_that_still_wait(client: C
     first, second = client.add(1, 2, claimed=True)
     id = add(client, first, second)
     client.end(Event.FAIL, first)
-    client.store.revive([first], tick())
+    client.store.retry([first], tick())
     client.end(Event.COMPLETE, second, result="1")
     assert is_waiting(client.store, id)
     assert client.claim() == [first]
@@ -210,12 +210,12 @@ def test_a_task_that_is_revived_is_waited_for_by_those_that_still_wait(client: C
 
 
 @pytest.mark.parametrize("event", [Event.RELEASE, Event.CRASH, Event.RETRY])
-def test_a_claimed_task_that_goes_back_waits_if_what_it_comes_after_was_revived(client: Client, event: Event) -> None:
+def test_a_claimed_task_that_goes_back_waits_if_what_it_comes_after_was_retried(client: Client, event: Event) -> None:
     (first,) = client.add(1, claimed=True)
     id = add(client, first)
     client.end(Event.FAIL, first)
     assert client.claim() == [id]
-    client.store.revive([first], tick())
+    client.store.retry([first], tick())
     client.end(event, id)
     assert is_waiting(client.store, id)
 
@@ -273,13 +273,13 @@ def test_purge_spares_what_a_task_that_is_not_finished_comes_after(client: Clien
     assert client.store.purge(tick()) == 3
 
 
-def test_what_comes_after_a_task_that_was_purged_is_due_when_it_is_revived(client: Client) -> None:
+def test_what_comes_after_a_task_that_was_purged_is_due_when_it_is_retried(client: Client) -> None:
     (first,) = client.add(1, claimed=True)
     id = add(client, first)
     client.store.cancel([id], tick())
     client.end(Event.COMPLETE, first, result="1")
     assert client.store.purge(tick(), [Status.COMPLETED]) == 1
-    client.store.revive([id], tick())
+    client.store.retry([id], tick())
     assert client.claim() == [id]
 
 
@@ -328,7 +328,7 @@ def test_a_migrated_store_waits_for_the_same(backend: Backend, client: Client, t
     there = tmp_path / BACKENDS[to].filename
     from omniq_executor import open_store
 
-    with contextlib.closing(open_store(there, filling=True)) as filled:
+    with contextlib.closing(open_store(there, importing=True)) as filled:
         migrate(client.store, filled, lambda count: None)
         assert [filled.get(id) for id in filled.ids()] == [client.store.get(id) for id in client.store.ids()]
     with contextlib.closing(Client(BACKENDS[to], there)) as its:

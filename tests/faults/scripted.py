@@ -25,7 +25,7 @@ from backends import CUBE, ERROR, SQUARE, Model, call, rows
 
 from omniq_executor import StoreError, open_store
 from omniq_executor.model.task import FINISHED, LAST_TIER, Claim, Event, Options, Status, Successor, Task, succeed
-from omniq_executor.stores.base import Batch, Block, Outcome, Store, Turn
+from omniq_executor.stores.base import Batch, Outcome, ResultBatch, Store, Turn
 
 QUEUE = "work"
 CONTEXT = "an initializer"
@@ -67,7 +67,7 @@ def _round(o: int, key: str) -> list[Step]:
         ("turn", "a", [o + 8, o + 9], [(o, Event.FAIL, None)], [o + 2, o + 3, o + 8]),
         ("turn", "a", [], [(o + 2, Event.RELEASE, None), (o + 3, Event.CRASH, None)], []),
         ("cancel", "a", [o + 2, o + 9]),
-        ("revive", "a", [o, o + 2]),
+        ("retry", "a", [o, o + 2]),
         ("add_keyed", "a", o + 10, key),
         ("claim", "a", [o, o + 2]),
         ("turn", "a", [], [(o, Event.COMPLETE, LARGE), (o + 2, Event.FAIL, None)], []),
@@ -193,9 +193,9 @@ class Doing:
 
     def block(self, who: str, ids: range) -> None:
         attempts = {self._expected.tasks[id].attempts for id in ids}
-        work = [Block(ids[0], len(ids), attempt, rows(ids)) for attempt in attempts]
+        work = [ResultBatch(ids[0], len(ids), attempt, rows(ids)) for attempt in attempts]
         if len(attempts) > 1:
-            work = [Block(id, 1, self._expected.tasks[id].attempts, rows([id])) for id in ids]
+            work = [ResultBatch(id, 1, self._expected.tasks[id].attempts, rows([id])) for id in ids]
         assert self._turn(who, blocks=work).refused == set()
 
     def turn(self, who: str, adds: list[int], ends: list[Any], claims: list[int]) -> None:
@@ -210,12 +210,12 @@ class Doing:
     def cancel(self, who: str, ids: list[int]) -> None:
         assert sorted(self.stores[who].cancel(ids, self.now)) == ids
 
-    def revive(self, who: str, ids: list[int]) -> None:
-        assert sorted(self.stores[who].revive(ids, self.now)) == ids
+    def retry(self, who: str, ids: list[int]) -> None:
+        assert sorted(self.stores[who].retry(ids, self.now)) == ids
 
     def hear(self, who: str, ids: list[int]) -> None:
-        self.stores[who].ring(self.owners[who])
-        heard = self.stores[who].hear(self.owners[who])
+        self.stores[who].notify(self.owners[who])
+        heard = self.stores[who].read_changes(self.owners[who])
         assert set(ids) <= set(heard), (ids, heard)
 
     def take_over(self, who: str, ids: list[int]) -> None:
@@ -310,9 +310,9 @@ class Expected(Model):
         for id in ids:
             self.happen(id, Event.CANCEL, self.now)
 
-    def revive(self, who: str, ids: list[int]) -> None:
+    def retry(self, who: str, ids: list[int]) -> None:
         for id in ids:
-            self.happen(id, Event.REVIVE, self.now)
+            self.happen(id, Event.MANUAL_RETRY, self.now)
 
     def cancel_run(self, who: str, ids: list[int]) -> None:
         self.cancel(who, ids)
@@ -324,7 +324,7 @@ class Expected(Model):
         self.orphan_all(self.OWNERS[who], self.now)  # of an owner of that name who died
 
     def take_over(self, who: str, ids: list[int]) -> None:
-        self.revive(who, [id for id in ids if id in self.tasks and self.tasks[id].status is Status.FAILED])
+        self.retry(who, [id for id in ids if id in self.tasks and self.tasks[id].status is Status.FAILED])
 
 
 def run(address: Path, durability: str, rounds: int, acknowledge: Callable[[int], None], retry: bool) -> None:

@@ -230,15 +230,15 @@ def test_a_link_to_the_folder_of_a_store_is_for_its_user_to_make(backend: Backen
 
 
 def test_links_inside_a_store_are_not_followed(backend: Backend, old_store: Path, tmp_path: Path) -> None:
-    """A file that a link in the place of a lock or doorbell points to would be emptied or written."""
+    """A file that a link in the place of a lock or notification pipe points to would be emptied or written."""
     victim = tmp_path / "victim"
     victim.write_text("of somebody's")
     client = Client(backend, old_store)
     other = Client(backend, old_store)
-    bell = client.store.bell_path(client.owner)
+    bell = client.store.notify_path(client.owner)
     bell.unlink()
     bell.symlink_to(victim)
-    other.store.ring(other.owner)
+    other.store.notify(other.owner)
     for path in [*old_store.parent.rglob("*.lock")]:
         path.unlink()
         path.symlink_to(victim)

@@ -4,11 +4,11 @@ forkserver, spawn: multiprocessing starts them. It would import the script in ea
 runs an unguarded script again; workers need nothing of it, since what is defined there travels by
 value, so that import is left out.
 
-fork: a process that has threads must not fork, and ours has some as soon as it works. So a nursery
-is forked with the first call, before it has any, and all workers are forked by the nursery, which does
+fork: a process that has threads must not fork, and ours has some as soon as it works. So a fork server
+is forked with the first call, before it has any, and all workers are forked by the fork server, which does
 nothing else. What they have of the script is as it was then, as with ProcessPoolExecutor.
 
-    parent --request, descriptors-> nursery --fork--> worker
+    parent --request, descriptors-> fork server --fork--> worker
            <--started, ended--------
 
 All of them, and what multiprocessing needs beside them, are in process groups of their own, in the
@@ -37,7 +37,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 from ...code.modules import Snapshot, script
-from ...slots import Slots, row
+from ...slots import Slots, row_of
 from . import worker
 
 Initializer = Callable[..., object] | None
@@ -48,7 +48,7 @@ class Process:
     """A worker process, as far as the parent knows it; what is public of multiprocessing's is here too."""
 
     def __init__(self, on_death: OnDeath) -> None:
-        self.pid: int | None = None  # not known before a nursery has said so
+        self.pid: int | None = None  # not known before a fork server has said so
         self.exitcode: int | None = None  # None while it lives; -N after signal N
         self._on_death: OnDeath | None = on_death
         self._ended = threading.Event()
@@ -91,7 +91,7 @@ def describe_exit(code: int | None) -> str:
 
 
 class Launcher:
-    """Starts workers and tells of their deaths. `start()` uses multiprocessing; NurseryLauncher differs."""
+    """Starts workers and tells of their deaths. `start()` uses multiprocessing; ForkServerLauncher differs."""
 
     def __init__(self, context: BaseContext, slots: Slots, initializer: Initializer, initargs: Sequence[Any]) -> None:
         self._context = context
@@ -151,11 +151,11 @@ class Launcher:
         self._selector = None
 
 
-class NurseryLauncher(Launcher):
+class ForkServerLauncher(Launcher):
     """Starts workers by the fork of a process that has no threads."""
 
     _REQUEST = struct.Struct("!qq")  # process number, slot
-    _NEWS = struct.Struct("!qqq")  # process number, pid, exit code or _STARTED
+    _MESSAGE = struct.Struct("!qqq")  # process number, pid, exit code or _STARTED
     _STARTED = 1 << 40
 
     def __init__(self, context: BaseContext, slots: Slots, initializer: Initializer, initargs: Sequence[Any]) -> None:
@@ -163,12 +163,12 @@ class NurseryLauncher(Launcher):
         self._socket, theirs = socket.socketpair()
         self._numbers: dict[int, Process] = {}
         self._count = 0
-        self._is_gone = False  # the nursery
-        self._theirs: socket.socket | None = theirs  # until the nursery has it
+        self._is_gone = False  # the fork server
+        self._theirs: socket.socket | None = theirs  # until the fork server has it
         self._nursery: Any = None
 
     def prepare(self) -> None:
-        """Fork the nursery, unless it is there."""
+        """Fork the fork server, unless it is there."""
         if self._theirs is None:
             return
         # The child lets go of what the launcher has, and this is the child's.
@@ -179,9 +179,9 @@ class NurseryLauncher(Launcher):
         theirs.close()
 
     def attach(self, selector: selectors.BaseSelector) -> None:
-        """Have the nursery's news waited for by `selector`."""
+        """Have the fork server's messages waited for by `selector`."""
         super().attach(selector)
-        selector.register(self._socket, selectors.EVENT_READ, lambda _: self._hear())
+        selector.register(self._socket, selectors.EVENT_READ, lambda _: self._receive())
 
     def start(self, slot: int, data: socket.socket, control: socket.socket, on_death: OnDeath) -> Process:
         """As in Launcher; the pid is known later."""
@@ -195,12 +195,12 @@ class NurseryLauncher(Launcher):
         self._count += 1
         return process
 
-    def _hear(self) -> bool:
-        """Take in one piece of news; False when there will be no more."""
+    def _receive(self) -> bool:
+        """Take in one message; False when there will be no more."""
         data = b""
-        while len(data) < self._NEWS.size:
+        while len(data) < self._MESSAGE.size:
             with contextlib.suppress(ConnectionResetError):
-                if more := self._socket.recv(self._NEWS.size - len(data)):
+                if more := self._socket.recv(self._MESSAGE.size - len(data)):
                     data += more
                     continue
             if self._selector is not None:
@@ -211,7 +211,7 @@ class NurseryLauncher(Launcher):
                 process.died()
             self._numbers.clear()
             return False
-        number, pid, code = self._NEWS.unpack(data)
+        number, pid, code = self._MESSAGE.unpack(data)
         process = self._numbers[number]
         process.pid = pid
         if code != self._STARTED:
@@ -221,20 +221,20 @@ class NurseryLauncher(Launcher):
         return True
 
     def close(self, kill_after_s: float | None = None) -> None:
-        """Wait until all workers and the nursery have ended."""
+        """Wait until all workers and the fork server have ended."""
         if self._socket.fileno() == -1:  # closed before
             return
-        if self._theirs is not None:  # there never was a nursery
+        if self._theirs is not None:  # there never was a fork server
             self._theirs.close()
             self._socket.close()
             super().close()
             return
         self._socket.shutdown(socket.SHUT_WR)
         self._socket.settimeout(kill_after_s)
-        hearing = True
-        while hearing:
+        receiving = True
+        while receiving:
             try:
-                hearing = self._hear()
+                receiving = self._receive()
             except TimeoutError:
                 self._socket.settimeout(None)
                 for process in self._numbers.values():
@@ -244,14 +244,14 @@ class NurseryLauncher(Launcher):
         super().close()
 
     def leave_to_parent(self) -> None:
-        """After a fork, in the child: neither is the nursery."""
+        """After a fork, in the child: neither is the fork server."""
         super().leave_to_parent()
         self._socket.close()
         if self._theirs is not None:
             self._theirs.close()
 
     def _tend(self, parent: socket.socket) -> None:
-        """The nursery's own life: start workers on request, tell of their ends, end after the last."""
+        """The fork server's own life: start workers on request, tell of their ends, end after the last."""
         os.setpgid(0, 0)  # first, so that there is hardly a moment in which Ctrl-C reaches it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._socket.close()
@@ -276,20 +276,20 @@ class NurseryLauncher(Launcher):
                     made.join()
                     code = made.exitcode
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    parent.sendall(self._NEWS.pack(number, made.pid, code))
+                    parent.sendall(self._MESSAGE.pack(number, made.pid, code))
 
     def _bear(self, parent: socket.socket, fds: Sequence[int], slot: int) -> None:
         parent.close()
         data, control = (socket.socket(fileno=fd) for fd in fds[:2])
-        shared = mmap.mmap(fds[2], 0)  # its file was made after the nursery
+        shared = mmap.mmap(fds[2], 0)  # its file was made after the fork server
         os.close(fds[2])
-        worker.enter(data, control, row(shared, slot), self._setup)
+        worker.enter(data, control, row_of(shared, slot), self._setup)
 
 
 def make_launcher(context: BaseContext, slots: Slots, initializer: Initializer, initargs: Sequence[Any]) -> Launcher:
     """The launcher for a context's start method."""
     forks = context.get_start_method() == "fork"
-    return (NurseryLauncher if forks else Launcher)(context, slots, initializer, initargs)
+    return (ForkServerLauncher if forks else Launcher)(context, slots, initializer, initargs)
 
 
 class _Setup:

@@ -23,10 +23,10 @@ from ...code.modules import Snapshot
 from ...model.task import ErrorInfo
 from ...slots import FIRST, RESUME, SINCE, STARTED, STOP, Slots
 from ..base import CRASHED, ERROR, RESULT, RESULTS, RETURNED, TIMED_OUT, Chunk, Report
-from ..pacing import STEAL_AFTER_S, Pace, earlier
+from ..pacing import STEAL_AFTER_S, Throughput, earlier
 from . import worker as proc
 from .launch import Process, describe_exit, make_launcher
-from .probe import Look
+from .probe import Probe
 from .record import VISIBLE_S, Record
 from .terminator import Terminator
 
@@ -51,7 +51,7 @@ class LocalEngine:
         self.broken: str | None = None  # why no worker can be started
         self.reports: list[Report] = []
         self.output: str | None = None  # the folder that keeps what calls write, if any does
-        self.pace = Pace()
+        self.throughput = Throughput()
         self._max_tasks = max_tasks_per_child
         self._shared = Slots(max_workers)
         self._launcher = make_launcher(context, self._shared, initializer, tuple(initargs))
@@ -89,11 +89,11 @@ class LocalEngine:
 
     # giving
 
-    def room(self) -> tuple[int, int]:
+    def free_capacity(self) -> tuple[int, int]:
         """How many more calls the workers could be given in all, and how many the one with the most room."""
         total = best = 0
         for worker in self._workers:
-            free = self._room(worker)
+            free = self._free_capacity_of(worker)
             if free > 0:
                 total += free
                 if free > best:
@@ -102,10 +102,12 @@ class LocalEngine:
 
     def idle(self) -> int:
         """How many workers have nothing to do, or could be started."""
-        return sum((worker is None or not worker.queued) and self._room(worker) > 0 for worker in self._workers)
+        return sum(
+            (worker is None or not worker.queued) and self._free_capacity_of(worker) > 0 for worker in self._workers
+        )
 
-    def _room(self, worker: Record | None) -> int:
-        lead = self.pace.lead
+    def _free_capacity_of(self, worker: Record | None) -> int:
+        lead = self.throughput.lead
         if worker is None:
             if self._start_at:
                 return 0
@@ -120,7 +122,7 @@ class LocalEngine:
         # Among equals: an idle worker, then a new one. A running worker is never preferred to a new one.
         slot, most = 0, (-1, False)
         for i, worker in enumerate(self._workers):
-            room = self._room(worker), worker is not None
+            room = self._free_capacity_of(worker), worker is not None
             if room > most:
                 slot, most = i, room
         worker = self._workers[slot] or self._try_to_start(slot)
@@ -181,9 +183,9 @@ class LocalEngine:
         return None
 
     def _start(self, slot: int) -> Record:
-        cells = self._shared.cells(slot)
-        cells[STARTED], cells[STOP], cells[RESUME], cells[SINCE] = -1, proc.NEVER, proc.NEVER, 0
-        cells[FIRST] = 0
+        row = self._shared.row(slot)
+        row[STARTED], row[STOP], row[RESUME], row[SINCE] = -1, proc.NEVER, proc.NEVER, 0
+        row[FIRST] = 0
         data, theirs = socket.socketpair()
         control, their_control = socket.socketpair()
         data.setblocking(False)
@@ -197,7 +199,7 @@ class LocalEngine:
         finally:
             theirs.close()
             their_control.close()
-        worker = self._workers[slot] = Record(process, data, control, cells)
+        worker = self._workers[slot] = Record(process, data, control, row)
         self._watch(worker)
         return worker
 
@@ -237,7 +239,7 @@ class LocalEngine:
             if not items or items[0][0] != proc.STACK:  # who looks often keeps no call from being taken back
                 worker.heard_at = time.monotonic()
             if executed:
-                self.pace.learn(executed, busy_s)
+                self.throughput.learn(executed, busy_s)
                 if not worker.has_run:
                     worker.has_run = self._has_run = True
                     self._start_deaths = 0
@@ -246,7 +248,7 @@ class LocalEngine:
         if worker.ending is not None and not worker.ending.has_begun:
             self._terminator.go_on(worker, worker.ending)  # it has sent what it had
         if not worker.queued and worker in self._workers:  # else it was replaced just now
-            self._settle(worker)
+            self._judge(worker)
         return worker.watched
 
     def _take(self, worker: Record, kind: str, number: int, *rest: Any) -> None:
@@ -290,7 +292,7 @@ class LocalEngine:
         self.reports += [Report(RETURNED, part.ids, part.attempts, part) for part in parts]
         self._wake()
 
-    def _settle(self, worker: Record) -> None:
+    def _judge(self, worker: Record) -> None:
         """Take note that all is reported that the worker was given."""
         worker.resume()
         if self._max_tasks is not None and worker.next >= self._max_tasks and worker.ending is None:
@@ -299,7 +301,7 @@ class LocalEngine:
     # taking back
 
     def next_check(self, is_idle: Callable[[], bool]) -> float | None:
-        """Return when `take_back()` has something to do, in seconds of time.monotonic(), or None."""
+        """Return when `steal()` has something to do, in seconds of time.monotonic(), or None."""
         due = earlier(self._start_at or None, self._terminator.due(self._workers))
         for worker in self._workers:
             if worker is None:
@@ -310,7 +312,7 @@ class LocalEngine:
                 due = earlier(due, worker.heard_at + STEAL_AFTER_S)
         return due
 
-    def take_back(self, now: float, is_idle: Callable[[], bool]) -> None:
+    def steal(self, now: float, is_idle: Callable[[], bool]) -> None:
         """Take back calls that wait behind a long one, where a worker could take more than there is.
 
         And have a worker that is silent for long send the results of the calls before the long one, and
@@ -346,7 +348,7 @@ class LocalEngine:
         """
         first = worker.unstarted()
         if first == worker.reported and not any(
-            other is not None and not other.queued and self._room(other) > 0 for other in self._workers
+            other is not None and not other.queued and self._free_capacity_of(other) > 0 for other in self._workers
         ):
             return first + 1
         return first
@@ -397,7 +399,7 @@ class LocalEngine:
             self.broken = worker.broken
         if self._workers[slot] is worker:
             self._workers[slot] = None
-            started, end = worker.cells[STARTED], min(worker.taken, worker.next)
+            started, end = worker.row[STARTED], min(worker.taken, worker.next)
             ending = worker.ending
             if ending is not None and ending.number >= worker.reported:
                 started = ending.number  # whether it had begun or not
@@ -418,15 +420,15 @@ class LocalEngine:
                 self._on_start_death(how)
         self._close(worker)
         worker.control.close()
-        for look, asked in worker.questions:
-            look.close_one(asked)
+        for probe, asked in worker.questions:
+            probe.close_one(asked)
         worker.questions.clear()
 
     def _on_start_death(self, how: str) -> None:
         self._start_deaths += 1
         if self._start_deaths < _START_DEATHS_ALLOWED or self.broken is not None:
             return
-        works = any(worker is not None and worker.cells[STARTED] >= 0 for worker in self._workers)
+        works = any(worker is not None and worker.row[STARTED] >= 0 for worker in self._workers)
         if works or (self._has_run and self._start_deaths < _LATER_DEATHS_ALLOWED):
             self._start_at = time.monotonic() + _START_AGAIN_S  # it need not grow at once
         else:
@@ -451,23 +453,23 @@ class LocalEngine:
         """The ids of all calls that workers have."""
         return (id for worker in self._workers if worker is not None for chunk in worker.chunks for id in chunk.ids)
 
-    def look(self, on_end: Callable[[], None]) -> Look:
+    def probe_stacks(self, on_end: Callable[[], None]) -> Probe:
         """Ask the workers for the Python stacks of the calls that are running.
 
         The answers come with the other events; after the last one `on_end` is called.
         """
-        look = Look(on_end)
-        look.open = 1  # this loop
+        probe = Probe(on_end)
+        probe.open = 1  # this loop
         for worker in self._workers:
             number = worker.running() if worker is not None else None
             if worker is None or number is None:
                 continue
-            look.asked[number] = worker.process
+            probe.asked[number] = worker.process
             if worker.ask(proc.SHOW):
-                worker.questions.append((look, number))
-                look.open += 1
-        look.close_one()
-        return look
+                worker.questions.append((probe, number))
+                probe.open += 1
+        probe.close_one()
+        return probe
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: let go of what is the parent's, without a word to the workers."""

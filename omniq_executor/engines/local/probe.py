@@ -5,7 +5,7 @@ from collections.abc import Callable
 from .launch import Process
 
 
-class Look:
+class Probe:
     """The question, and what came of it so far."""
 
     def __init__(self, on_end: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ from ...slots import RESUME, STARTED, STOP
 from ..base import RETURNED, Chunk, Report
 from . import worker as proc
 from .launch import Process
-from .probe import Look
+from .probe import Probe
 from .termination import Termination
 from .wire import Inbox, Outbox
 
@@ -31,14 +31,14 @@ VISIBLE_S = 0.001  # after which a write to shared memory is seen by every proce
 class Record:
     """The parent's record of a worker process."""
 
-    def __init__(self, process: Process, sock: socket.socket, control: socket.socket, cells: "memoryview[int]") -> None:
+    def __init__(self, process: Process, sock: socket.socket, control: socket.socket, row: "memoryview[int]") -> None:
         self.process = process
         self.socket = sock
         self.control = control
-        self.cells = cells
+        self.row = row
         self.inbox = Inbox(sock)
         self.outbox = Outbox(sock)
-        self.questions: deque[tuple[Look, int]] = deque()  # not answered, with the call that was running then
+        self.questions: deque[tuple[Probe, int]] = deque()  # not answered, with the call that was running then
         self.chunks: deque[Chunk] = deque()
         self.functions: set[int] = set()
         self.next = 0
@@ -77,7 +77,7 @@ class Record:
 
     def running(self) -> int | None:
         """Return the id of the call that it is in."""
-        started: int = self.cells[STARTED]
+        started: int = self.row[STARTED]
         return self.id_of(started) if self.reported <= started else None
 
     # reports
@@ -114,7 +114,7 @@ class Record:
 
     def unstarted(self) -> int:
         """Return the number of the first call that it has not started."""
-        return max(self.cells[STARTED] + 1, self.reported)
+        return max(self.row[STARTED] + 1, self.reported)
 
     @property
     def is_being_taken_from(self) -> bool:
@@ -124,13 +124,13 @@ class Record:
     def stop(self, first: int) -> None:
         """Have it start none of its calls from the one of that number on."""
         # RESUME first: a worker that sees STOP must find the end of the range there.
-        self.cells[RESUME] = self.next
-        self.cells[STOP] = first
+        self.row[RESUME] = self.next
+        self.row[STOP] = first
 
     def conclude(self) -> list[Report]:
         """Return as RETURNED what it did not start; VISIBLE_S have passed since `stop()`."""
         # Below STOP everything is the worker's, also what it has not started yet.
-        started = max(self.cells[STARTED], self.cells[STOP] - 1)
+        started = max(self.row[STARTED], self.row[STOP] - 1)
         self.taken, self.take_at = max(started + 1, self.reported), 0.0
         return self.returned(self.taken, self.next)
 
@@ -139,7 +139,7 @@ class Record:
         self.timer = 0.0
         if self.is_being_taken_from:
             self.taken, self.take_at = proc.NEVER, 0.0
-            self.cells[STOP] = proc.NEVER
+            self.row[STOP] = proc.NEVER
 
     def may_have_results(self) -> bool:
         """Return whether results of calls before its present one may lie there, which it was not asked for."""

@@ -38,7 +38,7 @@ class Termination:
     def step(self, process: Process, now: float) -> None:
         """Send the next signal."""
         if process.pid is None:
-            self.due = now + ANSWER_S  # the nursery is about to tell it
+            self.due = now + ANSWER_S  # the fork server is about to tell it
             return
         self._find_children(process)
         signal_number = signal.SIGKILL if self._asked else signal.SIGTERM

@@ -64,7 +64,7 @@ class Terminator:
         for worker in workers:
             if worker is not None and worker.queued:
                 # If it is between two calls, it is the next one that it cannot be kept from.
-                number = max(worker.cells[STARTED], worker.reported)
+                number = max(worker.row[STARTED], worker.reported)
                 if worker.has_any(ids, number, min(number + 1, worker.taken)):
                     doomed.append((worker, number, None))
         self._begin(doomed)
@@ -94,9 +94,9 @@ class Terminator:
         for chunk in worker.chunks:
             if chunk.timeout is None or chunk.number < worker.reported:
                 continue
-            has_started = worker.cells[STARTED] >= chunk.number and worker.cells[SINCE]
+            has_started = worker.row[STARTED] >= chunk.number and worker.row[SINCE]
             # Not before it was given, should STARTED be seen before SINCE. If it has not started, all its time is left.
-            since = max(worker.cells[SINCE] / 1e9, chunk.given_at) if has_started else now
+            since = max(worker.row[SINCE] / 1e9, chunk.given_at) if has_started else now
             if since + chunk.timeout <= now:
                 overdue.append((worker, chunk.number, chunk.timeout))
             else:
@@ -114,6 +114,6 @@ class Terminator:
         for worker, number, limit_s in doomed:
             if worker.taken == proc.NEVER:
                 self._reports += worker.conclude()
-            if worker.ending is None and worker.cells[STARTED] <= number:  # else it is over just now
+            if worker.ending is None and worker.row[STARTED] <= number:  # else it is over just now
                 worker.ending = Termination(number, limit_s, now)
                 worker.ask(proc.FLUSH, now)

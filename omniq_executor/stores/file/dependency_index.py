@@ -12,24 +12,24 @@ class Needs:
     """See the module's docstring. Every method is called under the store's lock."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, set[int]] = {}  # by task: those of the tasks it comes after that are not finished
+        self._waiters: dict[int, set[int]] = {}  # by task: those of the tasks it comes after that are not finished
         self._needed_by: dict[int, set[int]] = {}  # by task: those that wait and come after it
 
     def take_in(self, task: Task, is_finished: Callable[[int], bool]) -> None:
         """Know of a task as it is committed."""
         for other in self._needed_by.get(task.id, ()):
             if task.status in FINISHED:
-                self._waiting[other].discard(task.id)
-            else:  # it may have been revived
-                self._waiting[other].add(task.id)
+                self._waiters[other].discard(task.id)
+            else:  # it may have been retried
+                self._waiters[other].add(task.id)
         self._drop(task)
         if task.options is not None and is_waiting(task):
-            self._waiting[task.id] = {number for number in task.options.after if not is_finished(number)}
+            self._waiters[task.id] = {number for number in task.options.after if not is_finished(number)}
             for number in task.options.after:
                 self._needed_by.setdefault(number, set()).add(task.id)
 
     def _drop(self, task: Task) -> None:
-        if self._waiting.pop(task.id, None) is None or task.options is None:
+        if self._waiters.pop(task.id, None) is None or task.options is None:
             return
         for number in task.options.after:
             self._needed_by[number].discard(task.id)
@@ -38,10 +38,10 @@ class Needs:
 
     def waiting_for(self, finished: Collection[int]) -> list[int]:
         """The tasks that wait for some of these, and for nothing else."""
-        if not self._waiting:
+        if not self._waiters:
             return []
         found = {other for number in finished for other in self._needed_by.get(number, ())}
-        return sorted(other for other in found if self._waiting[other].issubset(finished))
+        return sorted(other for other in found if self._waiters[other].issubset(finished))
 
 
 __all__ = ["Needs"]

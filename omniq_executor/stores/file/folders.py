@@ -206,7 +206,7 @@ class Folders:
     # repairs
 
     def check(self) -> None:
-        """Have every task linked once, from the folder of its status, and put aside what is no task."""
+        """Have every task linked once, from the folder of its status, and quarantine what is no task."""
         tasks = set()
         with os.scandir(self._fds["tasks"]) as entries:
             for entry in entries:
@@ -252,7 +252,7 @@ class Folders:
                 self._link("keys", name, _name(number))
 
     def check_json(self, folder: str, fields: set[str], loss: str) -> list[str]:
-        """The files of a folder that hold an object with these fields; others are put aside, which is a loss."""
+        """The files of a folder that hold an object with these fields; others are quarantined, which is a loss."""
         good = []
         for name in sorted(os.listdir(self.root / folder)):
             if name.endswith(".new"):  # somebody died over it
@@ -269,7 +269,7 @@ class Folders:
         return good
 
     def relink(self, number: int) -> Record | None:
-        """Read a task and link it as its text says; one that is damaged is put aside, and None returned."""
+        """Read a task and link it as its text says; one that is damaged is quarantined, and None returned."""
         try:
             record = self.read(number)
         except Damaged as error:
@@ -284,12 +284,12 @@ class Folders:
     def put_aside(self, folder: str, name: str, why: str, is_lost: bool = False) -> None:
         """Move something to `broken/` under a name that is free, and say so."""
         taken = set(os.listdir(self._fds["broken"]))
-        aside = next(
+        quarantined = next(
             free for n in range(len(taken) + 1) if (free := f"{folder}.{name}{f'.{n}' if n else ''}") not in taken
         )
-        os.rename(self.root / folder / name, aside, dst_dir_fd=self._fds["broken"])
-        self.repairs.append(Problem(f"{folder}/{name} is moved to broken/{aside}: {why}", not is_lost))
-        _log.warning("%s is moved to broken/%s: %s", self.root / folder / name, aside, why)
+        os.rename(self.root / folder / name, quarantined, dst_dir_fd=self._fds["broken"])
+        self.repairs.append(Problem(f"{folder}/{name} is moved to broken/{quarantined}: {why}", not is_lost))
+        _log.warning("%s is moved to broken/%s: %s", self.root / folder / name, quarantined, why)
 
     # underneath
 

@@ -77,7 +77,7 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    def news(self) -> tuple[list[Entry], bool]:
+    def unread_entries(self) -> tuple[list[Entry], bool]:
         """The entries of others since the last look, and whether some are missing between them."""
         entries: list[Entry] = []
         missed = False

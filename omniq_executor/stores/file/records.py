@@ -28,7 +28,7 @@ from ...model.task import (
     last,
     parse_id,
     parse_iso,
-    settle,
+    with_wait,
 )
 
 END = b"\n}\n"  # of every text, and in none before its end: JSON has no line ends within a text
@@ -74,8 +74,8 @@ class Record:
         return replace(self, task=last(self.task), version=self.version + 1)
 
     def settled(self, waits: bool) -> "Record":
-        """The record of a task that waits for others, or does not, as model.settle() has it; it may be this one."""
-        task = settle(self.task, waits=waits)
+        """The record of a task that waits for others, or does not, as model.with_wait() has it; it may be this one."""
+        task = with_wait(self.task, waits=waits)
         return self if task is self.task else replace(self, task=task, version=self.version + 1)
 
     def removed(self) -> "Record":

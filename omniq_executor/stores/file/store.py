@@ -6,7 +6,7 @@
     ROOT/order         in which order tasks are claimed, see order.py
     ROOT/tasks/ ...    see folders.py
     ROOT/runs/N.json   the runs, and in sessions/ the processes that have begun some and live
-    ROOT/owners/       a file, a lock and a doorbell for each owner, see owners.py
+    ROOT/owners/       a file, a lock and a notification pipe for each owner, see owners.py
     ROOT/output/       what calls wrote, see output.py
 
 Everything happens under the lock, after a look at what others have done meanwhile. What a process knows
@@ -57,21 +57,21 @@ from ...model.task import (
 from .. import permissions as safety
 from ..base import (
     Batch,
-    Block,
     Claimed,
-    Found,
     Leftover,
     Outcome,
     Owner,
     PastRun,
     Problem,
+    ResultBatch,
     Resume,
     Run,
     RunRecord,
     Store,
-    Stored,
+    TaskRow,
+    TaskState,
     Turn,
-    Turned,
+    TurnResult,
     check_finished,
     continued,
     now,
@@ -116,7 +116,7 @@ class FileStore(Store):
         *,
         durability: Literal["process", "power"] = "process",
         create: bool = True,
-        filling: bool = False,
+        importing: bool = False,
     ):
         if durability not in ("process", "power"):
             raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
@@ -124,7 +124,7 @@ class FileStore(Store):
         self.address = str(self.path)
         durable = durability == "power"
         self._lock = threading.RLock()
-        self._filling = filling  # whether a migration may be under way in it
+        self._is_importing = importing  # whether a migration may be under way in it
         self._depth = 0  # of uses of the lock within one another
         self._closed = False
         self._folders = Folders(self.path, durable)
@@ -138,7 +138,7 @@ class FileStore(Store):
         self._needs: Needs | None = None  # None until something ends
         self._functions: dict[bytes, Function] = {}
         self._resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]] = {}  # by run, see begin_run()
-        self._heard: dict[int, list[int]] = {}  # by owner of this process: what others finished
+        self._unread: dict[int, list[int]] = {}  # by owner of this process: what others finished
         self._peers: list[int] | None = None  # the registered owners
         self._foreign = False  # whether another process has changed something since the last turn
         self._prepare(create)
@@ -210,7 +210,7 @@ class FileStore(Store):
                 f"{self.path} has version {content['version']}, and this omniq_executor reads up to {VERSION}:"
                 " install a newer one, or use another store"
             )
-        if not self._filling and "migrating" in content:
+        if not self._is_importing and "migrating" in content:
             source = content["migrating"]
             raise StoreError(
                 f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
@@ -260,7 +260,7 @@ class FileStore(Store):
             self._open()
             self._is_open = True
             return
-        entries, missed = self._journal.news()
+        entries, missed = self._journal.unread_entries()
         unapplied = self._journal.unapplied()
         if unapplied:
             self._redo(unapplied)
@@ -291,12 +291,12 @@ class FileStore(Store):
         self._lanes = self._peers = self._needs = None
         self._known.clear()
         self._foreign = True
-        for heard in self._heard.values():
+        for unread in self._unread.values():
             for status in FINISHED:
-                heard.extend(self._folders.names(STATUS_FOLDERS[status]))
+                unread.extend(self._folders.names(STATUS_FOLDERS[status]))
 
     def _take_in(self, by: int, records: Iterable[Record]) -> None:
-        """Know of what is committed: by an owner, or by 0 for what is news to all."""
+        """Know of what is committed: by an owner, or by 0 for what all are to read."""
         finished = []
         for record in records:
             task = record.task
@@ -313,9 +313,9 @@ class FileStore(Store):
                 finished.append(task.id)
             elif self._lanes is not None and _is_claimable(task):
                 self._lanes[lane_of(task)].push(place_of(task))
-        for owner, heard in self._heard.items():
+        for owner, unread in self._unread.items():
             if owner != by:
-                heard.extend(finished)
+                unread.extend(finished)
 
     def _known_lanes(self) -> defaultdict[Lane, Places]:
         """What is PENDING and does not wait."""
@@ -359,7 +359,7 @@ class FileStore(Store):
         return record is None or record.task.status in FINISHED
 
     def _load(self, number: int) -> Record | None:
-        """A task as it is committed, or None if there is none; one that is damaged is put aside."""
+        """A task as it is committed, or None if there is none; one that is damaged is quarantined."""
         record = self._known.get(number)
         if record is None:
             try:
@@ -438,13 +438,13 @@ class FileStore(Store):
                 self._owners.let_go(owner)
                 raise
             self._peers = None
-            self._heard[owner] = []
+            self._unread[owner] = []
             return owner
 
     def leave(self, owner: int) -> None:
         with self._locked():
             self._bury({owner: ()})
-            self._heard.pop(owner, None)
+            self._unread.pop(owner, None)
         self._owners.let_go(owner)
 
     def owners(self) -> list[Owner]:
@@ -513,7 +513,7 @@ class FileStore(Store):
                 begun = owners[record.task.owner or 0]
                 is_suspect = begun is None or number in begun
                 changes.change(record, record.orphan(now()) if is_suspect else record.release(now()))
-        self._settle(changes)
+        self._apply_waits(changes)
         self._commit(0, changes)
         self._peers = None
         try:
@@ -526,28 +526,28 @@ class FileStore(Store):
             _log.warning("%s: owners that are gone are forgotten later: %s", self.path, error)
         return len(changes.new)
 
-    def bell_path(self, owner: int) -> Path:
-        """The FIFO that others ring for this owner."""
+    def notify_path(self, owner: int) -> Path:
+        """The FIFO that others write to for this owner."""
         self._opened()
-        return self._owners.bell_path(owner)
+        return self._owners.notify_path(owner)
 
     def slots_path(self, owner: int) -> Path:
         self._opened()
         return self._owners.slots_path(owner)
 
-    def ring(self, owner: int) -> None:
+    def notify(self, owner: int) -> None:
         """Wake the other owners: something that they may wait for is committed."""
         if self._peers is None:
             with self._locked():
                 self._peers = [int(name) for name in self._folders.json_names("owners")]
         for peer in self._peers:
             if peer != owner:
-                self._owners.ring(peer)
+                self._owners.notify(peer)
 
-    def hear(self, owner: int) -> list[int]:
+    def read_changes(self, owner: int) -> list[int]:
         with self._locked():
-            heard, self._heard[owner] = self._heard.get(owner, []), []
-            return heard
+            unread, self._unread[owner] = self._unread.get(owner, []), []
+            return unread
 
     # sessions and runs
 
@@ -700,7 +700,7 @@ class FileStore(Store):
             changes[run.id]["ended_at"] = now
             return self._change_runs(runs, changes)
 
-    def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
+    def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         if not run.continues:
             self._opened()
             return [None] * len(calls)
@@ -716,11 +716,11 @@ class FileStore(Store):
                         taken.append((left, left.popleft()))
                         record = self._load(taken[-1][1])
                     if record is not None and record.task.status is Status.FAILED:
-                        record = changes.change(record, record.after(Event.REVIVE, now))
+                        record = changes.change(record, record.after(Event.MANUAL_RETRY, now))
                     if record is not None and record.task.status is Status.PENDING and record.task.run != run.id:
                         record = changes.change(record, record.adopted(run.id))
                     given.append(record)
-                self._settle(changes)
+                self._apply_waits(changes)
                 self._commit(0, changes)
             except OSError:
                 for left, number in reversed(taken):
@@ -757,7 +757,7 @@ class FileStore(Store):
 
     # the work
 
-    def turn(self, owner: int, run: Run, work: Turn) -> Turned:
+    def turn(self, owner: int, run: Run, work: Turn) -> TurnResult:
         with self._locked():
             changes, refused = _Changes(), set[int]()
             for batch in work.adds:
@@ -767,7 +767,7 @@ class FileStore(Store):
                     self._end(changes, refused, owner, number, outcome, work.now)
             for end in work.outcomes:
                 self._end(changes, refused, owner, end.id, end, work.now)
-            freed = self._settle(changes)
+            freed = self._apply_waits(changes)
             claimed: list[Record] = []
             lanes: list[Lane] = []
             try:
@@ -779,7 +779,7 @@ class FileStore(Store):
                 self._lanes = None  # what was taken out of them is still PENDING
                 raise
             foreign, self._foreign = self._foreign, False
-            turned = Turned([_claimed(record) for record in claimed], refused, foreign, freed=freed)
+            turned = TurnResult([_claimed(record) for record in claimed], refused, foreign, freed=freed)
             if len(claimed) < work.claim:
                 turned.due = self._next_due(lanes)
                 turned.next_tier = self._next_tier(run, work)
@@ -908,7 +908,7 @@ class FileStore(Store):
             self._commit(owner, changes)
             return _claimed(claimed)
 
-    def _settle(self, changes: "_Changes") -> bool:
+    def _apply_waits(self, changes: "_Changes") -> bool:
         """Have those wait that should, after `changes`, and nobody else; returns whether some wait no more."""
         finished = [number for number, record in changes.new.items() if record.task.status in FINISHED]
         freed = False
@@ -936,7 +936,7 @@ class FileStore(Store):
                 task = record.task
                 if task.id not in changes.new and task.status is Status.RUNNING and task.recurs:
                     changes.change(record, record.last())
-            self._settle(changes)
+            self._apply_waits(changes)
             self._commit(0, changes)
             return cancelled
 
@@ -947,13 +947,13 @@ class FileStore(Store):
             if record is not None and record.task.recurs and record.task.series in series:
                 yield record
 
-    def revive(self, ids: Sequence[int], now: int) -> list[int]:
+    def retry(self, ids: Sequence[int], now: int) -> list[int]:
         with self._locked():
             changes = _Changes()
-            revived = self._change(changes, filter(None, map(self._load, ids)), Event.REVIVE, now)
-            self._settle(changes)
+            retried = self._change(changes, filter(None, map(self._load, ids)), Event.MANUAL_RETRY, now)
+            self._apply_waits(changes)
             self._commit(0, changes)
-            return revived
+            return retried
 
     def _change(self, changes: "_Changes", records: Iterable[Record], event: Event, now: int) -> list[int]:
         """Let an event happen to those to which it may; returns which."""
@@ -1048,7 +1048,7 @@ class FileStore(Store):
             record = self._load(number)
             if record is not None and record.task.status is Status.RUNNING and record.task.owner not in here:
                 changes.change(record, record.release(now()))
-        self._settle(changes)
+        self._apply_waits(changes)
         self._commit(0, changes)
         return len(changes.new)
 
@@ -1147,10 +1147,10 @@ class FileStore(Store):
         with self._locked():
             return self._folders.names("tasks")
 
-    def stored(self, ids: Sequence[int]) -> list[Stored]:
+    def stored(self, ids: Sequence[int]) -> list[TaskRow]:
         with self._locked():
             records = [record for number in ids if (record := self._load(number)) is not None]
-            return [Stored(self._task(record), record.digest, record.identity) for record in records]
+            return [TaskRow(self._task(record), record.digest, record.identity) for record in records]
 
     def runs(self) -> list[RunRecord]:
         with self._locked():
@@ -1171,7 +1171,7 @@ class FileStore(Store):
             self._folders.write_json("", _MARK, {**mark, "migrating": source})
             return source
 
-    def put(self, tasks: Sequence[Stored] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+    def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
         with self._locked():
             changes = _Changes()
             for number in gone:
@@ -1238,11 +1238,11 @@ class FileStore(Store):
                 )
             return self._task(record)
 
-    def states(self, ids: Iterable[int]) -> list[Found]:
+    def states(self, ids: Iterable[int]) -> list[TaskState]:
         with self._locked():
             return [_found(record) for number in ids if (record := self._load(number)) is not None]
 
-    def by_key(self, queue: str, key: str) -> Found | None:
+    def by_key(self, queue: str, key: str) -> TaskState | None:
         with self._locked():
             number = self._folders.by_key(queue, key)
             record = None if number is None else self._load(number)
@@ -1361,7 +1361,7 @@ def _is_claimable(task: Task) -> bool:
     return task.status in _CLAIMED_FROM and not is_waiting(task)
 
 
-def _outcomes(block: Block) -> Iterator[tuple[int, Outcome]]:
+def _outcomes(block: ResultBatch) -> Iterator[tuple[int, Outcome]]:
     for number, text in enumerate(codec.split(block.text), block.first):
         yield number, Outcome(number, block.attempt, Event.COMPLETE, text[1:-1])
 
@@ -1376,9 +1376,9 @@ def _numbers_in(entries: Iterable[Entry]) -> set[int]:
     return {_parse(text).task.id for entry in entries for text in entry.texts}
 
 
-def _found(record: Record) -> Found:
+def _found(record: Record) -> TaskState:
     task = record.task
-    return Found(task.id, task.status, task.owner, task.result, task.error)
+    return TaskState(task.id, task.status, task.owner, task.result, task.error)
 
 
 def _claimed(record: Record) -> Claimed:

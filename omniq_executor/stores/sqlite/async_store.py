@@ -27,7 +27,7 @@ from ...errors import StoreError
 from ...model.task import Status, Task
 from ...stores.base import now
 from .. import open_store
-from ..base import Claimed, Found, Run, Store, Turn, Turned
+from ..base import Claimed, Run, Store, TaskState, Turn, TurnResult
 from . import transactions
 from .store import LOOK_AT_LOG_EVERY, SQLiteStore, explained
 from .transactions import Many, Reply, Statement, Transaction
@@ -66,7 +66,7 @@ async def _run_in(thread: ThreadPoolExecutor, function: Callable[..., _T], *args
 class AwaitedStore:
     """A store whose verbs are awaited; what they do is said in Store.
 
-    Verbs that change what others may wait for ring them, too.
+    Verbs that change what others may wait for notify them, too.
     """
 
     def __init__(self, store: Store, thread: ThreadPoolExecutor) -> None:
@@ -99,7 +99,7 @@ class AwaitedStore:
         try:
             if owner is not None:
                 self._store.leave(owner)
-                self._store.ring(owner)  # what it had claimed is anybody's
+                self._store.notify(owner)  # what it had claimed is anybody's
         finally:
             self._store.close()
 
@@ -111,21 +111,21 @@ class AwaitedStore:
         self._store.reap(now())
         return self._store.enter(queue)
 
-    def bell_path(self, owner: int) -> Path:
-        """Store.bell_path()."""
-        return self._store.bell_path(owner)
+    def notify_path(self, owner: int) -> Path:
+        """Store.notify_path()."""
+        return self._store.notify_path(owner)
 
-    async def ring(self, owner: int) -> None:
-        """Store.ring()."""
-        await self._call(self._store.ring, owner)
+    async def notify(self, owner: int) -> None:
+        """Store.notify()."""
+        await self._call(self._store.notify, owner)
 
-    async def hear(self, owner: int) -> list[int]:
-        """Store.hear()."""
-        return await self._call(self._store.hear, owner)
+    async def read_changes(self, owner: int) -> list[int]:
+        """Store.read_changes()."""
+        return await self._call(self._store.read_changes, owner)
 
-    async def turn(self, owner: int, run: Run, work: Turn) -> Turned:
+    async def turn(self, owner: int, run: Run, work: Turn) -> TurnResult:
         """Store.turn()."""
-        return await self._call(self._ringing, owner, self._store.turn, owner, run, work)
+        return await self._call(self._notifying, owner, self._store.turn, owner, run, work)
 
     async def claim(self, owner: int, number: int) -> Claimed | None:
         """Store.claim(), now."""
@@ -133,14 +133,14 @@ class AwaitedStore:
 
     async def cancel(self, number: int, running: bool) -> list[int]:
         """Store.cancel(), now, of one task."""
-        return await self._call(self._ringing, 0, self._store.cancel, [number], now(), running)
+        return await self._call(self._notifying, 0, self._store.cancel, [number], now(), running)
 
-    def _ringing(self, owner: int, verb: Callable[..., _T], *args: Any) -> _T:
+    def _notifying(self, owner: int, verb: Callable[..., _T], *args: Any) -> _T:
         result = verb(*args)
-        self._store.ring(owner)
+        self._store.notify(owner)
         return result
 
-    async def states(self, numbers: list[int]) -> list[Found]:
+    async def states(self, numbers: list[int]) -> list[TaskState]:
         """Store.states()."""
         return await self._call(self._store.states, numbers)
 
@@ -176,12 +176,12 @@ class AwaitedSQLite(AwaitedStore):
         finally:
             await super().close(owner)
 
-    async def hear(self, owner: int) -> list[int]:
-        """Store.hear()."""
-        heard: list[int] = await self._write(transactions.hear(owner))
-        return heard
+    async def read_changes(self, owner: int) -> list[int]:
+        """Store.read_changes()."""
+        changed: list[int] = await self._write(transactions.read_changes(owner))
+        return changed
 
-    async def turn(self, owner: int, run: Run, work: Turn) -> Turned:
+    async def turn(self, owner: int, run: Run, work: Turn) -> TurnResult:
         """Store.turn()."""
         if run.queue not in self._queues:
             self._queues[run.queue] = await self._write(transactions.ensure_queue(run.queue))
@@ -190,7 +190,7 @@ class AwaitedSQLite(AwaitedStore):
                 number = await self._write(transactions.ensure_function(batch.function))
                 self._functions[batch.function.digest] = number
         text = transactions.turn(owner, run, self._queues[run.queue], self._functions, work, self._peers, exact=True)
-        turned: Turned = await self._write(text, rings=owner)
+        turned: TurnResult = await self._write(text, notifies=owner)
         return turned
 
     async def claim(self, owner: int, number: int) -> Claimed | None:
@@ -200,12 +200,12 @@ class AwaitedSQLite(AwaitedStore):
 
     async def cancel(self, number: int, running: bool) -> list[int]:
         """Store.cancel(), now, of one task."""
-        cancelled: list[int] = await self._write(transactions.cancel([number], now(), running), rings=0)
+        cancelled: list[int] = await self._write(transactions.cancel([number], now(), running), notifies=0)
         return cancelled
 
-    async def states(self, numbers: list[int]) -> list[Found]:
+    async def states(self, numbers: list[int]) -> list[TaskState]:
         """Store.states()."""
-        found: list[Found] = await self._ask(transactions.states(numbers))
+        found: list[TaskState] = await self._ask(transactions.states(numbers))
         return found
 
     async def find(self, status: Status | None, queue: str | None, limit: int | None) -> list[Task]:
@@ -227,16 +227,16 @@ class AwaitedSQLite(AwaitedStore):
             with explained(self._store.path):
                 return await self._drive(looking)
 
-    async def _write(self, transaction: Transaction, rings: int | None = None) -> Any:
-        """Run a transaction; with `rings`, wake all owners but that one after it."""
-        work = asyncio.ensure_future(self._run(transaction, rings))
+    async def _write(self, transaction: Transaction, notifies: int | None = None) -> Any:
+        """Run a transaction; with `notifies`, wake all owners but that one after it."""
+        work = asyncio.ensure_future(self._run(transaction, notifies))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             work.cancel()
             raise
 
-    async def _run(self, transaction: Transaction, rings: int | None) -> Any:
+    async def _run(self, transaction: Transaction, notifies: int | None) -> Any:
         async with self._lock:
             self._check_open()
             with explained(self._store.path):
@@ -249,8 +249,8 @@ class AwaitedSQLite(AwaitedStore):
                     await self._connection.rollback()  # nothing, where none is open: a COMMIT may have happened
                     raise
                 finally:
-                    if rings is not None:
-                        self._store.ring_all(self._peers, rings)
+                    if notifies is not None:
+                        self._store.notify_all(self._peers, notifies)
         self._turns += 1
         if self._turns % LOOK_AT_LOG_EVERY == 0 and not self._closed:
             await self._call(self._store.work_off_log)

@@ -39,7 +39,6 @@ from .. import permissions as safety
 from ..base import (
     NO_RUN,
     Claimed,
-    Found,
     Leftover,
     Owner,
     Problem,
@@ -47,9 +46,10 @@ from ..base import (
     Run,
     RunRecord,
     Store,
-    Stored,
+    TaskRow,
+    TaskState,
     Turn,
-    Turned,
+    TurnResult,
     check_finished,
     now,
 )
@@ -84,7 +84,7 @@ class SQLiteStore(Store):
         *,
         durability: Durability = "process",
         create: bool = True,
-        filling: bool = False,
+        importing: bool = False,
     ):
         if durability not in ("process", "power"):
             raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
@@ -98,7 +98,7 @@ class SQLiteStore(Store):
         self._peers: list[int] = []  # the registered owners, as of that version
         self._foreign = False  # whether one has, since the last turn
         self._turns = 0
-        self._filling = filling  # whether a migration may be under way in it
+        self._is_importing = importing  # whether a migration may be under way in it
         self._durability = durability
         self._lent: list[sqlite3.Connection] = []  # to others, see connect()
         self._connection: sqlite3.Connection | None = None
@@ -154,7 +154,7 @@ class SQLiteStore(Store):
                 f"{self.path} has schema version {version}, and this omniq_executor reads up to"
                 f" {transactions.SCHEMA_VERSION}: install a newer one, or use another store"
             )
-        if not self._filling and connection.execute(transactions.IS_FILLING).fetchone()[0]:
+        if not self._is_importing and connection.execute(transactions.IS_IMPORTING).fetchone()[0]:
             ((source,),) = connection.execute("SELECT source FROM migration").fetchall()
             raise StoreError(
                 f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
@@ -289,7 +289,7 @@ class SQLiteStore(Store):
         if not dead and not sessions:
             return 0
         suspects = {id: slots.begun(self._owners.slots_path(id)) for id in dead}
-        orphaned: int = self._write(transactions.bury(suspects, sessions))
+        orphaned: int = self._write(transactions.release_dead(suspects, sessions))
         self._version = -1
         for id in [*dead, *sessions]:
             self._owners.forget(id)
@@ -302,32 +302,34 @@ class SQLiteStore(Store):
         with self._one_at_a_time():
             return [id for id, host in rows if not self._owners.is_alive(id, host)]
 
-    def bell_path(self, owner: int) -> Path:
-        """The FIFO that others ring for this owner."""
+    def notify_path(self, owner: int) -> Path:
+        """The FIFO that others write to for this owner."""
         self._opened()
-        return self._owners.bell_path(owner)
+        return self._owners.notify_path(owner)
 
     def slots_path(self, owner: int) -> Path:
         self._opened()
         return self._owners.slots_path(owner)
 
-    def ring(self, owner: int) -> None:
+    def notify(self, owner: int) -> None:
         """Wake the other owners: something that they may wait for is committed."""
         self._opened()
-        self.ring_all(self._peers, owner)
+        self.notify_all(self._peers, owner)
 
-    def ring_all(self, owners: Iterable[int], but: int) -> None:
+    def notify_all(self, owners: Iterable[int], but: int) -> None:
         """Wake these owners, all but one."""
         for owner in owners:
             if owner != but:
-                self._owners.ring(owner)
+                self._owners.notify(owner)
 
-    def hear(self, owner: int) -> list[int]:
+    def read_changes(self, owner: int) -> list[int]:
         """The tasks that other owners finished since the last call."""
-        if not self._read(transactions.IS_NEWS, (owner, owner)):  # without the writer's lock: most rings are for others
+        if not self._read(
+            transactions.HAS_CHANGES, (owner, owner)
+        ):  # without the writer's lock: most notifications are for others
             return []
-        heard: list[int] = self._write(transactions.hear(owner))
-        return heard
+        changed: list[int] = self._write(transactions.read_changes(owner))
+        return changed
 
     # sessions and runs
 
@@ -362,11 +364,11 @@ class SQLiteStore(Store):
         self._adopted.pop(run.id, None)
         return left
 
-    def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[Found | None]:
+    def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         if not run.continues:
             self._opened()
             return [None] * len(calls)
-        found: list[Found | None] = self._write(transactions.take_over(run.id, self._function(function), calls))
+        found: list[TaskState | None] = self._write(transactions.take_over(run.id, self._function(function), calls))
         return found
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
@@ -396,7 +398,7 @@ class SQLiteStore(Store):
             self._execute(statement)
             self._count_turn()
 
-    def turn(self, owner: int, run: Run, work: Turn) -> Turned:
+    def turn(self, owner: int, run: Run, work: Turn) -> TurnResult:
         queue = self._queue(run.queue) if run is not NO_RUN else 0
         for batch in work.adds:
             self._function(batch.function)
@@ -404,11 +406,11 @@ class SQLiteStore(Store):
             statement = transactions.lone_end(owner, work) if len(self._peers) == 1 else None
             if statement is not None and self._execute(statement).rowcount == 1:
                 self._count_turn()
-                return Turned()
+                return TurnResult()
             about = owner, run, queue, self._functions, work, self._peers
             adopted = self._adopted_by(run.id, queue) if work.of_run else ()
             try:
-                turned: Turned = self._write(transactions.turn(*about, adopted=adopted))
+                turned: TurnResult = self._write(transactions.turn(*about, adopted=adopted))
             except transactions.Inexact:
                 turned = self._write(transactions.turn(*about, exact=True, adopted=adopted))
             turned.foreign, self._foreign = self._foreign, False
@@ -437,9 +439,9 @@ class SQLiteStore(Store):
         cancelled: list[int] = self._write(transactions.cancel(ids, now, running))
         return cancelled
 
-    def revive(self, ids: Sequence[int], now: int) -> list[int]:
-        revived: list[int] = self._write(transactions.revive(ids))
-        return revived
+    def retry(self, ids: Sequence[int], now: int) -> list[int]:
+        retried: list[int] = self._write(transactions.retry(ids))
+        return retried
 
     # upkeep
 
@@ -488,7 +490,7 @@ class SQLiteStore(Store):
             for owner in self.owners()
             if not owner.alive
         ]
-        released = self.reap(now()) + self._write(transactions.disown())
+        released = self.reap(now()) + self._write(transactions.release_unowned())
         if released:
             problems.append(Problem(f"{released} tasks were RUNNING though their owners are gone", True))
         strays = self.output.remove_strays(self.ids)
@@ -515,8 +517,8 @@ class SQLiteStore(Store):
     def ids(self) -> list[int]:
         return [id for (id,) in self._read("SELECT id FROM task ORDER BY id")]
 
-    def stored(self, ids: Sequence[int]) -> list[Stored]:
-        stored: list[Stored] = self._ask(transactions.stored(ids))
+    def stored(self, ids: Sequence[int]) -> list[TaskRow]:
+        stored: list[TaskRow] = self._ask(transactions.stored(ids))
         return stored
 
     def runs(self) -> list[RunRecord]:
@@ -534,7 +536,7 @@ class SQLiteStore(Store):
         found: str | None = self._write(transactions.begin_filling(source))
         return found
 
-    def put(self, tasks: Sequence[Stored] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+    def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
         with self._lock:
             self._write(transactions.put(tasks, runs, gone))
             self._count_turn()
@@ -583,7 +585,7 @@ class SQLiteStore(Store):
 
     def get(self, task_id: int | str) -> Task:
         number = parse_id(task_id) if isinstance(task_id, str) else task_id
-        found: list[Stored] = self._ask(transactions.stored([number])) if 0 <= number < 1 << 63 else []
+        found: list[TaskRow] = self._ask(transactions.stored([number])) if 0 <= number < 1 << 63 else []
         if not found:
             raise TaskNotFound(f"{self.path} holds no {format_id(number)}; `omniq-executor list` shows what it holds")
         return found[0].task
@@ -594,12 +596,12 @@ class SQLiteStore(Store):
             raise StoreError(f"{self.path} holds no function {digest.hex()}")
         return Function(*rows[0])
 
-    def states(self, ids: Iterable[int]) -> list[Found]:
-        found: list[Found] = self._ask(transactions.states(ids))
+    def states(self, ids: Iterable[int]) -> list[TaskState]:
+        found: list[TaskState] = self._ask(transactions.states(ids))
         return found
 
-    def by_key(self, queue: str, key: str) -> Found | None:
-        found: Found | None = self._ask(transactions.by_key(self._queue(queue), key))
+    def by_key(self, queue: str, key: str) -> TaskState | None:
+        found: TaskState | None = self._ask(transactions.by_key(self._queue(queue), key))
         return found
 
     def counts(self) -> dict[str, dict[Status, int]]:

@@ -34,18 +34,18 @@ from ...model.task import (
 )
 from ..base import (
     Batch,
-    Block,
     Claimed,
-    Found,
     Leftover,
     Outcome,
     PastRun,
+    ResultBatch,
     Resume,
     Run,
     RunRecord,
-    Stored,
+    TaskRow,
+    TaskState,
     Turn,
-    Turned,
+    TurnResult,
     continued,
     shares,
 )
@@ -272,7 +272,7 @@ _LET_GO = f"""
     WHERE {_PENDING} AND options ->> 'due' IS NOT NULL AND {_IS_HELD_UP} IS NULL AND id IN """
 _GIVEN = "(SELECT value FROM json_each(?))"
 _ALL_DEPENDENT = "(SELECT task FROM dependency)"
-_NEWS = "INSERT INTO news (task, owner) VALUES (?, ?)"
+_NOTE_CHANGE = "INSERT INTO news (task, owner) VALUES (?, ?)"
 _RELEASE_ALL = f"""
     UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL WHERE {_RUNNING} AND owner = ?
     AND (? OR id IN (SELECT value FROM json_each(?))) RETURNING id
@@ -311,14 +311,14 @@ def turn(
     exact: bool = False,
     adopted: Collection[int] = (),
 ) -> Transaction:
-    """One turn of a dispatcher: returns a Turned. See Store.turn().
+    """One turn of a dispatcher: returns a TurnResult. See Store.turn().
 
     `adopted` are the other queues that the run has adopted tasks of.
 
     Ends go by bulk statements, and it is enough to count what they changed, since claims are hardly
     ever lost. If one was, Inexact is raised; with `exact` the turn then finds out which.
     """
-    turned = Turned()
+    turned = TurnResult()
     for batch in work.adds:
         yield from _add(owner, run.id, queue, functions[batch.function.digest], batch, work.now)
     for block in work.blocks:
@@ -334,13 +334,13 @@ def turn(
     if (work.blocks or work.outcomes) and (yield _ARE_DEPENDENCIES, ()).rows[0][0]:
         turned.freed = yield from _heed_dependencies(work, turned.refused)
     if len(peers) > 1:
-        yield _NEWS, Many((id, owner) for id in _finished(work, turned.refused))
+        yield _NOTE_CHANGE, Many((id, owner) for id in _finished(work, turned.refused))
     if work.claim > 0:
         yield from _claim(owner, run, [queue, *adopted], work, turned)
     return turned
 
 
-def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: Turned) -> Transaction:
+def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: TurnResult) -> Transaction:
     """Claim what a turn asks for, and see what is left where that is not there."""
     if work.queues is not None:
         queues = yield from _pending_queues(work.queues)
@@ -424,7 +424,7 @@ def add_claimed(owner: int, run: int, queue: int, function: int, number: int, ca
     return _ADD_CALL, (number, queue, run, function, *call, None, _CLAIMED, now, 1, owner, now)
 
 
-def _complete_block(owner: int, block: Block, now: int, exact: bool, refused: set[int]) -> Transaction:
+def _complete_block(owner: int, block: ResultBatch, now: int, exact: bool, refused: set[int]) -> Transaction:
     values = (now, block.text, block.first, owner, block.attempt)
     if exact:
         rows, _ = yield f"{_COMPLETE_BLOCK} RETURNING id", values
@@ -529,7 +529,7 @@ def claim(owner: int, number: int, now: int) -> Transaction:
 def cancel(ids: Sequence[int], now: int, running: bool) -> Transaction:
     """CANCEL the PENDING ones of ids, ABORT the RUNNING ones if that is wished, and return them. See Store.cancel().
 
-    It is news to all owners, whoever asked for it.
+    It is a change to all owners, whoever asked for it.
     """
     recurring, _ = yield (
         f"SELECT {_SERIES} FROM task"
@@ -551,21 +551,21 @@ def cancel(ids: Sequence[int], now: int, running: bool) -> Transaction:
     for event in (Event.CANCEL, Event.ABORT) if running else (Event.CANCEL,):
         changed += yield from _change(event, f"finished_at = {now:d}, {_WAITS_NO_MORE}", ids)
     yield from _let_go_after(changed)
-    yield _NEWS, Many((id, None) for id in changed)
+    yield _NOTE_CHANGE, Many((id, None) for id in changed)
     return changed
 
 
 _WAITS_NO_MORE = "eta = coalesce(options ->> 'due', eta), options = json_remove(options, '$.due')"
 
 
-def revive(ids: Sequence[int]) -> Transaction:
-    """REVIVE the FAILED and CANCELLED ones of ids, and return them."""
-    changed = yield from _change(Event.REVIVE, _REVIVED, ids)
+def retry(ids: Sequence[int]) -> Transaction:
+    """MANUAL_RETRY the FAILED and CANCELLED ones of ids, and return them."""
+    changed = yield from _change(Event.MANUAL_RETRY, _RETRIED_BY_HAND, ids)
     yield from _wire(changed)
     return changed
 
 
-_REVIVED = (
+_RETRIED_BY_HAND = (
     "finished_at = NULL, error = NULL, exception = NULL, crashes = 0, owner_deaths = 0,"
     " options = CASE WHEN options ->> 'retries' THEN json_set(options, '$.retries', 0) ELSE options END"
 )
@@ -590,7 +590,7 @@ OWNERS = "SELECT id FROM owner"
 def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Transaction:
     """Register an owner, unless its id is another's modulo `nodes`; returns whether it is.
 
-    What finished before is no news to it.
+    What finished before is no change to it.
     """
     _, changed = yield (
         "INSERT INTO owner SELECT ?, ?, ?, ?, ?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'news'), 0)"
@@ -600,7 +600,7 @@ def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Tra
     return changed == 1
 
 
-def bury(suspects: Mapping[int, Collection[int] | None], dead_sessions: Sequence[int] = ()) -> Transaction:
+def release_dead(suspects: Mapping[int, Collection[int] | None], dead_sessions: Sequence[int] = ()) -> Transaction:
     """Take back the tasks of owners that are dead, forget them, and return how many tasks that were.
 
     `suspects` has of each owner the tasks that it had begun, or None if any may have been.
@@ -623,7 +623,7 @@ def _forget_owners(owners: Sequence[int]) -> Transaction:
     for owner in owners:
         returned += yield from _take_back(_RELEASE_ALL, owner)
         yield "DELETE FROM owner WHERE id = ?", (owner,)
-    yield _DROP_HEARD, ()
+    yield _DROP_READ_CHANGES, ()
     return returned
 
 
@@ -634,24 +634,24 @@ def _take_back(sql: str, owner: int, ids: Collection[int] | None = None) -> Tran
     return len(rows)
 
 
-_NEWS_OF_OTHERS = "FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?) AND owner IS NOT ?"
-_DROP_HEARD = """
+_CHANGES_OF_OTHERS = "FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?) AND owner IS NOT ?"
+_DROP_READ_CHANGES = """
     DELETE FROM news WHERE NOT EXISTS
         (SELECT 1 FROM owner WHERE owner.heard < news.id AND owner.id IS NOT news.owner)
 """
-IS_NEWS = f"SELECT 1 {_NEWS_OF_OTHERS} LIMIT 1"
+HAS_CHANGES = f"SELECT 1 {_CHANGES_OF_OTHERS} LIMIT 1"
 
 
-def hear(owner: int) -> Transaction:
-    """The tasks that others finished since this owner last asked. What all others have heard is dropped."""
-    rows, _ = yield f"SELECT id, task {_NEWS_OF_OTHERS}", (owner, owner)
+def read_changes(owner: int) -> Transaction:
+    """The tasks that others finished since this owner last asked. What all others have read is dropped."""
+    rows, _ = yield f"SELECT id, task {_CHANGES_OF_OTHERS}", (owner, owner)
     if rows:
         yield "UPDATE owner SET heard = ? WHERE id = ?", (max(id for id, _ in rows), owner)
-        yield _DROP_HEARD, ()
+        yield _DROP_READ_CHANGES, ()
     return [task for _, task in rows]
 
 
-def disown() -> Transaction:
+def release_unowned() -> Transaction:
     """RELEASE what is RUNNING without a registered owner, and return how many tasks that were."""
     rows, _ = yield (
         f"UPDATE task SET status = {target(Event.RELEASE):d}, owner = NULL, started_at = NULL"
@@ -692,7 +692,7 @@ def abandon() -> Transaction:
     yield "DELETE FROM owner", ()
     yield "DELETE FROM session", ()
     yield "DELETE FROM news", ()
-    yield from disown()
+    yield from release_unowned()
 
 
 def reindex() -> Transaction:
@@ -734,7 +734,7 @@ CHECKS = (
 
 def begin_filling(address: str) -> Transaction:
     """Note that the store is filled from another; returns from which it is. See Store.begin_filling()."""
-    if (yield IS_FILLING, ()).rows[0][0]:
+    if (yield IS_IMPORTING, ()).rows[0][0]:
         ((found,),), _ = yield "SELECT source FROM migration", ()
         return found
     ((is_used,),), _ = yield (
@@ -748,7 +748,7 @@ def begin_filling(address: str) -> Transaction:
     return address
 
 
-IS_FILLING = "SELECT count(*) FROM sqlite_master WHERE name = 'migration'"
+IS_IMPORTING = "SELECT count(*) FROM sqlite_master WHERE name = 'migration'"
 
 # The columns of `task` that are fields of Task, as they are.
 _PLAIN = [name for name in Task._fields if name not in ("queue", "func_path", "func", "error", "options")]
@@ -759,7 +759,7 @@ _PUT = f"""
 """
 
 
-def put(tasks: Sequence[Stored], runs: Sequence[RunRecord], gone: Sequence[int]) -> Transaction:
+def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]) -> Transaction:
     """Have tasks and runs as they are given. See Store.put()."""
     yield "DELETE FROM task WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(gone)),)
     queues: dict[str, int] = {}
@@ -914,7 +914,7 @@ def end_run(run: Run, clean: bool, now: int) -> Transaction:
 
 
 def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction:
-    """For each call its Found, or None. See Store.take_over()."""
+    """For each call its TaskState, or None. See Store.take_over()."""
     wanted: dict[str | bytes, list[int]] = {}
     for place, call in enumerate(calls):
         identity = call.identity if call.identity is not None else str(call.args) + (call.kwargs or "")
@@ -931,10 +931,10 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction:
     ids = json.dumps(list(given))
     failed, _ = yield f"SELECT id FROM task WHERE id IN {_GIVEN} AND status = {Status.FAILED:d}", (ids,)
     if failed:
-        yield from revive([id for (id,) in failed])
+        yield from retry([id for (id,) in failed])
     yield f"UPDATE task SET run = ? WHERE id IN {_GIVEN} AND {_PENDING}", (run, ids)
     rows, _ = yield f"SELECT {_FOUND} WHERE id IN {_GIVEN}", (ids,)
-    found: list[Found | None] = [None] * len(calls)
+    found: list[TaskState | None] = [None] * len(calls)
     for row in rows:
         found[given[row[0]]] = _found(row)
     return found
@@ -985,9 +985,9 @@ _STORED = """
 _STATUSES = {status.value: status for status in Status}  # a look here costs a tenth of a call of Status
 
 
-def _found(row: Sequence[Any]) -> Found:
+def _found(row: Sequence[Any]) -> TaskState:
     id, status, owner, result, error, exception = row
-    return Found(id, Status(status), owner, result, decode_error(error, exception))
+    return TaskState(id, Status(status), owner, result, decode_error(error, exception))
 
 
 def states(ids: Iterable[int]) -> Transaction:
@@ -1003,7 +1003,7 @@ def by_key(queue: int, key: str) -> Transaction:
 
 
 def stored(ids: Sequence[int]) -> Transaction:
-    """All that is stored of tasks: a Stored of each that is there."""
+    """All that is stored of tasks: a TaskRow of each that is there."""
     rows, _ = yield f"SELECT {_STORED} WHERE t.id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
     return [_stored(row) for row in rows]
 
@@ -1033,8 +1033,8 @@ def counts() -> Transaction:
     return found
 
 
-def _stored(row: Sequence[Any]) -> Stored:
-    return Stored(_task(row), row[0], row[1])
+def _stored(row: Sequence[Any]) -> TaskRow:
+    return TaskRow(_task(row), row[0], row[1])
 
 
 def _task(row: Sequence[Any]) -> Task:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence, Set as AbstractSet
 from typing import Any
 
 from ..dispatch.dispatcher import Dispatcher
-from ..dispatch.waiters import Waiting
+from ..dispatch.waiters import Waiters
 from ..engines.local.pool import LocalEngine
 from ..engines.local.start_method import default_context
 from ..executor import usable_cpus
@@ -77,7 +77,7 @@ def run(
     return ENDED_BY + asked[1] if len(asked) > 1 else 0
 
 
-class _Ended(Waiting):
+class _Ended(Waiters):
     """Nobody waits for results; they are counted and told of."""
 
     def __init__(self, tell: Tell) -> None:
