@@ -265,7 +265,7 @@ class ForkServerLauncher(Launcher):
                         listening = False
                         continue
                     number, slot = self._REQUEST.unpack(request)
-                    made = self._context.Process(target=self._bear, args=(parent, fds, slot))  # type: ignore[attr-defined]
+                    made = self._context.Process(target=self._run_worker, args=(parent, fds, slot))  # type: ignore[attr-defined]
                     made.start()
                     for fd in fds:
                         os.close(fd)
@@ -278,7 +278,7 @@ class ForkServerLauncher(Launcher):
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     parent.sendall(self._MESSAGE.pack(number, made.pid, code))
 
-    def _bear(self, parent: socket.socket, fds: Sequence[int], slot: int) -> None:
+    def _run_worker(self, parent: socket.socket, fds: Sequence[int], slot: int) -> None:
         parent.close()
         data, control = (socket.socket(fileno=fd) for fd in fds[:2])
         shared = mmap.mmap(fds[2], 0)  # its file was made after the fork server

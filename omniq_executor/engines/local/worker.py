@@ -68,11 +68,11 @@ def enter_slot(data: socket.socket, control: socket.socket, slots: Slots, slot: 
     enter(data, control, slots.row(slot), setup)
 
 
-def enter(data: socket.socket, control: socket.socket, row: "memoryview[int]", setup: Any) -> None:
-    """Run calls until the parent closes its side: the target of a worker process, whose row is `row`."""
+def enter(data: socket.socket, control: socket.socket, slot: "memoryview[int]", setup: Any) -> None:
+    """Run calls until the parent closes its side: the target of a worker process, which shares `slot` with it."""
     _leave_group()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may be sent to all; the parent decides what it means
-    worker = _Worker(data, row)
+    worker = _Worker(data, slot)
     arguments = control, worker, threading.get_ident()
     threading.Thread(target=_heed_parent, args=arguments, name="omniq-control", daemon=True).start()
     try:
@@ -113,7 +113,7 @@ def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) ->
 
 
 class _Worker:
-    def __init__(self, data: socket.socket, row: "memoryview[int]") -> None:
+    def __init__(self, data: socket.socket, slot: "memoryview[int]") -> None:
         self.script: tuple[str, str] | None = None  # how to import the script, if it can be
         self.is_forked = False  # from the process of the script
         self._space = spaces.Space()  # of the calls that run
@@ -125,7 +125,7 @@ class _Worker:
         self._inbox = Inbox(data)
         self._selector = selectors.DefaultSelector()
         self._selector.register(data, selectors.EVENT_READ)
-        self._row = row
+        self._slot = slot
         self._functions: dict[int, Any] = {}  # pickles, and what they were loaded as
         self._is_fresh = True  # no function has been loaded but the initializer
         self._is_stale = False  # it waits for its end, and runs nothing more
@@ -158,7 +158,7 @@ class _Worker:
         """Send where the main thread is in its call, and before that the results that are there."""
         import traceback  # most workers are never asked
 
-        number = self._row[STARTED]
+        number = self._slot[STARTED]
         entries: list[traceback.FrameSummary] = []
         for place, line in traceback.walk_stack(sys._current_frames()[main_thread]):
             code = place.f_code
@@ -168,7 +168,7 @@ class _Worker:
                 break
             # Not the frames themselves: who keeps them keeps what is in them from being freed where it should.
             entries.append(traceback.FrameSummary(code.co_filename, line, code.co_name, lookup_line=False))
-        if self._row[STARTED] != number:  # it went on while it was looked at
+        if self._slot[STARTED] != number:  # it went on while it was looked at
             entries.clear()
         self._put((STACK, number, "".join(traceback.format_list(entries[::-1]))), executed=0)
         self.flush()
@@ -184,7 +184,7 @@ class _Worker:
         space: int = 0,
         output: Output | None = None,
     ) -> None:
-        clock, row = time.perf_counter, self._row
+        clock, slot = time.perf_counter, self._slot
         if space != self._space_number:
             self.enter(space)
         if function is not None:
@@ -198,18 +198,18 @@ class _Worker:
         end = number + len(rows)
         started = clock()
         # Before STARTED is: who sees that one must find this one.
-        row[SINCE] = 0 if type(self._functions[function_id]) is bytes else time.monotonic_ns()
+        slot[SINCE] = 0 if type(self._functions[function_id]) is bytes else time.monotonic_ns()
         if not self._items and not self._values:
             self._flush_at = started + FLUSH_S
-        row[FIRST] = number  # before TASK, and both before STARTED is
-        row[TASK] = ids[0]
+        slot[FIRST] = number  # before TASK, and both before STARTED is
+        slot[TASK] = ids[0]
         others = None if type(ids) is range else iter(ids)
         for row in rows:
             if others is not None:
-                row[FIRST] = number
-                row[TASK] = next(others)
-            row[STARTED] = number
-            if row[STOP] <= number < row[RESUME]:
+                slot[FIRST] = number
+                slot[TASK] = next(others)
+            slot[STARTED] = number
+            if slot[STOP] <= number < slot[RESUME]:
                 self._put((SKIPPED, number, end - number), executed=0)
                 break
             try:
@@ -217,7 +217,7 @@ class _Worker:
                 if type(call) is bytes:
                     call = self._functions[function_id] = self._load_or_tell(function_id, call)
                     started = clock()  # loading is paid once, so it says nothing about the next calls
-                    row[SINCE] = time.monotonic_ns()
+                    slot[SINCE] = time.monotonic_ns()
                 if self._records and (record := self._records.get(function_id)) is not None:
                     record.space.apply(record)
                 value = call(*row) if load is None else load(call, row)
@@ -301,10 +301,10 @@ class _Worker:
             from .capture import Capture  # most workers never need it
 
             self._capture = Capture(self._streams)
-        capture, slots_row = self._capture, self._row
+        capture, slot = self._capture, self._slot
 
         def captured(call: Callable[..., Any], row: Any) -> Any:
-            place = slots_row[STARTED] - first
+            place = slot[STARTED] - first
             capture.begin(f"{folder}/{log_name(ids[place], attempts[place])}")
             try:
                 return call(*row) if load is None else load(call, row)
