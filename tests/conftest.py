@@ -33,6 +33,10 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 # and tests edit sources faster than that. Processes that they start take it from the environment, forkservers too.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
+# Threads that give way to each other this often, in seconds, meet where they else hardly do: see tox.ini.
+if interval_s := os.environ.get("OMNIQ_TEST_SWITCH_INTERVAL"):
+    sys.setswitchinterval(float(interval_s))
+
 MakeExecutor = Callable[..., PersistentExecutor]
 
 
