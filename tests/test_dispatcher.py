@@ -105,7 +105,7 @@ class OvertakenSelector:
         ready = self._real.select(timeout)
         if timeout != 0:
             with self._dispatcher.driver:
-                self._dispatcher.driver._hear(self._real.select(0))
+                self._dispatcher.driver._take_in(self._real.select(0))
                 self._dispatcher._turn()
         return ready
 
