@@ -113,6 +113,13 @@ class DurableFuture(concurrent.futures.Future[Any]):
         self._read()
         return super().exception(0)
 
+    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+        """(done, cancelled, result, exception), which asyncio of Python 3.15 and later asks for."""
+        if not self.done() or self.cancelled():
+            return self.done(), self.cancelled(), None, None
+        self._read()
+        return True, False, self._result, self._exception
+
     def __reduce__(self) -> Any:
         """As an argument of a call it is a reference to the result; else, like any future, it cannot be pickled."""
         if self._number is None:

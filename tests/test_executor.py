@@ -5,6 +5,7 @@ import concurrent.futures
 import gc
 import logging
 import signal
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import CancelledError, as_completed, wait
@@ -272,6 +273,36 @@ def test_awaiting_raises_what_the_call_raised(executor: PersistentExecutor) -> N
     with pytest.raises(ValueError, match="for the coroutine") as caught:
         asyncio.run(asyncio.wait_for(main(), WAIT_S))
     assert "raise_value_error" in str(caught.value.__cause__)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 15), reason="asyncio does so itself")
+def test_futures_can_be_awaited_as_python_3_15_does(executor: PersistentExecutor, monkeypatch: Any) -> None:
+    """Issue 10: it takes the result from a snapshot of the future, where there was None before it was read."""
+
+    def copy_state(source: Any, target: Any) -> None:
+        if target.cancelled():
+            return
+        done, cancelled, result, exception = source._get_snapshot()
+        assert done
+        if cancelled:
+            target.cancel()
+        elif exception is not None:
+            target.set_exception(exception)
+        else:
+            target.set_result(result)
+
+    monkeypatch.setattr(asyncio.futures, "_copy_future_state", copy_state)
+    cancelled = DurableFuture(None, None)
+    assert cancelled._get_snapshot() == (False, False, None, None)
+    cancelled._cancelled()
+
+    async def main() -> list[Any]:
+        submitted = executor.submit(calls.square, 3), executor.submit(calls.raise_value_error, "late"), cancelled
+        return await asyncio.gather(*map(asyncio.wrap_future, submitted), return_exceptions=True)
+
+    result, error, end = asyncio.run(asyncio.wait_for(main(), WAIT_S))
+    assert (result, repr(error)) == (9, "ValueError('late')")
+    assert isinstance(end, asyncio.CancelledError)
 
 
 def test_cancelling_an_awaiting_coroutine_cancels_what_has_not_started(

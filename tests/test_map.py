@@ -14,7 +14,7 @@ from typing import Any
 import calls
 import pytest
 
-from omniq_executor import PersistentExecutor, SerializationError, Status
+from omniq_executor import PersistentExecutor, SerializationError, Status, map_iterator
 
 WAIT_S = 30.0
 
@@ -272,6 +272,17 @@ def test_results_can_be_read_after_shutdown(store: Path) -> None:
     with PersistentExecutor(2, store=store) as executor:
         results = executor.map(calls.square, range(100))
     assert list(results) == [n * n for n in range(100)]
+
+
+@pytest.mark.parametrize("name", ["store.db", "store"])
+def test_results_that_are_read_from_the_store_again_can_be_so_after_shutdown(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 10: beyond 16 MB they were looked for in a store that was closed."""
+    monkeypatch.setattr(map_iterator, "_KEPT_BYTES", 100)
+    with PersistentExecutor(2, store=tmp_path / name) as executor:
+        results = executor.map(calls.echo, ["x" * 50, b"y" * 50] * 10)
+    assert list(results) == ["x" * 50, b"y" * 50] * 10
 
 
 def test_an_iterable_that_raises_does_so_to_the_caller_and_leaves_nothing_to_run(

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import gc
+import mmap
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 import calls
 import pytest
 
-from omniq_executor import PersistentExecutor, PoolBroken, Status
+from omniq_executor import PersistentExecutor, PoolBroken, SerializationError, Status
 
 WAIT_S = 30.0
 SOON_S = 5.0  # for what takes milliseconds, where a hang is what is tested for
@@ -84,6 +85,23 @@ def test_a_result_too_large_for_the_store_fails_its_own_call_only(executor: Pers
     assert "too big" in str(large.exception(0)) or "too large" in str(large.exception(0))
     assert executor.submit(calls.square, 5).result(WAIT_S) == 25
     assert large.task().status is Status.FAILED
+
+
+def test_a_result_above_two_gigabytes_fails_its_own_call_only(executor: PersistentExecutor) -> None:
+    """Issue 10: the executor ended with it."""
+    dispatcher = executor._dispatcher
+    with dispatcher.driver:
+        large, small = executor.submit(calls.square, 3), executor.submit(calls.square, 4)
+        reports = dispatcher.engine.reports
+        while len(reports) < 2:
+            dispatcher.driver.poll(0.01)
+        reports.sort(key=lambda report: report.ids[0])
+        reports[0] = reports[0]._replace(payload=mmap.mmap(-1, 1 << 31))  # which takes no memory
+    all_done([large, small], SOON_S)
+    assert small.result(0) == 16
+    with pytest.raises(SerializationError, match="too large"):
+        large.result(0)
+    assert executor.submit(calls.square, 5).result(WAIT_S) == 25
 
 
 # --- Calls that wait for others ------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ In a burst, claimed calls are held for up to POLL_S and given to the workers man
 a worker costs more than storing a call. A call that comes alone is given at once.
 """
 
+import contextlib
 import logging
 import operator
 import os
@@ -252,8 +253,13 @@ class Dispatcher:
         self._watched.pop(id(consumer), None)
 
     def read(self, first: int, count: int) -> list[Any]:
-        """Return the outcomes of finished tasks with consecutive ids, as a Consumer is given single ones."""
-        return [outcome_of(found) for found in sorted(self.store.states(range(first, first + count)))]
+        """Return the outcomes of finished tasks with consecutive ids, each as for a Consumer; also after the end."""
+        numbers = range(first, first + count)
+        with self.driver:
+            if not self.driver.is_closed:
+                return [outcome_of(found) for found in sorted(self.store.states(numbers))]
+        with contextlib.closing(self.store.reopen()) as store:
+            return [outcome_of(found) for found in sorted(store.states(numbers))]
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait for what a turn brings, see Driver.wait_until()."""

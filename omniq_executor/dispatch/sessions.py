@@ -10,9 +10,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
 
 from ..errors import StoreError
 from ..stores.base import Leftover, Run, Store, now
@@ -27,7 +26,7 @@ class _Session:
 
     def __init__(self, store: Store) -> None:
         self.id = store.begin_session(now())
-        self.reopen: Callable[[], Store] = _opener(store)
+        self.reopen = store.reopen
         self.users = 0  # executors that are open
         self.cancels: set[str] = set()  # queues whose leftovers are cancelled
         self.raised: list[Run] = []  # runs whose `with` block was left by an exception, which may be caught
@@ -104,11 +103,6 @@ def tell_of_leftovers(address: str, left: Iterable[Leftover]) -> None:
             " `omniq-executor cancel --store %s --run %d` cancels them",
             queue, "1 call" if tasks == 1 else f"{tasks} calls", run, began, address, queue, address, run,
         )  # fmt: skip
-
-
-def _opener(store: Any) -> Callable[[], Store]:
-    kind, path = type(store), store.path  # the address alone may not tell which kind it is
-    return lambda: kind(path, create=False)
 
 
 def ended_by() -> BaseException | None:

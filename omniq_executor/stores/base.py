@@ -242,6 +242,10 @@ class Store(abc.ABC):
     def close(self) -> None:
         """Let go of files and connections. Closing twice is fine; any other use afterwards raises StoreError."""
 
+    def reopen(self) -> "Store":
+        """Return another handle on the store, also after this one is closed. Raises StoreError where it is gone."""
+        return type(self)(self.path, create=False)  # type: ignore[call-arg]  # the address alone may not tell the kind
+
     # who is there
 
     @abc.abstractmethod

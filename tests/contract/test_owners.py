@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from backends import Backend, Client, tick
+from backends import BACKENDS, Backend, Client, tick
 
 from omniq_executor import slots
 from omniq_executor.model.task import Event, Status
@@ -148,6 +149,26 @@ def test_what_is_left_of_the_slots_after_a_power_cut_charges_nothing_wrong(clien
     client.die()
     assert other.store.reap(tick()) == 2
     assert [other.store.get(id).owner_deaths for id in ids] == [0, 0]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 5}'])
+def test_a_damaged_file_of_an_owner_stops_nothing_and_its_lock_tells_whether_it_lives(
+    tmp_path: Path, content: str
+) -> None:
+    """Issue 10: a cut of the power had left one empty, and no process could work on the store any more."""
+    backend = BACKENDS["file"]
+    address = backend.address(tmp_path)
+    with contextlib.closing(Client(backend, address)) as damaged:
+        (id,) = damaged.add(1, claimed=True)
+        file = address / "owners" / f"{damaged.owner}.json"
+        file.write_text(content)
+        with contextlib.closing(Client(backend, address)) as client:
+            assert client.statuses([id]) == [Status.RUNNING]
+            assert client.store.peers(client.owner) == [damaged.owner]
+            damaged.die()
+            assert client.store.reap(tick()) == 1
+            assert not file.exists()
+            assert client.statuses([id]) == [Status.PENDING]
 
 
 # --- News ---

@@ -1,11 +1,14 @@
 """What a run continues, and which tasks it takes over."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import CUBE, ERROR, SQUARE, Client, call, new_ids, tick
+from backends import BACKENDS, CUBE, ERROR, SQUARE, Client, call, new_ids, tick
 
+from omniq_executor import StoreError
 from omniq_executor.model.task import Call, Event, Function, Status
 from omniq_executor.stores.base import Batch, TaskState
 
@@ -158,6 +161,30 @@ def test_an_unclean_run_settles_nothing(client: Client, enter: Enter) -> None:
 
 
 # --- What is taken over ---
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_file_of_a_run_stops_nothing(tmp_path: Path, content: str) -> None:
+    backend = BACKENDS["file"]
+    with contextlib.closing(Client(backend, backend.address(tmp_path))) as first:
+        first.add(1)
+        first.stop()
+        (tmp_path / "runs" / backend.filename / "runs" / f"{first.run.id}.json").write_text(content)
+        with contextlib.closing(Client(backend, backend.address(tmp_path))) as second:
+            assert (second.run.id, second.run.continues) == (first.run.id + 1, ())
+
+
+def test_a_damaged_file_of_a_function_is_written_again_by_who_submits_it(tmp_path: Path) -> None:
+    backend = BACKENDS["file"]
+    with contextlib.closing(Client(backend, backend.address(tmp_path))) as client:
+        client.add(1)
+        (tmp_path / "runs" / backend.filename / "functions" / f"{SQUARE.digest.hex()}.json").write_text("")
+        client.reopen()
+        with pytest.raises(StoreError, match="holds no function"):
+            client.store.function(SQUARE.digest)
+        client.add(2)
+        client.reopen()
+        assert client.store.function(SQUARE.digest) == SQUARE
 
 
 def test_a_run_that_continues_nothing_takes_nothing_over(client: Client) -> None:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +171,13 @@ class Folders:
 
     # other files
 
-    def read_json(self, folder: str, name: str) -> Any:
-        """What a file holds, or None if there is none. Raises ValueError if it is damaged."""
+    def read_json(self, folder: str, name: str, fields: Set[str] = frozenset()) -> dict[str, Any] | None:
+        """What a file holds, or None if that is no object with these fields: a cut of the power may leave it empty."""
         try:
-            fd = os.open(self.root / folder / name, os.O_RDONLY | os.O_NOFOLLOW)
-        except FileNotFoundError:
+            content = json.loads(_read_and_close(os.open(self.root / folder / name, os.O_RDONLY | os.O_NOFOLLOW)))
+        except (FileNotFoundError, ValueError):
             return None
-        return json.loads(_read_and_close(fd))
+        return content if isinstance(content, dict) and fields <= content.keys() else None
 
     def write_json(self, folder: str, name: str, content: Any) -> None:
         """Write a file whole or not at all."""
@@ -202,6 +202,10 @@ class Folders:
         for name in sorted(os.listdir(self.root / folder)):
             if name.endswith(_SUFFIX):
                 yield name.removesuffix(_SUFFIX)
+
+    def numbers(self, folder: str) -> list[int]:
+        """Those of them that are named by a number, by which others are no owner, session or run."""
+        return [int(name) for name in self.json_names(folder) if name.isdecimal()]
 
     # repairs
 
@@ -258,11 +262,10 @@ class Folders:
             if name.endswith(".new"):  # somebody died over it
                 (self.root / folder / name).unlink()
             elif name.endswith(_SUFFIX):
-                try:
-                    content = self.read_json(folder, name)
-                except (ValueError, OSError):
-                    content = None
-                if isinstance(content, dict) and fields <= content.keys():
+                content = None
+                with contextlib.suppress(OSError):
+                    content = self.read_json(folder, name, fields)
+                if content is not None:
                     good.append(name.removesuffix(_SUFFIX))
                 else:
                     self.put_aside(folder, name, f"it is damaged; {loss}", is_lost=True)

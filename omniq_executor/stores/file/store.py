@@ -98,6 +98,7 @@ _KNOWN_TASKS = 8192
 _RUN_FIELDS = {"queue", "owner", "continues", "started_at", "ended_at", "clean", "settled"}
 _OWNER_FIELDS = {"queue", "host", "pid", "opened_at"}
 _SESSION_FIELDS = {"host", "pid", "started_at"}
+_FUNCTION_FIELDS = {"path", "pickle"}
 
 _log = logging.getLogger("omniq_executor")
 _open_stores: "weakref.WeakSet[FileStore]" = weakref.WeakSet()
@@ -426,7 +427,7 @@ class FileStore(Store):
 
     def enter(self, queue: str) -> int:
         with self._locked():
-            owner = new_owner_id(map(int, self._folders.json_names("owners")))
+            owner = new_owner_id(self._folders.numbers("owners"))
             self._owners.hold(owner)
             self._functions.clear()  # while no owner was registered, some may have been purged
             try:
@@ -453,15 +454,15 @@ class FileStore(Store):
 
     def _registered(self) -> list[Owner]:
         owners = []
-        for name in self._folders.json_names("owners"):
-            about = self._folders.read_json("owners", f"{name}.json")
-            alive = self._owners.is_alive(int(name), about["host"])
-            owners.append(Owner(int(name), about["queue"], about["host"], about["pid"], about["opened_at"], alive))
+        for id in self._folders.numbers("owners"):
+            about = self._about("owners", id, _OWNER_FIELDS)
+            alive = self._owners.is_alive(id, about["host"])
+            owners.append(Owner(id, about["queue"], about["host"], about["pid"], about["opened_at"], alive))
         return sorted(owners, key=lambda owner: (owner.opened_at, owner.id))
 
     def peers(self, owner: int) -> list[int]:
         with self._locked():
-            return [id for name in self._folders.json_names("owners") if (id := int(name)) != owner]
+            return [id for id in self._folders.numbers("owners") if id != owner]
 
     def reap(self, now: int) -> int:
         with self._locked():
@@ -473,20 +474,16 @@ class FileStore(Store):
             self._owners.forget(id)
         return orphaned
 
-    def _sessions(self) -> set[int]:
-        """Those that are registered, also where the file is damaged."""
-        return {int(name) for name in self._folders.json_names("sessions") if name.isdecimal()}
-
     def _dead_sessions(self) -> list[int]:
-        return [id for id in self._sessions() if not self._owners.is_alive(id, self._session_host(id))]
+        about = {id: self._about("sessions", id, _SESSION_FIELDS) for id in self._folders.numbers("sessions")}
+        return [id for id, fields in about.items() if not self._owners.is_alive(id, fields["host"])]
 
-    def _session_host(self, session: int) -> str:
-        try:
-            about = self._folders.read_json("sessions", f"{session}.json")
-        except ValueError:
-            about = None
-        is_whole = isinstance(about, dict) and isinstance(about.get("host"), str)
-        return str(about["host"]) if is_whole else self._owners.host  # whether it lives is seen from its lock
+    def _about(self, folder: str, id: int, fields: set[str]) -> dict[str, Any]:
+        """What a file tells of an owner or a session. If it is damaged, only the lock tells whether that lives."""
+        about = self._folders.read_json(folder, f"{id}.json", fields)
+        if about is None or not isinstance(about["host"], str):
+            return {"queue": "", "host": self._owners.host, "pid": 0, "opened_at": 0}
+        return about
 
     def _forget_sessions(self, sessions: Iterable[int]) -> None:
         try:
@@ -539,7 +536,7 @@ class FileStore(Store):
         """Wake the other owners: something that they may wait for is committed."""
         if self._peers is None:
             with self._locked():
-                self._peers = [int(name) for name in self._folders.json_names("owners")]
+                self._peers = self._folders.numbers("owners")
         for peer in self._peers:
             if peer != owner:
                 self._owners.notify(peer)
@@ -636,8 +633,8 @@ class FileStore(Store):
 
     def _over(self, runs: dict[int, dict[str, Any]], session: int = 0) -> list[int]:
         """Those of the runs that have no registered owner and no session that goes on, but for `session`."""
-        owners = {int(name) for name in self._folders.json_names("owners")}
-        sessions = self._sessions() - {session}
+        owners = set(self._folders.numbers("owners"))
+        sessions = set(self._folders.numbers("sessions")) - {session}
         return [id for id, run in runs.items() if run["owner"] not in owners and run["session"] not in sessions]
 
     def begin_run(
@@ -654,7 +651,7 @@ class FileStore(Store):
             ]
             continues = continued(past, resume, session)
             continues -= self._older(runs, continues, since)
-            number = max(map(int, self._run_names()), default=0) + 1
+            number = max(self._folders.numbers("runs"), default=0) + 1
             fields = {
                 "queue": queue, "owner": owner, "continues": sorted(continues), "started_at": now, "ended_at": None,
                 "clean": None, "settled": False, "session": session, "context": context,
@@ -670,11 +667,9 @@ class FileStore(Store):
             return Run(number, queue, tuple(sorted(continues)), done, total)
 
     def _read_runs(self) -> dict[int, dict[str, Any]]:
-        return {int(name): self._read_run(int(name)) for name in self._run_names()}
-
-    def _read_run(self, run: int) -> dict[str, Any]:
-        """The fields of a run, which an older version may have written."""
-        return {"session": 0, "context": "", **self._folders.read_json("runs", f"{run}.json")}
+        """The fields of the runs, which an older version may have written, but for those that are damaged."""
+        found = {id: self._folders.read_json("runs", f"{id}.json", _RUN_FIELDS) for id in self._folders.numbers("runs")}
+        return {id: {"session": 0, "context": "", **fields} for id, fields in found.items() if fields is not None}
 
     def _older(self, runs: dict[int, dict[str, Any]], ids: Collection[int], since: int) -> set[int]:
         """Those of the runs of which nothing has happened after `since`."""
@@ -685,9 +680,6 @@ class FileStore(Store):
                 if task.run in old and max(task.enqueued_at, task.started_at or 0, task.finished_at or 0) > since:
                     old.discard(task.run)
         return old
-
-    def _run_names(self) -> list[str]:
-        return list(self._folders.json_names("runs"))
 
     def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
         with self._locked():
@@ -730,7 +722,7 @@ class FileStore(Store):
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
         with self._locked():
-            owners = {int(name) for name in self._folders.json_names("owners")}
+            owners = set(self._folders.numbers("owners"))
             busy = {id for id, fields in self._read_runs().items() if fields["owner"] in owners} | {run.id}
             changes = _Changes()
             left, seen = list(ids or ()), set[int]()
@@ -995,7 +987,7 @@ class FileStore(Store):
     def _drop_unused(self) -> None:
         """Remove the functions and the runs that no task needs. See Store.purge()."""
         records = list(self._all())
-        if not any(self._folders.json_names("owners")):
+        if not self._folders.numbers("owners"):
             used = {record.digest.hex() for record in records}
             for name in self._folders.json_names("functions"):
                 if name not in used:
@@ -1042,7 +1034,7 @@ class FileStore(Store):
 
     def _disown(self, but: Collection[int] = ()) -> int:
         """RELEASE what is RUNNING without a registered owner, or one of `but`; return how many tasks."""
-        here = {*map(int, self._folders.json_names("owners")), *but}
+        here = {*self._folders.numbers("owners"), *but}
         changes = _Changes()
         for number in self._folders.names(STATUS_FOLDERS[Status.RUNNING]):
             record = self._load(number)
@@ -1099,7 +1091,7 @@ class FileStore(Store):
             self._folders.repairs.append(Problem(what, True))
 
     def _check_functions(self, digests: dict[bytes, int]) -> None:
-        good = self._folders.check_json("functions", {"path", "pickle"}, "its tasks cannot run")
+        good = self._folders.check_json("functions", _FUNCTION_FIELDS, "its tasks cannot run")
         for digest, count in digests.items():
             if digest.hex() not in good:
                 what = f"functions/{digest.hex()}.json is missing; {count} tasks cannot run"
@@ -1109,12 +1101,8 @@ class FileStore(Store):
         """Write again what is damaged of those whose process lives, and forget the others."""
         dead = self._dead_sessions()
         self._forget_sessions(dead)
-        for session in self._sessions():
-            try:
-                about = self._folders.read_json("sessions", f"{session}.json")
-            except ValueError:
-                about = None
-            if not (isinstance(about, dict) and about.keys() >= _SESSION_FIELDS):
+        for session in self._folders.numbers("sessions"):
+            if self._folders.read_json("sessions", f"{session}.json", _SESSION_FIELDS) is None:
                 fresh = {"host": self._owners.host, "pid": 0, "started_at": 0}
                 self._folders.write_json("sessions", f"{session}.json", fresh)
                 what = f"sessions/{session}.json was damaged, and is written again: its process lives"
@@ -1124,7 +1112,7 @@ class FileStore(Store):
 
     def _check_owners(self) -> None:
         repairs = self._folders.repairs
-        registered = {int(name) for name in self._folders.json_names("owners") if name.isdecimal()}
+        registered = set(self._folders.numbers("owners"))
         good = set(
             map(int, self._folders.check_json("owners", _OWNER_FIELDS, "whether it lives is seen from its lock"))
         )
@@ -1162,11 +1150,11 @@ class FileStore(Store):
     def begin_filling(self, source: str) -> str | None:
         self.reap(now())
         with self._locked():
-            mark = self._folders.read_json("", _MARK)
+            mark = self._folders.read_json("", _MARK) or {}
             if "migrating" in mark:
                 found: str = mark["migrating"]
                 return found
-            if self._folders.names("tasks") or self._run_names() or any(self._folders.json_names("owners")):
+            if self._folders.names("tasks") or self._folders.numbers("runs") or self._folders.numbers("owners"):
                 return None
             self._folders.write_json("", _MARK, {**mark, "migrating": source})
             return source
@@ -1195,7 +1183,7 @@ class FileStore(Store):
     def end_filling(self) -> None:
         with self._locked():
             os.sync()  # a file after the other would take minutes
-            mark = self._folders.read_json("", _MARK)
+            mark = self._folders.read_json("", _MARK) or {}
             self._folders.write_json("", _MARK, {name: mark[name] for name in mark if name != "migrating"})
             safety.sync(self.path / _MARK)
             safety.sync(self.path)
@@ -1205,7 +1193,7 @@ class FileStore(Store):
     def _keep(self, function: Function) -> None:
         if function.digest not in self._functions:
             name = f"{function.digest.hex()}.json"
-            if not (self.path / "functions" / name).exists():
+            if self._folders.read_json("functions", name, _FUNCTION_FIELDS) is None:
                 content = {"path": function.path, "pickle": base64.b64encode(function.pickle).decode()}
                 self._folders.write_json("functions", name, content)
             self._remember(function)
@@ -1219,7 +1207,7 @@ class FileStore(Store):
         found = self._functions.get(digest)
         if found is None:
             with self._locked():
-                content = self._folders.read_json("functions", f"{digest.hex()}.json")
+                content = self._folders.read_json("functions", f"{digest.hex()}.json", _FUNCTION_FIELDS)
             if content is None:
                 raise StoreError(f"{self.path} holds no function {digest.hex()}")
             found = Function(digest, content["path"], base64.b64decode(content["pickle"]))

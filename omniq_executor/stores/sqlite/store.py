@@ -65,6 +65,7 @@ CHECKPOINT_BYTES = 64 << 20  # of write-ahead log; a checkpoint syncs the disk, 
 _CHECKPOINT_TIMEOUT_S = 1.0
 LOOK_AT_LOG_EVERY = 64  # turns
 _KNOWN_FUNCTIONS = 4096  # whose numbers are kept
+_ERRORS = (sqlite3.Error, OverflowError)  # the latter of a value of more than 2 GB
 
 _log = logging.getLogger("omniq_executor")
 _open_stores: "weakref.WeakSet[SQLiteStore]" = weakref.WeakSet()
@@ -215,7 +216,7 @@ class SQLiteStore(Store):
                     if connection.in_transaction:  # SQLite has rolled back by itself after, say, a full disk
                         connection.execute("ROLLBACK")
                     raise
-            except sqlite3.Error as error:
+            except _ERRORS as error:
                 raise _explain(self.path, error) from error
             return result
 
@@ -223,7 +224,7 @@ class SQLiteStore(Store):
         """Run a statement that is a transaction by itself."""
         try:
             return self._opened().execute(*statement)
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise _explain(self.path, error) from error
 
     def _ask(self, looking: Transaction) -> Any:
@@ -642,16 +643,14 @@ def explained(path: Path) -> Iterator[None]:
     """Raise SQLite's errors as StoreError."""
     try:
         yield
-    except sqlite3.Error as error:
+    except _ERRORS as error:
         raise _explain(path, error) from error
-    except OverflowError as error:  # of more than 2 GB
-        raise TooLarge(f"the store {path}: {error}") from error
 
 
-def _explain(path: Path, error: sqlite3.Error) -> StoreError:
+def _explain(path: Path, error: Exception) -> StoreError:
     """Say of an error of SQLite's what it was about, and what can be done."""
     name = getattr(error, "sqlite_errorname", "")
-    if name == "SQLITE_TOOBIG":
+    if name == "SQLITE_TOOBIG" or isinstance(error, OverflowError):
         return TooLarge(f"the store {path}: a value is larger than SQLite can hold, which is 1 GB in all for one call")
     hint = {
         "SQLITE_NOTADB": "the file is not an SQLite database; give the store a file of its own",
