@@ -2,6 +2,7 @@
 
 import atexit
 import concurrent.futures
+import contextlib
 import datetime
 import functools
 import logging
@@ -151,29 +152,27 @@ class PersistentExecutor(concurrent.futures.Executor):
         pool: LocalEngine | External = External()
         if engine == "local":
             pool = LocalEngine(max_workers, context, initializer, initargs, max_tasks_per_child)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(pool.close)
             opened = open_store(store, durability=durability)
-            try:
-                if isinstance(pool, LocalEngine) and capture_output:
-                    pool.output = str(opened.output.prepare())
-                name = queue or default_queue()
-                owner = opened.enter(name)
-                moment = now()
-                run = opened.begin_run(
-                    name, owner, resume, moment, session=sessions.enter(opened, name, leftovers),
-                    context=context_of(initializer, initargs, opened.path),
-                    since=0 if within_s is None else moment - int(within_s * 1e6),
-                )  # fmt: skip
-                lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
-                dispatcher = Dispatcher(
-                    opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run", new_future=DurableFuture
-                )
-            except BaseException:
-                opened.close()
-                raise
-        except BaseException:
-            pool.close()
-            raise
+            undo.callback(opened.close)
+            if isinstance(pool, LocalEngine) and capture_output:
+                pool.output = str(opened.output.prepare())
+            name = queue or default_queue()
+            owner = opened.enter(name)
+            undo.callback(opened.leave, owner)
+            session = sessions.enter(opened, name, leftovers)
+            undo.callback(sessions.leave, opened.address)
+            moment = now()
+            run = opened.begin_run(
+                name, owner, resume, moment, session=session, context=context_of(initializer, initargs, opened.path),
+                since=0 if within_s is None else moment - int(within_s * 1e6),
+            )  # fmt: skip
+            lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
+            dispatcher = Dispatcher(
+                opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run", new_future=DurableFuture
+            )
+            undo.pop_all()
         if lost:
             _log.warning(
                 "queue %r is new in this store. Calls of others wait whose script is not to be found: %s. If it is this"

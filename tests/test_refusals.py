@@ -4,17 +4,21 @@ Nothing may hang, no call may be lost, and nothing that is in the store may fail
 """
 
 import concurrent.futures
+import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import calls
 import pytest
 
-from omniq_executor import PersistentExecutor, Status, StoreError
-from omniq_executor.dispatch import dispatcher as module
+from omniq_executor import PersistentExecutor, Status, StoreError, open_store
+from omniq_executor.cli import queue_worker
+from omniq_executor.dispatch import dispatcher as module, sessions
 
 WAIT_S = 30.0
 MakeExecutor = Callable[..., PersistentExecutor]
@@ -77,6 +81,85 @@ def test_claimed_calls_run_though_their_function_cannot_be_read_at_first(
         assert refusal.refused.wait(WAIT_S)
         assert second.submit(calls.square, 5).result(WAIT_S) == 25
         assert [future.result(WAIT_S) for future in futures] == [0, 1, 4]
+
+
+def test_what_was_committed_with_a_claim_whose_function_cannot_be_read_is_told(
+    make_executor: MakeExecutor, address: Path, tmp_path: Path
+) -> None:
+    """Issue 10: the results of that turn were stored, and their futures never resolved."""
+    with PersistentExecutor(store=address, engine="external") as first:
+        second = make_executor(1, store=address)
+        held = second.submit(calls.wait_for, tmp_path / "gate")
+        with second._dispatcher.driver:
+            refusal = Refusal(second.store, "function", times=1 << 30)
+            future = first.submit(calls.square, 3)
+            second._dispatcher.work_off()
+            (tmp_path / "gate").touch()
+            while not second._dispatcher.engine.reports:
+                second._dispatcher.driver.poll(0.01)
+        assert held.result(WAIT_S) == "gate"
+        assert refusal.refused.wait(WAIT_S)
+        refusal.left = 0
+        assert future.result(WAIT_S) == 9
+
+
+def test_a_call_is_given_results_that_cannot_be_read_at_first(make_executor: MakeExecutor, address: Path) -> None:
+    executor = make_executor(1, store=address)
+    first = executor.submit(calls.square, 2)
+    assert first.result(WAIT_S) == 4
+    refusal = Refusal(executor.store, "states", times=2)
+    assert executor.submit(calls.square, first).result(WAIT_S) == 16
+    assert refusal.left == 0
+
+
+@pytest.mark.parametrize("verb", ["begin_run", "begin_session", "notify", "peers", "slots_path"])
+def test_an_executor_that_cannot_be_made_leaves_nobody_behind(
+    address: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 10: its owner lived on, and heard nothing of what was kept for it."""
+    executor = PersistentExecutor(1, store=address)  # all imports are done
+    executor.shutdown()
+    users = sessions._sessions[executor.store.address].users
+    if verb == "begin_session":
+        sessions.end_all()
+    open_files = os.listdir("/dev/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(executor.store), verb, Refusal(SimpleNamespace(**{verb: None}), verb))
+        with pytest.raises(StoreError, match="refused by the test"):
+            PersistentExecutor(1, store=address)
+    assert len(os.listdir("/dev/fd")) == len(open_files)
+    assert verb == "begin_session" or sessions._sessions[executor.store.address].users == users
+    with contextlib.closing(open_store(address)) as store:
+        assert store.owners() == []
+
+
+def test_a_queue_worker_that_cannot_be_made_leaves_nobody_behind(
+    address: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(open_store(address)) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store), "slots_path", Refusal(SimpleNamespace(slots_path=None), "slots_path"))
+            with pytest.raises(StoreError, match="refused by the test"):
+                queue_worker.run(str(address), 1, ["work"], "process", False, print)
+        assert store.owners() == []
+
+
+def test_space_is_kept_for_outcomes_and_let_go_of_when_they_are_refused(
+    make_executor: MakeExecutor, address: Path
+) -> None:
+    executor = make_executor(1, store=address)
+    reserve: Path = executor.store.reserve._path
+    assert reserve.stat().st_size == 1 << 20
+    refusal = Refusal(executor.store, "turn")
+    with pytest.raises(StoreError, match="refused by the test"):
+        executor.map(calls.square, [1])
+    assert reserve.exists()  # it is for no new call
+    refusal = Refusal(executor.store, "turn", applies=has_outcomes)
+    assert executor.submit(calls.square, 3).result(WAIT_S) == 9
+    assert refusal.left == 0
+    assert not reserve.exists()
+    make_executor(1, store=address)
+    assert reserve.stat().st_size == 1 << 20
 
 
 def test_a_call_that_could_not_be_cancelled_runs(make_executor: MakeExecutor, address: Path, tmp_path: Path) -> None:

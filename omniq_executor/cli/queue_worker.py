@@ -51,6 +51,7 @@ def run(
         undo.callback(store.close)
         engine.output = str(store.output.prepare()) if capture_output else None
         owner = store.enter(", ".join(queues) or "*")
+        undo.callback(store.leave, owner)
         ended = _Ended(tell)
         dispatcher = Dispatcher(store, owner, NO_RUN, engine, CRASH_RETRIES, ended, queues)
         undo.pop_all()

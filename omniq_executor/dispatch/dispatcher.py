@@ -149,11 +149,15 @@ class Dispatcher:
         self._changes: list[int] = []  # tasks that are finished, to be looked at
         self._notify_fd: int | None = None
         path = store.notify_path(owner)
-        if path.exists():
-            self._notify_fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
-            self.driver.selector.register(self._notify_fd, selectors.EVENT_READ, lambda _: self._on_notification())
-        engine.attach(self.driver.selector, self.driver.wake, store.slots_path(owner))
-        self._peers = Peers(store, owner, self.driver.selector)
+        try:
+            if path.exists():
+                self._notify_fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees its last writer's end
+                self.driver.selector.register(self._notify_fd, selectors.EVENT_READ, lambda _: self._on_notification())
+            engine.attach(self.driver.selector, self.driver.wake, store.slots_path(owner))
+            self._peers = Peers(store, owner, self.driver.selector)
+        except BaseException:
+            self._let_go()
+            raise
 
     # what executors, maps and futures ask for
 
@@ -801,11 +805,14 @@ class Dispatcher:
                 _log.error("what is claimed here could not be given back before this process ends: %s", error)
             finally:
                 self.store.close()
-            self._watched.clear()  # before the pipe is closed that they write to
-            self.driver.close()
+            self._let_go()
             self._peers.close()
-            if self._notify_fd is not None:
-                os.close(self._notify_fd)
+
+    def _let_go(self) -> None:
+        self._watched.clear()  # before the pipe is closed that they write to
+        self.driver.close()
+        if self._notify_fd is not None:
+            os.close(self._notify_fd)
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: the executor is the parent's alone, and this process must not touch it."""
@@ -830,6 +837,8 @@ class Dispatcher:
         moment = time.monotonic()
         if self._refused_since is None:
             self._refused_since = moment
+        if self._reports or self._releases:
+            self.store.reserve.let_go()  # for these; it may be that the disk is full
         if moment - self._refused_since > REFUSED_S:
             self.fail(error)
         elif self._reports or self._releases or self._was_notified or self._dropped or self._pending.some:

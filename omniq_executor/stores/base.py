@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, TypeVar
 from ..model.codec import split
 from ..model.task import FINISHED, Call, Claim, ErrorInfo, Event, Function, Options, Status, Successor, Task
 from .output import Output
+from .reserve import Reserve
 
 Resume = Literal["crashed", "always", "never"]
 _Queue = TypeVar("_Queue")
@@ -237,6 +238,8 @@ class Store(abc.ABC):
     """Where it is: its database file, or its folder."""
     output: Output
     """What its calls wrote, in files beside it."""
+    reserve: Reserve
+    """Space on its disk, which is there as long as an owner is."""
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -4,7 +4,9 @@ An owner is a process that claims tasks. Its lock lies in a folder beside the st
 operating system lets go of it when the process ends, however it ends. So a lock that can be taken
 proves death, at once and without a clock; one that cannot proves life, however slow or stopped the
 process is. Where nothing can be proved (another machine, a lock the system does not grant) the
-owner counts as alive, because a living owner that is robbed would see its calls run twice.
+owner counts as alive, because a living owner that is robbed would see its calls run twice. The name
+of the machine may have changed, as from one container to the next. That is no hindrance where the
+file system is of this machine alone: whatever its name was, the lock would be seen here.
 
 The lock is taken before the owner is registered and let go after it is unregistered. In between
 there is no moment at which a registered owner looks dead.
@@ -18,6 +20,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock
@@ -44,6 +47,10 @@ def new_session_id() -> int:
 
 
 _POLL_S = 0.002  # how often filelock tries
+_OF_ONE_MACHINE = {  # the file systems that no two have mounted at a time
+    "apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "jfs", "ntfs", "overlay", "ramfs", "reiserfs",
+    "tmpfs", "ufs", "xfs", "zfs",
+}  # fmt: skip
 _holders: "dict[tuple[Path, int], Owners]" = {}  # by folder and owner: what keeps its lock, as long as it does
 
 
@@ -54,6 +61,15 @@ class Owners:
         self.folder = folder
         self.host = socket.gethostname()
         self._held: dict[int, FileLock] = {}
+
+    @cached_property
+    def _is_of_this_machine(self) -> bool:
+        """Whether all locks in the folder are seen by this machine, since no other can have its file system mounted."""
+        import psutil  # 20 ms, and most processes never need it
+
+        kinds = {mount.mountpoint: mount.fstype for mount in psutil.disk_partitions(all=True)}
+        folder = self.folder.resolve()
+        return next((kinds[str(it)] for it in (folder, *folder.parents) if str(it) in kinds), "") in _OF_ONE_MACHINE
 
     def gate(self, timeout_s: float) -> FileLock:
         """The lock under which a store is created and opened, and its owners are looked at."""
@@ -73,20 +89,27 @@ class Owners:
             self.let_go(owner)
             raise StoreError(f"no owner can be registered in {self.folder}: {safety.explain(error)}") from error
 
-    def let_go(self, owner: int) -> None:
-        """Prove no more; the owner must be unregistered already."""
+    def let_go(self, owner: int, *, is_registered: bool = False) -> None:
+        """Prove no more. One that is still registered is taken for dead then, with nothing under way."""
         # A session may have been begun through another handle, which may be closed by now.
         lock = _holders.pop((self.folder, owner), self)._held.pop(owner, None)
-        if lock is not None:
-            lock.release()
+        if lock is None:
+            return
+        if is_registered:
+            with contextlib.suppress(OSError):
+                os.truncate(self.slots_path(owner), 0)
+        lock.release()
+        if not is_registered:
             self.forget(owner)
 
     def is_alive(self, owner: int, host: str) -> bool:
         """False only if the owner's death is proved."""
-        if host != self.host or owner in _holders.get((self.folder, owner), self)._held:
+        if owner in _holders.get((self.folder, owner), self)._held:
             return True
         probe = FileLock(self._lock_path(owner), mode=0o600)
         try:
+            if host != self.host and not self._is_of_this_machine:
+                return True
             safety.check_private(self._lock_path(owner))  # a lock file is emptied as it is opened
             probe.acquire(blocking=False)
         except OSError:  # Timeout among them; others, such as too many open files, prove nothing

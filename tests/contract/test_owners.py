@@ -9,13 +9,16 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from backends import BACKENDS, Backend, Client, tick
 
-from omniq_executor import slots
+from omniq_executor import StoreError, slots
 from omniq_executor.model.task import Event, Status
 from omniq_executor.stores.base import Store
+from omniq_executor.stores.owners import Owners
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Enter = Callable[..., Client]
@@ -127,6 +130,72 @@ def test_an_owner_lives_as_long_as_its_process_also_when_its_handle_is_closed(
     del client
     gc.collect()
     assert [owner.alive for owner in other.store.owners()] == [True, True, True]
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_death_is_proved_though_the_host_has_another_name_where_no_other_host_has_the_disk(
+    client: Client, start: Start, monkeypatch: pytest.MonkeyPatch, is_shared: bool
+) -> None:
+    """Issue 10: what was killed in one container was never resumed in the next."""
+    monkeypatch.setattr(Owners, "_is_of_this_machine", not is_shared)
+    client.add(*range(3))
+    process = start(f"""
+import socket
+socket.gethostname = lambda: "the name before"
+store = backend.open(address)
+(address.parent / "session").write_text(str(store.begin_session(tick())))
+{CLAIMS_THREE}""")
+    session = int((Path(client.store.address).parent / "session").read_text())
+    run = client.store.begin_run("work", client.owner, "crashed", tick(), session=session)
+    assert client.store.owners()[1].host == "the name before"
+    assert client.store.reap(tick()) == 0
+    process.kill()
+    process.wait(30)
+    assert client.store.reap(tick()) == (0 if is_shared else 3)
+    assert len(client.store.owners()) == 1 + is_shared
+    client.stop()
+    assert (run.id in client.store.begin_run("work", 0, "crashed", tick()).continues) is not is_shared
+
+
+def test_a_disk_is_of_this_machine_by_the_kind_of_what_is_mounted_next_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "store" / "owners"
+    folder.mkdir(parents=True)
+    kinds = {"/": "ext4", str(tmp_path): "nfs4"}
+
+    def partitions(**_: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(mountpoint=where, fstype=kind) for where, kind in kinds.items()]
+
+    monkeypatch.setattr(psutil, "disk_partitions", partitions)
+    assert not Owners(folder)._is_of_this_machine
+    kinds[str(tmp_path / "store")] = "tmpfs"
+    assert Owners(folder)._is_of_this_machine
+    kinds.clear()
+    assert not Owners(folder)._is_of_this_machine
+
+
+def test_what_could_not_leave_is_dead_and_what_it_had_claimed_released(
+    client: Client, other: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 10: on a full disk, it was taken for one that lives, until its process ended."""
+    ids = client.add(1, 2, claimed=True)
+    shared = slots.Slots(1)
+    shared.make(client.store.slots_path(client.owner))
+    began = shared.row(0)
+    began[slots.FIRST], began[slots.TASK], began[slots.STARTED] = 0, ids[0], 0
+    verb = "_write" if client.backend.name == "sqlite" else "_bury"  # by which it leaves
+
+    def refuse(*_: object) -> None:
+        raise StoreError("refused by the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.store, verb, refuse)
+        with pytest.raises(StoreError, match="refused by the test"):
+            client.store.leave(client.owner)
+    assert other.store.reap(tick()) == 2
+    assert [other.store.get(id).owner_deaths for id in ids] == [0, 0]
+    assert [owner.id for owner in other.store.owners()] == [other.owner]
 
 
 def test_only_what_had_begun_is_charged_with_the_death_of_its_owner(client: Client, other: Client) -> None:

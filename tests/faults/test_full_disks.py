@@ -18,10 +18,13 @@ from backends import Backend, Client
 
 import omniq_executor
 from omniq_executor import PersistentExecutor, Status, StoreError
+from omniq_executor.dispatch import dispatcher
 from omniq_executor.model.task import Event
+from omniq_executor.stores.reserve import RESERVE_BYTES
 
 WAIT_S = 30.0
 FULL = r"full|No space|no more files"
+LARGE = 2 * RESERVE_BYTES
 
 needs_disks = pytest.mark.skipif(disks.why_no_small_disks() is not None, reason=str(disks.why_no_small_disks()))
 as_posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no such limits and modes here")
@@ -47,7 +50,7 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    with disks.small(tmp_path / "disk", size="4m") as folder:
+    with disks.small(tmp_path / "disk", size="16m") as folder:
         yield Disk(folder)
 
 
@@ -205,7 +208,7 @@ def test_a_result_that_cannot_be_stored_is_kept_and_stored_later(
     executor = PersistentExecutor(1, store=backend.address(disk.folder))
     try:
         gate, journal = tmp_path / "gate", tmp_path / "journal"
-        future = executor.submit(jobs.large_after, journal, gate, 200_000)
+        future = executor.submit(jobs.large_after, journal, gate, LARGE)
         wait_until(journal.exists)
         disk.fill()
         refusal_of(lambda: executor.submit(len, "x" * 100_000))
@@ -222,16 +225,56 @@ def test_a_result_that_cannot_be_stored_is_kept_and_stored_later(
             assert not future.done()
             assert executor.store.get(future.task_id).status is Status.RUNNING
         disk.free()
-        assert future.result(WAIT_S) == "x" * 200_000
+        assert future.result(WAIT_S) == "x" * LARGE
         task = executor.store.get(future.task_id)
         assert (task.status, task.attempts) == (Status.COMPLETED, 1)
-        assert journal.read_text() == "200000\n"  # and it ran once
+        assert journal.read_text() == f"{LARGE}\n"  # and it ran once
         assert executor.submit(len, "x" * 100_000).result(WAIT_S) == 100_000
     finally:
         disk.free()
         executor.shutdown()
     with contextlib.closing(backend.open(backend.address(disk.folder))) as store:
         assert {task.status for task in store.find()} == {Status.COMPLETED}
+
+
+@pytest.mark.faults
+@needs_disks
+def test_small_results_are_stored_on_a_full_disk(backend: Backend, disk: Disk, tmp_path: Path, wait_until: Any) -> None:
+    """Issue 10: the calls were made, and made again when there was space."""
+    gate, journal = tmp_path / "gate", tmp_path / "journal"
+    with PersistentExecutor(2, store=backend.address(disk.folder)) as executor:
+        futures = [executor.submit(jobs.large_after, journal, gate, 10_000 + n) for n in range(10)]
+        wait_until(journal.exists)
+        disk.fill()
+        refusal_of(lambda: executor.submit(len, "x" * 100_000))
+        disk.fill()
+        gate.touch()
+        assert [len(future.result(WAIT_S)) for future in futures] == list(range(10_000, 10_010))
+        assert {future.task().status for future in futures} == {Status.COMPLETED}
+    assert len(journal.read_text().splitlines()) == 10
+
+
+@pytest.mark.faults
+@needs_disks
+def test_on_a_disk_that_stays_full_the_with_block_ends_and_the_next_run_makes_the_call(
+    backend: Backend, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Any
+) -> None:
+    """Issue 10: it waited for ever."""
+    monkeypatch.setattr(dispatcher, "REFUSED_S", 2.0)
+    gate, journal = tmp_path / "gate", tmp_path / "journal"
+    with PersistentExecutor(1, store=backend.address(disk.folder)) as executor:
+        future = executor.submit(jobs.large_after, journal, gate, LARGE)
+        wait_until(journal.exists)
+        disk.fill()
+        gate.touch()
+    with pytest.raises(StoreError, match=FULL):
+        future.result(0)
+    disk.free()
+    with PersistentExecutor(1, store=backend.address(disk.folder)) as executor:
+        again = executor.submit(jobs.large_after, journal, gate, LARGE)
+        assert again.task_id == future.task_id
+        assert again.result(WAIT_S) == "x" * LARGE
+    assert journal.read_text() == f"{LARGE}\n" * 2
 
 
 # --- Files and limits of a process ---

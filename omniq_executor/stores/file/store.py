@@ -8,6 +8,7 @@
     ROOT/runs/N.json   the runs, and in sessions/ the processes that have begun some and live
     ROOT/owners/       a file, a lock and a notification pipe for each owner, see owners.py
     ROOT/output/       what calls wrote, see output.py
+    ROOT/reserve       some space, see reserve.py
 
 Everything happens under the lock, after a look at what others have done meanwhile. What a process knows
 without reading their files: which tasks are PENDING, in order, by lane, and those that it changed last.
@@ -79,6 +80,7 @@ from ..base import (
 )
 from ..output import Output
 from ..owners import Owners, new_owner_id, new_session_id
+from ..reserve import Reserve
 from .dependency_index import Needs
 from .folders import STATUS_FOLDERS, WAITING, Folders
 from .journal import Entry, Journal
@@ -134,6 +136,7 @@ class FileStore(Store):
         self._durable = durable
         self._owners = Owners(self.path / "owners")
         self.output = Output(self.path / "output")
+        self.reserve = Reserve(self.path / "reserve")
         self._known: dict[int, Record] = {}  # not finished, and last changed by this process
         self._lanes: defaultdict[Lane, Places] | None = None  # None until somebody claims
         self._needs: Needs | None = None  # None until something ends
@@ -427,6 +430,7 @@ class FileStore(Store):
 
     def enter(self, queue: str) -> int:
         with self._locked():
+            self.reserve.take()
             owner = new_owner_id(self._folders.numbers("owners"))
             self._owners.hold(owner)
             self._functions.clear()  # while no owner was registered, some may have been purged
@@ -443,9 +447,13 @@ class FileStore(Store):
             return owner
 
     def leave(self, owner: int) -> None:
-        with self._locked():
-            self._bury({owner: ()})
-            self._unread.pop(owner, None)
+        try:
+            with self._locked():
+                self._bury({owner: ()})
+                self._unread.pop(owner, None)
+        except StoreError:
+            self._owners.let_go(owner, is_registered=True)
+            raise
         self._owners.let_go(owner)
 
     def owners(self) -> list[Owner]:

@@ -4,6 +4,7 @@
     omniq.db-wal/-shm  SQLite's own
     omniq.db-owners/   who is alive, see owners.py
     omniq.db-output/   what calls wrote, see output.py
+    omniq.db-reserve   some space, see reserve.py
 
 Rules that keep it whole:
 
@@ -55,6 +56,7 @@ from ..base import (
 )
 from ..output import Output
 from ..owners import Owners, new_owner_id, new_session_id
+from ..reserve import Reserve
 from . import transactions
 from .transactions import Many, Reply, Transaction
 
@@ -105,6 +107,7 @@ class SQLiteStore(Store):
         self._connection: sqlite3.Connection | None = None
         self._owners = Owners(self._beside("-owners"))
         self.output = Output(self._beside("-output"))
+        self.reserve = Reserve(self._beside("-reserve"))
         try:
             if not create and not self.path.exists():
                 raise StoreError(f"there is no store at {self.path}")
@@ -244,6 +247,7 @@ class SQLiteStore(Store):
     # who is there
 
     def enter(self, queue: str) -> int:
+        self.reserve.take()
         with self._lock:
             while True:
                 owner = new_owner_id(id for (id,) in self._read(transactions.OWNERS))
@@ -255,7 +259,11 @@ class SQLiteStore(Store):
                 self._owners.let_go(owner)  # another was faster with such an id
 
     def leave(self, owner: int) -> None:
-        self._write(transactions.leave(owner))
+        try:
+            self._write(transactions.leave(owner))
+        except StoreError:
+            self._owners.let_go(owner, is_registered=True)
+            raise
         self._version = -1
         self._owners.let_go(owner)
 

@@ -1,0 +1,34 @@
+"""Some space on the disk of a store, for outcomes that come when the disk is full.
+
+Calls that run then are not lost: what they have returned, if it is small, fits into the space that is let go of.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+from . import permissions as safety
+
+RESERVE_BYTES = 1 << 20
+
+
+class Reserve:
+    """See the module's docstring. Where it cannot be had the store does without."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def take(self) -> None:
+        """Have it, unless it is there already."""
+        with contextlib.suppress(OSError):
+            safety.make_file(self._path)
+            try:
+                # By chance, as zeros take no space on a disk that compresses. All or nothing: a part may be too little.
+                self._path.write_bytes(os.urandom(RESERVE_BYTES))
+            except OSError:
+                self.let_go()
+
+    def let_go(self) -> None:
+        """Have it be free space. The next owner takes it again."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
