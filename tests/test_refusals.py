@@ -43,6 +43,7 @@ class Refusal:
     ) -> None:
         self.left = times
         self.refused = threading.Event()
+        self.passed = threading.Event()  # once more, after all of that
         self._verb = getattr(store, verb)
         self._applies = applies
         setattr(store, verb, self)
@@ -52,6 +53,8 @@ class Refusal:
             self.left -= 1
             self.refused.set()
             raise StoreError("refused by the test")
+        if self.refused.is_set():
+            self.passed.set()
         return self._verb(*args, **kwargs)
 
 
@@ -206,15 +209,19 @@ def test_who_cannot_look_after_other_owners_takes_its_turn(
     future = executor.submit(calls.square, 1)
     assert future.result(WAIT_S) == 1
     peers = executor._dispatcher._peers
+    with contextlib.closing(open_store(address)) as store:
+        store._owners._held.pop(store.enter("of the dead")).release()  # type: ignore[attr-defined]
     refusal = Refusal(executor.store, verb)
     with executor._dispatcher.driver:
         peers.was_notified = verb == "peers"
-        peers.look_at = time.monotonic()
+        peers.look_at = time.monotonic() if verb == "reap" else None
         future = executor.submit(calls.square, 2)
     assert future.result(WAIT_S) == 4
     assert refusal.refused.wait(WAIT_S)
+    assert refusal.passed.wait(WAIT_S)
     while peers.was_notified or peers.look_at is not None:
         time.sleep(0.01)
+    assert [owner.queue for owner in executor.store.owners()] == [executor.queue]
     assert executor.submit(calls.square, 3).result(WAIT_S) == 9
 
 
@@ -248,6 +255,7 @@ def test_a_store_that_refuses_for_long_ends_the_executor_and_the_next_run_goes_o
 def test_a_map_of_which_a_later_piece_cannot_be_stored_ends(address: Path, tmp_path: Path) -> None:
     """Issue 10: its first calls were taken back, their release failed, and shutdown() waited for them for ever."""
     with PersistentExecutor(1, store=address) as executor:
+        assert list(executor.map(calls.square, range(100))) == [n * n for n in range(100)]  # so many travel together
         held = executor.submit(calls.wait_for, tmp_path / "gate")
         adds = 0
 
@@ -262,6 +270,49 @@ def test_a_map_of_which_a_later_piece_cannot_be_stored_ends(address: Path, tmp_p
         refusal.left = 0
         (tmp_path / "gate").touch()
         assert held.result(WAIT_S) == "gate"
+
+
+def test_results_that_are_refused_are_stored_later_though_then_a_cancel_is_refused(
+    make_executor: MakeExecutor, address: Path, tmp_path: Path
+) -> None:
+    """Issue 10: after that nothing was offered again."""
+    executor = make_executor(2, store=address)
+    held = executor.submit(calls.wait_for, tmp_path / "gate")
+    results = executor.map(calls.wait_for, [tmp_path / "gate"] * 50)
+    dispatcher = executor._dispatcher
+    refusals = [Refusal(executor.store, "turn", applies=has_outcomes), Refusal(executor.store, "cancel", times=2)]
+
+    with dispatcher.driver:
+        (tmp_path / "gate").touch()
+        while not dispatcher.engine.reports:
+            dispatcher.driver.poll(0.01)
+        dispatcher.take_turn()  # it is refused
+        assert refusals[0].refused.is_set()
+        del results
+        dispatcher.take_turn()
+        assert refusals[1].refused.is_set()
+    assert not concurrent.futures.wait([held], WAIT_S).not_done  # it takes no turns
+    assert held.result(0) == "gate"
+    assert [refusal.left for refusal in refusals] == [0, 0]
+
+
+def test_a_submit_that_is_refused_leaves_what_it_has_taken_in_to_the_next_turn(
+    make_executor: MakeExecutor, address: Path
+) -> None:
+    """Issue 10: the future of what it had taken in did not resolve before something else happened."""
+    executor = make_executor(1, store=address)
+    assert executor.submit(calls.square, 1).result(WAIT_S) == 1
+    dispatcher = executor._dispatcher
+    future = executor.submit(calls.square, 2)
+    with dispatcher.driver:
+        while not dispatcher.engine.reports:
+            dispatcher.driver.poll(0.01)
+        Refusal(executor.store, "turn")
+        Refusal(executor.store, "add_claimed")
+        with pytest.raises(StoreError, match="refused by the test"):
+            executor.submit(calls.square, 3)
+    assert not concurrent.futures.wait([future], WAIT_S).not_done
+    assert future.result(0) == 4
 
 
 def test_a_broken_pool_stores_what_was_reported(make_executor: MakeExecutor, address: Path) -> None:

@@ -37,8 +37,8 @@ LARGE = pickle.dumps(b"x" * 30_000)  # a result that takes many pages
 
 # What happens only now and then in a store must happen in a session too: by module, what makes it so.
 OFTEN: dict[str, dict[str, Any]] = {
-    "sqlite": {"sqlite.CHECKPOINT_BYTES": 1, "sqlite.LOOK_AT_LOG_EVERY": 5},
-    "file": {"journal.ROTATE_BYTES": 20_000},
+    "sqlite": {"sqlite.store.CHECKPOINT_BYTES": 1, "sqlite.store.LOOK_AT_LOG_EVERY": 5},
+    "file": {"file.journal.ROTATE_BYTES": 20_000},
 }
 
 OPTIONS = Options(max_retries=2, interval=60_000_000, tags=("nightly", "a b"))
@@ -351,8 +351,10 @@ def run(address: Path, durability: str, rounds: int, acknowledge: Callable[[int]
 def make_rare_things_happen(backend: str) -> None:
     """Have what happens only now and then happen in every session, and the same in each."""
     for path, value in OFTEN.get(backend, {}).items():
-        module, name = path.split(".")
-        setattr(importlib.import_module(f"omniq_executor.stores.{module}"), name, value)
+        path, _, name = path.rpartition(".")
+        module = importlib.import_module(f"omniq_executor.stores.{path}")
+        assert hasattr(module, name), f"{path} has no {name} any more"
+        setattr(module, name, value)
     numbers = iter(range(1_000_000_000, 2_000_000_000, 7_919))
     secrets.randbits = lambda bits: next(numbers) % (1 << bits)  # owners' ids, whose length is that of what is written
 

@@ -136,7 +136,7 @@ class SQLiteStore(Store):
 
     def _check_private(self) -> None:
         """Refuse files that others could have written. SQLite reads those beside the database as part of it."""
-        for ending in ("", "-wal", "-shm", "-journal", "-owners", "-owners/open.lock", "-output"):
+        for ending in ("", "-wal", "-shm", "-journal", "-owners", "-owners/open.lock", "-output", "-reserve"):
             safety.check_private(self._beside(ending))
 
     def _beside(self, ending: str) -> Path:
