@@ -588,6 +588,65 @@ if __name__ == "__main__":
     assert (done.returncode, done.stdout) == (0, "went on\n")
 
 
+def test_a_forked_child_keeps_the_files_that_it_opens(script: Any) -> None:
+    """Issue 10: it closed the number of a file of the parent's twice, the second time for another file."""
+    script.write("""
+import gc, os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # the fork is on purpose
+from omniq_executor import PersistentExecutor
+if __name__ == "__main__":
+    with PersistentExecutor(2) as executor:
+        assert executor.submit(pow, 2, 3).result() == 8
+        child = os.fork()
+        if child == 0:
+            files = [os.open(__file__, os.O_RDONLY) for _ in range(100)]
+            del executor._dispatcher.driver.selector, executor._dispatcher.engine, executor._dispatcher
+            gc.collect()
+            for file in files:
+                os.fstat(file)
+            os._exit(5)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+""")
+    done = script.run(timeout_s=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")
+
+
+def test_a_fork_waits_for_a_turn_that_is_under_way_and_the_child_is_refused(script: Any) -> None:
+    """Issue 10: a child in which the turn was cut off could stand still in SQLite."""
+    script.write("""
+import os, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # the fork is on purpose
+from omniq_executor import PersistentExecutor
+if __name__ == "__main__":
+    with PersistentExecutor(1) as executor:
+        assert executor.submit(pow, 2, 3).result() == 8
+        store, begun, turns = executor.store, threading.Event(), 0
+        def turn(*work, of_store=store.turn):
+            global turns
+            turns += 1
+            begun.set()
+            threading.Event().wait(0.3)  # nobody can tell when the other thread waits in fork()
+            try:
+                return of_store(*work)
+            finally:
+                turns -= 1
+        store.turn = turn
+        thread = threading.Thread(target=lambda: list(executor.map(abs, [1])))
+        thread.start()
+        begun.wait()
+        child = os.fork()
+        if child == 0:
+            try:
+                executor.submit(abs, 1)
+            except Exception as error:
+                os._exit(5 if turns == 0 and "belongs to the parent" in str(error) else 6)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        thread.join()
+""")
+    done = script.run(timeout_s=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")
+
+
 # --- Cancelling --------------------------------------------------------------------------------------------------
 
 

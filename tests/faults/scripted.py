@@ -186,6 +186,7 @@ class Doing:
         assert [it.id for it in self._turn(who, claim=len(ids), tier=tier, of_run=of_run).claimed] == ids
 
     def adopt(self, who: str, asked: list[int] | None, ids: list[int]) -> None:
+        self.stores[who].reap(self.now)  # as a dispatcher does before: who has left may be registered, if that failed
         assert self.stores[who].adopt(self.runs[who], asked, self.now) == len(ids)
 
     def cancel_run(self, who: str, ids: list[int]) -> None:
