@@ -600,7 +600,7 @@ if __name__ == "__main__":
         child = os.fork()
         if child == 0:
             files = [os.open(__file__, os.O_RDONLY) for _ in range(100)]
-            del executor._dispatcher.driver.selector, executor._dispatcher.engine, executor._dispatcher
+            vars(executor._dispatcher).clear()  # so that all that it had is collected
             gc.collect()
             for file in files:
                 os.fstat(file)

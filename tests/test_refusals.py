@@ -303,8 +303,8 @@ def test_a_submit_that_is_refused_leaves_what_it_has_taken_in_to_the_next_turn(
     executor = make_executor(1, store=address)
     assert executor.submit(calls.square, 1).result(WAIT_S) == 1
     dispatcher = executor._dispatcher
-    future = executor.submit(calls.square, 2)
     with dispatcher.driver:
+        future = executor.submit(calls.square, 2)
         while not dispatcher.engine.reports:
             dispatcher.driver.poll(0.01)
         Refusal(executor.store, "turn")
