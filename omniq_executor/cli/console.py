@@ -1,7 +1,8 @@
-"""What the command line prints: tables that are drawn where they fit, and stay whole in a pipe."""
+"""What the command line prints: tables, which are drawn where they fit and stay whole in a pipe, text and JSON."""
 
 import codecs
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,20 +12,59 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ..model.task import iso
+from ..stores.base import Owner
+
 _UNLIMITED = 1_000_000
 _STYLES = {"COMPLETED": "green", "FAILED": "red", "RUNNING": "cyan", "alive": "green", "dead": "red"}
 
 
 def printable(text: str) -> str:
-    """`text` without what could steer a terminal or cannot be encoded; line ends and tabs stay."""
+    """Return `text` without what could steer a terminal or cannot be encoded; line ends and tabs stay."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def first_line(text: str) -> str:
-    """The first line of `text`, printable."""
+    """Return the first line of `text`, printable."""
     return printable(text.strip().partition("\n")[0])
+
+
+def count_of_tasks(count: int) -> str:
+    """Return how many tasks there are, in words."""
+    return "1 task" if count == 1 else f"{count} tasks"
+
+
+def owner_fields(owner: Owner) -> dict[str, str | int]:
+    """Return what is shown of an owner."""
+    return {
+        "owner": owner.id,
+        "queue": owner.queue,
+        "host": owner.host,
+        "pid": owner.pid,
+        "since": iso(owner.opened_at) or "",
+        "state": "alive" if owner.alive else "dead",
+    }
+
+
+def print_json(value: object, indent: int | None = 2) -> None:
+    """Print a value as JSON; without an indent it is one line."""
+    click.echo(json.dumps(value, indent=indent))
+
+
+def report(as_json: bool, value: object, text: str) -> None:
+    """Print what a command did, as JSON or as text."""
+    if as_json:
+        print_json(value)
+    else:
+        click.echo(text)
+
+
+def exit_with(status: int) -> None:
+    """End the command with an exit status; 0 or False lets it go on."""
+    if status:
+        raise click.exceptions.Exit(int(status))
 
 
 class Raw:
@@ -72,7 +112,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str | int]]) ->
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal, if there is one; gives what to call with how many more are done."""
+    """Show a bar on the terminal, if there is one; yield what to call with how many more are done."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
