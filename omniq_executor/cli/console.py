@@ -7,10 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from ..model.task import iso
 from ..stores.base import Owner
@@ -101,18 +97,16 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str | int]]) ->
     """
     right = [any(isinstance(row[i], int) for row in rows) for i in range(len(headings))]
     cells = [[printable(str(cell)) for cell in row] for row in rows]
-    console = Console()
-    if sys.stdout.isatty():
-        table = _drawn(headings, cells, right)
-        if console.measure(table, options=console.options.update_width(_UNLIMITED)).maximum <= console.width:
-            console.print(table)
-            return
-    _write([headings, *cells], right)
+    if not sys.stdout.isatty() or not _draw(headings, cells, right):
+        _write([headings, *cells], right)
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar on the terminal, if there is one; yield what to call with how many more are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -120,13 +114,22 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
-def _drawn(headings: Sequence[str], rows: list[list[str]], right: list[bool]) -> Table:
+def _draw(headings: Sequence[str], rows: list[list[str]], right: list[bool]) -> bool:
+    """Draw a table on the terminal, if that is wide enough; return whether it is."""
+    from rich.console import Console  # which is half of the time that a command takes, and no pipe needs it
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(header_style="bold")
     for heading, to_right in zip(headings, right, strict=True):
         table.add_column(heading, justify="right" if to_right else "left")
     for row in rows:
         table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
-    return table
+    console = Console()
+    fits = console.measure(table, options=console.options.update_width(_UNLIMITED)).maximum <= console.width
+    if fits:
+        console.print(table)
+    return fits
 
 
 def _write(rows: list[Sequence[str]], right: list[bool]) -> None:

@@ -223,6 +223,3 @@ def _pieces(store: Store, id: int, attempt: int | None, follow: bool) -> Iterato
 def _is_left(store: Store, task: Task) -> bool:
     """Return whether the process that runs the task is dead."""
     return task.status is Status.RUNNING and not any(o.alive for o in store.owners() if o.id == task.owner)
-
-
-COMMANDS = status, list_, show, logs

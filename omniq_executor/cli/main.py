@@ -6,6 +6,7 @@ is 0 when what was asked for is done, 1 when there was nothing to do it to or a 
 """
 
 import io
+import pkgutil
 import sys
 from typing import Any
 
@@ -13,14 +14,36 @@ import click
 
 from .. import __version__
 from ..errors import OmniqError, SettingsError
-from . import looking, upkeep
 from .console import printable
-from .demo import demo
-from .working import worker
+
+# Where each command is. Its module is loaded when it is asked for: a look needs neither executor nor dispatcher.
+_COMMANDS = {
+    "status": "looking.status",
+    "list": "looking.list_",
+    "show": "looking.show",
+    "logs": "looking.logs",
+    "retry": "upkeep.retry",
+    "cancel": "upkeep.cancel",
+    "purge": "upkeep.purge",
+    "backup": "upkeep.backup",
+    "migrate": "upkeep.migrate",
+    "doctor": "upkeep.doctor",
+    "worker": "working.worker",
+    "demo": "demo.demo",
+}
 
 
 class _Commands(click.Group):
     """Commands that report the package's own errors as one line and exit status 1, or 2 for a bad setting."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = pkgutil.resolve_name(f"{__package__}.{_COMMANDS[cmd_name]}")
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -31,11 +54,7 @@ class _Commands(click.Group):
             raise click.ClickException(printable(" ".join(str(error).split()))) from error
 
 
-@click.group(
-    cls=_Commands,
-    commands=[*looking.COMMANDS, *upkeep.COMMANDS, worker, demo],
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Look into a store of durable calls and look after it, or try the demo."""

@@ -226,6 +226,3 @@ def doctor(address: str | None, as_json: bool) -> None:
         found = f"{len(problems) - left} problems repaired, {left} left" if problems else "no problems"
         click.echo(f"{where}: {found}; {len(owners)} processes work on it")
     exit_with(not all(repaired for _, repaired in problems))
-
-
-COMMANDS = retry, cancel, purge, backup, migrate, doctor
