@@ -1,6 +1,7 @@
 """The command line, as a user runs it: real processes on real stores."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 import pytest
 
 from omniq_executor import PersistentExecutor
+
+pytestmark = pytest.mark.once
+
+STORE = os.environ.get("OMNIQ_TEST_STORE", "a.db")
 
 SCRIPT = """
 import sys
@@ -38,18 +43,18 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.marker = folder / "unpickled"
-        with PersistentExecutor(1, store=folder / "a.db", queue="first") as executor:
+        with PersistentExecutor(1, store=folder / STORE, queue="first") as executor:
             self.plain = executor.submit(pow, 2, 5)
             self.pickled = executor.submit(complex, 1, 2)
             self.failed = executor.submit(int, "seven")
-        with PersistentExecutor(1, store=folder / "a.db", queue="second") as executor:
+        with PersistentExecutor(1, store=folder / STORE, queue="second") as executor:
             self.trap = executor.submit(repr, Trap(self.marker))
             self.rude = executor.submit(exec, "raise ValueError('\\x1b[31m[bold]\\udc80')")
         self.marker.unlink()  # the worker had to unpickle it
         self.tasks = [self.plain, self.pickled, self.failed, self.trap, self.rude]
 
     def run(self, *args: str) -> str:
-        done = omniq(self.folder, *args, "--store", "a.db")
+        done = omniq(self.folder, *args, "--store", STORE)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
@@ -140,10 +145,10 @@ def test_show_tells_everything_about_a_task(store: Store) -> None:
 
 
 def test_show_tells_for_whose_results_a_task_waits(tmp_path: Path) -> None:
-    executor = PersistentExecutor(1, store=tmp_path / "a.db")
+    executor = PersistentExecutor(1, store=tmp_path / STORE)
     first = executor.options(eta=3600).submit(pow, 2, 3)
     later = executor.submit(pow, first, 2)
-    command = ["show", str(later.task_id), "--store", "a.db"]
+    command = ["show", str(later.task_id), "--store", STORE]
     fields = json.loads(omniq(tmp_path, *command, "--json").stdout)
     assert (fields["status"], fields["after"], fields["eta"]) == ("PENDING", [first.task_id], None)
     assert f"<result of {first.task_id}>, 2" in omniq(tmp_path, *command, "--load").stdout
@@ -193,15 +198,15 @@ def test_a_file_that_is_no_store_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_is_an_error_and_a_malformed_id_a_usage_error(store: Store) -> None:
-    unknown = omniq(store.folder, "show", "task-0000000000000", "--store", "a.db")
+    unknown = omniq(store.folder, "show", "task-0000000000000", "--store", STORE)
     assert (unknown.returncode, unknown.stdout, unknown.stderr.count("\n")) == (1, "", 1)
     assert "task-0000000000000" in unknown.stderr
-    malformed = omniq(store.folder, "show", "seven", "--store", "a.db")
+    malformed = omniq(store.folder, "show", "seven", "--store", STORE)
     assert malformed.returncode == 2
     assert "'seven' is not a task id" in malformed.stderr
 
 
 def test_a_reader_that_leaves_early_is_no_error_of_ours(store: Store) -> None:
-    command = f"'{sys.executable}' -m omniq_executor list --store a.db | true"  # it has left before we begin
+    command = f"'{sys.executable}' -m omniq_executor list --store {STORE} | true"  # it has left before we begin
     done = subprocess.run(["bash", "-c", command], cwd=store.folder, capture_output=True, timeout=60, check=True)
     assert done.stderr == b""

@@ -17,6 +17,8 @@ import pytest
 import omniq_executor
 from omniq_executor import PersistentExecutor
 
+pytestmark = pytest.mark.once
+
 ROOT = str(Path(omniq_executor.__file__).parents[1])
 WAIT_S = 30.0
 

@@ -23,7 +23,6 @@ from omniq_executor import SerializationError
 from omniq_executor.model.codec import (
     decode,
     decode_call,
-    dump_function,
     encode,
     encode_call,
     encode_json,
@@ -32,6 +31,7 @@ from omniq_executor.model.codec import (
     join,
     load_function,
     script_class,
+    write,
 )
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -247,7 +247,7 @@ def test_joined_texts_are_one_array(values: list[Any]) -> None:
 
 def test_an_importable_function_travels_by_name() -> None:
     for function in (math.sqrt, json.dumps, len, dict.fromkeys, collections.Counter):
-        data = dump_function(function)
+        data = write(function).data
         assert data == pickle.dumps(function, 5)
         assert load_function(data) == function
 
@@ -255,19 +255,19 @@ def test_an_importable_function_travels_by_name() -> None:
 def test_lambdas_and_closures_travel_by_value() -> None:
     step = 2
     for function in (lambda n: n + 2, lambda n: n + step, functools.partial(lambda a, n: a + n, 2)):
-        loaded = load_function(dump_function(function))
+        loaded = load_function(write(function).data)
         assert loaded is not function
         assert loaded(1) == 3
 
 
 def test_a_partial_of_an_importable_function_is_a_plain_pickle() -> None:
-    assert load_function(dump_function(functools.partial(operator.add, 2)))(1) == 3
+    assert load_function(write(functools.partial(operator.add, 2)).data)(1) == 3
 
 
 def test_a_closure_over_what_cannot_be_pickled_raises_serialization_error() -> None:
     lock = threading.Lock()
     with pytest.raises(SerializationError, match="a function cannot be stored"):
-        dump_function(lambda: lock.acquire())
+        write(lambda: lock.acquire())
 
 
 def test_script_class_finds_inner_classes_and_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +320,7 @@ Path("result").write_bytes(encode(function(*args, **kwargs), in_worker=True))
 def work(python: Python, function: str) -> None:
     """Call a function of the script in a program that has no such function."""
     python(f"""{SCRIPT}
-Path("function").write_bytes(dump_function({function}))
+Path("function").write_bytes(write({function}).data)
 Path("call").write_bytes(encode_call((Point(1),), {{}})[0])
 """)
     python(WORKER)
@@ -347,7 +347,7 @@ def test_a_value_of_another_script_says_so(python: Python) -> None:
 def test_a_function_of_a_script_that_cannot_travel_by_value_travels_by_name(python: Python) -> None:
     script = "import threading\nlock = threading.Lock()\ndef work():\n    with lock: return 7\n"
     script += "__file__ = 'script.py'\n"
-    assert python(f"{script}print(load_function(dump_function(work)) is work)") == "True\n"
+    assert python(f"{script}print(load_function(write(work).data) is work)") == "True\n"
 
 
 def test_in_a_session_it_is_refused_and_the_global_is_named(python: Python) -> None:
@@ -355,7 +355,7 @@ def test_in_a_session_it_is_refused_and_the_global_is_named(python: Python) -> N
 import threading
 lock = threading.Lock()
 def work(): return lock
-try: dump_function(work)
+try: write(work)
 except Exception as error: print(type(error).__name__, error)
 """
     text = python(code)
@@ -364,5 +364,5 @@ except Exception as error: print(type(error).__name__, error)
 
 
 def test_an_importable_function_needs_no_cloudpickle(python: Python) -> None:
-    code = "import json\ndump_function(json.dumps), encode((1, 2))\nprint('cloudpickle' in sys.modules)"
+    code = "import json\nwrite(json.dumps), encode((1, 2))\nprint('cloudpickle' in sys.modules)"
     assert python(code) == "False\n"

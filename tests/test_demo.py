@@ -14,6 +14,8 @@ import pytest
 from omniq_executor.cli.demo import python_files
 from omniq_executor.cli.demo_job import MOST, analyse
 
+pytestmark = pytest.mark.once
+
 FILES = 24
 LAST_LINE = re.compile(r"(\d+) tasks, (\d+) resumed, (\d+) executed in \d+\.\d s")
 

@@ -27,7 +27,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, strategies as st
 
-from omniq_executor.code.digest import Uncanonical, function_digest, value_digest
+from omniq_executor.code.digest import Uncanonical, value_digest
 
 
 def define(source: str, name: str = "f", module: str = "__main__") -> Any:
@@ -38,7 +38,7 @@ def define(source: str, name: str = "f", module: str = "__main__") -> Any:
 
 
 def digest_of(source: str, name: str = "f") -> bytes:
-    return function_digest(define(source, name))
+    return value_digest(define(source, name))
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_numbers_may_have_more_digits_than_python_prints() -> None:
 
 
 def test_a_digest_is_sixteen_bytes() -> None:
-    assert len(value_digest([1])) == len(function_digest(len)) == 16
+    assert len(value_digest([1])) == len(value_digest(len)) == 16
 
 
 def test_text_that_is_not_unicode_has_a_digest() -> None:
@@ -530,8 +530,8 @@ def test_functions_and_classes_that_differ_in_one_thing_differ(one: str, other: 
 
 def test_equal_functions_of_two_modules_differ() -> None:
     source = "def f(): return 1"
-    assert function_digest(define(source)) != function_digest(define(source, module="other"))
-    assert function_digest(define(source)) == function_digest(define(source, module="__mp_main__"))  # the same script
+    assert value_digest(define(source)) != value_digest(define(source, module="other"))
+    assert value_digest(define(source)) == value_digest(define(source, module="__mp_main__"))  # the same script
 
 
 @pytest.mark.parametrize(("one", "other"), [("{1, 2}", "{1, 3}"), ("{1, 2}", "(1, 2)"), ("{0.0, 2}", "{-0.0, 2}")])
@@ -563,16 +563,16 @@ def test_closed_over_values_count() -> None:
     def make(value: object) -> Callable[[], object]:
         return lambda: value
 
-    assert function_digest(make(1)) == function_digest(make(1))
-    assert function_digest(make(1)) != function_digest(make(True))
-    assert function_digest(make(make(1))) != function_digest(make(make(2)))
+    assert value_digest(make(1)) == value_digest(make(1))
+    assert value_digest(make(1)) != value_digest(make(True))
+    assert value_digest(make(make(1))) != value_digest(make(make(2)))
 
 
 def test_a_variable_not_bound_yet_is_not_one_that_is_none() -> None:
     source = "def make(bind):\n    def g(): return value\n    if bind: value = None\n    return g\n"
     make = define(source, "make")
-    assert function_digest(make(bind=False)) == function_digest(make(bind=False))
-    assert function_digest(make(bind=False)) != function_digest(make(bind=True))
+    assert value_digest(make(bind=False)) == value_digest(make(bind=False))
+    assert value_digest(make(bind=False)) != value_digest(make(bind=True))
 
 
 def test_how_functions_are_put_together_counts_to_any_depth() -> None:
@@ -597,7 +597,7 @@ def test_how_functions_are_put_together_counts_to_any_depth() -> None:
         then(then(one, two), then(two, one)),
         *chains[1:],
     ]
-    assert len({function_digest(each) for each in variants}) == len(variants)
+    assert len({value_digest(each) for each in variants}) == len(variants)
     assert value_digest([add(1), then(add(1), add(1))]) == value_digest([one, then(one, one)])
     assert value_digest(["x"] * 300 + [one, two]) != value_digest(["x"] * 300 + [two, one])
 
@@ -630,8 +630,8 @@ def test_a_function_that_calls_itself_has_a_digest() -> None:
 
         return recursive
 
-    assert function_digest(make(1)) == function_digest(make(1))
-    assert function_digest(make(1)) != function_digest(make(2))
+    assert value_digest(make(1)) == value_digest(make(1))
+    assert value_digest(make(1)) != value_digest(make(2))
 
 
 def test_functions_that_call_each_other_have_digests() -> None:
@@ -682,16 +682,16 @@ def test_functions_in_sets_and_dicts_count_in_any_order() -> None:
 
 def test_a_digest_stays_the_same_while_the_function_is_used() -> None:
     f = define(BASE)
-    before = function_digest(f)
+    before = value_digest(f)
     for each in range(2000):
         f(each)
-    assert function_digest(f) == before
+    assert value_digest(f) == before
 
 
 def test_an_importable_function_counts_by_its_own_code_alone(import_source: Callable[[str], Any]) -> None:
-    before = function_digest(import_source(BASE).f)
-    assert before == function_digest(import_source(BASE.replace("LIMIT = 3", "LIMIT = 4")).f)
-    assert before != function_digest(import_source(BASE.replace("y=1", "y=2")).f)
+    before = value_digest(import_source(BASE).f)
+    assert before == value_digest(import_source(BASE.replace("LIMIT = 3", "LIMIT = 4")).f)
+    assert before != value_digest(import_source(BASE.replace("y=1", "y=2")).f)
     assert before != digest_of(BASE)
 
 
@@ -709,14 +709,14 @@ def traced(fn):
 def f():
     return lock, 1
 """
-    before = function_digest(import_source(source).f)
-    assert before == function_digest(import_source(source).f)
-    assert before != function_digest(import_source(source.replace("lock, 1", "lock, 2")).f)
+    before = value_digest(import_source(source).f)
+    assert before == value_digest(import_source(source).f)
+    assert before != value_digest(import_source(source.replace("lock, 1", "lock, 2")).f)
 
 
 def test_a_lambda_of_an_importable_module_takes_its_globals_along(import_source: Callable[[str], Any]) -> None:
     source = "LIMIT = {}\nf = lambda: LIMIT"
-    assert function_digest(import_source(source.format(1)).f) != function_digest(import_source(source.format(2)).f)
+    assert value_digest(import_source(source.format(1)).f) != value_digest(import_source(source.format(2)).f)
 
 
 def test_an_importable_function_among_the_globals_counts_by_name(import_source: Callable[[str], Any]) -> None:
@@ -734,9 +734,9 @@ def test_a_cached_function_counts_by_what_it_wraps() -> None:
 
 
 def test_a_bound_method_counts_by_function_and_object() -> None:
-    assert function_digest(Callback(1).run) == function_digest(Callback(1).run)
+    assert value_digest(Callback(1).run) == value_digest(Callback(1).run)
     variants: list[Any] = [Callback(1).run, Callback(1).stop, Callback(2).run, Callback(1), Callback.run, Callback]
-    assert len({function_digest(each) for each in variants}) == len(variants)
+    assert len({value_digest(each) for each in variants}) == len(variants)
 
 
 CLASS = """
@@ -798,7 +798,7 @@ def test_use_of_a_class_does_not_change_its_digest() -> None:
 
 SCRIPT = """
 import abc, collections, dataclasses, decimal, enum, json, pathlib, typing
-from omniq_executor.code.digest import function_digest, value_digest
+from omniq_executor.code.digest import value_digest
 
 NAMES = {"red", "green", "blue", "yellow"}
 
@@ -846,17 +846,17 @@ digests = {
     "dict from a set": value_digest(dict.fromkeys(NAMES)),
     "counter from a set": value_digest(collections.Counter(NAMES)),
     "set of functions": value_digest({helper, work, len}),
-    "frozenset constant": function_digest(lambda x: x in {"a", "b", "c", "d"}),
-    "function with helper": function_digest(work),
+    "frozenset constant": value_digest(lambda x: x in {"a", "b", "c", "d"}),
+    "function with helper": value_digest(work),
     "dataclass": value_digest(Job("a", {"x", "y", "z"})),
-    "method": function_digest(Job("a").run),
-    "class": function_digest(Job),
-    "abstract class": function_digest(Shape),
+    "method": value_digest(Job("a").run),
+    "class": value_digest(Job),
+    "abstract class": value_digest(Shape),
     "namedtuple": value_digest(Pair(1)),
     "enum": value_digest([Colour.RED, Right.READ | Right.WRITE]),
     "objects": value_digest([decimal.Decimal("1.5"), pathlib.Path("a"), ValueError("x"), object()]),
-    "imported": function_digest(json.dumps),
-    "builtin": function_digest(print),
+    "imported": value_digest(json.dumps),
+    "builtin": value_digest(print),
 }
 print(json.dumps({key: digest.hex() for key, digest in digests.items()}))
 """

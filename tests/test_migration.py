@@ -22,6 +22,8 @@ from omniq_executor.model.task import ErrorInfo, Function, Options, Task, log_na
 from omniq_executor.stores.base import RunRecord, Store, TaskRow
 from omniq_executor.stores.migration import Moved, UnderWay, migrate
 
+pytestmark = pytest.mark.once
+
 ROOT = str(Path(omniq_executor.__file__).parents[1])
 NAMES = {"sqlite": "store.db", "file": "store"}
 EVERY_WAY = [*itertools.product(NAMES, NAMES)]

@@ -1,30 +1,66 @@
-"""What the command line prints: tables that are drawn where they fit, and stay whole in a pipe."""
+"""What the command line prints: tables, which are drawn where they fit and stay whole in a pipe, text and JSON."""
 
 import codecs
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+
+from ..model.task import iso
+from ..stores.base import Owner
 
 _UNLIMITED = 1_000_000
 _STYLES = {"COMPLETED": "green", "FAILED": "red", "RUNNING": "cyan", "alive": "green", "dead": "red"}
 
 
 def printable(text: str) -> str:
-    """`text` without what could steer a terminal or cannot be encoded; line ends and tabs stay."""
+    """Return `text` without what could steer a terminal or cannot be encoded; line ends and tabs stay."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def first_line(text: str) -> str:
-    """The first line of `text`, printable."""
+    """Return the first line of `text`, printable."""
     return printable(text.strip().partition("\n")[0])
+
+
+def count_of_tasks(count: int) -> str:
+    """Return how many tasks there are, in words."""
+    return "1 task" if count == 1 else f"{count} tasks"
+
+
+def owner_fields(owner: Owner) -> dict[str, str | int]:
+    """Return what is shown of an owner."""
+    return {
+        "owner": owner.id,
+        "queue": owner.queue,
+        "host": owner.host,
+        "pid": owner.pid,
+        "since": iso(owner.opened_at) or "",
+        "state": "alive" if owner.alive else "dead",
+    }
+
+
+def print_json(value: object, indent: int | None = 2) -> None:
+    """Print a value as JSON; without an indent it is one line."""
+    click.echo(json.dumps(value, indent=indent))
+
+
+def report(as_json: bool, value: object, text: str) -> None:
+    """Print what a command did, as JSON or as text."""
+    if as_json:
+        print_json(value)
+    else:
+        click.echo(text)
+
+
+def exit_with(status: int) -> None:
+    """End the command with an exit status; 0 or False lets it go on."""
+    if status:
+        raise click.exceptions.Exit(int(status))
 
 
 class Raw:
@@ -61,18 +97,16 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str | int]]) ->
     """
     right = [any(isinstance(row[i], int) for row in rows) for i in range(len(headings))]
     cells = [[printable(str(cell)) for cell in row] for row in rows]
-    console = Console()
-    if sys.stdout.isatty():
-        table = _drawn(headings, cells, right)
-        if console.measure(table, options=console.options.update_width(_UNLIMITED)).maximum <= console.width:
-            console.print(table)
-            return
-    _write([headings, *cells], right)
+    if not sys.stdout.isatty() or not _draw(headings, cells, right):
+        _write([headings, *cells], right)
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal, if there is one; gives what to call with how many more are done."""
+    """Show a bar on the terminal, if there is one; yield what to call with how many more are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -80,13 +114,22 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
-def _drawn(headings: Sequence[str], rows: list[list[str]], right: list[bool]) -> Table:
+def _draw(headings: Sequence[str], rows: list[list[str]], right: list[bool]) -> bool:
+    """Draw a table on the terminal, if that is wide enough; return whether it is."""
+    from rich.console import Console  # which is half of the time that a command takes, and no pipe needs it
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(header_style="bold")
     for heading, to_right in zip(headings, right, strict=True):
         table.add_column(heading, justify="right" if to_right else "left")
     for row in rows:
         table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
-    return table
+    console = Console()
+    fits = console.measure(table, options=console.options.update_width(_UNLIMITED)).maximum <= console.width
+    if fits:
+        console.print(table)
+    return fits
 
 
 def _write(rows: list[Sequence[str]], right: list[bool]) -> None:

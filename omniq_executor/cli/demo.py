@@ -10,20 +10,22 @@ import os
 import signal
 import sysconfig
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import CallError, OmniqError
 from ..executor import PersistentExecutor
 from ..future import DurableFuture
-from .console import first_line, print_table, printable
+from .console import first_line, print_table, printable, progress
 from .demo_job import MOST, Analysis, Function, analyse
+from .options import checked_fraction
 
 STORE = "omniq_data/omniq.db"
 _NAMED_FAILURES = 5  # how many files that failed are named
@@ -38,18 +40,16 @@ class Summary:
     executed: int = 0
     failed: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)  # the first few: file, error
-    lines: int = 0
-    functions: int = 0
-    branches: int = 0
+    totals: Counter[str] = field(default_factory=Counter)  # lines, functions, branches
     most_complex: list[tuple[Path, Function]] = field(default_factory=list)
 
     @property
     def done(self) -> int:
-        """Number of files that are finished, well or not."""
+        """How many files are finished, well or not."""
         return self.resumed + self.executed
 
     def add(self, path: Path, future: DurableFuture) -> None:
-        """Take in what became of one file. Raises what concerns more than that file."""
+        """Take in what became of one file. Raise what concerns more than that file."""
         error = future.exception()
         if isinstance(error, OmniqError) and not isinstance(error, CallError):
             raise error
@@ -65,9 +65,7 @@ class Summary:
             self.failures.append((self._name(path), f"{type(error).__name__}: {first_line(str(error))}"))
 
     def _add_analysis(self, path: Path, analysis: Analysis) -> None:
-        self.lines += analysis["lines"]
-        self.functions += analysis["functions"]
-        self.branches += analysis["branches"]
+        self.totals.update(lines=analysis["lines"], functions=analysis["functions"], branches=analysis["branches"])
         self.most_complex += ((path, function) for function in analysis["most_complex"])
         self.most_complex = heapq.nsmallest(
             MOST, self.most_complex, key=lambda found: (-found[1]["complexity"], found[0], found[1]["line"])
@@ -84,7 +82,7 @@ class Summary:
             console.print(f"failed: {self.failed - len(self.failures)} more", style="red")
         if self.failed:
             console.print(f"All of them: omniq-executor list --queue '{queue_of(self.root)}' --status FAILED")
-        console.print(f"{self.lines} lines, {self.functions} functions, {self.branches} branches")
+        console.print(", ".join(f"{self.totals[name]} {name}" for name in ("lines", "functions", "branches")))
         print_table(
             ["FUNCTION", "COMPLEXITY", "FILE"],
             [
@@ -95,7 +93,7 @@ class Summary:
 
 
 def python_files(folder: Path | None) -> tuple[Path, list[Path]]:
-    """The folder in full and its Python files, sorted. Without a folder, those of the standard library."""
+    """Return the folder in full and its Python files, sorted. Without a folder, take the standard library."""
     root = (folder or Path(sysconfig.get_path("stdlib"))).resolve()
     skipped = () if folder else ("site-packages", "dist-packages")  # installed into the library, not of it
     return root, sorted(_walk(root, skipped))
@@ -108,38 +106,48 @@ def _walk(root: Path, skipped: tuple[str, ...]) -> Iterator[Path]:
 
 
 def queue_of(root: Path) -> str:
-    """The queue of a folder: each has its own, so that one folder does not wait for what is left of another."""
+    """Return the queue of a folder: each has its own, so that none waits for what is left of another."""
     return printable(f"demo {root}")
 
 
-def run(folder: Path | None, kill_at: float | None) -> None:
-    """Analyse the files of `folder` and print what was found.
+@click.command()
+@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--kill-at",
+    metavar="FRACTION",
+    type=float,
+    callback=checked_fraction,
+    help="Kill this process with SIGKILL when so much is done, from 0 to 1. Run it again to see it resume.",
+)
+def demo(folder: Path | None, kill_at: float | None) -> None:
+    """Analyse every Python file of FOLDER, one durable call a file.
 
-    `kill_at` is the fraction of them after which the process kills itself, as `kill -9` would.
+    Without FOLDER it takes the standard library. The store is omniq_data/omniq.db in the current folder.
+
+    \b
+    For example:
+      omniq-executor demo --kill-at 0.5
     """
     started_s = time.perf_counter()
     root, paths = python_files(folder)
-    out, screen = (Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True) for stderr in (False, True))
+    out = Console(highlight=False, markup=False, soft_wrap=True)
     if not paths:
         out.print(f"There are no Python files in {printable(str(root))}.")
         return
     summary = Summary(root)
-    with PersistentExecutor(store=STORE, queue=queue_of(root)) as executor, _progress(screen) as progress:
-        bar = progress.add_task("analysing", total=len(paths))
+    with (
+        PersistentExecutor(store=STORE, queue=queue_of(root)) as executor,
+        progress("analysing", len(paths)) as advance,
+    ):
         futures = {executor.submit(analyse, str(path)): path for path in paths}
         _kill_if_due(summary, len(paths), kill_at)
         for future in cast(Iterator[DurableFuture], as_completed(futures)):
             summary.add(futures.pop(future), future)  # popped, so that its result can go
-            progress.update(bar, completed=summary.done)
+            advance(1)
             _kill_if_due(summary, len(paths), kill_at)
     took_s = time.perf_counter() - started_s
     summary.print(out)
     out.print(f"{len(paths)} tasks, {summary.resumed} resumed, {summary.executed} executed in {took_s:.1f} s")
-
-
-def _progress(console: Console) -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def _kill_if_due(summary: Summary, total: int, kill_at: float | None) -> None:

@@ -32,9 +32,9 @@ class Analysis(TypedDict):
 
 
 def analyse(path: str) -> Analysis:
-    """Lines, functions and branches of a Python file, and its most complex functions.
+    """Count lines, functions and branches of a Python file, and find its most complex functions.
 
-    A function inside another counts for itself alone. Raises whatever reading or parsing raises.
+    A function inside another counts for itself alone. Raise whatever reading or parsing raises.
     """
     source = Path(path).read_bytes()
     with warnings.catch_warnings():
@@ -64,7 +64,7 @@ def analyse(path: str) -> Analysis:
 
 
 def _forks(node: ast.AST) -> int:
-    """In how many places the flow can fork at this very node."""
+    """Return in how many places the flow can fork at this very node."""
     if isinstance(node, ast.BoolOp):
         return len(node.values) - 1
     if isinstance(node, ast.comprehension):

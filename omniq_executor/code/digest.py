@@ -44,12 +44,13 @@ from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
+from .modules import MAIN, is_main
+
 _DIGEST_BYTES = 16
 _INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level copies what lies below it
 _MAX_DEPTH = 150  # of data; four Python frames a level at most, so reached before the recursion limit of 1000
 _MAX_NODES = 1_000_000  # of one value: beyond, looking at each would take seconds for every submit
 _MAX_DEFINITIONS = 10_000  # functions and classes by content in one digest
-_MAINS = ("__main__", "__mp_main__")  # the second is its name in a process that multiprocessing spawned
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, set on every class that Python code defines
 _CODE_FLAGS = 0x3FFFFFF  # without CO_HAS_DOCSTRING (3.14)
 _READS_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
@@ -74,17 +75,23 @@ class Uncanonical(Exception):
     """There is no stable form of a value, so it cannot be recognised in another run."""
 
 
-def function_digest(fn: Callable[..., object]) -> bytes:
-    """16 bytes that stand for what `fn` does: any callable, also a partial, a bound method, a class."""
-    return value_digest(fn)
-
-
 def value_digest(value: object) -> bytes:
-    """16 bytes that stand for the structure of `value`, whatever it is made of."""
+    """Return 16 bytes that stand for the structure of `value`, or for what it does if it can be called.
+
+    Raise Uncanonical if it has no stable form.
+    """
     try:
         return _Encoder().digest(value)
     except RuntimeError as error:  # RecursionError is one; so is a dict that another thread changes meanwhile
         raise Uncanonical("nested too deep, or changed while it was read") from error
+
+
+def stable_digest(value: object) -> bytes | None:
+    """Return the digest of `value`, or None if it has no stable form."""
+    try:
+        return value_digest(value)
+    except Uncanonical:
+        return None
 
 
 def _hash(data: bytes | memoryview) -> bytes:
@@ -92,7 +99,7 @@ def _hash(data: bytes | memoryview) -> bytes:
 
 
 def _item(tag: bytes, body: bytes | memoryview) -> bytes:
-    """Tag, length and body; no item is the beginning of another, so items can be strung together."""
+    """Return tag, length and body; no item is the beginning of another, so items can be strung together."""
     if len(body) > _INLINE_BYTES:
         return tag + b"#" + _hash(body)
     return b"%b%d:" % (tag, len(body)) + body
@@ -103,16 +110,16 @@ def _text(text: str) -> bytes:
 
 
 def _namesake(value: Any) -> Any:
-    """What an importable module holds under the qualified name of `value`: itself, its decorated form, or nothing."""
+    """Return what an importable module holds under the name of `value`: itself, its decorated form, or nothing."""
     try:
-        return None if value.__module__ in _MAINS else attrgetter(value.__qualname__)(sys.modules[value.__module__])
+        return None if is_main(value) else attrgetter(value.__qualname__)(sys.modules[value.__module__])
     except (AttributeError, ImportError, KeyError, TypeError):  # of the module's own __getattr__, too
         return None
 
 
 @functools.lru_cache(maxsize=1024)
 def _code(code: CodeType) -> tuple[bytes, frozenset[str]]:
-    """What `code` does, and the names of the globals that it reads.
+    """Return what `code` does, and the names of the globals that it reads.
 
     Constants are written where they are used: their numbering changes with docstrings and line numbers.
     """
@@ -198,7 +205,7 @@ class _Encoder:
         return b"".join(sorted([self.encode(value) for value in values]))
 
     def _named(self, value: Any) -> bytes:
-        """A function or class by its name, if that is enough to find it; or else `value` by content."""
+        """Write a function or class by its name, if that is enough to find it; or else `value` by content."""
         is_class = issubclass(type(value), type)
         if not is_class and type(value) is not FunctionType:
             return self.encode(value)
@@ -208,7 +215,7 @@ class _Encoder:
         return self._reference(value)
 
     def _object(self, value: Any) -> bytes:
-        """Any object, by what pickle would be told of it."""
+        """Write any object, by what pickle would be told of it."""
         kind = type(value)
         if kind.__module__ in _OF_PROCESS or (kind.__module__, kind.__name__) in _OF_PROCESS:
             return _item(b"O", _text(kind.__module__) + _text(kind.__qualname__))
@@ -232,7 +239,7 @@ class _Encoder:
         return _item(b"o", self._named(make) + self._all((args, state, items)) + self._named(set_state) + content)
 
     def _reference(self, definition: Any) -> bytes:
-        """The label of a function or class, which is described elsewhere."""
+        """Write the label of a function or class, which is described elsewhere."""
         label = self._labels.get(id(definition))
         if label is None:
             if self._round > 1 or len(self._definitions) == _MAX_DEFINITIONS:
@@ -242,7 +249,7 @@ class _Encoder:
         return _item(b"r", label)
 
     def _describe(self, definition: Any) -> bytes:
-        module = "__main__" if definition.__module__ in _MAINS else definition.__module__
+        module = MAIN if is_main(definition) else definition.__module__
         name = self._all((module, definition.__qualname__))
         if issubclass(type(definition), type):
             members = {key: value for key, value in vars(definition).items() if key not in _INCIDENTAL}
@@ -256,7 +263,7 @@ class _Encoder:
         return _item(b"L", name + code + own + b"".join(read))
 
     def _buffer(self, value: Any) -> bytes:
-        """Bytes that an object hands to pickle without a copy."""
+        """Write bytes that an object hands to pickle without a copy."""
         try:
             return _item(b"y", value.raw())
         except BufferError as error:

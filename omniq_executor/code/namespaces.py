@@ -27,13 +27,12 @@ from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple
 
 from . import spaces
-from .modules import Snapshot, is_main, is_own
+from .modules import MAIN, MAINS, Reduced, Snapshot, is_main, is_own, wrapped
 from .pickling import (
     ATOMS,
     HEADER,
     DataPickler,
     Needs,
-    Reduced,
     ScriptPickler,
     Unpicklable,
     entry_of,
@@ -49,9 +48,8 @@ from .pickling import (
     stamp_of,
     type_name,
 )
-from .spaces import MAIN, Attribute, Entry, Key, Kind
+from .spaces import Attribute, Entry, Key, Kind
 
-_MAINS = (MAIN, "__mp_main__")
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
 _INCIDENTAL = frozenset({"__slotnames__", "__weakref__", "__dict__"})
@@ -70,7 +68,7 @@ class Payload(NamedTuple):
 
 
 def dump(value: Any, snapshot: Snapshot | None = None, table: Mapping[type, Any] | None = None) -> Payload:
-    """A callable, or (args, kwargs), as a payload. Raises Unpicklable.
+    """Return a callable, or (args, kwargs), as a payload. Raise Unpicklable if that cannot be.
 
     `table` has further ways to reduce objects, as copyreg.dispatch_table.
     """
@@ -91,7 +89,7 @@ def dump(value: Any, snapshot: Snapshot | None = None, table: Mapping[type, Any]
 
 
 class _Memory:
-    """A function that was written, and all by which it can be told whether it would be written alike again."""
+    """A function that was written, and all that tells whether it would be written alike again."""
 
     def __init__(self, function: FunctionType, snapshot: Snapshot | None, payload: Payload, whole: "_Dump") -> None:
         self.function = weakref.ref(function)
@@ -105,7 +103,7 @@ class _Memory:
         self._values = whole.values
 
     def still_holds(self) -> bool:
-        """Whether nothing of it has changed."""
+        """Return whether nothing of it has changed."""
         if self._modules != len(sys.modules) or (self._snapshot is not None and self._snapshot() is None):
             return False
         if not all(look(names) == known for names, known in self._dicts):
@@ -170,7 +168,7 @@ class _Dump:
                 self._class(item)
         whole = spaces.load, (shell, self._entries, self._classes, self._headers, self._sources)
         sizes = {key: len(entry.data) for key, entry in self._entries.items()}
-        return Payload(pickle.dumps(Reduced(whole), 5), self._signature(shell), sizes)
+        return Payload(pickle.dumps(Reduced(*whole), 5), self._signature(shell), sizes)
 
     def _shell(self, value: Any) -> bytes:
         self.module_of(sys.modules[MAIN].__dict__)
@@ -204,12 +202,12 @@ class _Dump:
     # references
 
     def module_of(self, names: dict[str, Any]) -> str | None:
-        """The module whose dict it is."""
+        """Return the module whose dict it is."""
         if id(names) not in self._modules:
             name = names.get("__name__")
             module = sys.modules.get(name) if isinstance(name, str) else None
             known = None if module is None or vars(module) is not names or name is None else name
-            if known is not None and known in _MAINS:
+            if known in MAINS:
                 known = MAIN
             self._modules[id(names)] = known
             if known is not None and (known == MAIN or is_own(known)):
@@ -231,12 +229,12 @@ class _Dump:
         self.data |= known[2]
 
     def refer(self, key: Key) -> Any:
-        """What stands in a pickle for a global."""
+        """Return what stands in a pickle for a global."""
         self.needs.keys[key] = None
         return spaces.global_of, key
 
     def refer_to_data(self, value: Any) -> Key | None:
-        """The name under which a value is to be found, if it is to be."""
+        """Return the name under which a value is to be found, if it is to be."""
         key = self.data.get(id(value))
         if key is None or key in self._under_way:
             return None
@@ -264,7 +262,7 @@ class _Dump:
             raise
         except Exception as error:
             if key[0] != MAIN and is_imported(key, value):
-                self._entries[key] = entry_of(pickle.dumps(Reduced((spaces.imported_global, key)), 5))
+                self._entries[key] = entry_of(pickle.dumps(Reduced(spaces.imported_global, key), 5))
                 return
             raise Unpicklable(f"global `{key[1]}` ({type_name(value)})", error) from error
 
@@ -280,7 +278,7 @@ class _Dump:
             return entry
         at = self.functions.get(id(value), self.data.get(id(value), key))
         if at != key:  # another name of it
-            return entry_of(pickle.dumps(Reduced(self.refer(at)), 5))
+            return entry_of(pickle.dumps(Reduced(*self.refer(at)), 5))
         if (
             kind is FunctionType
             and value.__globals__ is self.dicts[key[0]]
@@ -302,7 +300,7 @@ class _Dump:
         return entry
 
     def _remember(self, value: Any, entry: Entry) -> None:
-        """Have it noted whether a plain pickle tells that a value is what it was."""
+        """Note whether a plain pickle tells that a value is what it was."""
         if self.is_fixed and not (self.needs.keys or self.needs.classes) and len(entry.data) < _LARGE:
             with contextlib.suppress(Exception):  # what a __reduce__ of the user's raises
                 plain = pickle.dumps(value, 5)
@@ -327,13 +325,13 @@ class _Dump:
         return written
 
     def _pickle(self, value: Any, kind: Any = None, root: Any = None) -> bytes:
-        """`root` is the global that it is, and so is written by value."""
+        """Pickle a value; `root` is the global that it is, and so is written by value."""
         buffer = io.BytesIO()
         (kind or ScriptPickler)(buffer, self, root).dump(value)
         return buffer.getvalue()
 
     def _function(self, function: FunctionType, apart: bool) -> Entry:
-        """A function by value; `apart`: its code apart from its state."""
+        """Write a function by value; `apart`: its code apart from its state."""
         stamp, place = self._stamp(function), (id(function), apart)
         known = _functions.get(place)
         if (
@@ -342,11 +340,8 @@ class _Dump:
             and known.modules == len(sys.modules)  # its submodules may have come
             and is_same(stamp, known.stamp)
         ):
-            needs = known.needs
             self.module_of(function.__globals__)
-            self.needs.keys.update(needs.keys)
-            self.needs.classes.update(needs.classes)
-            self.needs.codes.update(needs.codes)
+            self.needs.add(known.needs)
             return known.entry
         outer, self.needs = self.needs, Needs()
         try:
@@ -359,9 +354,7 @@ class _Dump:
                 entry = entry_of(self._pickle(function, root=function))
         finally:
             needs, self.needs = self.needs, outer
-            self.needs.keys.update(needs.keys)
-            self.needs.classes.update(needs.classes)
-            self.needs.codes.update(needs.codes)
+            self.needs.add(needs)
         if stamp is not None:
             if len(_functions) >= _KEPT:
                 _functions.clear()
@@ -410,24 +403,20 @@ class _Dump:
         if kind is FunctionType and id(value) not in self.functions and not is_named(value):
             return self._function(value, apart=False)
         if isinstance(value, staticmethod | classmethod | property):
-            self._stamp_all(value)
+            for part in wrapped(value) or ():
+                if type(part) is FunctionType:
+                    self._stamp(part)
+                else:
+                    self.is_fixed = False
             return entry_of(self._pickle(value))
         if (key := self.refer_to_data(value)) is not None:
-            return entry_of(pickle.dumps(Reduced(self.refer(key)), 5))
+            return entry_of(pickle.dumps(Reduced(*self.refer(key)), 5))
         entry = entry_of(self._pickle(value, DataPickler))
         self._remember(value, entry)
         return entry
 
-    def _stamp_all(self, value: Any) -> None:
-        parts = (value.fget, value.fset, value.fdel) if isinstance(value, property) else (value.__func__,)
-        for part in parts:
-            if type(part) is FunctionType:
-                self._stamp(part)
-            elif part is not None:
-                self.is_fixed = False
-
     def _stamp(self, function: FunctionType) -> tuple[Any, ...] | None:
-        """What a function is made of, which is noted."""
+        """Note and return what a function is made of."""
         stamp = stamp_of(function)
         if stamp is None:
             self.is_fixed = False
@@ -436,10 +425,10 @@ class _Dump:
         return stamp
 
     def _walk(self, value: Any) -> None:
-        """Have what a function or class reads looked at that need not be written itself."""
+        """Look at what a function or class reads that need not be written itself."""
         function = getattr(value, "__func__", getattr(value, "__wrapped__", value))
-        if isinstance(function, property):
-            for part in (function.fget, function.fset, function.fdel):
+        if isinstance(function, property | functools.cached_property):
+            for part in wrapped(function) or ():
                 self._walk(part)
         elif type(function) is FunctionType:
             module = self.module_of(function.__globals__)
@@ -450,7 +439,7 @@ class _Dump:
             self._queue.append(value)
 
     def _source(self, filename: str) -> None:
-        """Have the lines of a cell travel along, which are in no file."""
+        """Let the lines of a cell travel along, which are in no file."""
         if filename not in self._sources and not os.path.exists(filename):
             lines = linecache.getlines(filename)
             if lines and sum(map(len, lines)) < _LONGEST_SOURCE:

@@ -1,4 +1,4 @@
-"""The picklers of namespaces.py, and what they need to know of functions and classes."""
+"""The picklers of namespaces.py, and what they ask about functions and classes."""
 
 import contextlib
 import functools
@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 import cloudpickle
 
 from . import digest as keys, spaces
-from .modules import is_main
-from .spaces import MAIN, Entry, Key
+from .modules import CACHED, MAIN, Reduced, find, is_main
+from .spaces import Entry, Key
 
 ATOMS = frozenset({int, str, float, bool, complex, bytes, type(None), type(...)})
-CACHED: Any = type(functools.lru_cache(lambda: None))
 HEADER = ("__name__", "__package__")
 _DUNDERS = frozenset({"__builtins__", "__annotations__", "__spec__", "__loader__", "__doc__", *HEADER})
 _READS_GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
@@ -46,30 +45,26 @@ class Needs:
         self.classes: dict[type, None] = {}
         self.codes: dict[CodeType, None] = {}
 
+    def add(self, needs: "Needs") -> None:
+        """Refer to all that another pickle refers to."""
+        self.keys |= needs.keys
+        self.classes |= needs.classes
+        self.codes |= needs.codes
+
 
 def look(names: dict[str, Any]) -> tuple[list[str], list[int], list[type]]:
-    """What the names of a module stand for now, in a form that does not keep it alive."""
+    """Return what the names of a module stand for now, in a form that does not keep it alive."""
     values = [*names.values()]
     return [*names], [*map(id, values)], [*map(type, values)]
 
 
 def is_same(stamp: tuple[Any, ...] | None, known: tuple[Any, ...]) -> bool:
-    """Whether two stamps are of the same objects."""
+    """Return whether two stamps are of the same objects."""
     return stamp is not None and len(stamp) == len(known) and all(map(operator.is_, stamp, known))
 
 
-class Reduced:
-    """Is pickled as the given call."""
-
-    def __init__(self, call: tuple[Any, ...]) -> None:
-        self._call = call
-
-    def __reduce__(self) -> Any:
-        return self._call
-
-
 class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Refers to namespaces, their functions and classes."""
+    """Writes references to namespaces, their functions and classes."""
 
     dispatch_table: ClassVar[Any] = ChainMap(
         {CodeType: lambda code: _reduce_code(code)}, cloudpickle.Pickler.dispatch_table
@@ -96,7 +91,7 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
         return NotImplemented
 
     def reduce_function(self, function: FunctionType) -> Any:
-        """A function by name, as a global of its namespace, or by value without its globals."""
+        """Reduce a function to its name, to a global of its namespace, or to its value without its globals."""
         whole = self._whole
         module = whole.module_of(function.__globals__)
         key = whole.functions.get(id(function))
@@ -117,11 +112,11 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
             slots["__defaults__"] = tuple(map(self._by_reference, slots["__defaults__"]))
         if slots["__closure__"]:
             slots["__closure__"] = tuple(map(self._cell, slots["__closure__"]))
-        return make, (args[0], Reduced(names), *args[2:]), (state, slots), None, None, set_state
+        return make, (args[0], Reduced(*names), *args[2:]), (state, slots), None, None, set_state
 
     def _by_reference(self, value: Any) -> Any:
         key = self._whole.refer_to_data(value)
-        return value if key is None else Reduced(self._whole.refer(key))
+        return value if key is None else Reduced(*self._whole.refer(key))
 
     def _cell(self, cell: CellType) -> CellType:
         try:
@@ -140,7 +135,7 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
         return spaces.class_of, (number_of(kind),)
 
     def reduce_class_by_value(self, kind: type) -> Any:
-        """A class as cloudpickle has it, but with its slots."""
+        """Reduce a class as cloudpickle does, but with its slots."""
         make, args, (members, slots), *rest = super().reducer_override(kind)
         declared = vars(kind).get("__slots__")
         # Of a NamedTuple they are made with its fields.
@@ -164,7 +159,7 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
 
 
 class DataPickler(ScriptPickler):
-    """Refers to data of the namespaces too."""
+    """Writes references to data of the namespaces, too."""
 
     def persistent_id(self, obj: Any) -> Any:
         """As of pickle.Pickler."""
@@ -173,24 +168,20 @@ class DataPickler(ScriptPickler):
         return self._whole.refer_to_data(obj)
 
 
-def names_in(code: CodeType) -> tuple[str, ...]:
-    """The names that code may read or set in its module."""
-    return tuple(_names_in(code))
-
-
 @functools.lru_cache(maxsize=4096)
-def _names_in(code: CodeType) -> dict[str, None]:
+def names_in(code: CodeType) -> tuple[str, ...]:
+    """Return the names that code may read or set in its module."""
     import dis
 
     names = {step.argval: None for step in dis.get_instructions(code) if step.opname in _READS_GLOBAL}
     for constant in code.co_consts:
         if type(constant) is CodeType:
-            names |= _names_in(constant)
-    return names
+            names |= dict.fromkeys(names_in(constant))
+    return tuple(names)
 
 
 def stamp_of(function: FunctionType) -> tuple[Any, ...] | None:
-    """All that a function is made of, if none of it can change in itself."""
+    """Return all that a function is made of, if none of it can change in itself."""
     cells = function.__closure__ or ()
     try:
         contents = [cell.cell_contents for cell in cells]
@@ -207,13 +198,10 @@ def stamp_of(function: FunctionType) -> tuple[Any, ...] | None:
 
 
 def number_of(kind: type) -> str:
-    """What identifies a class that travels by value, in each run of the same script."""
+    """Return what identifies a class that travels by value, in each run of the same script."""
     known = _numbers.get(kind)
     if known is None:
-        try:
-            digest = keys.value_digest(kind).hex()
-        except keys.Uncanonical:
-            digest = uuid.uuid4().hex
+        digest = (keys.stable_digest(kind) or uuid.uuid4().bytes).hex()
         module = MAIN if is_main(kind) else kind.__module__
         stem = f"{module}.{kind.__qualname__}/{digest}"
         ordinal = _ordinals[stem] = _ordinals.get(stem, -1) + 1
@@ -222,22 +210,18 @@ def number_of(kind: type) -> str:
 
 
 def is_named(value: Any) -> bool:
-    """Whether a function or class can be imported."""
-    module = sys.modules.get(value.__module__) if not is_main(value) else None
-    found: Any = module
-    for name in value.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is value
+    """Return whether a function or class can be imported."""
+    return not is_main(value) and find(sys.modules.get(value.__module__), value.__qualname__) is value
 
 
 def type_name(value: Any) -> str:
-    """What the type of a value is called in messages."""
+    """Return what the type of a value is called in messages."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _reduce_code(code: CodeType) -> Any:
-    """As cloudpickle does, but with the name of the file, so that tracebacks show its lines."""
+    """Reduce code as cloudpickle does, but with the name of the file, so that tracebacks show its lines."""
     make, args = cloudpickle.Pickler.dispatch_table[CodeType](code)
     return make, tuple(code.co_filename if arg == "<dynamic-code>" else arg for arg in args)
 
@@ -259,7 +243,7 @@ def name_all(module: str, names: dict[str, Any], functions: dict[int, Key], data
 
 
 def entry_of(data: bytes, code: bytes | None = None) -> Entry:
-    """A value that was pickled, with its token."""
+    """Return a value that was pickled, with its token."""
     digest = blake2b(data, digest_size=16)
     if code is not None:
         digest.update(code)
@@ -267,7 +251,7 @@ def entry_of(data: bytes, code: bytes | None = None) -> Entry:
 
 
 def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a callable, or the arguments of a call, is made of, as it is called."""
+    """Yield what a callable, or the arguments of a call, is made of, each with what it is called."""
     if type(value) is tuple and len(value) == 2:
         args, kwargs = value
         yield from ((f"argument {place} ({type_name(part)})", part) for place, part in enumerate(args, 1))
@@ -286,12 +270,12 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_imported(key: Key, value: Any) -> bool:
-    """Whether an importable module has a value under a name."""
+    """Return whether an importable module has a value under a name."""
     return vars(sys.modules[key[0]]).get(key[1]) is value
 
 
 def is_flat(value: Any) -> bool:
-    """Whether a container holds nothing but what cannot change, nor hold anything."""
+    """Return whether a container holds nothing but what cannot change, nor hold anything."""
     items: Iterator[Any] = iter(value)
     if type(value) is dict:
         return ATOMS.issuperset(map(type, value)) and ATOMS.issuperset(map(type, value.values()))

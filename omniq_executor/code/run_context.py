@@ -9,7 +9,7 @@ from . import digest as keys, versions
 
 
 def context_of(initializer: Callable[..., object] | None, initargs: Sequence[Any], store: Path) -> str:
-    """A text that is the same in every run with the same initializer, its arguments, and the same folder.
+    """Return a text that is the same in every run with the same initializer, its arguments, and the same folder.
 
     The current folder counts by its way from the store, so that a project that is moved with its store is the
     same one. An argument that has no stable form, such as a lock, does not count.
@@ -21,13 +21,7 @@ def context_of(initializer: Callable[..., object] | None, initargs: Sequence[Any
     parts: list[Any] = [folder]
     if initializer is not None:
         version = versions.check_of(initializer)  # as of a function that is submitted: helpers count, too
-        parts += [_digest(initializer) or getattr(initializer, "__qualname__", ""), *map(_digest, initargs)]
+        parts.append(keys.stable_digest(initializer) or getattr(initializer, "__qualname__", ""))
+        parts += map(keys.stable_digest, initargs)
         parts.append(None if version is None else version.identity())
     return keys.value_digest(parts).hex()
-
-
-def _digest(value: Any) -> bytes | None:
-    try:
-        return keys.value_digest(value)
-    except keys.Uncanonical:
-        return None

@@ -34,10 +34,9 @@ from contextlib import contextmanager
 from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from .modules import code_of_script
+from .modules import MAIN, MAINS, code_of_script, find
 
 SPACES = 64  # that a worker keeps at most
-MAIN = "__main__"
 AS_FORKED = b""
 """The token of what a worker has by a fork, before anything else arrives under that name."""
 
@@ -117,12 +116,12 @@ class Space:
         self.main.__dict__.setdefault("__builtins__", builtins)
 
     def take_record(self) -> Record | None:
-        """The record of the payload that was loaded last, if it was not taken before."""
+        """Return the record of the payload that was loaded last, if it was not taken before."""
         record, self.record = self.record, None
         return record
 
     def globals_of(self, module: str) -> dict[str, Any]:
-        """The dict that stands for that of a module."""
+        """Return the dict that stands for that of a module."""
         found = self._dicts.get(module)
         if found is None:
             if self.is_forked and module in sys.modules:
@@ -161,7 +160,7 @@ class Space:
         """Have the script's names be found in this space from now on, in this thread."""
         _here.space = self
         if not self.is_forked and sys.modules[MAIN] is not self.main:
-            sys.modules[MAIN] = sys.modules["__mp_main__"] = self.main
+            sys.modules.update(dict.fromkeys(MAINS, self.main))
 
     def import_script(self, how: str, what: str) -> None:
         """Run the script here, by "path" or by "name", with its __name__ not "__main__".
@@ -195,7 +194,7 @@ _spaces: OrderedDict[int, Space] = OrderedDict()
 
 
 def space_of(number: int, is_forked: bool = False) -> Space:
-    """The space of a run; `is_forked`: the one of the process that this one was forked from."""
+    """Return the space of a run; `is_forked`: the one of the process that this one was forked from."""
     found = _spaces.get(number)
     if found is None:
         if len(_spaces) == SPACES:
@@ -250,7 +249,7 @@ class _Loading:
         self.space.set(key, entry.token, function)
 
     def value(self, key: Key) -> Any:
-        """What a name stands for."""
+        """Return what a name stands for."""
         names = self.space.globals_of(key[0])
         entry = self._fresh.get(key)
         if key in self._made and key in self._fresh:
@@ -267,7 +266,7 @@ class _Loading:
         raise NotInScript(f"{key[0]} has no {key[1]} here")
 
     def class_of(self, number: str) -> Any:
-        """A class, which may have no attributes yet."""
+        """Return a class, which may have no attributes yet."""
         known = self.space.classes.get(number)
         if known is None:
             kind = self._classes[number]
@@ -304,12 +303,10 @@ class _Loading:
                 kind.__init_subclass__ = hook
 
     def _imported(self, number: str, kind: Kind) -> _Class | None:
-        """A class as the import of the script has made it, if the script was imported; then its code is the same."""
+        """Return a class as the import of the script has made it, if that was done; then its code is the same."""
         if not self.space.has_imported or self.space.is_forked:
             return None
-        found: Any = self.space.main
-        for name in number.partition("/")[0].removeprefix(f"{MAIN}.").split("."):
-            found = getattr(found, name, None)
+        found = find(self.space.main, number.partition("/")[0].removeprefix(f"{MAIN}."))
         if not isinstance(found, type) or found.__module__ != "__mp_main__":
             return None
         known = _Class(found, kind.set_state)
@@ -331,7 +328,7 @@ class _Loading:
             self.space.epoch += 1
 
     def record(self) -> Record:
-        """What is needed to have it so again."""
+        """Return what is needed to have it so again."""
         record, space = Record(self.space), self.space
         record.names = [(key, entry.token, space.arrived.get(key)) for key, entry in self._entries.items()]
         record.attributes = [
@@ -350,7 +347,7 @@ def load(
     headers: Mapping[str, Mapping[str, Any]],
     sources: Mapping[str, Sequence[str]],
 ) -> Any:
-    """The callable, or the arguments, of a payload."""
+    """Return the callable, or the arguments, of a payload."""
     space = _here.space or Space()
     space.record = Record(space)  # should it fail
     for name, lines in sources.items():
@@ -369,22 +366,12 @@ def load(
     return loaded
 
 
-class ByName:
-    """What the script defines by its name, since it cannot travel by value: loaded, it is that."""
-
-    def __init__(self, data: bytes, why: str) -> None:
-        self._parts = data, why
-
-    def __reduce__(self) -> Any:
-        return by_name, self._parts
-
-
 class NotInScript(AttributeError):
     """What is to be loaded is the script's, which is to be imported for it."""
 
 
 def by_name(data: bytes, why: str) -> Any:
-    """What a pickle names. Raises NotInScript, with the reason why it did not travel by value."""
+    """Return what a pickle names. Raise NotInScript, with the reason why it did not travel by value."""
     try:
         return pickle.loads(data)
     except AttributeError as error:
@@ -404,24 +391,24 @@ def _load(data: bytes) -> Any:
 
 
 def global_of(module: str, name: str) -> Any:
-    """What a global name stands for."""
+    """Return what a global name stands for."""
     assert _here.loading is not None
     return _here.loading.value((module, name))
 
 
 def globals_of(module: str) -> dict[str, Any]:
-    """The dict of a module's names."""
+    """Return the dict of a module's names."""
     assert _here.loading is not None
     return _here.loading.space.globals_of(module)
 
 
 def imported_globals(module: str) -> dict[str, Any]:
-    """The names of a module of a library, which is imported."""
+    """Import a module of a library and return the dict of its names."""
     return importlib.import_module(module).__dict__
 
 
 def imported_global(module: str, name: str) -> Any:
-    """What an importable module has under a name."""
+    """Import a module and return what it has under a name."""
     found = importlib.import_module(module)
     if name not in found.__dict__:
         raise NotInScript(f"{module} has no {name} here")
@@ -429,13 +416,13 @@ def imported_global(module: str, name: str) -> Any:
 
 
 def class_of(number: str) -> Any:
-    """A class that travels by value."""
+    """Return a class that travels by value."""
     assert _here.loading is not None
     return _here.loading.class_of(number)
 
 
 def cached(function: Any, parameters: dict[str, Any]) -> Any:
-    """A function with a cache of its own, as functools.lru_cache makes one."""
+    """Return a function with a cache of its own, as functools.lru_cache makes one."""
     return functools.lru_cache(**parameters)(function)
 
 
@@ -445,7 +432,7 @@ def set_attributes(made: Any, attributes: dict[str, Any]) -> None:
 
 
 def cached_property(function: Any, name: str | None) -> Any:
-    """As functools.cached_property, which keeps a lock in some versions of Python."""
+    """Return a functools.cached_property, which keeps a lock in some versions of Python."""
     made = functools.cached_property(function)
     made.attrname = name
     return made

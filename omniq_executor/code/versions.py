@@ -11,22 +11,20 @@ away, has the calls run again that reach it.
 Byte code says nothing between two versions of Python; there the texts of the files are compared.
 """
 
-import contextlib
 import functools
 import os
 import pickle
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from hashlib import blake2b
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from .modules import is_main, is_own
+from .modules import CACHED, MAIN, Reduced, is_main, is_own, wrapped
 
 _PYTHON = sys.implementation.cache_tag
 _HAS_DOCSTRING = 0x4000000  # a flag of code since 3.14
 _CONSTANTS = frozenset({int, float, complex, bool, str, bytes, tuple, frozenset, type(None)})
-_CACHED: Any = type(functools.lru_cache(lambda: None))
 
 Versions = dict[str, tuple[bytes, bytes | None, str]]  # by module: digests of byte code and of the file; the file
 
@@ -48,7 +46,7 @@ class Version:
             self._visit(self._queue.pop())
 
     def still_holds(self) -> bool:
-        """Whether it is as it was, by what is cheap to look at."""
+        """Return whether it is as it was, by what is cheap to look at."""
         for function, code in self._codes:
             if function.__code__ is not code:
                 return False
@@ -58,24 +56,22 @@ class Version:
         return True
 
     def digests(self) -> dict[str, bytes]:
-        """What stands for the code of each module."""
+        """Return what stands for the code of each module."""
         return {
             module: blake2b(repr(sorted(items)).encode(), digest_size=16).digest()
             for module, items in self.items.items()
         }
 
     def identity(self) -> bytes:
-        """What stands for all of it, and for the constants of the modules that it names."""
+        """Return what stands for all of it, and for the constants of the modules that it names."""
         from . import digest as keys  # workers need none of it
 
-        constants = []
-        for place, value in sorted(self._constants.items(), key=lambda item: item[0]):
-            with contextlib.suppress(keys.Uncanonical):  # a tuple may hold anything
-                constants.append((place, keys.value_digest(value)))
+        digests = ((place, keys.stable_digest(value)) for place, value in self._constants.items())
+        constants = sorted((place, digest) for place, digest in digests if digest is not None)
         return repr((sorted(self.digests().items()), constants)).encode()
 
     def described(self) -> Versions:
-        """What a worker is told."""
+        """Return what a worker is told."""
         return {
             module: (digest, _file_digest(_file(module)), _file(module)) for module, digest in self.digests().items()
         }
@@ -93,14 +89,8 @@ class Version:
             self._queue += [value.__func__, value.__self__]
         elif isinstance(value, functools.partial):
             self._queue += [value.func, *(part for part in value.args if isinstance(part, FunctionType | type))]
-        elif kind is _CACHED:
-            self._queue.append(value.__wrapped__)
-        elif isinstance(value, property):
-            self._queue += [part for part in (value.fget, value.fset, value.fdel) if part is not None]
-        elif isinstance(value, staticmethod | classmethod):
-            self._queue.append(value.__func__)
-        elif isinstance(value, functools.cached_property):
-            self._queue.append(value.func)
+        elif (parts := wrapped(value)) is not None:
+            self._queue += parts
         elif not isinstance(value, ModuleType):
             self._class(kind)
 
@@ -108,15 +98,14 @@ class Version:
         module = function.__globals__.get("__name__")
         if not isinstance(module, str):
             return
-        if not self._counts(module):
-            if not hasattr(function, "__wrapped__"):
-                return
-        elif module != "__main__":
-            self.items.setdefault(module, set()).add((function.__qualname__, _code_digest(function.__code__)))
-        self._codes.append((function, function.__code__))
+        counts = self._counts(module)
+        if counts or hasattr(function, "__wrapped__"):
+            self._codes.append((function, function.__code__))
         if hasattr(function, "__wrapped__"):
             self._queue.append(function.__wrapped__)
-        if self._counts(module):
+        if counts:
+            if module != MAIN:
+                self.items.setdefault(module, set()).add((function.__qualname__, _code_digest(function.__code__)))
             names = _names(function.__code__)
             for name in names:
                 if name in function.__globals__:
@@ -126,15 +115,15 @@ class Version:
         value = names[name]
         kind = type(value)
         if kind is ModuleType:
-            if value.__name__ != "__main__" and self._is_own(value.__name__):
+            if value.__name__ != MAIN and self._is_own(value.__name__):
                 self._names.append((names, name, value))
                 for other in others:
                     if other in value.__dict__ and type(value.__dict__[other]) is not ModuleType:
                         self._name(value.__dict__, other, ())
-        elif kind is FunctionType or kind is _CACHED or isinstance(value, type):
+        elif kind is FunctionType or kind is CACHED or isinstance(value, type):
             self._names.append((names, name, value))
             self._queue.append(value)
-        elif kind in _CONSTANTS and (module := names.get("__name__")) != "__main__":
+        elif kind in _CONSTANTS and (module := names.get("__name__")) != MAIN:
             self._names.append((names, name, value))
             self._constants[str(module), name] = value
 
@@ -149,21 +138,16 @@ class Version:
                 self._queue.append(value)
 
     def _counts(self, module: str) -> bool:
-        return module == "__main__" or self._is_own(module)
+        return module == MAIN or self._is_own(module)
 
 
-class Checked:
-    """The pickle of a callable that is loaded only where its code is the same."""
-
-    def __init__(self, data: bytes, path: str, versions: Versions) -> None:
-        self._parts = data, path, _PYTHON, versions
-
-    def __reduce__(self) -> Any:
-        return checked, self._parts
+def check(data: bytes, path: str, version: Version) -> bytes:
+    """Return a pickle of the pickle of a callable, which is loaded only where its code is the same."""
+    return pickle.dumps(Reduced(checked, (data, path, _PYTHON, version.described())), 5)
 
 
-def checked(data: bytes, path: str, python: str, versions: Mapping[str, tuple[bytes, bytes | None, str]]) -> Any:
-    """The callable of a pickle. Raises CodeChanged if what it reaches has other code here."""
+def checked(data: bytes, path: str, python: str | None, versions: Versions) -> Any:
+    """Return the callable of a pickle. Raise CodeChanged if what it reaches has other code here."""
     from .spaces import NotInScript
 
     known = versions.keys() & sys.modules.keys()
@@ -185,9 +169,7 @@ def checked(data: bytes, path: str, python: str, versions: Mapping[str, tuple[by
     return function
 
 
-def _changed(
-    path: str, versions: Mapping[str, tuple[bytes, bytes | None, str]], modules: Collection[str], why: str | None
-) -> Exception:
+def _changed(path: str, versions: Versions, modules: Collection[str], why: str | None) -> Exception:
     from ..errors import CodeChanged
 
     files = []
@@ -229,7 +211,7 @@ def _names(code: CodeType) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _code_digest(code: CodeType) -> bytes:
-    """What stands for byte code, whatever its lines, file and docstring are."""
+    """Return what stands for byte code, whatever its lines, file and docstring are."""
     constants = list(code.co_consts)
     if constants and type(constants[0]) is str and code.co_name[:1] != "<":
         constants[0] = None  # the docstring
@@ -252,11 +234,8 @@ def _constant(value: Any) -> str:
 
 
 def check_of(function: Any) -> Version | None:
-    """The version of what a callable reaches, or None where none of it is the user's own."""
+    """Return the version of what a callable reaches, or None where none of it is the user's own."""
     if type(function) in (FunctionType, type) and not is_main(function) and not is_own(function.__module__):
         return None
     version = Version(function)
     return version if version.items else None
-
-
-__all__ = ["Checked", "Version", "check_of", "checked"]

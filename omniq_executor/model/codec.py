@@ -31,14 +31,13 @@ _PROTOCOL = 5
 _MAX_DEPTH = 60  # deeper values are pickled; SQLite's own JSON parser stops at 1000
 _SCALARS = frozenset({int, str, float, bool, type(None)})
 _BY_NAME = b"__main__"  # stands in every pickle that names something of the script
-_MAINS = ("__main__", "__mp_main__")  # the second is its name where multiprocessing has imported it
-_SCRIPT_NAMES = tuple(name.encode() for name in _MAINS)
+_SCRIPT_NAMES = tuple(name.encode() for name in modules.MAINS)
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def encode(value: Any, *, in_worker: bool = False) -> str | bytes:
-    """The stored form of a value. Raises SerializationError if it has none.
+    """Return the stored form of a value. Raise SerializationError if it has none.
 
     `in_worker` says which way it travels (see above).
     """
@@ -49,7 +48,7 @@ def encode(value: Any, *, in_worker: bool = False) -> str | bytes:
 
 
 def decode(data: str | bytes) -> Any:
-    """The value of a stored form. A pickle runs code of its own: whatever it raises comes out."""
+    """Return the value of a stored form. A pickle runs code of its own: whatever it raises comes out."""
     return json.loads(data) if isinstance(data, str) else pickle.loads(data)
 
 
@@ -59,7 +58,7 @@ def encode_json(value: Any) -> str | None:
 
 
 def _encode_plain(value: Any) -> str | None:
-    """As `encode_json`, for what is made of JSON's own types; a tuple is written as a list."""
+    """Do as `encode_json`, for what is made of JSON's own types; a tuple is written as a list."""
     try:
         text = _encode_json(value)
     except ValueError:  # NaN, an infinity, or an int of more digits than Python converts
@@ -68,12 +67,12 @@ def _encode_plain(value: Any) -> str | None:
 
 
 def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | bytes, str | None]:
-    """The stored form of a call: (JSON array, JSON object or None), or (pickle of both, None)."""
-    return encode_plain_call(args, kwargs) or (dump_call(args, kwargs), None)
+    """Return the stored form of a call: (JSON array, JSON object or None), or (pickle of both, None)."""
+    return encode_plain_call(args, kwargs) or (write((args, kwargs)).data, None)
 
 
 def encode_plain_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str | None] | None:
-    """A call as JSON array and JSON object or None; None where JSON would not keep it exactly."""
+    """Return a call as JSON array and JSON object or None; None where JSON would not keep it exactly."""
     if len(args) == 1 and not kwargs and type(args[0]) is int and -(2**63) <= args[0] < 2**63:
         return f"[{args[0]}]", None
     seen: set[int] = set()  # by both, so that what is given twice stays one
@@ -84,13 +83,8 @@ def encode_plain_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[st
     return None
 
 
-def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any], snapshot: Any = None) -> bytes:
-    """A call as a pickle. Raises SerializationError if that is not possible."""
-    return write((args, kwargs), snapshot).data
-
-
 def decode_call(args: str | bytes, kwargs: str | None) -> tuple[Sequence[Any], dict[str, Any]]:
-    """The arguments of a call from their stored form. A pickle runs code of its own, as in `decode`."""
+    """Return the arguments of a call from their stored form. A pickle runs code of its own, as in `decode`."""
     if isinstance(args, bytes):
         positional, named = pickle.loads(args)
         return positional, named
@@ -98,7 +92,7 @@ def decode_call(args: str | bytes, kwargs: str | None) -> tuple[Sequence[Any], d
 
 
 def encode_rows(rows: Sequence[Sequence[Any]]) -> str | None:
-    """Many calls' positional arguments as one JSON array of arrays, or None where JSON does not do.
+    """Return many calls' positional arguments as one JSON array of arrays, or None where JSON does not do.
 
     Only for scalars: a look at the types, a column at a time, is all it costs beyond the encoder.
     """
@@ -109,23 +103,18 @@ def encode_rows(rows: Sequence[Sequence[Any]]) -> str | None:
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether the value is of a type that `encode_rows` takes."""
+    """Return whether the value is of a type that `encode_rows` takes."""
     return type(value) in _SCALARS
 
 
 def join(texts: Iterable[str]) -> str:
-    """One JSON array of the given JSON texts."""
+    """Return one JSON array of the given JSON texts."""
     return f"[{','.join(texts)}]"
 
 
 def split(text: str) -> list[str]:
-    """The JSON texts in an array that `join` made, or that `encode_rows` wrote."""
+    """Return the JSON texts in an array that `join` made, or that `encode_rows` wrote."""
     return [_encode_json(value) for value in json.loads(text)]
-
-
-def dump_function(function: Any) -> bytes:
-    """A function as a pickle; see `write`."""
-    return write(function).data
 
 
 class Written(NamedTuple):
@@ -137,10 +126,10 @@ class Written(NamedTuple):
 
 
 def write(value: Any, snapshot: Any = None) -> Written:
-    """A callable, or (args, kwargs), as a pickle: by name where a worker can import it, else by value.
+    """Return a callable, or (args, kwargs), as a pickle: by name where a worker can import it, else by value.
 
     By value fails for what uses, say, a lock that the script made. Then what is the script's travels by name
-    after all, and the worker has to import the script (see engines.worker). Raises SerializationError if
+    after all, and the worker has to import the script (see engines.worker). Raise SerializationError if
     neither is possible. `snapshot` says what workers have of the script by a fork, see namespaces.py.
     """
     plain = None
@@ -157,31 +146,21 @@ def write(value: Any, snapshot: Any = None) -> Written:
     except Exception as error:  # noqa: BLE001 - as above
         if plain is None or modules.script() is None:
             _refuse(value, error)
-        return Written(pickle.dumps(spaces.ByName(plain, str(error)), _PROTOCOL))
+        return Written(pickle.dumps(modules.Reduced(spaces.by_name, (plain, str(error))), _PROTOCOL))
 
 
 def names_script(data: bytes) -> bool:
-    """Whether a pickle may name something of the script."""
+    """Return whether a pickle may name something of the script."""
     return _BY_NAME in data
 
 
 def dump_path(path: str) -> bytes:
-    """A function by its dotted path, which need not be importable here, as a pickle."""
-    return pickle.dumps(_Imported(path), _PROTOCOL)
-
-
-class _Imported:
-    """What is loaded as what has a dotted path."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return imported, (self._path,)
+    """Return as a pickle a function by its dotted path, which need not be importable here."""
+    return pickle.dumps(modules.Reduced(imported, (path,)), _PROTOCOL)
 
 
 def imported(path: str) -> Any:
-    """What has a dotted path. The path alone does not say where the module ends. Raises ImportError if nothing has."""
+    """Return what has a dotted path, which does not say where the module ends. Raise ImportError if nothing has it."""
     import pkgutil
 
     try:
@@ -191,12 +170,12 @@ def imported(path: str) -> Any:
 
 
 def load_function(data: bytes) -> Any:
-    """The function of a stored pickle."""
+    """Return the function of a stored pickle."""
     return pickle.loads(data)
 
 
 def encode_error(error: ErrorInfo) -> str:
-    """What is shown of an error, as a JSON object. Its pickle is kept apart."""
+    """Return what is shown of an error, as a JSON object. Its pickle is kept apart."""
     fields = {"type": error.type, "message": error.message, "traceback": error.traceback}
     if error.call:
         fields["call"] = error.call
@@ -206,12 +185,12 @@ def encode_error(error: ErrorInfo) -> str:
 
 
 def decode_error(text: str | None, exception: bytes | None) -> ErrorInfo | None:
-    """The error of a stored form, or None where there is none."""
+    """Return the error of a stored form, or None where there is none."""
     return ErrorInfo(**json.loads(text), pickle=exception) if text is not None else None
 
 
 def encode_options(options: Options | None) -> str | None:
-    """What differs from the usual in options, as a JSON object; None where nothing does."""
+    """Return what differs from the usual in options, as a JSON object; None where nothing does."""
     if options is None:
         return None
     fields = {name: value for name, value in options._asdict().items() if value != Options._field_defaults[name]}
@@ -221,7 +200,7 @@ def encode_options(options: Options | None) -> str | None:
 
 
 def decode_options(text: str | None) -> Options | None:
-    """The options of a stored form."""
+    """Return the options of a stored form."""
     if text is None:
         return None
     fields = json.loads(text)
@@ -233,7 +212,7 @@ def decode_options(text: str | None) -> Options | None:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether the text can be written as UTF-8: lone surrogates cannot."""
+    """Return whether the text can be written as UTF-8: lone surrogates cannot."""
     if text.isascii():
         return True
     try:
@@ -293,7 +272,7 @@ def _refuse(value: Any, error: Exception) -> NoReturn:
 
 @functools.cache
 def _result_pickler() -> Any:
-    """The pickler for what plain pickle cannot do, in a worker."""
+    """Return the pickler for what plain pickle cannot do, in a worker."""
     import cloudpickle  # 30 ms of imports, which most workers never need
 
     class FromWorker(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -302,13 +281,13 @@ def _result_pickler() -> Any:
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, type):
                 return self._reduce_class(obj)
-            if type(obj) is FunctionType and obj.__module__ in _MAINS and _is_in_script(obj):
+            if type(obj) is FunctionType and modules.is_main(obj) and _is_in_script(obj):
                 return script_class, (obj.__qualname__,)
             return super().reducer_override(obj)
 
         def _reduce_class(self, kind: type) -> Any:
             tracker = spaces.trackers.get(kind)
-            if kind.__module__ in _MAINS and (tracker is None or "<locals>" not in kind.__qualname__):
+            if modules.is_main(kind) and (tracker is None or "<locals>" not in kind.__qualname__):
                 return script_class, (kind.__qualname__,)
             reduced = super().reducer_override(kind)
             if tracker is None or not isinstance(reduced, tuple) or len(reduced) != 6:
@@ -321,17 +300,12 @@ def _result_pickler() -> Any:
 
 
 def _is_in_script(value: Any) -> bool:
-    try:
-        return script_class(value.__qualname__) is value
-    except AttributeError:
-        return False
+    return modules.find(sys.modules[modules.MAIN], value.__qualname__) is value
 
 
 def script_class(qualname: str) -> Any:
-    """The class or function of that name in the script that is running. Raises AttributeError if it has none."""
-    found: Any = sys.modules["__main__"]
-    for name in qualname.split("."):
-        if not hasattr(found, name):
-            raise AttributeError(f"{qualname} was defined by the script that made this value; this program has none")
-        found = getattr(found, name)
+    """Return the class or function of that name in the script that is running. Raise AttributeError if it has none."""
+    found = modules.find(sys.modules[modules.MAIN], qualname)
+    if found is None:
+        raise AttributeError(f"{qualname} was defined by the script that made this value; this program has none")
     return found

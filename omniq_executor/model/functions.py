@@ -1,13 +1,13 @@
 """Functions on their way into the store: what they are called, what identifies them, how they travel."""
 
-import hashlib
 import os
 import pickle
 import sys
 import types
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from ..code import digest as keys, versions
+from ..code import digest as keys, modules, versions
 from ..errors import SerializationError, TooLarge
 from ..model.task import Call, Function
 from . import codec, dependencies
@@ -15,11 +15,15 @@ from .task import Task
 
 _CACHE_SIZE = 1024
 _LARGEST_KEPT = 1 << 18  # bytes of a pickle
+_UNSTABLE = b"?"  # begins the identity of arguments that have no stable form
 
 
 class _Known(NamedTuple):
     function: Function
     version: versions.Version | None  # of the code that it names, if any of it is the user's own
+
+    def still_holds(self) -> bool:
+        return self.version is None or self.version.still_holds()
 
 
 class Functions:
@@ -32,95 +36,96 @@ class Functions:
         """`snapshot` says what workers have of the script by a fork."""
         self._snapshot = snapshot
         self._of_this_process: dict[bytes, bytes] = {}  # digests that no other process is to know again
-        self._by_name: dict[Any, _Known] = {}
-        self._by_value: dict[bytes, _Known] = {}  # by the signature of all that is carried
+        self._known: dict[Any, _Known] = {}  # by the function, or by the signature of all that is carried by value
 
     def describe(self, function: Any) -> Function:
-        """The stored form of a function. Raises SerializationError if it has none, TypeError if it cannot be called."""
+        """Return the stored form of a function.
+
+        Raise SerializationError if it has none, TypeError if it cannot be called.
+        """
         if type(function) in _NAMED:
-            known = self._by_name.get(function)
-            if known is not None and (known.version is None or known.version.still_holds()):
+            known = self._known.get(function)
+            if known is not None and known.still_holds():
                 return known.function
         elif not callable(function):
             raise TypeError(f"{function!r} cannot be called")
         written = codec.write(function, self._snapshot)
         if written.signature is not None:
-            known = self._by_value.get(written.signature)
-            if known is not None and (known.version is None or known.version.still_holds()):
+            known = self._known.get(written.signature)
+            if known is not None and known.still_holds():
                 # With the pickle that was given first, if it is small: workers know it by that.
                 return (
                     known.function if known.function.pickle else self._checked(known.function, written, known.version)
                 )
-        try:
-            digest = keys.function_digest(function)
-        except keys.Uncanonical:
-            digest = self._digest_of_pickle(written)
+        digest = keys.stable_digest(function) or self._digest_of_pickle(written)
         version = versions.check_of(function)
         if version is not None:
-            digest = hashlib.blake2b(digest + version.identity(), digest_size=16).digest()
+            digest = _hash(digest + version.identity())
         described = self._checked(Function(digest, _path(function), b""), written, version)
         if written.signature is not None:
-            if len(self._by_value) >= _CACHE_SIZE:
-                self._by_value.clear()
             kept = described if len(written.data) < _LARGEST_KEPT else described._replace(pickle=b"")
-            self._by_value[written.signature] = _Known(kept, version)
+            self._keep(written.signature, _Known(kept, version))
         elif type(function) in _NAMED and _is_by_name(function, written.data):
-            if len(self._by_name) >= _CACHE_SIZE:
-                self._by_name.clear()
-            self._by_name[function] = _Known(described, version)
+            self._keep(function, _Known(described, version))
         return described
 
+    def _keep(self, key: Any, known: _Known) -> None:
+        if len(self._known) >= _CACHE_SIZE:
+            self._known.clear()
+        self._known[key] = known
+
     def _digest_of_pickle(self, written: codec.Written) -> bytes:
-        """What identifies a function that has no stable form: its pickle, if that carries all of the script's code.
+        """Return what identifies a function without a stable form: its pickle, if it carries all of the script's code.
 
         One that names what is the script's would be the same after an edit: it is another one in each process.
         """
         is_by_name = codec.names_script(written.data) if written.signature is None else self._snapshot is not None
         if not is_by_name:
-            return hashlib.blake2b(written.data, digest_size=16).digest()
+            return _hash(written.data)
         return self._of_this_process.setdefault(written.signature or written.data, os.urandom(16))
 
     def _checked(self, function: Function, written: codec.Written, version: versions.Version | None) -> Function:
-        """With the pickle that was written, which is loaded only where the code that it names is the same."""
+        """Return the function with what was written, which is loaded only where the code that it names is the same."""
         if version is None:
             return function._replace(pickle=written.data)
-        whole = versions.Checked(written.data, function.path, version.described())
-        return function._replace(pickle=pickle.dumps(whole, 5))
+        return function._replace(pickle=versions.check(written.data, function.path, version))
+
+
+def _hash(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
 
 
 def named(path: str) -> Function:
-    """The stored form of the function with a dotted path, which is imported where it is called.
+    """Return the stored form of the function with a dotted path, which is imported where it is called.
 
-    One of `__main__` is looked for here, as workers do not import the script. Raises ValueError for what is
+    One of `__main__` is looked for here, as workers do not import the script. Raise ValueError for what is
     no dotted path, and where `__main__` has no such function.
     """
     module, *names = path.split(".")
     if not names or not all(name.isidentifier() for name in (module, *names)):
         raise ValueError(f"{path!r} is not the dotted path of a function, such as my_module.my_function")
     if module == "__main__":
-        found: Any = sys.modules["__main__"]
-        for name in names:
-            found = getattr(found, name, None)
+        found = modules.find(sys.modules["__main__"], ".".join(names))
         if not callable(found):
             raise ValueError(f"{path!r} is no function of this script, and workers have no other")
         return Functions().describe(found)
     pickled = codec.dump_path(path)
-    return Function(hashlib.blake2b(pickled, digest_size=16).digest(), path, pickled)
+    return Function(_hash(pickled), path, pickled)
 
 
 def stored_call(
     function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], snapshot: Any = None
 ) -> tuple[Call, tuple[int, ...]]:
-    """The stored form of a call's arguments, and the tasks whose futures are among them.
+    """Return the stored form of a call's arguments, and the tasks whose futures are among them.
 
-    `snapshot` as for Functions. Raises SerializationError if they have none.
+    `snapshot` is as for Functions. Raise SerializationError if they have none.
     """
     plain = codec.encode_plain_call(args, kwargs)
     if plain is not None:
         return Call(*plain), ()
     with dependencies.noting() as noted:
         try:
-            pickled = codec.dump_call(args, kwargs, snapshot)
+            pickled = codec.write((args, kwargs), snapshot).data
         except SerializationError as error:
             cause = error.__cause__
             said = f"{cause}" if hasattr(cause, "what") else f"{type(cause).__name__}: {cause}"
@@ -128,18 +133,12 @@ def stored_call(
                 f"an argument of {function.path} can be neither written as JSON nor pickled: {said}"
             ) from cause
         after = tuple(dict.fromkeys(noted))
-        try:
-            identity = keys.value_digest((args, kwargs))
-        except keys.Uncanonical:
-            identity = _UNSTABLE + hashlib.blake2b(pickled, digest_size=16).digest()
+        identity = keys.stable_digest((args, kwargs)) or _UNSTABLE + _hash(pickled)
     return Call(pickled, None, identity), after
 
 
-_UNSTABLE = b"?"  # begins the identity of arguments that have no stable form
-
-
 def same_arguments(task: Task, identity: bytes | None, call: Call) -> bool:
-    """Whether a call has the arguments of a stored task, as far as can be told.
+    """Return whether a call has the arguments of a stored task, as far as can be told.
 
     Arguments without a stable form may be the same, and results of other tasks are what their key says.
     """
@@ -153,7 +152,7 @@ def same_arguments(task: Task, identity: bytes | None, call: Call) -> bool:
 def too_large(
     error: TooLarge, function: Function, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> TooLarge:
-    """The error of a call that a store cannot hold, with what of it is the largest."""
+    """Return the error of a call that a store cannot hold, with what of it is the largest."""
     parts = [(f"argument {place}", value, _size(value)) for place, value in enumerate(args, 1)]
     parts += [(f"argument `{name}`", value, _size(value)) for name, value in kwargs.items()]
     for (module, name), size in codec.write(called).sizes.items():
@@ -165,7 +164,7 @@ def too_large(
 
 
 def _size(value: Any) -> int:
-    """How many bytes a value takes when it is pickled, roughly."""
+    """Return how many bytes a value takes when it is pickled, roughly."""
     size = getattr(value, "nbytes", None)
     if isinstance(size, int):
         return size

@@ -21,7 +21,7 @@ class Ids:
         self._used = 0
 
     def take(self, count: int) -> int:
-        """The first of `count` consecutive new ids. Raises ValueError for more than a tick has."""
+        """Return the first of `count` consecutive new ids. Raise ValueError for more than a tick has."""
         if count > 1 << _COUNT_BITS:
             raise ValueError(f"{count} ids at once are more than {1 << _COUNT_BITS}")
         tick = time.time_ns() // _TICK_NS

@@ -18,7 +18,7 @@ _shorten.maxlevel = 4
 
 
 def preview(data: bytes) -> str:
-    """A short text that tells a reader what is pickled in `data`."""
+    """Return a short text that tells a reader what is pickled in `data`."""
     if len(data) > MOST_BYTES:
         return f"a pickle of {len(data)} bytes"
     try:
@@ -28,7 +28,7 @@ def preview(data: bytes) -> str:
 
 
 def shown_arguments(args: str | bytes, kwargs: str | None) -> str:
-    """The stored arguments of a call, as a short text."""
+    """Return the stored arguments of a call as a short text."""
     text = preview(args) if isinstance(args, bytes) else f"{args}{kwargs or ''}"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 

@@ -12,20 +12,22 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 from backends import BACKENDS, Backend
 
 NOBODY = 65534
-_rows: list[tuple[str, str, str, int]] = []
+TALLY = "what was done to the stores"
 
 
 @pytest.fixture
-def tally() -> Callable[[str, str, str, int], None]:
+def tally(request: pytest.FixtureRequest) -> Callable[[str, str, str, int], None]:
     """Have the end of the run report what was done, to which store, how often, and what was lost."""
-    return lambda *row: _rows.append(row)
+    return lambda *row: request.node.user_properties.append((TALLY, row))  # which comes from another process, too
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The rows as they stand in docs/reliability.md."""
-    if _rows:
-        terminalreporter.section("what was done to the stores")
-        for row in sorted(_rows):
+    reports = [report for found in ("passed", "failed") for report in terminalreporter.getreports(found)]
+    rows = [row for report in reports for name, row in report.user_properties if name == TALLY]
+    if rows:
+        terminalreporter.section(TALLY)
+        for row in sorted(rows):
             terminalreporter.write_line("| " + " | ".join(map(str, row)) + " |")
 
 
@@ -55,11 +57,11 @@ def as_nobody(tmp_path: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    # The folders of pytest are root's alone; whoever runs the test must be able to walk through them.
-    opened = [folder for folder in (tmp_path, *tmp_path.parents) if not folder.stat().st_mode & 0o001]
-    modes = {folder: folder.stat().st_mode for folder in opened}
-    for folder in opened:
-        folder.chmod(modes[folder] | 0o001)
+    # The folders of pytest are root's alone; whoever runs the test must be able to walk through them. They stay open:
+    # a test in another process may be on its way through those that are above both.
+    for folder in (tmp_path, *tmp_path.parents):
+        if not (mode := folder.stat().st_mode) & 0o001:
+            folder.chmod(mode | 0o001)
     os.setegid(NOBODY)
     os.seteuid(NOBODY)
     try:
@@ -67,8 +69,6 @@ def as_nobody(tmp_path: Path) -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(0)
-        for folder in opened:
-            folder.chmod(modes[folder])
 
 
 @pytest.fixture

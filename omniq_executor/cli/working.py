@@ -1,4 +1,4 @@
-"""What `omniq-executor worker` does: work off what others have added to a store, in processes of its own.
+"""The command `worker`: it works off what others have added to a store, in processes of its own.
 
 It is a dispatcher with a pool of processes and nobody who waits for results, which claims from queues of
 others and has no run. Its one thread takes the turns, and a signal is an event among the others:
@@ -8,11 +8,15 @@ others and has no run. Its one thread takes the turns, and a signal is an event 
 """
 
 import contextlib
+import functools
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set as AbstractSet
 from typing import Any
+
+import click
 
 from ..dispatch.dispatcher import Dispatcher
 from ..dispatch.waiters import Waiters
@@ -22,26 +26,53 @@ from ..executor import usable_cpus
 from ..model.task import ErrorInfo, Status, format_id
 from ..stores import open_store
 from ..stores.base import NO_RUN
+from .console import count_of_tasks, exit_with, print_json, printable
+from .options import checked_names, on_store
 
 CRASH_RETRIES = 2
 ENDED_BY = 128  # plus the signal: the exit status of who was not left the time to drain
 
 Tell = Callable[[dict[str, Any]], None]
+"""Is given what happens: {"event": "started" | "finished" | "draining" | "ended", …}."""
 
 
-def run(
-    address: str | None,
+@click.command()
+@click.option("-n", "processes", type=click.IntRange(min=1), help="How many processes.  [default: one for each CPU]")
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    callback=checked_names,
+    help="Only this queue; can be given several times.  [default: all of the store]",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["process", "power"]),
+    default="process",
+    show_default=True,
+    help="What results are kept through, once they are acknowledged.",
+)
+@click.option("--capture-output", is_flag=True, help="Keep what calls write, for `omniq-executor logs`.")
+@on_store
+def worker(
     processes: int | None,
-    queues: Sequence[str],
+    queues: tuple[str, ...],
     durability: str,
     capture_output: bool,
-    tell: Tell,
-) -> int:
-    """Work queues off, or all of the store, until a signal comes; returns the exit status.
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Work off what executors with engine="external", and others, have submitted.
 
-    `tell` is given what happens: {"event": "started" | "finished" | "draining" | "ended", …}. Raises
-    StoreError where the store cannot be opened.
+    What is called is imported from where Python finds it, the current folder first. On SIGTERM or Ctrl-C it
+    starts nothing more, and ends with status 0 when what runs is done. A second signal ends it at once.
+
+    \b
+    For example:
+      omniq-executor worker
+      omniq-executor worker -n 4 --queue etl --queue reports --store runs/etl.db
     """
+    tell: Tell = functools.partial(print_json, indent=None) if as_json else _tell_event
     sys.path.insert(0, os.getcwd())  # as `python -m` does: what is to be run is imported from there
     count = processes or usable_cpus()
     with _signals() as signals, contextlib.ExitStack() as undo:
@@ -72,19 +103,29 @@ def run(
             dispatcher.stop(signal.SIGTERM, f"a second signal came, {signal.Signals(asked[1]).name}")
         else:
             dispatcher.close(wait=True)
-        tell({"event": "ended", "completed": ended.completed, "failed": ended.failed})
-    if is_broken:
-        return 1
-    return ENDED_BY + asked[1] if len(asked) > 1 else 0
+        tell({"event": "ended", "completed": ended.counts[Status.COMPLETED], "failed": ended.counts[Status.FAILED]})
+    exit_with(is_broken)
+    exit_with(ENDED_BY + asked[1] if len(asked) > 1 else 0)
+
+
+def _tell_event(event: dict[str, Any]) -> None:
+    """Say what a worker is about, but for every task."""
+    match event:
+        case {"event": "started", "store": store, "queues": queues, "processes": count, "pid": pid}:
+            which = f"queues {', '.join(queues)}" if queues else "all queues"
+            click.echo(printable(f"process {pid} works off {which} of {store}, {count} calls at a time"))
+        case {"event": "draining", "signal": name}:
+            click.echo(f"{name}: no more calls are started; another signal ends those that run")
+        case {"event": "ended", "completed": completed, "failed": failed}:
+            click.echo(f"{count_of_tasks(completed)} completed, {failed} failed")
 
 
 class _Ended(Waiters):
-    """Nobody waits for results; they are counted and told of."""
+    """Counts what has ended and tells of it; nobody waits for results."""
 
     def __init__(self, tell: Tell) -> None:
         super().__init__()
-        self.completed = 0
-        self.failed = 0
+        self.counts = Counter[Status]()
         self._tell = tell
 
     def resolve_all(self, numbers: Sequence[int], outcome: Any, refused: AbstractSet[int]) -> None:
@@ -92,16 +133,13 @@ class _Ended(Waiters):
         status = Status.FAILED if isinstance(outcome, ErrorInfo) else Status.COMPLETED
         for number in numbers:
             if number not in refused:
-                if status is Status.FAILED:
-                    self.failed += 1
-                else:
-                    self.completed += 1
+                self.counts[status] += 1
                 self._tell({"event": "finished", "task": format_id(number), "status": status.name})
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """A file descriptor from which the numbers of the signals that ask for an end can be read."""
+    """Yield a file descriptor from which the numbers of the signals that ask for an end can be read."""
     ear, mouth = os.pipe()
     os.set_blocking(ear, False)
     os.set_blocking(mouth, False)

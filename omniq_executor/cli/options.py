@@ -1,0 +1,59 @@
+"""What several commands take: the store, JSON instead of text, and values that are checked before anything is done."""
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import click
+
+from ..config import parse_duration
+from ..model.task import parse_id
+from ..stores import open_store
+from ..stores.base import Store
+
+_store = click.option(
+    "--store",
+    "address",
+    metavar="ADDRESS",
+    help="The store.  [default: what the variables OMNIQ_* say, else omniq_data/omniq.db]",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def on_store(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options --store and --json."""
+    return _store(as_json(command))
+
+
+def look_into(address: str | None) -> closing[Store]:
+    """Open a store that exists. Raise StoreError where there is none."""
+    return closing(open_store(address, create=False))
+
+
+def _checked(parse: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return callback
+
+
+def _names(values: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in values:
+        raise ValueError("a name is empty")
+    return tuple(dict.fromkeys(values))
+
+
+def _fraction(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{value} is not between 0 and 1")
+    return value
+
+
+checked_id = _checked(parse_id)
+checked_ids = _checked(lambda values: [parse_id(value) for value in dict.fromkeys(values)])
+checked_names = _checked(_names)
+checked_duration = _checked(parse_duration)
+checked_fraction = _checked(_fraction)
