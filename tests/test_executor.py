@@ -596,8 +596,7 @@ warnings.simplefilter("ignore", DeprecationWarning)  # the fork is on purpose
 from omniq_executor import PersistentExecutor
 if __name__ == "__main__":
     with PersistentExecutor(2) as executor:
-        assert executor.submit(pow, 2, 3).result() == 8
-        child = os.fork()
+        child = os.fork()  # before the executor has a thread, whose stack would keep in the child what it uses
         if child == 0:
             files = [os.open(__file__, os.O_RDONLY) for _ in range(100)]
             vars(executor._dispatcher).clear()  # so that all that it had is collected
@@ -605,6 +604,7 @@ if __name__ == "__main__":
             for file in files:
                 os.fstat(file)
             os._exit(5)
+        assert executor.submit(pow, 2, 3).result() == 8
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """)
     done = script.run(timeout_s=30)
