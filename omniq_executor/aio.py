@@ -292,6 +292,7 @@ class _Session:
         self.owner = _Once(self._enter)
         """The owner that this process is, from the first time that it is asked for."""
         self._run = NO_RUN._replace(queue=queue)
+        self._entered: int | None = None
         self._ids: Ids
         self._notify_fd: int | None = None
         self._was_notified = asyncio.Event()
@@ -303,23 +304,25 @@ class _Session:
     async def close(self) -> None:
         """Leave, and close the store."""
         self._closing = True
-        owner = await self.owner() if await self.owner.is_made() else None
+        await self.owner.is_made()
         if self._listener is not None:
             self._listener.cancel()
         if self._notify_fd is not None:
             asyncio.get_running_loop().remove_reader(self._notify_fd)
             os.close(self._notify_fd)
         self._wake(self._waiters)
-        await self.store.close(owner)
+        await self.store.close(self._entered)
 
     async def _enter(self) -> int:
-        owner = await self.store.enter(self._run.queue)
-        self._ids = Ids(owner)
+        if self._entered is None:  # else what follows has failed, and is tried again
+            self._entered = await self.store.enter(self._run.queue)
+            self._ids = Ids(self._entered)
+        owner = self._entered
         path = self.store.notify_path(owner)
-        if path.exists():
+        if self._notify_fd is None and path.exists():
             self._notify_fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
             asyncio.get_running_loop().add_reader(self._notify_fd, self._on_notification)
-        self._listener = asyncio.ensure_future(self._listen(owner))
+        self._listener = self._listener or asyncio.ensure_future(self._listen(owner))
         await self.store.notify(owner)  # who listens for the death of others is to know of this one
         return owner
 

@@ -336,6 +336,32 @@ def test_who_only_looks_is_no_owner(address: Path, open_store: Any) -> None:
     assert run_with(address, main) == []
 
 
+@pytest.mark.parametrize("closes", [False, True])
+def test_who_could_not_make_itself_known_is_the_same_owner_later(
+    address: Path, open_store: Any, monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    """Issue 10: each try had left an owner that lived and never heard."""
+    notify = awaited.AwaitedStore.notify
+
+    async def refuse_once(self: awaited.AwaitedStore, owner: int) -> None:
+        monkeypatch.setattr(awaited.AwaitedStore, "notify", notify)
+        raise StoreError("refused by the test")
+
+    monkeypatch.setattr(awaited.AwaitedStore, "notify", refuse_once)
+
+    async def main() -> None:
+        async with AsyncOmniQ(address) as omniq:
+            with pytest.raises(StoreError, match="refused by the test"):
+                await omniq.enqueue("math.sqrt", [4])
+            (owner,) = open_store(address).owners()
+            if not closes:
+                await omniq.enqueue("math.sqrt", [4])
+                assert [it.id for it in open_store(address).owners()] == [owner.id]
+
+    asyncio.run(main())
+    assert open_store(address).owners() == []
+
+
 def test_a_task_that_needs_results_and_is_enqueued_anew_is_not_run_without_them(
     address: Path, journal: Any, tmp_path: Path
 ) -> None:
