@@ -6,6 +6,7 @@ Nothing may hang, no call may be lost, and nothing that is in the store may fail
 import concurrent.futures
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from typing import Any
 
 import calls
 import pytest
+from click.testing import CliRunner
 
 from omniq_executor import PersistentExecutor, Status, StoreError, open_store
-from omniq_executor.cli import queue_worker
+from omniq_executor.cli.main import main
 from omniq_executor.dispatch import dispatcher as module, sessions
 
 WAIT_S = 30.0
@@ -142,8 +144,10 @@ def test_a_queue_worker_that_cannot_be_made_leaves_nobody_behind(
     with contextlib.closing(open_store(address)) as store:
         with monkeypatch.context() as patch:
             patch.setattr(type(store), "slots_path", Refusal(SimpleNamespace(slots_path=None), "slots_path"))
-            with pytest.raises(StoreError, match="refused by the test"):
-                queue_worker.run(str(address), 1, ["work"], "process", False, print)
+            patch.setattr(sys, "path", sys.path.copy())  # the worker adds to it
+            done = CliRunner().invoke(main, ["worker", "-n", "1", "--store", str(address)])
+        assert "refused by the test" in f"{done.output} {done.exception!r}"
+        assert done.exit_code != 0
         assert store.owners() == []
 
 
