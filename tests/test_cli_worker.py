@@ -19,6 +19,8 @@ from omniq_executor import PersistentExecutor, Status
 from omniq_executor.cli.main import main
 from omniq_executor.engines.local.pool import LocalEngine
 
+pytestmark = pytest.mark.once
+
 WAIT_S = 30.0
 
 

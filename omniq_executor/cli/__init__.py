@@ -1,3 +1,1 @@
 """The command line."""
-
-from .main import main as main

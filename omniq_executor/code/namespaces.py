@@ -37,7 +37,6 @@ from .pickling import (
     Unpicklable,
     entry_of,
     is_flat,
-    is_imported,
     is_named,
     is_same,
     look,
@@ -48,7 +47,7 @@ from .pickling import (
     stamp_of,
     type_name,
 )
-from .spaces import Attribute, Entry, Key, Kind
+from .spaces import Attribute, Entry, Key, Kind, Payload
 
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
@@ -57,14 +56,6 @@ _LONGEST_SOURCE = 1 << 18
 _KEPT = 4096  # functions whose pickles are remembered
 _LARGE = 1 << 18  # bytes
 _LARGEST_KEPT = 1 << 28
-
-
-class Payload(NamedTuple):
-    """What was written."""
-
-    data: bytes
-    signature: bytes  # of all that it carries
-    sizes: dict[Key, int]  # in bytes, of the globals that it carries
 
 
 def dump(value: Any, snapshot: Snapshot | None = None, table: Mapping[type, Any] | None = None) -> Payload:
@@ -261,7 +252,7 @@ class _Dump:
         except Unpicklable:
             raise
         except Exception as error:
-            if key[0] != MAIN and is_imported(key, value):
+            if key[0] != MAIN and vars(sys.modules[key[0]]).get(key[1]) is value:
                 self._entries[key] = entry_of(pickle.dumps(Reduced(spaces.imported_global, key), 5))
                 return
             raise Unpicklable(f"global `{key[1]}` ({type_name(value)})", error) from error

@@ -269,11 +269,6 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
         yield f"the object of the method {value.__qualname__} ({type_name(value.__self__)})", value.__self__
 
 
-def is_imported(key: Key, value: Any) -> bool:
-    """Return whether an importable module has a value under a name."""
-    return vars(sys.modules[key[0]]).get(key[1]) is value
-
-
 def is_flat(value: Any) -> bool:
     """Return whether a container holds nothing but what cannot change, nor hold anything."""
     items: Iterator[Any] = iter(value)

@@ -43,6 +43,14 @@ AS_FORKED = b""
 Key = tuple[str, str]  # module, name
 
 
+class Payload(NamedTuple):
+    """A pickle for a worker: a payload, or a plain one, which carries nothing of the script's."""
+
+    data: bytes
+    signature: bytes | None = None  # of all that it carries by value; None where it is a plain pickle
+    sizes: Mapping[Key, int] = {}  # in bytes, of the globals that it carries
+
+
 class Entry(NamedTuple):
     """The value of a global name. What a function is made from is apart from its state."""
 

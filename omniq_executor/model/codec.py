@@ -20,9 +20,9 @@ import io
 import json
 import pickle
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from types import FunctionType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from ..code import modules, spaces
 from .task import ErrorInfo, Options
@@ -117,15 +117,7 @@ def split(text: str) -> list[str]:
     return [_encode_json(value) for value in json.loads(text)]
 
 
-class Written(NamedTuple):
-    """A pickle for a worker."""
-
-    data: bytes
-    signature: bytes | None = None  # of all that it carries by value; None where it is a plain pickle
-    sizes: Mapping[tuple[str, str], int] = {}  # in bytes, of the globals that it carries, by module and name
-
-
-def write(value: Any, snapshot: Any = None) -> Written:
+def write(value: Any, snapshot: Any = None) -> spaces.Payload:
     """Return a callable, or (args, kwargs), as a pickle: by name where a worker can import it, else by value.
 
     By value fails for what uses, say, a lock that the script made. Then what is the script's travels by name
@@ -136,17 +128,17 @@ def write(value: Any, snapshot: Any = None) -> Written:
     try:
         plain = pickle.dumps(value, _PROTOCOL)
         if _BY_NAME not in plain:
-            return Written(plain)
+            return spaces.Payload(plain)
     except Exception:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
         pass
     from ..code import namespaces  # 30 ms of imports, which most programs never need
 
     try:
-        return Written(*namespaces.dump(value, snapshot))
+        return namespaces.dump(value, snapshot)
     except Exception as error:  # noqa: BLE001 - as above
         if plain is None or modules.script() is None:
             _refuse(value, error)
-        return Written(pickle.dumps(modules.Reduced(spaces.by_name, (plain, str(error))), _PROTOCOL))
+        return spaces.Payload(pickle.dumps(modules.Reduced(spaces.by_name, (plain, str(error))), _PROTOCOL))
 
 
 def names_script(data: bytes) -> bool:
@@ -275,13 +267,16 @@ def _result_pickler() -> Any:
     """Return the pickler for what plain pickle cannot do, in a worker."""
     import cloudpickle  # 30 ms of imports, which most workers never need
 
+    def is_in_script(value: Any) -> bool:
+        return modules.find(sys.modules[modules.MAIN], value.__qualname__) is value
+
     class FromWorker(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         """Pickles what the script defines by name, also where this process has no such script."""
 
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, type):
                 return self._reduce_class(obj)
-            if type(obj) is FunctionType and modules.is_main(obj) and _is_in_script(obj):
+            if type(obj) is FunctionType and modules.is_main(obj) and is_in_script(obj):
                 return script_class, (obj.__qualname__,)
             return super().reducer_override(obj)
 
@@ -297,10 +292,6 @@ def _result_pickler() -> Any:
             return make, (*args[:-2], tracker, args[-1]), *rest
 
     return FromWorker
-
-
-def _is_in_script(value: Any) -> bool:
-    return modules.find(sys.modules[modules.MAIN], value.__qualname__) is value
 
 
 def script_class(qualname: str) -> Any:

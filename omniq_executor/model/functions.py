@@ -7,7 +7,7 @@ import types
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from ..code import digest as keys, modules, versions
+from ..code import digest as keys, modules, spaces, versions
 from ..errors import SerializationError, TooLarge
 from ..model.task import Call, Function
 from . import codec, dependencies
@@ -74,7 +74,7 @@ class Functions:
             self._known.clear()
         self._known[key] = known
 
-    def _digest_of_pickle(self, written: codec.Written) -> bytes:
+    def _digest_of_pickle(self, written: spaces.Payload) -> bytes:
         """Return what identifies a function without a stable form: its pickle, if it carries all of the script's code.
 
         One that names what is the script's would be the same after an edit: it is another one in each process.
@@ -84,7 +84,7 @@ class Functions:
             return _hash(written.data)
         return self._of_this_process.setdefault(written.signature or written.data, os.urandom(16))
 
-    def _checked(self, function: Function, written: codec.Written, version: versions.Version | None) -> Function:
+    def _checked(self, function: Function, written: spaces.Payload, version: versions.Version | None) -> Function:
         """Return the function with what was written, which is loaded only where the code that it names is the same."""
         if version is None:
             return function._replace(pickle=written.data)
@@ -153,14 +153,15 @@ def too_large(
     error: TooLarge, function: Function, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> TooLarge:
     """Return the error of a call that a store cannot hold, with what of it is the largest."""
-    parts = [(f"argument {place}", value, _size(value)) for place, value in enumerate(args, 1)]
-    parts += [(f"argument `{name}`", value, _size(value)) for name, value in kwargs.items()]
+    from ..code.pickling import parts_of, type_name  # 30 ms of imports
+
+    parts = [(_size(value), what) for what, value in parts_of((args, kwargs))]
     for (module, name), size in codec.write(called).sizes.items():
-        parts.append((f"global `{name}`", vars(sys.modules[module]).get(name), size))
+        parts.append((size, f"global `{name}` ({type_name(vars(sys.modules[module]).get(name))})"))
     if not parts:
         return TooLarge(f"{function.path}: {error}")
-    what, value, size = max(parts, key=lambda part: part[2])
-    return TooLarge(f"{function.path}: {what} ({type(value).__qualname__}) has {_shown(size)}: {error}")
+    size, what = max(parts)
+    return TooLarge(f"{function.path}: {what} has {_shown(size)}: {error}")
 
 
 def _size(value: Any) -> int:
