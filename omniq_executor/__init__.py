@@ -14,24 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .aio import AsyncOmniQ as AsyncOmniQ
     from .config import Settings as Settings
-    from .errors import (
-        CallError as CallError,
-        CodeChanged as CodeChanged,
-        DependencyFailed as DependencyFailed,
-        KeyConflict as KeyConflict,
-        NotImportable as NotImportable,
-        OmniqError as OmniqError,
-        PoolBroken as PoolBroken,
-        RemoteError as RemoteError,
-        SerializationError as SerializationError,
-        SettingsError as SettingsError,
-        StoreError as StoreError,
-        StoreVersionError as StoreVersionError,
-        TaskNotFound as TaskNotFound,
-        TaskTimeout as TaskTimeout,
-        TooLarge as TooLarge,
-        WorkerCrashed as WorkerCrashed,
-    )
+    from .errors import *  # noqa: F403
     from .executor import PersistentExecutor as PersistentExecutor
     from .future import DurableFuture as DurableFuture
     from .model.task import Status as Status, Task as Task
@@ -40,6 +23,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_ERRORS = (
+    "CallError CodeChanged DependencyFailed KeyConflict NotImportable OmniqError PoolBroken RemoteError"
+    " SerializationError SettingsError StoreError StoreVersionError TaskNotFound TaskTimeout TooLarge WorkerCrashed"
+)
 _HOMES = {
     "PersistentExecutor": "executor",
     "AsyncOmniQ": "aio",
@@ -49,38 +36,18 @@ _HOMES = {
     "Settings": "config",
     "open_store": "stores",
     "Store": "stores.base",
-    **dict.fromkeys(
-        (
-            "CallError",
-            "CodeChanged",
-            "DependencyFailed",
-            "KeyConflict",
-            "NotImportable",
-            "OmniqError",
-            "PoolBroken",
-            "RemoteError",
-            "SerializationError",
-            "SettingsError",
-            "StoreError",
-            "StoreVersionError",
-            "TaskNotFound",
-            "TaskTimeout",
-            "TooLarge",
-            "WorkerCrashed",
-        ),
-        "errors",
-    ),
+    **dict.fromkeys(_ERRORS.split(), "errors"),
 }
 
-__all__ = [*_HOMES]
+if not TYPE_CHECKING:  # to a type checker a module with __getattr__ has every name
+    __all__ = [*_HOMES]
 
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -26,7 +26,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from .config import Settings, parse_address
 from .errors import RemoteError, StoreError, TaskNotFound
@@ -36,8 +36,8 @@ from .model import codec
 from .model.fields import task_fields
 from .model.functions import Functions, named, stored_call
 from .model.ids import Ids
-from .model.options import make_options
-from .model.task import FINISHED, Call, Function, Options, Status, Task, format_id, parse_id
+from .model.options import check_queue, make_options
+from .model.task import FINISHED, Call, Function, Options, Status, format_id, parse_id
 from .stores.base import NO_RUN, Batch, TaskState, Turn, now
 from .stores.sqlite.async_store import AwaitedStore, open_awaited
 
@@ -67,10 +67,7 @@ class AsyncOmniQ:
     """
 
     def __init__(self, store: Settings | str | os.PathLike[str] | None = None, *, queue: str | None = None) -> None:
-        if queue is not None and not isinstance(queue, str):
-            raise TypeError(f"queue is a text, not {queue!r}")
-        if queue == "":
-            raise ValueError("queue is empty: give it a name, or leave it out")
+        check_queue(queue)
         self._settings = store if isinstance(store, Settings) else Settings.from_env()
         backend, path = parse_address(self._settings if store is None else store)
         path = path.absolute()  # also for the worker, which may open it when the current folder is another
@@ -86,11 +83,11 @@ class AsyncOmniQ:
         self._life: contextlib.AbstractAsyncContextManager[_Session]
 
     @classmethod
-    def from_env(cls, *, queue: str | None = None) -> "AsyncOmniQ":
-        """One with the settings that the variables OMNIQ_* give. Raises SettingsError where they make no sense."""
+    def from_env(cls, *, queue: str | None = None) -> Self:
+        """Return one with the settings of the variables OMNIQ_*. Raises SettingsError where they make no sense."""
         return cls(Settings.from_env(), queue=queue)
 
-    async def __aenter__(self) -> "AsyncOmniQ":
+    async def __aenter__(self) -> Self:
         await self._session()
         return self
 
@@ -136,7 +133,7 @@ class AsyncOmniQ:
         max_retries: int | None = None,
         timeout: datetime.timedelta | float | None = None,
     ) -> str:
-        """Add a task that calls `func(*args, **kwargs)`; returns its id. It is stored when this returns.
+        """Add a task that calls `func(*args, **kwargs)`, and return its id. It is stored when this returns.
 
         func: a function, or the dotted path of one, which need not be importable here.
         args, kwargs: its arguments. They are read at once. `args` may be what `list_tasks()` gives of a task
@@ -163,7 +160,7 @@ class AsyncOmniQ:
         )
 
     async def get_result(self, task_id: str, wait: bool = True, timeout: float | None = None) -> Any:
-        """What the task returned. With `wait`, wait until it is finished, at most `timeout` seconds.
+        """Return what the task returned. With `wait`, wait until it is finished, at most `timeout` seconds.
 
         Raises what the call raised, with the worker's traceback as its `__cause__`, or RemoteError where that
         is no Exception, as it would mean something else here; concurrent.futures.CancelledError (which is not
@@ -189,7 +186,7 @@ class AsyncOmniQ:
         raise error
 
     async def list_tasks(self, status: Status | str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
-        """The tasks, oldest first, each as a mapping; with `limit` the newest that many of them.
+        """Return the tasks, oldest first, each as a mapping; with `limit` the newest that many of them.
 
         Names are those of the JSON file of a task: id, func_path, args, kwargs, status, attempts, max_retries,
         timeout, eta, interval, enqueued_at, started_at, completed_at, failed_at, result, error and others.
@@ -198,22 +195,26 @@ class AsyncOmniQ:
 
         Raises ValueError for a status or limit that makes no sense.
         """
-        wanted = None if status is None else _status(status)
+        if status is not None and not isinstance(status, Status):
+            named_so = Status.__members__.get(str(status).upper())
+            if named_so is None:
+                raise ValueError(f"status is one of {', '.join(Status.__members__)}, not {status!r}")
+            status = named_so
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):  # type: ignore[redundant-expr]
             raise ValueError(f"limit is a whole number from 0 up, not {limit!r}")
         session = await self._session()
-        tasks = await session.store.find(wanted, self._looked_at, limit)
-        return await asyncio.to_thread(_all_fields, tasks)
+        tasks = await session.store.find(status, self._looked_at, limit)
+        return await asyncio.to_thread(lambda: [task_fields(task) for task in tasks])
 
     async def stats(self) -> dict[str, int]:
-        """How many tasks there are, by the name of their status; 0 where there are none."""
+        """Return how many tasks there are, by the name of their status; 0 where there are none."""
         session = await self._session()
         counts = await session.store.counts()
         found = [count for queue, count in counts.items() if self._looked_at in (None, queue)]
         return {status.name: sum(count.get(status, 0) for count in found) for status in Status}
 
     async def cancel(self, task_id: str, running: bool = False) -> bool:
-        """Cancel the task if it has not started; True if it is cancelled, now or before.
+        """Cancel the task if it has not started; return True if it is cancelled, now or before.
 
         With `running` also if it has: its worker, in whichever process, is ended with the child processes of the
         call, by SIGTERM and two seconds later by SIGKILL. Of a task that recurs the series ends, also when this
@@ -228,11 +229,9 @@ class AsyncOmniQ:
     async def claim_task(self, task_id: str) -> bool:
         """Claim the task if it is PENDING, whenever it is due: then nobody else runs it.
 
-        False if it is not PENDING, or waits for others that it comes after.
-
-        Each is claimed exactly once per attempt, whoever asks at the same time. It is RUNNING until
-        `aclose()`, or the death of this process, makes it PENDING again. Raises TaskNotFound if there is no such
-        task, and ValueError for what is no task id.
+        Return False if it is not PENDING, or waits for others that it comes after. Each is claimed exactly once per
+        attempt, whoever asks at the same time. It is RUNNING until `aclose()`, or the death of this process, makes it
+        PENDING again. Raises TaskNotFound if there is no such task, and ValueError for what is no task id.
         """
         number = parse_id(task_id)
         session = await self._session()
@@ -327,7 +326,7 @@ class _Session:
         return owner
 
     async def add(self, function: Function, call: Call, eta: int, options: Options | None) -> str:
-        """Store a task; returns its id."""
+        """Store a task, and return its id."""
         owner = await self.owner()
         number = self._ids.take(1)
         batch = Batch(number, 1, function, calls=(call,), eta=eta, options=options)
@@ -335,7 +334,7 @@ class _Session:
         return format_id(number)
 
     async def state(self, number: int) -> TaskState:
-        """Where a task stands. Raises TaskNotFound."""
+        """Return where a task stands. Raises TaskNotFound."""
         found = await self.store.states([number])
         if not found:
             raise TaskNotFound(f"{self.store.address} holds no {format_id(number)}")
@@ -344,7 +343,7 @@ class _Session:
     # waiting
 
     async def finished(self, number: int) -> TaskState:
-        """Where a task stands when it is finished."""
+        """Wait until a task is finished, and return where it stands."""
         await self.owner()  # before the look, so that what finishes after it is news to this owner
         woken = asyncio.Event()
         self._waiters.setdefault(number, set()).add(woken)
@@ -394,7 +393,7 @@ class _Session:
 
 @contextlib.asynccontextmanager
 async def _session(address: str, queue: str) -> AsyncIterator[_Session]:
-    """A session, which is closed when the block is left or when the loop ends."""
+    """Open a session, which is closed when the block is left or when the loop ends."""
     session = _Session(await open_awaited(address), queue)
     try:
         yield session
@@ -410,14 +409,14 @@ class _Once(Generic[_T]):
         self._task: asyncio.Task[_T] | None = None
 
     async def __call__(self) -> _T:
-        """What it gave. Who is cancelled while it is made does not stop it, as others may wait for it too."""
+        """Return what it gave. Who is cancelled while it is made does not stop it, as others may wait for it too."""
         task = self._task
         if task is None or _has_failed(task):
             task = self._task = asyncio.ensure_future(self._make())
         return await asyncio.shield(task)
 
     async def is_made(self) -> bool:
-        """Whether it is there; if it is being made, after that."""
+        """Return whether it is there; if it is being made, after that."""
         if self._task is None:
             return False
         await asyncio.wait([self._task])
@@ -429,7 +428,7 @@ def _has_failed(task: "asyncio.Task[Any]") -> bool:
 
 
 def _call(function: Function, args: Any, kwargs: Any) -> tuple[Call, tuple[int, ...]]:
-    """The stored form of a call, of arguments as enqueue() takes them, and the tasks whose futures are among them."""
+    """Return the stored form of a call, of arguments as enqueue() takes them, and the tasks that it comes after."""
     if isinstance(args, Mapping):
         try:
             pickled = base64.b64decode(args["pickle"], validate=True)
@@ -446,7 +445,7 @@ def _call(function: Function, args: Any, kwargs: Any) -> tuple[Call, tuple[int, 
 
 
 def _moment(eta: Any) -> Any:
-    """A time as make_options() takes it."""
+    """Return a time as make_options() takes it."""
     if not isinstance(eta, str):
         return eta
     try:
@@ -455,18 +454,8 @@ def _moment(eta: Any) -> Any:
         raise ValueError(f"eta is a time, such as 2030-12-01T10:00:00Z, not {eta!r}") from None
 
 
-def _status(status: Any) -> Status:
-    if isinstance(status, Status):
-        return status
-    try:
-        return Status[status.upper()]
-    except (AttributeError, KeyError):
-        names = ", ".join(status.name for status in Status)
-        raise ValueError(f"status is one of {names}, not {status!r}") from None
-
-
 def _read(found: TaskState) -> tuple[Any, BaseException | None]:
-    """What a task returned, or raised; loading it is code of the user's."""
+    """Return what a task returned and what it raised; loading either is code of the user's."""
     try:
         if found.result is not None:
             return codec.decode(found.result), None
@@ -474,7 +463,3 @@ def _read(found: TaskState) -> tuple[Any, BaseException | None]:
         return None, error
     assert found.error is not None
     return None, rebuild(found.error, found.id)
-
-
-def _all_fields(tasks: list[Task]) -> list[dict[str, Any]]:
-    return [task_fields(task) for task in tasks]

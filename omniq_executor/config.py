@@ -32,13 +32,6 @@ class Address(NamedTuple):
     path: Path
 
 
-def _path_text(address: Any) -> str:
-    text = os.fspath(address) if isinstance(address, os.PathLike) else address
-    if not isinstance(text, str):
-        raise TypeError(f"the address of a store is a text or a path, not {address!r}")
-    return text
-
-
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _ALLOWED = {
     "backend": "'sqlite' or 'file'",
@@ -50,7 +43,7 @@ _ALLOWED = {
 
 
 def parse_duration(text: str) -> float:
-    """The seconds of a text such as 90, 1.5h or 7d. Raises ValueError for any other."""
+    """Return the seconds of a text such as 90, 1.5h or 7d. Raises ValueError for any other."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text, re.ASCII)
     if found is None:
         raise ValueError(f"{text!r} is not a time: give seconds, or a number and one of the units s, m, h, d and w")
@@ -81,7 +74,7 @@ class Settings:
 
     @classmethod
     def from_env(cls) -> "Settings":
-        """The settings that the variables OMNIQ_* give; what they leave out is as by default."""
+        """Return the settings that the variables OMNIQ_* give; what they leave out is as by default."""
         given = {}
         for field in fields(cls):
             variable = f"OMNIQ_{field.name.upper()}"
@@ -96,12 +89,12 @@ class Settings:
 
     @property
     def address(self) -> Address:
-        """Where the store is."""
+        """The address of the store."""
         return Address(self.backend, self.base_dir / DATABASE if self.backend == "sqlite" else self.base_dir)
 
 
 def _from_text(name: str, text: str) -> Any:
-    """The value of a setting that is given as text; the text itself if it says none."""
+    """Return the value of a setting that is given as text; the text itself if it says none."""
     try:
         match name:
             case "max_retries":
@@ -127,7 +120,7 @@ def _is_allowed(name: str, value: Any) -> bool:
 
 
 def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:
-    """The backend and path that an address names; None is what Settings.from_env() says.
+    """Return the backend and path that an address names; None is what Settings.from_env() says.
 
     `x.db`, `x.sqlite`, `x.sqlite3` and `sqlite:///x` are SQLite; `file:///x` and any other path are a
     folder. `sqlite:///x` is relative to the current folder and `sqlite:////x` absolute, as usual for
@@ -135,7 +128,9 @@ def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:
     """
     if address is None or isinstance(address, Settings):
         return (address or Settings.from_env()).address
-    text = _path_text(address)
+    text = os.fspath(address) if isinstance(address, os.PathLike) else address
+    if not isinstance(text, str):
+        raise TypeError(f"the address of a store is a text or a path, not {address!r}")
     scheme, separator, rest = text.partition("://")
     if separator or _is_scheme(text.partition(":/")[0], text):
         if scheme in ("sqlite", "file") and len(rest) > 1 and rest.startswith("/"):
@@ -150,5 +145,5 @@ def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:
 
 
 def _is_scheme(word: str, text: str) -> bool:
-    """Whether a text begins as `word:/`, which is hardly meant as a folder; C:/ is."""
+    """Return whether a text begins as `word:/`, which is hardly meant as a folder; C:/ is."""
     return word != text and len(word) > 1 and word.isalnum()

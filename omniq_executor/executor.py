@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from .code.run_context import context_of
 from .config import Settings
@@ -32,8 +32,8 @@ from .errors import CallError, TaskNotFound, TooLarge
 from .future import DurableFuture
 from .map_iterator import Results
 from .model.functions import Functions, stored_call, too_large
-from .model.options import Backoff, CallOptions, RetryOn, make_options, seconds
-from .model.task import Function, Options, Status, format_id, parse_id
+from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
+from .model.task import Options, Status, format_id, parse_id
 from .stores import open_store
 from .stores.base import Resume, now
 
@@ -43,11 +43,104 @@ RESUME_WITHIN = datetime.timedelta(days=7)
 
 FORK_WAIT_S = 1.0  # for the end of turns in other threads, each
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+_C = TypeVar("_C")
+_Given = DurableFuture[_T] | Collection[DurableFuture[Any]] | Mapping[Any, DurableFuture[Any]]
+"""What a call may be given in place of a value: its future, or futures in a list, tuple, set or dict."""
+
 _open_dispatchers: "weakref.WeakSet[Dispatcher]" = weakref.WeakSet()
 _held = threading.local()  # what a thread that is forking keeps from taking turns
 
 
-class PersistentExecutor(concurrent.futures.Executor):
+class _Submitter(concurrent.futures.Executor):
+    """The verbs that an executor shares with what its `options()` returns."""
+
+    _dispatcher: Dispatcher
+    _functions: Functions
+    _call_options: CallOptions  # of each call
+
+    @overload
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> DurableFuture[_T]: ...
+    @overload
+    def submit(
+        self, fn: Callable[Concatenate[_A, _P], _T], a: _Given[_A], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> DurableFuture[_T]: ...
+    @overload
+    def submit(
+        self, fn: Callable[Concatenate[_A, _B, _P], _T], a: _A | _Given[_A], b: _Given[_B], /,
+        *args: _P.args, **kwargs: _P.kwargs,
+    ) -> DurableFuture[_T]: ...  # fmt: skip
+    @overload
+    def submit(
+        self, fn: Callable[Concatenate[_A, _B, _C, _P], _T], a: _A | _Given[_A], b: _B | _Given[_B], c: _Given[_C], /,
+        *args: _P.args, **kwargs: _P.kwargs,
+    ) -> DurableFuture[_T]: ...  # fmt: skip
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> DurableFuture[_T]:
+        """Store the call `fn(*args, **kwargs)`, have it run, and return its future.
+
+        A future of the same store, anywhere in the arguments that pickle reaches, stands for its
+        result: the call waits until that is there and is given it instead. If the task of such a
+        future fails or is cancelled the call is not run, and fails with DependencyFailed.
+
+        A call that can be neither written as JSON nor pickled gives a future that fails with
+        SerializationError. Raises StoreError if the call cannot be stored, PoolBroken if workers
+        cannot be started, RuntimeError after `shutdown()`, and TaskNotFound for a future in the
+        arguments whose task is not in this store.
+        """
+        future: DurableFuture[_T]
+        try:
+            function = self._functions.describe(fn)
+            call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot)
+        except CallError as error:
+            future = DurableFuture(self._dispatcher, None)
+            future.set_exception(error)
+            return future
+        call_options = self._call_options.after(after) if after else self._call_options
+        try:
+            future = self._dispatcher.submit(function, call, call_options)
+        except TooLarge as error:
+            raise too_large(error, function, fn, args, kwargs) from error
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., _T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[_T]:
+        """Return the results of `fn` for each item, in order, as a lazy iterator. Every item is a task of its own.
+
+        All items are stored before `map()` returns, or, with `buffersize`, so many that at most
+        that number of results are outstanding. `timeout` is in seconds, counted from this call, and
+        its end makes the iterator raise TimeoutError. `chunksize` changes nothing: how many calls
+        travel together is decided from how long they take. Raises ValueError with a key, which names one call.
+        """
+        if self._call_options.key is not None:
+            raise ValueError("a key names one call: use submit() with options(key=...) for each item")
+        if "submit" in vars(self) and buffersize is None:
+            # Somebody has put a function of its own there and relies on being called for each item, as tqdm does.
+            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None:
+            if not isinstance(buffersize, int):
+                raise TypeError("buffersize must be an integer or None")
+            if buffersize < 1:
+                raise ValueError("buffersize must be None or > 0")
+        function = self._functions.describe(fn)
+        rows = zip(*iterables, strict=False)
+        try:
+            return Results(self._dispatcher, function, rows, timeout, buffersize, self._call_options)
+        except TooLarge as error:
+            raise too_large(error, function, fn, (), {}) from error
+
+
+class PersistentExecutor(_Submitter):
     """A process pool that loses nothing.
 
     When `submit()` returns, the call is in the store. When a result is there, it is in the store.
@@ -112,8 +205,9 @@ class PersistentExecutor(concurrent.futures.Executor):
         capture_output: bool = False,
     ) -> None:
         _refuse_in_worker_start()
-        if engine not in ("local", "external"):
-            raise ValueError(f"engine is 'local' or 'external', not {engine!r}")
+        _check_word("engine", engine, "local", "external")
+        _check_word("resume", resume, "crashed", "always", "never")
+        _check_word("leftovers", leftovers, "leave", "cancel", "run")
         if engine == "external":
             _refuse_without_processes(
                 max_workers=max_workers, mp_context=mp_context, initializer=initializer,
@@ -122,25 +216,15 @@ class PersistentExecutor(concurrent.futures.Executor):
             )  # fmt: skip
         if max_workers is None:
             max_workers = usable_cpus()
-        _check_whole("max_workers", max_workers, at_least=1)
-        _check_whole("crash_retries", crash_retries, at_least=0)
+        check_whole("max_workers", max_workers, at_least=1)
+        check_whole("crash_retries", crash_retries, at_least=0)
+        check_queue(queue)
         if mp_context is not None and not isinstance(mp_context, BaseContext):
             raise TypeError(f"mp_context is a context of multiprocessing, as get_context() returns, not {mp_context!r}")
-        if queue is not None and not isinstance(queue, str):
-            raise TypeError(f"queue is a text, not {queue!r}")
-        if queue == "":
-            raise ValueError("queue is empty: give it a name, or leave it out")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if max_tasks_per_child is not None:
-            if not isinstance(max_tasks_per_child, int):
-                raise TypeError("max_tasks_per_child must be an integer")
-            if max_tasks_per_child <= 0:
-                raise ValueError("max_tasks_per_child must be >= 1")
-        if resume not in ("crashed", "always", "never"):
-            raise ValueError(f"resume is 'crashed', 'always' or 'never', not {resume!r}")
-        if leftovers not in ("leave", "cancel", "run"):
-            raise ValueError(f"leftovers is 'leave', 'cancel' or 'run', not {leftovers!r}")
+            check_whole("max_tasks_per_child", max_tasks_per_child, at_least=1)
         within_s = None if resume_within is None else seconds("resume_within", resume_within)
         if within_s is not None and within_s < 0:
             raise ValueError(f"resume_within must be at least 0, not {resume_within!r}")
@@ -185,93 +269,14 @@ class PersistentExecutor(concurrent.futures.Executor):
         """The name of the queue that the executor works off."""
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
         self._mp_context = context  # likewise
-        self._functions: Functions | None = None  # until the first call
-        self._usual = _usual_options(settings)
         self._dispatcher = dispatcher
+        self._functions = Functions(dispatcher.prepare)
+        options = Options(settings.max_retries, timeout=settings.timeout).or_none()
+        self._call_options = USUAL if options is None else CallOptions(options=options)
         _open_dispatchers.add(self._dispatcher)
         self._abandon = weakref.finalize(self, Dispatcher.close, self._dispatcher, False)
         self._abandon.atexit = False  # _close_at_exit() does it, and waits
         _close_with_multiprocessing()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture:
-        """Store the call `fn(*args, **kwargs)` and have it run; returns its future.
-
-        A future of the same store, anywhere in the arguments that pickle reaches, stands for its
-        result: the call waits until that is there and is given it instead. If the task of such a
-        future fails or is cancelled the call is not run, and fails with DependencyFailed.
-
-        A call that can be neither written as JSON nor pickled gives a future that fails with
-        SerializationError. Raises StoreError if the call cannot be stored, PoolBroken if workers
-        cannot be started, RuntimeError after `shutdown()`, and TaskNotFound for a future in the
-        arguments whose task is not in this store.
-        """
-        return self._submit(self._usual, fn, args, kwargs)
-
-    def _submit(
-        self, call_options: CallOptions, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> DurableFuture:
-        try:
-            function = self._describe(fn)
-            call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot)
-        except CallError as error:
-            future = DurableFuture(None, None)
-            future.set_exception(error)
-            return future
-        try:
-            submitted: DurableFuture = self._dispatcher.submit(
-                function, call, call_options.after(after) if after else call_options
-            )
-            return submitted
-        except TooLarge as error:
-            raise too_large(error, function, fn, args, kwargs) from error
-
-    def _describe(self, fn: Callable[..., Any]) -> Function:
-        if self._functions is None:
-            self._dispatcher.prepare()
-            self._functions = Functions(self._dispatcher.engine.snapshot)
-        return self._functions.describe(fn)
-
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[Any]:
-        """The results of `fn` for each item, in order, as a lazy iterator. Every item is a task of its own.
-
-        All items are stored before `map()` returns, or, with `buffersize`, so many that at most
-        that number of results are outstanding. `timeout` is in seconds, counted from this call, and
-        its end makes the iterator raise TimeoutError. `chunksize` changes nothing: how many calls
-        travel together is decided from how long they take.
-        """
-        if "submit" in vars(self) and buffersize is None:
-            # Somebody has put a function of its own there and relies on being called for each item, as tqdm does.
-            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
-        return self._map(self._usual, fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
-
-    def _map(
-        self,
-        call_options: CallOptions,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[Any]:
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
-        if buffersize is not None:
-            if not isinstance(buffersize, int):
-                raise TypeError("buffersize must be an integer or None")
-            if buffersize < 1:
-                raise ValueError("buffersize must be None or > 0")
-        function = self._describe(fn)
-        try:
-            return Results(self._dispatcher, function, zip(*iterables, strict=False), timeout, buffersize, call_options)
-        except TooLarge as error:
-            raise too_large(error, function, fn, (), {}) from error
 
     def options(
         self,
@@ -285,8 +290,8 @@ class PersistentExecutor(concurrent.futures.Executor):
         eta: datetime.datetime | datetime.timedelta | float | None = None,
         interval: datetime.timedelta | float | None = None,
         tags: Iterable[str] = (),
-    ) -> concurrent.futures.Executor:
-        """An executor on the same pool whose calls have options.
+    ) -> "_WithOptions":
+        """Return an executor on the same pool whose calls have options.
 
         key: names one call within the queue. Whoever submits a call with a key that the queue has
             already gets a future of that task, and nothing is added.
@@ -310,7 +315,7 @@ class PersistentExecutor(concurrent.futures.Executor):
 
         Raises TypeError or ValueError that names the option and value that make no sense.
         """
-        usual = self._usual.options or Options()
+        usual = self._call_options.options or Options()
         call_options = make_options(
             now(), key=key, max_retries=usual.max_retries if max_retries is None else max_retries, backoff=backoff,
             retry_on=retry_on, timeout=usual.timeout if timeout is None else timeout, priority=priority, eta=eta,
@@ -318,22 +323,22 @@ class PersistentExecutor(concurrent.futures.Executor):
         )  # fmt: skip
         return _WithOptions(self, call_options)
 
-    def future(self, task_id: str) -> DurableFuture:
-        """A future for the task of that id, whoever submitted it.
+    def future(self, task_id: str) -> DurableFuture[Any]:
+        """Return a future for the task of that id, whoever submitted it.
 
         Raises TaskNotFound if the store has none, and ValueError for what is no task id.
         """
-        future: DurableFuture | None = self._dispatcher.future(parse_id(task_id))
+        future: DurableFuture[Any] | None = self._dispatcher.future(parse_id(task_id))
         if future is None:
             raise TaskNotFound(f"{self.store.address} holds no {task_id}; `omniq-executor list` shows what it holds")
         return future
 
-    def futures(self, status: Status | None = None, tags: Sequence[str] | None = None) -> list[DurableFuture]:
-        """Futures for all tasks of this queue that match, oldest first."""
+    def futures(self, status: Status | None = None, tags: Sequence[str] | None = None) -> list[DurableFuture[Any]]:
+        """Return futures for all tasks of this queue that match, oldest first."""
         return [self.future(format_id(task.id)) for task in self.store.find(status, self.queue, tags)]
 
     def stacks(self, timeout: float = 1.0) -> dict[str, str]:
-        """Where the running calls are: by task id, the Python stack of each, innermost line last.
+        """Return the Python stack of each running call, by task id, innermost line last.
 
         The workers are asked and go on. One that does not answer within `timeout` seconds, because
         it is stopped or holds the interpreter's lock, is there with a text that says so.
@@ -384,40 +389,24 @@ class PersistentExecutor(concurrent.futures.Executor):
         return engine.processes() if isinstance(engine, LocalEngine) else {}
 
 
-class _WithOptions(concurrent.futures.Executor):
-    """What `PersistentExecutor.options()` returns."""
+class _WithOptions(_Submitter):
+    """What `PersistentExecutor.options()` returns: it submits to the same pool, with options of its own."""
 
     def __init__(self, executor: PersistentExecutor, call_options: CallOptions) -> None:
         self._executor = executor
+        self._dispatcher = executor._dispatcher
+        self._functions = executor._functions
         self._call_options = call_options
         self._max_workers = executor._max_workers
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture:
-        """As PersistentExecutor.submit()."""
-        return self._executor._submit(self._call_options, fn, args, kwargs)
-
-    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> Iterator[Any]:
-        """As PersistentExecutor.map(). Raises ValueError with a key, which names one call, not many."""
-        if self._call_options.key is not None:
-            raise ValueError("a key names one call: use submit() with options(key=...) for each item")
-        return self._executor._map(self._call_options, fn, *iterables, **options)
-
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As PersistentExecutor.shutdown(): it is the same pool."""
+        """Shut the executor down whose pool it is."""
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
 
 
-def _usual_options(settings: Settings) -> CallOptions:
-    """Return the options of calls that have none of their own."""
-    options = Options(settings.max_retries, timeout=settings.timeout).or_none()
-    return USUAL if options is None else CallOptions(options=options)
-
-
-def _check_whole(name: str, value: Any, at_least: int) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-    if value < at_least:
-        raise ValueError(f"{name} must be greater than {at_least - 1}, not {value}")
+def _check_word(name: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, not {value!r}")
 
 
 def _refuse_without_processes(**parameters: Any) -> None:
@@ -427,7 +416,7 @@ def _refuse_without_processes(**parameters: Any) -> None:
 
 
 def default_queue() -> str:
-    """The name of the script, the module given by -m, or the notebook that is running."""
+    """Return the name of the script, of the module given by -m, or of the notebook that is running."""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name:
@@ -443,7 +432,7 @@ def default_queue() -> str:
 
 
 def usable_cpus() -> int:
-    """How many processes run at a time."""
+    """Return how many processes can run at a time."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -4,7 +4,7 @@ import concurrent.futures
 import logging
 from collections.abc import Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .dispatch.interrupts import SafeCondition, interrupts
 from .errors import OmniqError, StoreError
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from .stores.base import Store
 
 _log = logging.getLogger("concurrent.futures")  # the name under which callbacks that raise are looked for
+_T = TypeVar("_T")
 _UNREAD = object()
+_NO_VALUE: Any = None  # stands for a result until that is read
 _FAILED = Exception("not read yet")
 
 
-class DurableFuture(concurrent.futures.Future[Any]):
+class DurableFuture(concurrent.futures.Future[_T]):
     """A `concurrent.futures.Future` whose call and result are in a store.
 
     It is a real one: `wait()`, `as_completed()`, callbacks and `asyncio.wrap_future()` take it, and
@@ -28,7 +30,8 @@ class DurableFuture(concurrent.futures.Future[Any]):
     thread that asks for it, so that whatever its loading does happens there and nowhere else.
     """
 
-    def __init__(self, dispatcher: "Dispatcher | None", number: int | None) -> None:
+    def __init__(self, dispatcher: "Dispatcher", number: int | None) -> None:
+        """`number` is the id of the task; None for a call that could not be stored, which fails at once."""
         super().__init__()
         SafeCondition.protect(self._condition)
         self._dispatcher = dispatcher
@@ -45,13 +48,13 @@ class DurableFuture(concurrent.futures.Future[Any]):
         return None if self._number is None else format_id(self._number)
 
     def task(self) -> Task:
-        """All that the store knows of the call now. Raises TaskNotFound if it was purged meanwhile."""
-        if self._dispatcher is None or self._number is None:
+        """Return all that the store knows of the call now. Raises TaskNotFound if it was purged meanwhile."""
+        if self._number is None:
             raise ValueError("this call could not be stored, so there is no task of it")
         return self._dispatcher.store.get(self._number)
 
     def logs(self, attempt: int | None = None) -> str:
-        """What the call has written so far to stdout, stderr and logging, in the order of writing.
+        """Return what the call has written so far to stdout, stderr and logging, in the order of writing.
 
         It is kept where the executor that ran it has `capture_output=True`; "" where nothing was. Of
         all attempts, one after the other, or of the one with that number, from 1 on. It can be asked
@@ -64,20 +67,19 @@ class DurableFuture(concurrent.futures.Future[Any]):
                 raise TypeError(f"attempt is a whole number, not {attempt!r}")
             if attempt < 1:
                 raise ValueError(f"attempts are counted from 1 on, so there is no {attempt}")
-        if self._dispatcher is None or self._number is None:
+        if self._number is None:
             return ""  # it could not be stored, so it never ran
         store = self._dispatcher.store
         if attempt is not None:
-            attempts = [attempt]
-        else:
-            try:
-                attempts = store.output.attempts(self._number, store.get(self._number).attempts)
-            except StoreError:  # it is closed; what is kept beside it can be read all the same
-                attempts = store.output.attempts(self._number)
+            return store.output.read(self._number, attempt).decode(errors="replace")
+        try:
+            attempts = store.output.attempts(self._number, store.get(self._number).attempts)
+        except StoreError:  # it is closed; what is kept beside it can be read all the same
+            attempts = store.output.attempts(self._number)
         return b"".join(store.output.read(self._number, n) for n in attempts).decode(errors="replace")
 
     def cancel(self, running: bool = False) -> bool:
-        """Cancel the call if it has not started; True if it is cancelled, now or before.
+        """Cancel the call if it has not started; return whether it is cancelled, now or before.
 
         A cancelled call never runs: not here, not in another process, not after a restart. Of a call
         that recurs the series ends, also when this occurrence is done.
@@ -86,18 +88,16 @@ class DurableFuture(concurrent.futures.Future[Any]):
         is ended with the child processes that the call has started, by SIGTERM and two seconds later by
         SIGKILL. Other calls are not touched. What it had done by then is not undone.
         """
-        if self._dispatcher is not None and self._number is not None and (not self.done() or self.recurs):
+        if self._number is not None and (not self.done() or self.recurs):
             self._dispatcher.cancel([self._number], running)
         return self.cancelled()
 
     def running(self) -> bool:
-        """Whether a worker is in the call, or has it among the calls to run next; of whichever process it is."""
-        if self.done() or self._dispatcher is None or self._number is None:
-            return False
-        return self._dispatcher.has_claimed(self._number)
+        """Return whether a worker, of whichever process, is in the call, or has it among the calls to run next."""
+        return self._number is not None and not self.done() and self._dispatcher.has_claimed(self._number)
 
-    def result(self, timeout: float | None = None) -> Any:
-        """The call's result. `timeout` is in seconds.
+    def result(self, timeout: float | None = None) -> _T:
+        """Return the call's result. `timeout` is in seconds.
 
         Raises what the call raised, with the worker's traceback as its `__cause__`; CancelledError
         if it was cancelled; TimeoutError if it is not done in time; and what loading the result
@@ -108,7 +108,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
         return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the call raised, or None. `timeout` and what is raised are as for `result()`."""
+        """Return what the call raised, or None. `timeout` and what is raised are as for `result()`."""
         self._wait(timeout)
         self._read()
         return super().exception(0)
@@ -121,12 +121,12 @@ class DurableFuture(concurrent.futures.Future[Any]):
         return True, False, self._result, self._exception
 
     def __reduce__(self) -> Any:
-        """As an argument of a call it is a reference to the result; else, like any future, it cannot be pickled."""
+        """Refer to the result, as an argument of a call; elsewhere it cannot be pickled, like any future."""
         if self._number is None:
             raise TypeError("the call of this future could not be stored, so there will be no result to pass on")
         return dependencies.refer(self._number)
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, _T]:
         import asyncio
 
         return asyncio.wrap_future(self).__await__()
@@ -134,8 +134,8 @@ class DurableFuture(concurrent.futures.Future[Any]):
     def _wait(self, timeout: float | None) -> None:
         """Wait until it is done, or raise TimeoutError."""
         # A thread that has nothing else to do than wait takes the dispatcher's turns itself: the result then needs no
-        # switch between threads. One that could not be stored is done.
-        if not (self.done() or self._dispatcher is None or self._dispatcher.wait_until(self.done, timeout)):
+        # switch between threads.
+        if not (self.done() or self._dispatcher.wait_until(self.done, timeout)):
             raise TimeoutError
 
     def _read(self) -> None:
@@ -147,9 +147,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
                 return
             try:
                 if isinstance(stored, ErrorInfo):
-                    self._exception = rebuild(
-                        stored, self._number, None if self._dispatcher is None else self._dispatcher.store
-                    )
+                    self._exception = rebuild(stored, self._number, self._dispatcher.store)
                 else:
                     self._result = codec.decode(stored)
             except KeyboardInterrupt:  # whoever asks the next time reads it anew
@@ -180,7 +178,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
         if isinstance(stored, ErrorInfo):
             self.set_exception(_FAILED)  # wait() must see that it failed; _read() puts the real one there
         else:
-            self.set_result(None)
+            self.set_result(_NO_VALUE)
 
     def _finish_value(self, value: Any) -> None:
         """Resolve with a result that is read already."""
@@ -208,7 +206,7 @@ class DurableFuture(concurrent.futures.Future[Any]):
 
 
 def rebuild(error: ErrorInfo, number: int | None, store: "Store | None" = None) -> BaseException:
-    """The exception that a task's stored error tells of, with the worker's traceback as its cause.
+    """Return the exception that a task's stored error tells of, with the worker's traceback as its cause.
 
     A note on it names the task and its call. Where the error does not say the call, as of a worker that has died,
     it is the function alone, if the store is given and open.

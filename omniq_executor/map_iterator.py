@@ -35,7 +35,7 @@ class _Arrivals:
         self._kept_bytes = 0
 
     def put(self, position: int, number: int, count: int, outcome: Any) -> None:
-        """Called by the dispatcher with what became of `count` positions; beyond _KEPT_BYTES it is not kept."""
+        """Take what became of `count` positions; beyond _KEPT_BYTES it is left in the store."""
         size = _size(outcome)
         if size and self._kept_bytes + size > _KEPT_BYTES and position != self.position:
             outcome = _IN_STORE
@@ -44,11 +44,11 @@ class _Arrivals:
         self._arrived[position] = number, count, outcome
 
     def has_next(self) -> bool:
-        """Whether the next outcome is there."""
+        """Return whether the next outcome is there."""
         return self.position in self._arrived
 
     def take(self) -> tuple[int, int, Any]:
-        """The next outcome, as (id, count, outcome); it may be of several positions."""
+        """Return the next outcome, as (id, count, outcome); it may be of several positions."""
         number, count, outcome = self._arrived.pop(self.position)
         self.position += count
         self._kept_bytes -= _size(outcome)
@@ -179,7 +179,7 @@ class Results(Iterator[Any]):
         return self._value(number, outcome)
 
     def _value(self, number: int, outcome: Any) -> Any:
-        """The result that the outcome of a task stands for. Raises what it says the call raised."""
+        """Return the result that the outcome of a task stands for. Raises what it says the call raised."""
         if isinstance(outcome, str | bytes):
             return codec.decode(outcome)
         if isinstance(outcome, ErrorInfo):
@@ -199,7 +199,7 @@ _IN_STORE = object()  # an outcome that is to be read from there
 
 
 def _size(outcome: Any) -> int:
-    """The bytes of a result, as it is kept; 0 for what is no result."""
+    """Return how many bytes a result has, as it is kept; 0 for what is no result."""
     if isinstance(outcome, ResultBatch):
         return len(outcome.text)
     return len(outcome) if isinstance(outcome, str | bytes) else 0

@@ -48,7 +48,7 @@ class Summary:
         """How many files are finished, well or not."""
         return self.resumed + self.executed
 
-    def add(self, path: Path, future: DurableFuture) -> None:
+    def add(self, path: Path, future: DurableFuture[Analysis]) -> None:
         """Take in what became of one file. Raise what concerns more than that file."""
         error = future.exception()
         if isinstance(error, OmniqError) and not isinstance(error, CallError):
@@ -141,7 +141,7 @@ def demo(folder: Path | None, kill_at: float | None) -> None:
     ):
         futures = {executor.submit(analyse, str(path)): path for path in paths}
         _kill_if_due(summary, len(paths), kill_at)
-        for future in cast(Iterator[DurableFuture], as_completed(futures)):
+        for future in cast(Iterator[DurableFuture[Analysis]], as_completed(futures)):
             summary.add(futures.pop(future), future)  # popped, so that its result can go
             advance(1)
             _kill_if_due(summary, len(paths), kill_at)

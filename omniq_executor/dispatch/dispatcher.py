@@ -206,11 +206,15 @@ class Dispatcher:
             else:
                 self._add_new(consumer, position, count, function, text, calls, call_options)
 
-    def prepare(self) -> None:
-        """Make ready for a first call, before it is described. No turn is under way meanwhile, if that forks."""
+    def prepare(self) -> Any:
+        """Make ready for a first call, before it is described, and return the engine's snapshot.
+
+        No turn is under way meanwhile, if that forks.
+        """
         with self.driver:
             if not self.driver.is_closed:
                 self.engine.prepare()
+            return self.engine.snapshot
 
     def free_capacity(self) -> int:
         """Return how many calls of a map are best added at once, for one worker to take; 0 if all have enough."""

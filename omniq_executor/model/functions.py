@@ -4,6 +4,7 @@ import os
 import pickle
 import sys
 import types
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -32,9 +33,10 @@ class Functions:
     Of what travels by value only what identifies it: what it carries may have changed since.
     """
 
-    def __init__(self, snapshot: Any = None) -> None:
-        """`snapshot` says what workers have of the script by a fork."""
-        self._snapshot = snapshot
+    def __init__(self, prepare: Callable[[], Any] | None = None) -> None:
+        """`prepare` is called before a function is first described, and returns what workers have of the script."""
+        self._prepare = prepare
+        self._snapshot: Any = None
         self._of_this_process: dict[bytes, bytes] = {}  # digests that no other process is to know again
         self._known: dict[Any, _Known] = {}  # by the function, or by the signature of all that is carried by value
 
@@ -49,6 +51,8 @@ class Functions:
                 return known.function
         elif not callable(function):
             raise TypeError(f"{function!r} cannot be called")
+        if self._prepare is not None:
+            self._snapshot, self._prepare = self._prepare(), None
         written = codec.write(function, self._snapshot)
         if written.signature is not None:
             known = self._known.get(written.signature)
@@ -118,7 +122,7 @@ def stored_call(
 ) -> tuple[Call, tuple[int, ...]]:
     """Return the stored form of a call's arguments, and the tasks whose futures are among them.
 
-    `snapshot` is as for Functions. Raise SerializationError if they have none.
+    `snapshot` says what workers have of the script by a fork. Raise SerializationError if they have none.
     """
     plain = codec.encode_plain_call(args, kwargs)
     if plain is not None:

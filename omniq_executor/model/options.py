@@ -58,8 +58,8 @@ def make_options(
     """
     if key is not None and (not isinstance(key, str) or not key):  # type: ignore[redundant-expr]  # callers may be untyped
         raise ValueError(f"key is a non-empty text, not {key!r}")
-    _check_whole("max_retries", max_retries, 0)
-    _check_whole("priority", priority, -(1 << 31))
+    check_whole("max_retries", max_retries, 0)
+    check_whole("priority", priority, -(1 << 31))
     given = (tags,) if isinstance(tags, str) else tuple(tags)
     if isinstance(tags, str) or not all(isinstance(tag, str) for tag in given):
         raise TypeError(f"tags are several texts, not {tags!r}")
@@ -140,11 +140,20 @@ def seconds(name: str, value: Any) -> float:
     return value
 
 
-def _check_whole(name: str, value: Any, at_least: int) -> None:
+def check_queue(queue: Any) -> None:
+    """Check the name of a queue; None is no name. Raises TypeError or ValueError."""
+    if queue is not None and not isinstance(queue, str):
+        raise TypeError(f"queue is a text, not {queue!r}")
+    if queue == "":
+        raise ValueError("queue is empty: give it a name, or leave it out")
+
+
+def check_whole(name: str, value: Any, at_least: int) -> None:
+    """Check a parameter that is a whole number. Raises TypeError or ValueError that names it."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a whole number, not {value!r}")
     if not at_least <= value < 1 << 31:
-        raise ValueError(f"{name} is a whole number from {at_least} up, not {value}")
+        raise ValueError(f"{name} must be greater than {at_least - 1} and less than {1 << 31}, not {value}")
 
 
 def backoff_s(retry: int, chance: float) -> float:
