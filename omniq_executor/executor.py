@@ -212,7 +212,8 @@ class PersistentExecutor(concurrent.futures.Executor):
     ) -> DurableFuture:
         try:
             function = self._describe(fn)
-            call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot)
+            has_key = call_options.key is not None
+            call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot, has_key)
         except CallError as error:
             future = DurableFuture(None, None)
             future.set_exception(error)
