@@ -93,7 +93,8 @@ class _Submitter(concurrent.futures.Executor):
         future: DurableFuture[_T]
         try:
             function = self._functions.describe(fn)
-            call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot)
+            has_key = self._call_options.key is not None
+            call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot, has_key)
         except CallError as error:
             future = DurableFuture(self._dispatcher, None)
             future.set_exception(error)

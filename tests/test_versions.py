@@ -225,7 +225,7 @@ def test_code_that_a_script_names_is_checked_where_the_version_of_python_differs
     sys.path.insert(0, str(Path(edited.__file__).parent))
     try:
         assert pickle.loads(pickled) is edited.f
-        module("def f(): return 22\n", load=False)
+        module("def f(): return 22\n")
         with pytest.raises(CodeChanged, match="edited"):
             pickle.loads(pickled)
     finally:
@@ -287,3 +287,160 @@ with PersistentExecutor(1, initializer=prepare) as executor:
     assert script.run("die").stdout == "2 True\n"
     (script.folder / "helper.py").write_text("def scale(): return 3\n")
     assert script.run().stdout == "3 False\n"
+
+
+EDITED = """
+import inner
+import functools
+RATE = "old"
+TABLE = {"rate": "old"}
+class Config:
+    rate = "old"
+def work(n): return inner.rate()
+def with_rate(n): return RATE
+def with_default(n, rate="old"): return rate
+def with_helper(n): return with_default(n)
+def with_table(n): return TABLE["rate"]
+def with_config(n): return Config.rate
+class Job:
+    def run(self, n): return "old"
+OPERATIONS = {"run": lambda n: "old"}
+JOB = Job()
+def with_operation(n): return OPERATIONS["run"](n)
+def with_job(n): return JOB.run(n)
+def call(function, n): return function(n)
+def run(job, n): return job.run(n)
+@functools.singledispatch
+def dispatched(n): return "other"
+@dispatched.register
+def _(n: int): return "old"
+class Methods:
+    def given(self, rate, n): return rate
+    by_default = functools.partialmethod(given, "old")
+    @functools.cached_property
+    def rate(self): return "old"
+class Decorated:
+    def __init__(self, function): functools.update_wrapper(self, function)
+    def __call__(self, n): return self.__wrapped__(n)
+@Decorated
+def decorated(n): return "old"
+def with_dispatch(n): return dispatched(n)
+def with_partialmethod(n): return Methods().by_default(n)
+def with_cached_property(n): return Methods().rate
+def with_decorated(n): return decorated(n)
+"""
+WAYS = [
+    "edited.with_rate", "edited.with_helper", "edited.with_table", "edited.with_config", "edited.with_operation",
+    "edited.with_job", "edited.with_dispatch", "edited.with_partialmethod", "edited.with_cached_property",
+    "edited.with_decorated",
+    "lambda n: edited.RATE", "lambda n: edited.TABLE['rate']", "lambda n: edited.Config.rate",
+    "lambda n: package.deep.rate()", "imports", "imports_from", "lambda n, work=edited.work: work(n)",
+    "closed_over(edited.work)", "lambda n: operations['work'](n)", "lambda n: job.run(n)",
+    "functools.partial(edited.call, edited.work)", "functools.partial(edited.run, edited.Job())",
+    "edited.call, edited.work", "edited.run, edited.Job()", "call, edited.work",
+]  # fmt: skip
+HELD = """
+import functools, os, sys
+import edited, package.deep
+from omniq_executor import PersistentExecutor
+operations = {"work": edited.work}
+job = edited.Job()
+def call(function, n): return function(n)
+def closed_over(function): return lambda n: function(n)
+def imports(n):
+    import edited
+    return edited.work(n)
+def imports_from(n):
+    from other.lazy import rate
+    return rate()
+with PersistentExecutor(1) as executor:
+    for way in sys.argv[2:]:
+        function, *args = eval(f"({way},)")
+        print(executor.submit(function, *args, 1).result(), flush=True)
+    if sys.argv[1] == "die":
+        os.kill(os.getpid(), 9)
+"""
+
+
+def test_nothing_of_the_old_code_is_left_after_an_edit_however_it_is_reached(script: Any) -> None:
+    for name in ("package", "other"):
+        (script.folder / name).mkdir()
+        (script.folder / name / "__init__.py").touch()
+    files = {
+        "edited.py": EDITED,
+        "inner.py": "def rate(): return 'old'\n",
+        "package/deep.py": "def rate(): return 'old'\n",
+        "other/lazy.py": "from other import lazier\ndef rate(): return lazier.rate()\n",
+        "other/lazier.py": "def rate(): return 'old'\n",
+    }
+    for name, text in files.items():
+        (script.folder / name).write_text(text)
+    script.write(HELD)
+    assert script.run("die", *WAYS).stdout.split() == ["old"] * len(WAYS)
+    again = script.run("die", *WAYS)
+    assert again.stdout.split() == ["old"] * len(WAYS)
+    assert f"{len(WAYS)} of {len(WAYS)} calls are done" in again.stderr
+    for name, text in files.items():
+        (script.folder / name).write_text(text.replace("old", "new"))
+    done = script.run("end", *WAYS)
+    assert done.stdout.split() == ["new"] * len(WAYS), done.stderr
+
+
+RELOADED = [
+    "edited.with_helper", "edited.with_table", "edited.with_config", "edited.with_rate",
+    "edited.call, edited.work", "edited.run, edited.Job()", "functools.partial(edited.call, edited.work)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", RELOADED)
+def test_workers_do_not_keep_values_and_arguments_of_before_a_reload(
+    make_executor: MakeExecutor, module: Any, way: str, context: Any
+) -> None:
+    old = EDITED.replace("inner.rate()", "'old'").replace("import inner", "")
+    edited = module(old)
+    names = {"edited": edited, "functools": functools}
+    executor = make_executor(1, context)
+    function, *args = eval(f"({way},)", names)
+    assert executor.submit(function, *args, 1).result(WAIT_S) == "old"
+    module(old.replace("old", "new"))
+    function, *args = eval(f"({way},)", names)
+    future = executor.submit(function, *args, 1)
+    if context.get_start_method() == "fork":  # fresh workers have the old module too
+        assert isinstance(future.exception(WAIT_S), CodeChanged)
+    else:
+        assert future.result(WAIT_S) == "new"
+
+
+def test_names_that_mean_something_else_in_the_script_are_no_code(script: Any) -> None:
+    (script.folder / "helper.py").write_text("def run(n): return n\ndef rate(): return 3\n")
+    script.write(
+        """
+import helper
+from helper import run, rate
+from omniq_executor import PersistentExecutor
+class Job:
+    def run(self, n): return n
+    helper = 2
+def has_an_attribute_of_that_name(n): return Job().run(n) + Job().helper
+def imports_it_itself(n):
+    import helper as known
+    from helper import rate
+    return rate() + known.rate()
+with PersistentExecutor(1) as executor:
+    print(executor.submit(has_an_attribute_of_that_name, 1).result(), executor.submit(imports_it_itself, 1).result())
+"""
+    )
+    done = script.run()
+    assert done.stdout == "3 6\n", done.stderr
+
+
+def test_what_calls_make_of_the_values_of_a_module_is_no_code(make_executor: MakeExecutor, module: Any) -> None:
+    edited = module(
+        "COUNT = 0\nLAST = None\nclass Made: pass\n"
+        "def f():\n    global COUNT, LAST\n    COUNT += 1\n    LAST = Made()\n    return COUNT\n"
+        "def g():\n    return COUNT, type(LAST).__name__\n"
+    )
+    executor = make_executor(1)
+    assert [executor.submit(edited.f).result(WAIT_S) for _ in range(2)] == [1, 2]
+    edited.COUNT = 7
+    assert executor.submit(edited.g).result(WAIT_S) == (2, "Made")

@@ -533,6 +533,24 @@ def test_a_changed_body_is_the_same_function_to_a_key(script: Any) -> None:
     assert ended(script).stdout == "2\n"
 
 
+def test_changed_code_of_what_is_among_the_arguments_makes_no_others_of_them(script: Any) -> None:
+    source = HEAD + (
+        "class Work:\n    def __init__(self, n):\n        self.n = n\n"
+        "    def do(self):\n        return self.n + FACTOR\n"
+        "def double(n):\n    return FACTOR * n\n"
+        "def work(job, function):\n    return job.do(), function(1)\n"
+        'if __name__ == "__main__":\n'
+        "    with PersistentExecutor(1) as executor:\n"
+        '        print(executor.options(key="k").submit(work, Work(NUMBER), double).result())\n'
+    )
+    script.write(source.replace("FACTOR", "1").replace("NUMBER", "1"))
+    assert ended(script).stdout == "(2, 1)\n"
+    script.write(source.replace("FACTOR", "2").replace("NUMBER", "1"))
+    assert ended(script).stdout == "(2, 1)\n"
+    script.write(source.replace("FACTOR", "2").replace("NUMBER", "3"))
+    assert "KeyConflict" in script.run().stderr
+
+
 def test_a_key_whose_task_failed_runs_again_in_a_later_run(store: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with PersistentExecutor(1, store=store) as executor:

@@ -21,7 +21,8 @@ A class is its name if it can be imported; else its bases and attributes count t
 
 Not promised: a digest in another version of Python, whose byte code differs, or of a library that
 reduces its objects in another way; an object that caches in itself is another one after use. What does
-not match is only run again. An edit in what is only named, such as an imported helper, is not seen.
+not match is only run again. An edit in what is only named, such as an imported helper, is seen only where it
+is asked for: `code_of` (see versions.py) says what stands for the code of what can be imported.
 
 Functions and classes refer to each other in circles, so they are not written in place. `_Encoder`
 writes a label for each, describes them one after the other, and hashes the descriptions to new labels,
@@ -30,6 +31,7 @@ until a round tells no more of them apart. The labels of that round, taken toget
 it, or how long a circle of equal ones is, leaves no trace.
 """
 
+import contextlib
 import copyreg
 import dis
 import functools
@@ -44,12 +46,13 @@ from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
-from .modules import MAIN, is_main
+from .modules import MAIN, is_main, is_own
 
 _DIGEST_BYTES = 16
 _INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level copies what lies below it
 _MAX_DEPTH = 150  # of data; four Python frames a level at most, so reached before the recursion limit of 1000
 _MAX_NODES = 1_000_000  # of one value: beyond, looking at each would take seconds for every submit
+_MAX_NODES_OF_DATA = 100_000  # of what a module holds, which is looked at before a function's first call
 _MAX_DEFINITIONS = 10_000  # functions and classes by content in one digest
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, set on every class that Python code defines
 _CODE_FLAGS = 0x3FFFFFF  # without CO_HAS_DOCSTRING (3.14)
@@ -71,6 +74,10 @@ _OF_PROCESS = frozenset({
 })  # fmt: skip
 
 
+# Of which objects count that a module holds: others may be anything, from a client to the environment.
+_PLAIN = frozenset({"builtins", "collections", "datetime", "decimal", "fractions", "numpy", "pathlib", "re", "uuid"})
+
+
 class Uncanonical(Exception):
     """There is no stable form of a value, so it cannot be recognised in another run."""
 
@@ -80,8 +87,38 @@ def value_digest(value: object) -> bytes:
 
     Raise Uncanonical if it has no stable form.
     """
+    return _digest(_Encoder(), value)
+
+
+def digest_and_named(value: object, code_of: Callable[[Any], bytes]) -> tuple[bytes | None, list[Any]]:
+    """Return a value's digest, None if it has none, and the functions and classes with a version that it holds by name.
+
+    `code_of` says what stands for the code of one that can be imported, or nothing where that does not count.
+    """
+    encoder = _Encoder(code_of=code_of)
+    digest = None
+    with contextlib.suppress(Uncanonical):
+        digest = _digest(encoder, value)
+    return digest, encoder.named()
+
+
+def without_code(value: object) -> bytes:
+    """Return what stands for a value with its functions and classes by name."""
+    return _digest(_Encoder(by_name=True), value)
+
+
+def data_digest(values: dict[str, Any]) -> bytes:
+    """Return what stands for data of a module: plain data, and objects of classes of the user's own."""
+    parts = []
+    for name, value in sorted(values.items()):
+        with contextlib.suppress(Uncanonical):
+            parts.append(name.encode() + _digest(_Encoder(by_name=True, is_plain=True), value))
+    return _hash(b"".join(parts))
+
+
+def _digest(encoder: "_Encoder", value: object) -> bytes:
     try:
-        return _Encoder().digest(value)
+        return encoder.digest(value)
     except RuntimeError as error:  # RecursionError is one; so is a dict that another thread changes meanwhile
         raise Uncanonical("nested too deep, or changed while it was read") from error
 
@@ -148,7 +185,15 @@ def _code(code: CodeType) -> tuple[bytes, frozenset[str]]:
 class _Encoder:
     """Writes one value, and describes the functions and classes that it reaches."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, by_name: bool = False, is_plain: bool = False, code_of: Callable[[Any], bytes] = lambda _: b""
+    ) -> None:
+        """With `by_name` functions and classes count by name alone, with `is_plain` objects of libraries by type."""
+        self._code_of = code_of
+        self._by_name = by_name
+        self._is_plain = is_plain
+        self._most_nodes = _MAX_NODES_OF_DATA if is_plain else _MAX_NODES
+        self._versioned: dict[int, tuple[Any, bytes]] = {}  # by id, what can be imported, and what stands for its code
         self._depth = 0
         self._nodes = 0
         self._round = 1
@@ -168,11 +213,16 @@ class _Encoder:
             self._memo.clear()  # its entries may hold labels of the round before
             self._round += 1
 
+    def named(self) -> list[Any]:
+        """Return the functions and classes with a version that it holds by name, in a stable order."""
+        named = [definition for definition, code in self._versioned.values() if code]
+        return sorted(named, key=lambda each: (each.__module__, each.__qualname__))
+
     def encode(self, value: Any) -> bytes:
         kind = type(value)
         self._nodes += 1
-        if self._nodes > _MAX_NODES:
-            raise Uncanonical(f"made of more than {_MAX_NODES} parts")
+        if self._nodes > self._most_nodes:
+            raise Uncanonical(f"made of more than {self._most_nodes} parts")
         if scalar := _SCALARS.get(kind):
             return scalar(value)
         if known := self._memo.get(id(value)):
@@ -211,13 +261,22 @@ class _Encoder:
             return self.encode(value)
         # A compiled class may be in its module under another name, or in none: FunctionType, NoneType.
         if _namesake(value) is value or (is_class and not value.__flags__ & _HEAP_TYPE):
-            return _item(b"n", _text(value.__module__) + _text(value.__qualname__))
+            return _item(b"n", _text(value.__module__) + _text(value.__qualname__) + self._version(value))
         return self._reference(value)
+
+    def _version(self, definition: Any) -> bytes:
+        """What stands for the code of a definition that can be imported."""
+        known = self._versioned.get(id(definition))
+        if known is None:
+            known = self._versioned[id(definition)] = definition, self._code_of(definition)
+        return known[1]
 
     def _object(self, value: Any) -> bytes:
         """Write any object, by what pickle would be told of it."""
         kind = type(value)
         if kind.__module__ in _OF_PROCESS or (kind.__module__, kind.__name__) in _OF_PROCESS:
+            return _item(b"O", _text(kind.__module__) + _text(kind.__qualname__))
+        if self._is_plain and not (kind.__module__ in _PLAIN or is_own(kind.__module__)):
             return _item(b"O", _text(kind.__module__) + _text(kind.__qualname__))
         try:
             reducer = copyreg.dispatch_table.get(kind)
@@ -240,6 +299,8 @@ class _Encoder:
 
     def _reference(self, definition: Any) -> bytes:
         """Write the label of a function or class, which is described elsewhere."""
+        if self._by_name:
+            return _item(b"n", _text(definition.__module__) + _text(definition.__qualname__))
         label = self._labels.get(id(definition))
         if label is None:
             if self._round > 1 or len(self._definitions) == _MAX_DEFINITIONS:
@@ -257,7 +318,7 @@ class _Encoder:
         code, names = _code(definition.__code__)
         own = self._all((definition.__defaults__, definition.__kwdefaults__, definition.__closure__))
         if _namesake(definition) is not None:
-            return _item(b"F", name + code + own)
+            return _item(b"F", name + code + own + self._version(definition))
         known = definition.__globals__
         read = [_text(each) + self._named(known[each]) for each in sorted(names & known.keys())]
         return _item(b"L", name + code + own + b"".join(read))

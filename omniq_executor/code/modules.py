@@ -1,15 +1,19 @@
 """The modules of a process: which are the user's own, what the script is, what they held when it was forked."""
 
+import contextlib
 import functools
+import importlib.machinery
 import io
 import os
 import sys
+from hashlib import blake2b
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 MAIN = "__main__"
 MAINS = (MAIN, "__mp_main__")  # the second is its name in a process that multiprocessing spawned
 CACHED: Any = type(functools.lru_cache(lambda: None))
+_OF_GLOBALS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 
 class Reduced:
@@ -62,10 +66,109 @@ def is_own(name: str) -> bool:
     file = getattr(module, "__file__", None)
     own = module is not None and name.partition(".")[0] not in sys.stdlib_module_names
     if own and isinstance(file, str):
-        path = os.path.realpath(file)
-        own = not path.startswith(_library_folders()) and not {"site-packages", "dist-packages"} & {*path.split(os.sep)}
+        own = _is_own_file(file)
     _known[name] = module, own
     return own
+
+
+_texts: dict[str, tuple[Any, bytes | None]] = {}
+
+
+def text_digest(name: str) -> bytes | None:
+    """Return what stands for the file of a module, which is read once for each time that the module is loaded."""
+    module = sys.modules.get(name)
+    spec, known = getattr(module, "__spec__", None), _texts.get(name)
+    if known is None or known[0] is not spec:
+        digest = None
+        with contextlib.suppress(OSError), open(getattr(module, "__file__", None) or "", "rb") as file:
+            digest = blake2b(file.read(), digest_size=16).digest()
+        known = _texts[name] = spec, digest
+    return known[1]
+
+
+class Mentions(NamedTuple):
+    """The names in code, and in the functions within it."""
+
+    names: tuple[str, ...]  # that it may read or set in its module
+    imports: tuple[tuple[int, str], ...]  # level and name of modules
+    attributes: tuple[str, ...]  # of whatever it is, among them those of modules
+
+
+@functools.lru_cache(maxsize=4096)
+def mentions(code: CodeType) -> Mentions:
+    """Return what code names."""
+    import dis
+
+    names: dict[str, None] = {}
+    imports: dict[tuple[int, str], None] = {}
+    attributes = dict.fromkeys(code.co_names)
+    steps = [*dis.get_instructions(code)]
+    for place, step in enumerate(steps):
+        if step.opname in _OF_GLOBALS:
+            names[step.argval] = None
+        elif step.opname == "IMPORT_NAME":  # after its level and what it takes from the module
+            level, taken = steps[place - 2].argval, steps[place - 1].argval or ()
+            imports[level, step.argval] = None
+            imports |= {(level, f"{step.argval}.{name}".lstrip(".")): None for name in taken if name != "*"}
+    for constant in code.co_consts:
+        if type(constant) is CodeType:
+            inner = mentions(constant)
+            names |= dict.fromkeys(inner.names)
+            imports |= dict.fromkeys(inner.imports)
+            attributes |= dict.fromkeys(inner.attributes)
+    return Mentions(tuple(names), tuple(imports), tuple(attributes))
+
+
+def text_of_unloaded(name: str) -> str:
+    """Return the syntax of a module that is not imported yet, and of those of the user's own that it imports."""
+    import ast
+
+    found: dict[str, str] = {}
+    queue = [name]
+    while queue:
+        name = queue.pop()
+        path = None if name in found else file_of(name)
+        if path is None:
+            continue
+        try:
+            with open(path, "rb") as file:
+                tree = ast.parse(file.read())
+        except (OSError, SyntaxError):
+            continue
+        found[name] = ast.dump(tree)
+        package = name if path.endswith("__init__.py") else name.rpartition(".")[0]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                queue += [each.name for each in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                parents = package.split(".")
+                base = parents[: len(parents) - node.level + 1] if node.level else []
+                stem = ".".join([*base, *([node.module] if node.module else [])])
+                queue += [stem, *(f"{stem}.{each.name}" for each in node.names)]
+    return repr(sorted(found.items()))
+
+
+def file_of(name: str) -> str | None:
+    """Return the file of a module of the user's own that may not have been imported; nothing is imported for it."""
+    path: Any = None
+    spec = None
+    parts = name.split(".")
+    if not all(parts) or parts[0] in sys.stdlib_module_names:
+        return None
+    for place in range(len(parts)):
+        spec = importlib.machinery.PathFinder.find_spec(".".join(parts[: place + 1]), path)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+        if path is None and place < len(parts) - 1:
+            return None
+    origin = spec.origin if spec is not None else None
+    return origin if origin is not None and origin.endswith(".py") and _is_own_file(origin) else None
+
+
+def _is_own_file(file: str) -> bool:
+    path = os.path.realpath(file)
+    return not path.startswith(_library_folders()) and not {"site-packages", "dist-packages"} & {*path.split(os.sep)}
 
 
 def script() -> tuple[str, str] | None:
@@ -105,6 +208,8 @@ class Snapshot:
 
     def __init__(self) -> None:
         own = [(name, module) for name, module in list(sys.modules.items()) if name == MAIN or is_own(name)]
+        for name, _ in own:
+            text_digest(name)  # before the fork: later the file may be another
         self._names = {name: dict(vars(module)) for name, module in own}
         self._classes = {
             kind: dict(vars(kind)) for kind in self._names[MAIN].values() if isinstance(kind, type) and is_main(kind)

@@ -27,7 +27,7 @@ from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple
 
 from . import spaces
-from .modules import MAIN, MAINS, Reduced, Snapshot, is_main, is_own, wrapped
+from .modules import MAIN, MAINS, Reduced, Snapshot, is_main, is_own, mentions, wrapped
 from .pickling import (
     ATOMS,
     HEADER,
@@ -41,7 +41,6 @@ from .pickling import (
     is_same,
     look,
     name_all,
-    names_in,
     number_of,
     parts_of,
     stamp_of,
@@ -425,7 +424,7 @@ class _Dump:
             module = self.module_of(function.__globals__)
             self._stamp(function)
             if module in self.dicts:
-                self._queue.extend((module, name) for name in names_in(function.__code__))
+                self._queue.extend((module, name) for name in mentions(function.__code__).names)
         elif isinstance(value, type) and is_main(value):
             self._queue.append(value)
 

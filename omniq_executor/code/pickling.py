@@ -17,13 +17,12 @@ from typing import Any, ClassVar
 import cloudpickle
 
 from . import digest as keys, spaces
-from .modules import CACHED, MAIN, Reduced, find, is_main
+from .modules import CACHED, MAIN, Reduced, find, is_main, mentions
 from .spaces import Entry, Key
 
 ATOMS = frozenset({int, str, float, bool, complex, bytes, type(None), type(...)})
 HEADER = ("__name__", "__package__")
 _DUNDERS = frozenset({"__builtins__", "__annotations__", "__spec__", "__loader__", "__doc__", *HEADER})
-_READS_GLOBAL = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 _numbers: "weakref.WeakKeyDictionary[type, str]" = weakref.WeakKeyDictionary()
 _ordinals: dict[str, int] = {}
@@ -104,7 +103,7 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
         whole.needs.codes[function.__code__] = None
         if module in whole.dicts:
             names: Any = spaces.globals_of, (module,)
-            whole.needs.keys.update(dict.fromkeys((module, name) for name in names_in(function.__code__)))
+            whole.needs.keys.update(dict.fromkeys((module, name) for name in mentions(function.__code__).names))
         else:  # of a library, which workers import
             names = spaces.imported_globals, (module,)
         slots["__globals__"] = {}
@@ -166,18 +165,6 @@ class DataPickler(ScriptPickler):
         if obj is self._root or id(obj) not in self._whole.data:
             return None
         return self._whole.refer_to_data(obj)
-
-
-@functools.lru_cache(maxsize=4096)
-def names_in(code: CodeType) -> tuple[str, ...]:
-    """Return the names that code may read or set in its module."""
-    import dis
-
-    names = {step.argval: None for step in dis.get_instructions(code) if step.opname in _READS_GLOBAL}
-    for constant in code.co_consts:
-        if type(constant) is CodeType:
-            names |= dict.fromkeys(names_in(constant))
-    return tuple(names)
 
 
 def stamp_of(function: FunctionType) -> tuple[Any, ...] | None:

@@ -21,7 +21,7 @@ def context_of(initializer: Callable[..., object] | None, initargs: Sequence[Any
     parts: list[Any] = [folder]
     if initializer is not None:
         version = versions.check_of(initializer)  # as of a function that is submitted: helpers count, too
-        parts.append(keys.stable_digest(initializer) or getattr(initializer, "__qualname__", ""))
-        parts += map(keys.stable_digest, initargs)
-        parts.append(None if version is None else version.identity())
+        digests = [keys.digest_and_named(value, versions.code_of)[0] for value in (initializer, *initargs)]
+        parts += [digests[0] or getattr(initializer, "__qualname__", ""), *digests[1:]]
+        parts.append(None if version is None else version.identity)
     return keys.value_digest(parts).hex()

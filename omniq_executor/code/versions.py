@@ -1,47 +1,77 @@
 """Which version of its code a function is, so that what goes by name is what runs.
 
 A function of a module of the user's own goes to a worker as its name, with a digest of the byte code that it
-reaches: its own, and that of the functions and classes of such modules that it names, directly or as
-attributes of a module, and they in turn. Values (defaults, closures, data) are not in it, nor are docstrings
-and line numbers. A worker compares it with what it has imported, and says `CodeChanged` where they differ.
+reaches: its own, and that of the functions and classes of such modules that it names, as globals, as attributes
+of a module or in one that it imports itself, and they in turn. Docstrings and line numbers are not in it. A worker
+compares it with what it has imported, and says `CodeChanged` where they differ. Functions and classes that
+arguments hold are compared likewise.
 
-With that code, and the constants that it names, changes what identifies a call: a helper that is edited, three modules
-away, has the calls run again that reach it.
+Data (constants, tables, attributes of classes, defaults, closures) is in workers what calls have made of it. It is
+compared only if the file of the module is another one than the worker has imported, as after a reload.
+
+All of it, with its data, is part of what identifies a call: an edit three modules away has the calls run again that
+reach it. Data is what it was when the function was first submitted; objects of libraries count by their type, and a
+module that is imported only when the function is called by its text.
 
 Byte code says nothing between two versions of Python; there the texts of the files are compared.
 """
 
+import contextlib
 import functools
+import importlib
+import importlib.util
+import itertools
 import os
 import pickle
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from hashlib import blake2b
-from types import CodeType, FunctionType, MethodType, ModuleType
+from operator import attrgetter
+from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
-from .modules import CACHED, MAIN, Reduced, is_main, is_own, wrapped
+from .modules import (
+    CACHED,
+    MAIN,
+    Reduced,
+    file_of,
+    is_main,
+    is_own,
+    mentions,
+    text_digest,
+    text_of_unloaded,
+    wrapped,
+)
 
 _PYTHON = sys.implementation.cache_tag
 _HAS_DOCSTRING = 0x4000000  # a flag of code since 3.14
-_CONSTANTS = frozenset({int, float, complex, bool, str, bytes, tuple, frozenset, type(None)})
-
-Versions = dict[str, tuple[bytes, bytes | None, str]]  # by module: digests of byte code and of the file; the file
+_METHODS = (functools.partialmethod, functools.singledispatchmethod)
+_CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property, type, *_METHODS)
+_CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
+_LOOKED_INTO = 10_000  # items of a container, for functions among them
 
 
 class Version:
-    """The code that a function reaches."""
+    """The code that functions, classes and what they are part of reach."""
 
-    def __init__(self, function: Any, own: Collection[str] | None = None) -> None:
-        """`own` are the modules that count; by default those that are neither installed nor of Python."""
+    def __init__(self, *roots: Any, own: Collection[str] | None = None, with_data: bool = False) -> None:
+        """`own` are the modules that count; by default those that are neither installed nor of Python.
+
+        `with_data` says whether data that is named counts, and what code that holds. Not where workers compare:
+        theirs is what calls have made of it.
+        """
         self.items: dict[str, set[tuple[str, bytes]]] = {}
         """By module, its functions and the digests of their code."""
-        self._constants: dict[tuple[str, str], Any] = {}
+        self._roots = roots
+        self._own = own
+        self._with_data = with_data
+        self._values: dict[str, dict[str, Any]] = {}  # by module, what its data is called
+        self._unloaded: set[str] = set()  # modules that functions import when they are called
         self._is_own: Callable[[str], bool] = is_own if own is None else own.__contains__
-        self._names: list[tuple[dict[str, Any], str, Any]] = []
+        self._names: list[tuple[Mapping[str, Any], str, Any]] = []
         self._codes: list[tuple[FunctionType, CodeType]] = []
         self._seen: set[int] = set()
-        self._queue: list[Any] = [function]
+        self._queue: list[Any] = [*roots]
         while self._queue:
             self._visit(self._queue.pop())
 
@@ -55,6 +85,7 @@ class Version:
                 return False
         return True
 
+    @functools.cached_property
     def digests(self) -> dict[str, bytes]:
         """Return what stands for the code of each module."""
         return {
@@ -62,19 +93,36 @@ class Version:
             for module, items in self.items.items()
         }
 
+    @functools.cached_property
+    def whole(self) -> "Version":
+        """Return the same with its data, which counts from now on in `still_holds()`."""
+        whole = Version(*self._roots, own=self._own, with_data=True)
+        self._names, self._codes = whole._names, whole._codes
+        return whole
+
+    @functools.cached_property
+    def values(self) -> dict[str, bytes]:
+        """Return what stands for the data of each module that is named, as far as it has a stable form."""
+        from .digest import data_digest  # workers need it seldom
+
+        return {module: data_digest(values) for module, values in self.whole._values.items()}
+
+    @functools.cached_property
     def identity(self) -> bytes:
-        """Return what stands for all of it, and for the constants of the modules that it names."""
-        from . import digest as keys  # workers need none of it
+        """Return what stands for all of it; empty where nothing of the user's own modules is reached."""
+        texts = [(name, text_of_unloaded(name)) for name in sorted(self.whole._unloaded)]
+        parts = sorted(self.whole.digests.items()), sorted(self.values.items()), texts
+        return blake2b(repr(parts).encode(), digest_size=16).digest() if any(parts) else b""
 
-        digests = ((place, keys.stable_digest(value)) for place, value in self._constants.items())
-        constants = sorted((place, digest) for place, digest in digests if digest is not None)
-        return repr((sorted(self.digests().items()), constants)).encode()
-
-    def described(self) -> Versions:
-        """Return what a worker is told."""
+    @functools.cached_property
+    def told(self) -> dict[str, tuple[bytes, bytes | None, bytes, str]]:
+        """Return what a worker is told of each module: digests of its code, file and data, and the file."""
         return {
-            module: (digest, _file_digest(_file(module)), _file(module)) for module, digest in self.digests().items()
-        }
+            module: (
+                self.digests.get(module, b""), text_digest(module), self.values.get(module, b""), _file(module)
+            )
+            for module in self.digests.keys() | self.values.keys()
+        }  # fmt: skip
 
     def _visit(self, value: Any) -> None:
         if id(value) in self._seen:
@@ -88,69 +136,168 @@ class Version:
         elif kind is MethodType:
             self._queue += [value.__func__, value.__self__]
         elif isinstance(value, functools.partial):
-            self._queue += [value.func, *(part for part in value.args if isinstance(part, FunctionType | type))]
+            self._queue += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, _METHODS):
+            self._queue += vars(value).values()
         elif (parts := wrapped(value)) is not None:
             self._queue += parts
-        elif not isinstance(value, ModuleType):
-            self._class(kind)
+        elif kind is CellType:
+            with contextlib.suppress(ValueError):  # not bound yet
+                self._queue.append(value.cell_contents)
+        elif kind in _CONTAINERS:
+            if self._with_data:
+                self._queue += itertools.islice(value.values() if kind is dict else value, _LOOKED_INTO)
+        elif kind is not ModuleType:
+            attributes = getattr(value, "__dict__", None)
+            if self._counts(kind.__module__):
+                self._queue += [kind, attributes]
+            elif type(attributes) is dict and "__wrapped__" in attributes:  # a decorated function, as numba has them
+                self._queue.append(attributes["__wrapped__"])
 
     def _function(self, function: FunctionType) -> None:
         module = function.__globals__.get("__name__")
         if not isinstance(module, str):
             return
-        counts = self._counts(module)
-        if counts or hasattr(function, "__wrapped__"):
-            self._codes.append((function, function.__code__))
+        if not self._counts(module):
+            if not hasattr(function, "__wrapped__"):
+                return
+        elif module != MAIN:
+            self.items.setdefault(module, set()).add((function.__qualname__, _code_digest(function.__code__)))
+            self._named(function.__globals__, function)
+            if self._with_data:
+                carried = function.__defaults__, function.__kwdefaults__, function.__closure__
+                self._values.setdefault(module, {})[f"{function.__qualname__}()"] = carried
+                self._queue += [*(carried[0] or ()), *(carried[1] or {}).values(), *(carried[2] or ())]
+        self._codes.append((function, function.__code__))
         if hasattr(function, "__wrapped__"):
             self._queue.append(function.__wrapped__)
-        if counts:
-            if module != MAIN:
-                self.items.setdefault(module, set()).add((function.__qualname__, _code_digest(function.__code__)))
-            names = _names(function.__code__)
-            for name in names:
-                if name in function.__globals__:
-                    self._name(function.__globals__, name, names)
+        if isinstance(registry := getattr(function, "registry", None), MappingProxyType):  # of a singledispatch
+            self._queue += registry.values()
+        if not self._counts(module):
+            return
+        mentioned = mentions(function.__code__)
+        seen: set[int] = set()
+        for name in mentioned.names:
+            if name in function.__globals__:
+                self._name(function.__globals__, name, mentioned.attributes, seen)
+        for level, name in mentioned.imports:
+            self._import(level, name, function.__globals__, mentioned.attributes, seen)
 
-    def _name(self, names: dict[str, Any], name: str, others: Collection[str]) -> None:
+    def _name(self, names: dict[str, Any], name: str, attributes: Collection[str], seen: set[int]) -> None:
         value = names[name]
         kind = type(value)
         if kind is ModuleType:
             if value.__name__ != MAIN and self._is_own(value.__name__):
                 self._names.append((names, name, value))
-                for other in others:
-                    if other in value.__dict__ and type(value.__dict__[other]) is not ModuleType:
-                        self._name(value.__dict__, other, ())
+                self._attributes(value, attributes, seen)
         elif kind is FunctionType or kind is CACHED or isinstance(value, type):
             self._names.append((names, name, value))
             self._queue.append(value)
-        elif kind in _CONSTANTS and (module := names.get("__name__")) != MAIN:
-            self._names.append((names, name, value))
-            self._constants[str(module), name] = value
+        elif (module := names.get("__name__")) != MAIN:
+            self._note_load(names)
+            if self._with_data:
+                self._values.setdefault(str(module), {})[name] = value
+                self._queue.append(value)
+
+    def _attributes(self, module: ModuleType, attributes: Collection[str], seen: set[int]) -> None:
+        """Look at what a module has of the names; each module once for a function."""
+        if id(module) not in seen:
+            seen.add(id(module))
+            self.items.setdefault(module.__name__, set())
+            for name in attributes:
+                if name in module.__dict__:
+                    self._name(module.__dict__, name, attributes, seen)
+
+    def _import(
+        self, level: int, name: str, names: Mapping[str, Any], attributes: Collection[str], seen: set[int]
+    ) -> None:
+        """Look at a module that a function imports when it is called."""
+        if level:
+            try:
+                name = importlib.util.resolve_name("." * level + name, names.get("__package__"))
+            except ImportError:
+                return
+        module = sys.modules.get(name)
+        if module is None:
+            if self._with_data and file_of(name) is not None:
+                self._unloaded.add(name)
+        elif name != MAIN and self._is_own(name):
+            self._attributes(module, attributes, seen)
 
     def _class(self, kind: type) -> None:
-        if kind.__module__ in sys.builtin_module_names or not self._counts(kind.__module__):
+        module = kind.__module__
+        if module in sys.builtin_module_names or not self._counts(module):
             return
         self._queue += kind.__bases__
-        for value in vars(kind).values():
-            if isinstance(
-                value, FunctionType | staticmethod | classmethod | property | functools.cached_property | type
-            ):
+        if module != MAIN and module in sys.modules:
+            self.items.setdefault(module, set())
+            self._named(vars(sys.modules[module]), kind)
+        for name, value in vars(kind).items():
+            if isinstance(value, _CODE):
                 self._queue.append(value)
+            elif self._with_data and name[:2] != "__":
+                self._queue.append(value)
+                if module != MAIN:
+                    self._values.setdefault(module, {})[f"{kind.__qualname__}.{name}"] = value
+
+    def _named(self, names: Mapping[str, Any], definition: FunctionType | type) -> None:
+        """Note a function or class, which may be replaced under its name, as by a reload."""
+        if names.get(definition.__qualname__) is definition:
+            self._names.append((names, definition.__qualname__, definition))
+
+    def _note_load(self, names: Mapping[str, Any]) -> None:
+        """Note that data of a module counts: as it is now, until the module is loaded anew.
+
+        What this process makes of it meanwhile does not reach workers, and a counter would make each call another one.
+        """
+        if id(names) not in self._seen:
+            self._seen.add(id(names))
+            self._names.append((names, "__spec__", names.get("__spec__")))
 
     def _counts(self, module: str) -> bool:
         return module == MAIN or self._is_own(module)
 
 
-def check(data: bytes, path: str, version: Version) -> bytes:
-    """Return a pickle of the pickle of a callable, which is loaded only where its code is the same."""
-    return pickle.dumps(Reduced(checked, (data, path, _PYTHON, version.described())), 5)
+_known: dict[tuple[int, ...], Version] = {}
+_MOST_KNOWN = 4096
 
 
-def checked(data: bytes, path: str, python: str | None, versions: Versions) -> Any:
+def version_of(*definitions: Any) -> Version:
+    """Return the version of functions and classes that have names in modules of the user's own."""
+    key = tuple(map(id, definitions))  # the version keeps them alive
+    version = _known.get(key)
+    if version is None or not version.still_holds():
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        version = _known[key] = Version(*definitions)
+    return version
+
+
+def code_of(definition: Any) -> bytes:
+    """Return what stands for the code of a function or class, where it counts (see `digest.digest_and_named()`)."""
+    return version_of(definition).identity if is_own(definition.__module__) else b""
+
+
+def check_function(data: bytes, path: str, version: Version, named: Iterable[Any]) -> bytes:
+    """Return the pickle of a callable as one that is checked, and with it what is named in what it carries."""
+    return pickle.dumps(Reduced(checked, (data, _said(path, version, named))), 5)
+
+
+def check_call(data: bytes, path: str, named: Collection[Any]) -> bytes:
+    """Return the pickle of a call's arguments as one that is checked, for what is named in them."""
+    return pickle.dumps(Reduced(checked_call, (data, _said(path, version_of(*named), named))), 5)
+
+
+def _said(path: str, version: Version, named: Iterable[Any]) -> bytes:
+    return pickle.dumps((path, _PYTHON, version.told, [(each.__module__, each.__qualname__) for each in named]), 5)
+
+
+def checked(data: bytes, said: bytes) -> Any:
     """Return the callable of a pickle. Raise CodeChanged if what it reaches has other code here."""
     from .spaces import NotInScript
 
-    known = versions.keys() & sys.modules.keys()
+    path, python, told, named = pickle.loads(said)
+    known = told.keys() & sys.modules.keys()
     try:
         function = pickle.loads(data)
     except NotInScript:
@@ -158,23 +305,57 @@ def checked(data: bytes, path: str, python: str | None, versions: Versions) -> A
     except AttributeError as error:
         if not known:
             raise
-        raise _changed(path, versions, known, str(error)) from error
-    here = Version(function, versions.keys()).digests()
-    if python == _PYTHON:
-        different = {module for module in versions if here.get(module) != versions[module][0]}
-    else:
-        different = {module for module, (_, text, _) in versions.items() if _file_digest(_file(module)) != text}
-    if different:
-        raise _changed(path, versions, different, None)
+        raise _changed(path, told, known, str(error)) from error
+    _compare(path, python, told, named, function)
     return function
 
 
-def _changed(path: str, versions: Versions, modules: Collection[str], why: str | None) -> Exception:
+_compared: dict[bytes, Version] = {}
+
+
+def checked_call(data: bytes, said: bytes) -> Any:
+    """Return the arguments of a pickle. Raise CodeChanged if what is named there has other code here."""
+    version = _compared.get(said)
+    if version is None or not version.still_holds():
+        if len(_compared) >= _MOST_KNOWN:
+            _compared.clear()
+        _compared[said] = _compare(*pickle.loads(said))
+    return pickle.loads(data)
+
+
+def _compare(
+    path: str, python: str, told: Mapping[str, Any], named: Iterable[tuple[str, str]], *functions: Any
+) -> Version:
+    """Return the version of functions and of what has the names. Raise CodeChanged if another one was told."""
+    for module in told.keys() - sys.modules.keys():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    try:
+        definitions = [attrgetter(name)(sys.modules[module]) for module, name in named]
+    except (AttributeError, KeyError) as error:
+        raise _changed(path, told, told.keys(), str(error)) from error
+    version = Version(*functions, *definitions, own=told.keys())
+    different = set()
+    for module, (code, text, values, _) in told.items():
+        is_edited = text is not None and text != text_digest(module)
+        if python != _PYTHON:
+            is_same = not is_edited
+        else:  # values may have been changed by calls, or where it was submitted: they count if the file has changed
+            is_same = version.digests.get(module, b"") == code
+            is_same = is_same and (not is_edited or version.values.get(module, b"") == values)
+        if not is_same:
+            different.add(module)
+    if different:
+        raise _changed(path, told, different, None)
+    return version
+
+
+def _changed(path: str, told: Mapping[str, Any], modules: Collection[str], why: str | None) -> Exception:
     from ..errors import CodeChanged
 
     files = []
     for module in sorted(modules):
-        there, here = versions[module][2] or "without a file", _file(module) or "without a file"
+        there, here = told[module][-1] or "without a file", _file(module) or "without a file"
         files.append(f"{module} is {there} where it was submitted and {here} here, in another version")
     said = why or "the code that it reaches is not the same"
     return CodeChanged(
@@ -185,28 +366,6 @@ def _changed(path: str, versions: Versions, modules: Collection[str], why: str |
 
 def _file(module: str) -> str:
     return getattr(sys.modules.get(module), "__file__", None) or ""
-
-
-def _file_digest(path: str) -> bytes | None:
-    try:
-        return _text_digest(path, os.stat(path).st_mtime_ns)
-    except OSError:
-        return None
-
-
-@functools.lru_cache(maxsize=1024)
-def _text_digest(path: str, _: int) -> bytes:
-    with open(path, "rb") as file:
-        return blake2b(file.read(), digest_size=16).digest()
-
-
-@functools.lru_cache(maxsize=4096)
-def _names(code: CodeType) -> tuple[str, ...]:
-    names = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if type(constant) is CodeType:
-            names |= dict.fromkeys(_names(constant))
-    return tuple(names)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -233,9 +392,12 @@ def _constant(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"
 
 
-def check_of(function: Any) -> Version | None:
-    """Return the version of what a callable reaches, or None where none of it is the user's own."""
-    if type(function) in (FunctionType, type) and not is_main(function) and not is_own(function.__module__):
+def check_of(function: Any, named: Iterable[Any] = ()) -> Version | None:
+    """Return the version of what a callable reaches, and of what it holds by name; None where none is the user's."""
+    if (
+        not named and type(function) in (FunctionType, type) and not is_main(function)
+        and not is_own(function.__module__)
+    ):  # fmt: skip
         return None
-    version = Version(function)
-    return version if version.items else None
+    version = Version(function, *named)
+    return version if version.identity else None

@@ -4,7 +4,7 @@ import os
 import pickle
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -17,11 +17,13 @@ from .task import Task
 _CACHE_SIZE = 1024
 _LARGEST_KEPT = 1 << 18  # bytes of a pickle
 _UNSTABLE = b"?"  # begins the identity of arguments that have no stable form
+_WITHOUT_CODE = 16  # bytes at the beginning of the identity of a call with a key; the rest says what code is in it
 
 
 class _Known(NamedTuple):
     function: Function
     version: versions.Version | None  # of the code that it names, if any of it is the user's own
+    named: Sequence[Any]  # what of such modules it holds by name
 
     def still_holds(self) -> bool:
         return self.version is None or self.version.still_holds()
@@ -58,19 +60,20 @@ class Functions:
             known = self._known.get(written.signature)
             if known is not None and known.still_holds():
                 # With the pickle that was given first, if it is small: workers know it by that.
-                return (
-                    known.function if known.function.pickle else self._checked(known.function, written, known.version)
-                )
-        digest = keys.stable_digest(function) or self._digest_of_pickle(written)
-        version = versions.check_of(function)
+                return known.function if known.function.pickle else self._checked(known, written)
+        digest, named = keys.digest_and_named(function, versions.code_of)
+        digest = digest or self._digest_of_pickle(written)
+        version = versions.check_of(function, named)
         if version is not None:
-            digest = _hash(digest + version.identity())
-        described = self._checked(Function(digest, _path(function), b""), written, version)
+            digest = _hash(digest + version.identity)
+        known = _Known(Function(digest, _path(function), b""), version, named)
+        described = self._checked(known, written)
         if written.signature is not None:
-            kept = described if len(written.data) < _LARGEST_KEPT else described._replace(pickle=b"")
-            self._keep(written.signature, _Known(kept, version))
+            self._keep(
+                written.signature, known._replace(function=described) if len(written.data) < _LARGEST_KEPT else known
+            )
         elif type(function) in _NAMED and _is_by_name(function, written.data):
-            self._keep(function, _Known(described, version))
+            self._keep(function, known._replace(function=described))
         return described
 
     def _keep(self, key: Any, known: _Known) -> None:
@@ -88,11 +91,12 @@ class Functions:
             return _hash(written.data)
         return self._of_this_process.setdefault(written.signature or written.data, os.urandom(16))
 
-    def _checked(self, function: Function, written: spaces.Payload, version: versions.Version | None) -> Function:
+    def _checked(self, known: _Known, written: spaces.Payload) -> Function:
         """Return the function with what was written, which is loaded only where the code that it names is the same."""
+        function, version, named = known
         if version is None:
             return function._replace(pickle=written.data)
-        return function._replace(pickle=versions.check(written.data, function.path, version))
+        return function._replace(pickle=versions.check_function(written.data, function.path, version, named))
 
 
 def _hash(data: bytes) -> bytes:
@@ -118,11 +122,12 @@ def named(path: str) -> Function:
 
 
 def stored_call(
-    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], snapshot: Any = None
+    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], snapshot: Any = None, has_key: bool = False
 ) -> tuple[Call, tuple[int, ...]]:
     """Return the stored form of a call's arguments, and the tasks whose futures are among them.
 
-    `snapshot` says what workers have of the script by a fork. Raise SerializationError if they have none.
+    `snapshot` says what workers have of the script by a fork. With `has_key` it is known whether the arguments are
+    others, whatever code they hold: see `same_arguments()`. Raise SerializationError if they have none.
     """
     plain = codec.encode_plain_call(args, kwargs)
     if plain is not None:
@@ -137,12 +142,18 @@ def stored_call(
                 f"an argument of {function.path} can be neither written as JSON nor pickled: {said}"
             ) from cause
         after = tuple(dict.fromkeys(noted))
-        identity = keys.stable_digest((args, kwargs)) or _UNSTABLE + _hash(pickled)
+        identity, named = keys.digest_and_named((args, kwargs), versions.code_of)
+        if identity is None:
+            identity = _UNSTABLE + _hash(pickled)
+        elif has_key:
+            identity = keys.without_code((args, kwargs)) + identity
+        if named:
+            pickled = versions.check_call(pickled, function.path, named)
     return Call(pickled, None, identity), after
 
 
 def same_arguments(task: Task, identity: bytes | None, call: Call) -> bool:
-    """Return whether a call has the arguments of a stored task, as far as can be told.
+    """Return whether a call with a key has the arguments of the task with that key, as far as can be told.
 
     Arguments without a stable form may be the same, and results of other tasks are what their key says.
     """
@@ -150,7 +161,9 @@ def same_arguments(task: Task, identity: bytes | None, call: Call) -> bool:
         return (call.args, call.kwargs, call.identity) == (task.args, task.kwargs, identity)
     if call.identity.startswith(_UNSTABLE) or identity.startswith(_UNSTABLE):
         return True
-    return call.identity == identity or bool(task.options is not None and task.options.after)
+    return call.identity[:_WITHOUT_CODE] == identity[:_WITHOUT_CODE] or bool(
+        task.options is not None and task.options.after
+    )
 
 
 def too_large(

@@ -35,7 +35,7 @@ def shown_arguments(args: str | bytes, kwargs: str | None) -> str:
 
 class _Looker(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module == _SPACES and name in _OF_PAYLOADS:
+        if module in _CODE and name in _OF_PAYLOADS:
             return _OF_PAYLOADS[name]
         label = name if module in ("builtins", "__main__") else f"{module}.{name}"
         return _stand_in(label)
@@ -85,10 +85,11 @@ class _StandIn(metaclass=_Named):
     given: list[Any]
 
 
-_SPACES = "omniq_executor.code.spaces"
-# What stands in the pickles of arguments with classes and functions of a script: their shell is looked into.
+_CODE = ("omniq_executor.code.spaces", "omniq_executor.code.versions")
+# What stands in the pickles of arguments with classes and functions of the user's: their shell is looked into.
 _OF_PAYLOADS: dict[str, Any] = {
     "load": lambda shell, *_: _Looker(io.BytesIO(shell)).load(),
+    "checked_call": lambda call, _: _Looker(io.BytesIO(call)).load(),
     "class_of": lambda number: _stand_in(number.partition("/")[0].removeprefix("__main__.")),
     "global_of": lambda _, name: _stand_in(name),
 }

@@ -127,7 +127,7 @@ class _Worker:
         self._selector.register(data, selectors.EVENT_READ)
         self._slot = slot
         self._functions: dict[int, Any] = {}  # pickles, and what they were loaded as
-        self._is_fresh = True  # no function has been loaded but the initializer
+        self._is_fresh = True  # nothing has been run but the initializer
         self._is_stale = False  # it waits for its end, and runs nothing more
         self._records: dict[int, spaces.Record] = {}  # what functions came with, that travelled by value
         self._lock = threading.Lock()  # of what follows: the second thread may flush
@@ -244,6 +244,7 @@ class _Worker:
                 started = now
                 self.flush()
                 self._flush_at = now + FLUSH_S
+        self._is_fresh = False
         self._busy_s += clock() - started
         if len(rows) == 1:  # a call that came alone is waited for
             self.flush()
@@ -255,11 +256,10 @@ class _Worker:
         self._space.enter()
 
     def _load_or_tell(self, function_id: int, function: bytes) -> Any:
-        is_fresh, self._is_fresh = self._is_fresh, False
         try:
             return self._load(function_id, function)
         except CodeChanged as error:
-            if is_fresh:
+            if self._is_fresh:
                 raise
             raise _Stale from error
         except SerializationError:
@@ -290,7 +290,12 @@ class _Worker:
         return loaded
 
     def _decode(self, call: Callable[..., Any], row: tuple[str | bytes, str | None]) -> Any:
-        args, kwargs = codec.decode_call(*row)
+        try:
+            args, kwargs = codec.decode_call(*row)
+        except CodeChanged as error:
+            if self._is_fresh:
+                raise
+            raise _Stale from error
         return call(*args, **kwargs)
 
     def _captured(
