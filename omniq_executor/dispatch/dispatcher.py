@@ -490,8 +490,8 @@ class Dispatcher:
             turn, ends = self._planned(batch)
             if not is_empty(turn) or self._claims.unread:
                 turned = self._commit(turn)
-                self._refused_since = None
                 self._hand_on(turn, ends, turned)
+            self._refused_since = None  # also where nothing is left that was refused
         except StoreError as error:
             self._take_in_refusal(error)
             raise
@@ -623,8 +623,8 @@ class Dispatcher:
                 self._pending.some = self._may_adopt = True  # whoever has found it
         except StoreError as error:
             _log.error("%s; it is tried again every %s s", error, RETRY_S)
-            self._peers.was_notified = True  # what it was to look at is to be looked at again
-            self._try_again()
+            self._peers.look_at = time.monotonic() + RETRY_S  # not _try_again(): the turn that follows unsets it
+            self._must_notify = True  # of what was taken back before it failed
 
     def _adopt(self) -> None:
         """Have this run be of what is waited for here, or lies about, and nobody else would run."""
@@ -845,7 +845,7 @@ class Dispatcher:
             self.store.reserve.let_go()  # for these; it may be that the disk is full
         if moment - self._refused_since > REFUSED_S:
             self.fail(error)
-        elif self._reports or self._releases or self._was_notified or self._dropped or self._pending.some:
+        else:  # whatever it was: outcomes, releases, claims that are not given yet, news for others
             self._retry_at = moment + RETRY_S
 
     def _fail_by(self, error: BaseException) -> None:

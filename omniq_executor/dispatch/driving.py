@@ -319,7 +319,7 @@ class Driver:
             if gives_way and (self._grace or self._driver is not None):
                 return
             with self._lock:
-                if self.is_closed:
+                if self.is_closed or self.is_stopped:  # what was ready may be closed by now
                     return
                 if self._events_seen != seen:  # by another thread: what was ready may be gone by now
                     ready = self.selector.select(0)
