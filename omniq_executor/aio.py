@@ -33,10 +33,10 @@ from .errors import RemoteError, StoreError, TaskNotFound
 from .executor import PersistentExecutor
 from .future import rebuild
 from .model import codec
-from .model.fields import task_fields
 from .model.functions import Functions, named, stored_call
 from .model.ids import Ids
 from .model.options import make_options
+from .model.schema import task_to_dict
 from .model.task import FINISHED, Call, Function, Options, Status, Task, format_id, parse_id
 from .stores.base import NO_RUN, Batch, TaskState, Turn, now
 from .stores.sqlite.async_store import AwaitedStore, open_awaited
@@ -474,4 +474,4 @@ def _read(found: TaskState) -> tuple[Any, BaseException | None]:
 
 
 def _all_fields(tasks: list[Task]) -> list[dict[str, Any]]:
-    return [task_fields(task) for task in tasks]
+    return [task_to_dict(task) for task in tasks]

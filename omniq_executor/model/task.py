@@ -23,28 +23,25 @@ finished it waits: it is not due before NEVER (see `with_wait()`).
 """
 
 import enum
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: sorts like the numbers do
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_PAIRS = [one + other for one in ALPHABET for other in ALPHABET]
-_TO_BASE_32 = str.maketrans(ALPHABET, "0123456789abcdefghijklmnopqrstuv")  # as int() reads it
+from .schema import (
+    ALPHABET as ALPHABET,
+    USUAL,
+    ErrorInfo as ErrorInfo,
+    Options as Options,
+    Status as Status,
+    Task as Task,
+    format_id as format_id,
+    iso as iso,
+    log_name as log_name,
+    parse_id as parse_id,
+    parse_iso as parse_iso,
+)
+
 LAST_TIER = 2  # see tier()
 MOST_OWNER_DEATHS = 3  # after which a call fails instead of being tried again
-_DIGITS = 13  # 13 digits of 5 bits hold the 63 bits of an id
 NEVER = 253_402_300_799_999_999  # the last microsecond that ISO-8601 has a name for
-
-
-class Status(enum.IntEnum):
-    """State of a task. The numbers are what the SQLite store keeps."""
-
-    PENDING = 1
-    RUNNING = 2
-    COMPLETED = 3
-    FAILED = 4
-    CANCELLED = 5
 
 
 FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
@@ -96,61 +93,6 @@ class Refused(Exception):
     """An event that may not happen to a task as it is now; the task is unchanged."""
 
 
-class Task(NamedTuple):
-    """One durable call and everything that is known of it. Times are microseconds since 1970, UTC.
-
-    `args`, `kwargs` and `result` hold the stored form: `str` is JSON text, `bytes` a pickle. A
-    pickled call keeps the pair (args, kwargs) in `args`, and None in `kwargs`.
-    """
-
-    id: int
-    queue: str
-    run: int
-    func_path: str
-    func: bytes  # pickle of the function: by name where it can be imported, else by value
-    args: str | bytes
-    kwargs: str | None = None
-    status: Status = Status.PENDING
-    priority: int = 0
-    eta: int = 0
-    attempts: int = 0
-    crashes: int = 0
-    owner: int | None = None
-    enqueued_at: int = 0
-    started_at: int | None = None
-    finished_at: int | None = None
-    result: str | bytes | None = None
-    error: "ErrorInfo | None" = None
-    key: str | None = None
-    options: "Options | None" = None
-    owner_deaths: int = 0
-
-    @property
-    def task_id(self) -> str:
-        """The id as it is shown: `task-` and 13 characters that sort by time of submission."""
-        return format_id(self.id)
-
-    @property
-    def completed_at(self) -> int | None:
-        """When it completed, if it did."""
-        return self.finished_at if self.status is Status.COMPLETED else None
-
-    @property
-    def recurs(self) -> bool:
-        """Whether another occurrence is to follow it."""
-        return self.options is not None and self.options.interval is not None
-
-    @property
-    def series(self) -> int:
-        """The id of the first occurrence of a task that recurs; of any other, its own."""
-        return self.id if self.options is None or self.options.series is None else self.options.series
-
-    @property
-    def failed_at(self) -> int | None:
-        """When it failed, if it did."""
-        return self.finished_at if self.status is Status.FAILED else None
-
-
 class Function(NamedTuple):
     """A function as it is stored: once, however many calls it has."""
 
@@ -167,42 +109,11 @@ class Call(NamedTuple):
     identity: bytes | None = None  # of a pickled call; of a JSON call it is the text itself
 
 
-class Options(NamedTuple):
-    """How a task is run, where that is not as usual. A task without any has none of it stored."""
-
-    max_retries: int = 0  # how often it is tried again after it raised
-    retries: int = 0  # how often it was, so far
-    timeout: float | None = None  # seconds, of each attempt
-    interval: int | None = None  # microseconds from one occurrence to the next, of a task that recurs
-    series: int | None = None  # the first occurrence, of a later one
-    tags: tuple[str, ...] = ()
-    policy: bytes | None = None  # pickle of (backoff, retry_on), where they are not the usual ones
-    after: tuple[int, ...] = ()  # the tasks whose results are among its arguments
-    due: int | None = None  # while it waits for one of them: the eta that it has afterwards
-
-    def or_none(self) -> "Options | None":
-        """These options, or None where all of them are the usual ones."""
-        return None if self == _USUAL else self
-
-
-_USUAL = Options()
-
-
 class Successor(NamedTuple):
     """The next occurrence of a task that recurs."""
 
     id: int
     eta: int
-
-
-class ErrorInfo(NamedTuple):
-    """Why a task failed, as text that anything can read, and the exception itself if it pickles."""
-
-    type: str
-    message: str
-    traceback: str
-    pickle: bytes | None = None
-    call: str = ""  # the function and its arguments, shortened; empty where the worker could not say
 
 
 class Claim(NamedTuple):
@@ -244,7 +155,7 @@ def apply(
         case Event.FAIL:
             return task._replace(status=to, finished_at=now, error=error)
         case Event.RETRY:
-            options = task.options or _USUAL
+            options = task.options or USUAL
             options = options._replace(retries=options.retries + 1)
             return task._replace(status=to, owner=None, started_at=None, eta=eta, error=error, options=options)
         case Event.RELEASE | Event.CRASH:
@@ -290,7 +201,7 @@ def is_waiting(task: Task) -> bool:
 
 def succeed(task: Task, successor: Successor, now: int) -> Task:
     """The next occurrence of a task that recurs, as it is added when the task ends. See also `last()`."""
-    options = (task.options or _USUAL)._replace(retries=0, series=task.series)
+    options = (task.options or USUAL)._replace(retries=0, series=task.series)
     return Task(
         id=successor.id, queue=task.queue, run=task.run, func_path=task.func_path, func=task.func, args=task.args,
         kwargs=task.kwargs, priority=task.priority, eta=successor.eta, enqueued_at=now, options=options,
@@ -299,43 +210,5 @@ def succeed(task: Task, successor: Successor, now: int) -> Task:
 
 def last(task: Task) -> Task:
     """A task that recurs, as the last of its series: no occurrence follows it."""
-    options = (task.options or _USUAL)._replace(interval=None)
+    options = (task.options or USUAL)._replace(interval=None)
     return task._replace(options=options.or_none())
-
-
-def format_id(number: int) -> str:
-    """The shown form of a task's number."""
-    pairs = _PAIRS
-    return (
-        f"task-{ALPHABET[number >> 60 & 31]}{pairs[number >> 50 & 1023]}{pairs[number >> 40 & 1023]}"
-        f"{pairs[number >> 30 & 1023]}{pairs[number >> 20 & 1023]}{pairs[number >> 10 & 1023]}{pairs[number & 1023]}"
-    )
-
-
-def parse_id(text: str) -> int:
-    """The number of a shown id. Raises ValueError for anything that `format_id` does not write."""
-    digits = text.removeprefix("task-") if isinstance(text, str) else ""  # type: ignore[redundant-expr]
-    if len(digits) == _DIGITS and digits != text and not digits.strip(ALPHABET) and digits[0] in "01234567":
-        return int(digits.translate(_TO_BASE_32), 32)
-    raise ValueError(f"{text!r} is not a task id: it should be task- and {_DIGITS} characters")
-
-
-def log_name(number: int, attempt: int) -> str:
-    """The name of the file that keeps what an attempt of a task writes."""
-    return f"{format_id(number)}.{attempt}.log"
-
-
-def iso(microseconds: int | None) -> str | None:
-    """A time as ISO-8601 in UTC, to the microsecond."""
-    if microseconds is None:
-        return None
-    seconds, rest = divmod(microseconds, 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def parse_iso(text: str) -> int:
-    """The microseconds of an ISO-8601 time. Raises ValueError where it is none, or does not say its zone."""
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError(f"{text!r} does not say in which time zone it is")
-    return (moment - _EPOCH) // _MICROSECOND

@@ -8,13 +8,16 @@ ISO-8601 in UTC. `version` counts the changes of the task; of two texts the high
 import base64
 import functools
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
-from ...model.codec import decode_error, encode_error, encode_json
+from ...model.codec import encode_error, encode_json
 from ...model.preview import preview
+from ...model.schema import FIELDS, OPTIONS, USUAL, Field, Kind, compiled, is_optional
 from ...model.task import (
+    FINISHED,
     NEVER,
     Claim,
     ErrorInfo,
@@ -84,72 +87,113 @@ class Record:
         return Record(task, self.digest, None, self.version + 1, self.size, is_removed=True)
 
 
-_USUAL = Options()
 _time = functools.lru_cache(512)(iso)
+
+# The names that stand in each text, in this order. What else there is stands behind them, where it is not as usual.
+_ALWAYS = (
+    "id", "func_path", "args", "kwargs", "status", "attempts", "max_retries", "timeout", "eta", "interval",
+    "enqueued_at", "started_at", "completed_at", "failed_at", "cancelled_at", "result", "error", "queue", "priority",
+    "key", "crashes", "owner", "run", "function", "version",
+)  # fmt: skip
+_ENDS = {status: f"{status.name.lower()}_at" for status in Status if status in FINISHED}
+
+# How a field is written, as an expression that gives its JSON; a field that may be None is not None there.
+_WRITE = {
+    Kind.WHOLE: "{}",
+    Kind.NUMBER: "{}",
+    Kind.TEXT: "quote({})",
+    Kind.QUEUE: "quote({})",
+    Kind.PATH: "quote({})",
+    Kind.TEXTS: "'[%s]' % ', '.join(map(quote, {}))",
+    Kind.ID: """f'"{{format_id({})}}"'""",
+    Kind.IDS: "'[%s]' % ', '.join(quote(format_id(number)) for number in {})",
+    Kind.TIME: "moment({})",
+    Kind.SPAN: "{} / 1_000_000",
+    Kind.VALUE: "{0} if {0}.__class__ is str else quote(preview({0}))",
+    Kind.KWARGS: "{} or '{{}}'",
+    Kind.STATUS: """f'"{{{}.name}}"'""",
+    Kind.ETA: "moment(({} if options.due is None else options.due) or None)",
+    Kind.ERROR: "encode_error({})",
+}
+# How it is read, as an expression of what JSON has under its name, which is the second that is put in.
+_READ = {
+    Kind.WHOLE: "checked({}, int)",
+    Kind.TEXT: "checked({}, str)",
+    Kind.QUEUE: "checked({}, str)",
+    Kind.PATH: "checked({}, str)",
+    Kind.TEXTS: "tuple({})",
+    Kind.ID: "parse_id({})",
+    Kind.IDS: "tuple(map(parse_id, {}))",
+    Kind.TIME: "micros({})",
+    Kind.SPAN: "round({} * 1_000_000)",
+    Kind.VALUE: "stored(fields, {1})",
+    Kind.KWARGS: "None if 'args_pickle' in fields or not {0} else encode_json({0})",
+    Kind.PICKLE: "pickled(fields, {1})",
+    Kind.STATUS: "Status[{}]",
+    Kind.ETA: "NEVER if is_waiting(fields) else micros({}) or 0",
+    Kind.DUE: "micros(fields['eta']) or 0 if is_waiting(fields) else None",
+    Kind.END: f"micros({' or '.join(f'fields[{end!r}]' for end in _ENDS.values())})",
+    Kind.FUNCTION: "b''",
+    Kind.ERROR: "{0} and ErrorInfo(**{0}, pickle=pickled(fields, 'exception'))",
+}
+_READ_AS_NONE = (Kind.TIME, Kind.KWARGS, Kind.PICKLE, Kind.DUE, Kind.END, Kind.ERROR)
+
+
+def _lines(of: str, fields: dict[str, Field]) -> Iterator[tuple[str, str, str]]:
+    """Give each name of a text with the expression of its JSON, and the one of whether it is not as usual."""
+    for name, (kind, *_) in fields.items():
+        value = f"{of}.{name}"
+        if kind is Kind.OPTIONS:
+            yield from _lines("options", OPTIONS)
+        elif kind is Kind.END:
+            for status, end in _ENDS.items():
+                yield end, f"moment({value}) if task.status == {status:d} else 'null'", value
+        elif kind is Kind.DUE:
+            yield "waiting", "'true'", f"{value} is not None"
+        elif kind in _WRITE:
+            usual = {**Options._field_defaults, **Task._field_defaults}.get(name)
+            maybe = f"'null' if {value} is None else " if is_optional(name) and kind is not Kind.KWARGS else ""
+            yield (
+                name,
+                maybe + _WRITE[kind].format(value),
+                f"{value} != {usual!r}" if kind is not Kind.STATUS else value,
+            )
+        if kind in (Kind.VALUE, Kind.PICKLE):
+            yield f"{name}_pickle", f"base_64({value})", f"{value}.__class__ is bytes"
+        elif kind is Kind.ERROR:
+            yield "exception_pickle", "base_64(task.error.pickle)", "task.error and task.error.pickle is not None"
+
+
+def _writer() -> Callable[..., str]:
+    lines = {name: (text, is_unusual) for name, text, is_unusual in _lines("task", FIELDS)}
+    lines["function"] = """f'"{digest.hex()}"'""", ""
+    lines["version"] = "version", ""
+    lines["identity"] = "quote(identity.hex())", "identity is not None"
+    lines["removed"] = "'true'", "is_removed"
+    template = ",\n".join(f'  "{name}": %s' for name in _ALWAYS)
+    others, of_options = (
+        " + ".join(
+            f"""(',\\n  "{name}": %s' % ({text}) if {is_unusual} else '')"""
+            for name, (text, is_unusual) in lines.items()
+            if name not in _ALWAYS and is_unusual.startswith("options.") is is_option
+        )
+        for is_option in (False, True)
+    )
+    return compiled(
+        "task, options, digest, identity, version, is_removed",
+        f"template % ({', '.join(f'({lines[name][0]})' for name in _ALWAYS)},"
+        f" {others} + ('' if options is USUAL else {of_options}))",
+        template=f"{{\n{template}%s\n}}\n", USUAL=USUAL, quote=_quote, format_id=format_id, moment=_moment,
+        preview=preview, encode_error=encode_error, base_64=_base_64,
+    )  # fmt: skip
 
 
 def to_text(record: Record) -> bytes:
-    """The text of a record."""
-    task, rest = record.task, ""
-    args, result = task.args, task.result
-    if isinstance(args, bytes):
-        rest += _pickle_line("args", args)
-        args = _quote(preview(args))
-    if isinstance(result, bytes):
-        rest += _pickle_line("result", result)
-        result = _quote(preview(result))
-    if task.error is not None and task.error.pickle is not None:
-        rest += _pickle_line("exception", task.error.pickle)
-    if task.options is not None and task.options.policy is not None:
-        rest += _pickle_line("policy", task.options.policy)
-    if record.identity is not None:
-        rest += f',\n  "identity": "{record.identity.hex()}"'
-    if record.is_removed:
-        rest += ',\n  "removed": true'
-    if task.owner_deaths:
-        rest += f',\n  "owner_deaths": {task.owner_deaths}'
-    options = task.options or _USUAL
-    if options.retries:
-        rest += f',\n  "retries": {options.retries}'
-    if options.series is not None:
-        rest += f',\n  "series": "{format_id(options.series)}"'
-    if options.tags:
-        rest += f',\n  "tags": [{", ".join(map(_quote, options.tags))}]'
-    if options.after:
-        rest += f',\n  "after": [{", ".join(_quote(format_id(number)) for number in options.after)}]'
-    eta = task.eta
-    if options.due is not None:
-        rest += ',\n  "waiting": true'
-        eta = options.due
-    status, finished = task.status, _moment(task.finished_at)
-    return f"""{{
-  "id": "{task.task_id}",
-  "func_path": {_quote(task.func_path)},
-  "args": {args},
-  "kwargs": {task.kwargs or "{}"},
-  "status": "{status.name}",
-  "attempts": {task.attempts},
-  "max_retries": {options.max_retries},
-  "timeout": {"null" if options.timeout is None else options.timeout},
-  "eta": {_moment(eta or None)},
-  "interval": {"null" if options.interval is None else options.interval / 1_000_000},
-  "enqueued_at": {_moment(task.enqueued_at)},
-  "started_at": {_moment(task.started_at)},
-  "completed_at": {finished if status is Status.COMPLETED else "null"},
-  "failed_at": {finished if status is Status.FAILED else "null"},
-  "cancelled_at": {finished if status is Status.CANCELLED else "null"},
-  "result": {"null" if result is None else result},
-  "error": {"null" if task.error is None else encode_error(task.error)},
-  "queue": {_quote(task.queue)},
-  "priority": {task.priority},
-  "key": {"null" if task.key is None else _quote(task.key)},
-  "crashes": {task.crashes},
-  "owner": {"null" if task.owner is None else task.owner},
-  "run": {task.run},
-  "function": "{record.digest.hex()}",
-  "version": {record.version}{rest}
-}}
-""".encode()
+    """Return the text of a record."""
+    task = record.task
+    return _write(
+        task, task.options or USUAL, record.digest, record.identity, record.version, record.is_removed
+    ).encode()
 
 
 def from_text(number: int, data: bytes) -> Record:
@@ -158,29 +202,13 @@ def from_text(number: int, data: bytes) -> Record:
         fields = json.loads(data)
         if fields["id"] != format_id(number):
             raise Damaged(f"it speaks of {fields['id']}")
-        return _record(number, fields, len(data))
+        return _record(fields, len(data))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
 
 
-def _record(number: int, fields: dict[str, Any], size: int) -> Record:
-    status = Status[fields["status"]]
-    finished = fields["completed_at"] or fields["failed_at"] or fields["cancelled_at"]
-    args = _stored(fields, "args")
-    kwargs = None if isinstance(args, bytes) or not fields["kwargs"] else encode_json(fields["kwargs"])
-    error = fields["error"] and ErrorInfo(**fields["error"], pickle=_pickle(fields, "exception"))
-    completed = status is Status.COMPLETED
-    task = Task(
-        id=number, queue=_checked(fields["queue"], str), run=_checked(fields["run"], int),
-        func_path=_checked(fields["func_path"], str), func=b"", args=args, kwargs=kwargs, status=status,
-        priority=_checked(fields["priority"], int), eta=NEVER if _is_waiting(fields) else _micros(fields["eta"]) or 0,
-        attempts=_checked(fields["attempts"], int), crashes=_checked(fields["crashes"], int),
-        owner=fields["owner"] if fields["owner"] is None else _checked(fields["owner"], int),
-        enqueued_at=_micros(fields["enqueued_at"]) or 0, started_at=_micros(fields["started_at"]),
-        finished_at=_micros(finished), result=_stored(fields, "result") if completed else None, error=error,
-        options=_options(fields), key=fields["key"] if fields["key"] is None else _checked(fields["key"], str),
-        owner_deaths=_checked(fields.get("owner_deaths", 0), int),
-    )  # fmt: skip
+def _record(fields: dict[str, Any], size: int) -> Record:
+    task = _read(fields)
     identity = fields.get("identity")
     return Record(
         task,
@@ -192,14 +220,26 @@ def _record(number: int, fields: dict[str, Any], size: int) -> Record:
     )
 
 
-def _options(fields: dict[str, Any]) -> Options | None:
-    interval, series = fields["interval"], fields.get("series")
-    return Options(
-        _checked(fields["max_retries"], int), fields.get("retries", 0), fields["timeout"],
-        None if interval is None else round(interval * 1_000_000), None if series is None else parse_id(series),
-        tuple(fields.get("tags", ())), _pickle(fields, "policy"), tuple(map(parse_id, fields.get("after", ()))),
-        (_micros(fields["eta"]) or 0) if _is_waiting(fields) else None,
-    ).or_none()  # fmt: skip
+def _values(fields: dict[str, Field], usual: dict[str, Any]) -> Iterator[str]:
+    """Give each field as an argument: an expression of what was read, which is `fields`."""
+    for name, (kind, *_) in fields.items():
+        found = f"fields[{name!r}]" if name in _ALWAYS else f"fields.get({name!r}, {usual.get(name)!r})"
+        maybe = f"None if {found} is None else " if is_optional(name) and kind not in _READ_AS_NONE else ""
+        if kind is Kind.OPTIONS:
+            read = f"Options({', '.join(_values(OPTIONS, Options._field_defaults))}).or_none()"
+        elif kind is Kind.VALUE and is_optional(name):  # a result may be None itself
+            read = f"stored(fields, {name!r}) if fields['status'] == 'COMPLETED' else None"
+        else:
+            read = maybe + _READ.get(kind, "{}").format(found, repr(name))
+        yield f"{name}={read}"
+
+
+def _reader() -> Callable[..., Task]:
+    return compiled(
+        "fields", f"Task({', '.join(_values(FIELDS, Task._field_defaults))})", Task=Task, Options=Options,
+        ErrorInfo=ErrorInfo, Status=Status, NEVER=NEVER, checked=_checked, parse_id=parse_id,
+        micros=_micros, stored=_stored, pickled=_pickle, is_waiting=_is_waiting, encode_json=encode_json,
+    )  # fmt: skip
 
 
 def _is_waiting(fields: dict[str, Any]) -> bool:
@@ -227,8 +267,8 @@ def _pickle(fields: dict[str, Any], name: str) -> bytes | None:
     return None if text is None else base64.b64decode(text, validate=True)
 
 
-def _pickle_line(name: str, data: bytes) -> str:
-    return f',\n  "{name}_pickle": "{base64.b64encode(data).decode()}"'
+def _base_64(data: bytes) -> str:
+    return f'"{base64.b64encode(data).decode()}"'
 
 
 def _quote(text: str) -> str:
@@ -248,4 +288,6 @@ def _micros(text: str | None) -> int | None:
     return None if text is None else parse_iso(text)
 
 
-__all__ = ["END", "Damaged", "Record", "decode_error", "from_text", "to_text"]
+_write, _read = _writer(), _reader()
+
+__all__ = ["END", "Damaged", "Record", "from_text", "to_text"]

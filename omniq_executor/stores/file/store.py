@@ -38,7 +38,7 @@ from filelock import FileLock, Timeout
 
 from ... import slots
 from ...errors import StoreError, StoreVersionError, TaskNotFound
-from ...model import codec
+from ...model import codec, schema
 from ...model.task import (
     FINISHED,
     LAST_TIER,
@@ -88,7 +88,7 @@ from .ready_index import Lane, Noted, Order, Place, Places, lane_of, place_of
 from .records import Damaged, Record, from_text, to_text
 
 FORMAT = "omniq-executor file store"
-VERSION = 3
+VERSION = schema.VERSION - 1  # the first one has what the tables of SQLite have since their second
 BUSY_TIMEOUT_S = 30.0
 _POLL_S = 0.001  # how often filelock tries; a turn takes about that long
 _MARK = "omniq.json"

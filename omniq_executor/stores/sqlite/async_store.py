@@ -30,7 +30,7 @@ from .. import open_store
 from ..base import Claimed, Run, Store, TaskState, Turn, TurnResult
 from . import transactions
 from .store import LOOK_AT_LOG_EVERY, SQLiteStore, explained
-from .transactions import Many, Reply, Statement, Transaction
+from .tables import Many, Reply, Statement, Transaction
 
 _LONG = 256  # rows; to make more of them into tasks takes so long that a thread does it
 

@@ -35,6 +35,7 @@ from filelock import Timeout
 from ... import slots
 from ...errors import StoreError, StoreVersionError, TaskNotFound, TooLarge
 from ...model.ids import NODES
+from ...model.schema import VERSION
 from ...model.task import FINISHED, Call, Function, Status, Task, format_id, parse_id
 from .. import permissions as safety
 from ..base import (
@@ -57,8 +58,8 @@ from ..base import (
 from ..output import Output
 from ..owners import Owners, new_owner_id, new_session_id
 from ..reserve import Reserve
-from . import transactions
-from .transactions import Many, Reply, Transaction
+from . import tables, transactions
+from .tables import Many, Reply, Statement, Transaction
 
 Durability = Literal["process", "power"]
 
@@ -149,14 +150,14 @@ class SQLiteStore(Store):
 
     def _check_format(self, connection: sqlite3.Connection) -> None:
         ((version,),) = connection.execute("PRAGMA user_version").fetchall()
-        ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        ((count,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
         ((application,),) = connection.execute("PRAGMA application_id").fetchall()
-        if (version or tables) and application != transactions.APPLICATION_ID:
+        if (version or count) and application != tables.APPLICATION_ID:
             raise StoreError(f"{self.path} is the database of another program; give the store a file of its own")
-        if version > transactions.SCHEMA_VERSION:
+        if version > VERSION:
             raise StoreVersionError(
                 f"{self.path} has schema version {version}, and this omniq_executor reads up to"
-                f" {transactions.SCHEMA_VERSION}: install a newer one, or use another store"
+                f" {VERSION}: install a newer one, or use another store"
             )
         if not self._is_importing and connection.execute(transactions.IS_IMPORTING).fetchone()[0]:
             ((source,),) = connection.execute("SELECT source FROM migration").fetchall()
@@ -183,7 +184,7 @@ class SQLiteStore(Store):
             connection.execute(f"PRAGMA synchronous = {'FULL' if self._durability == 'power' else 'NORMAL'}")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             connection.execute("BEGIN IMMEDIATE")
-            _drive(connection, transactions.create())
+            _drive(connection, tables.create())
             if os.access(self.path, os.W_OK):
                 # What it cannot open for writing just now, for too many open files, say, SQLite opens for
                 # reading, without a word and for good.
@@ -223,7 +224,7 @@ class SQLiteStore(Store):
                 raise _explain(self.path, error) from error
             return result
 
-    def _execute(self, statement: transactions.Statement) -> sqlite3.Cursor:
+    def _execute(self, statement: Statement) -> sqlite3.Cursor:
         """Run a statement that is a transaction by itself."""
         try:
             return self._opened().execute(*statement)
@@ -505,7 +506,7 @@ class SQLiteStore(Store):
         strays = self.output.remove_strays(self.ids)
         if strays:
             problems.append(Problem(f"{strays} files held what tasks wrote that are gone", True))
-        for condition, what in transactions.CHECKS:
+        for condition, what in tables.CHECKS:
             ids = [id for (id,) in self._read(f"SELECT id FROM {condition} LIMIT 1")]
             if ids:
                 ((count,),) = self._read(f"SELECT count(*) FROM {condition}")

@@ -13,21 +13,19 @@ which keeps digits of floats that a conversion to REAL would round.
 """
 
 import json
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from ...errors import TaskNotFound
-from ...model.codec import decode_error, decode_options, encode_error, encode_options
+from ...model.codec import decode_error, decode_options, encode_options
 from ...model.task import (
     FINISHED,
     LAST_TIER,
     NEVER,
     Call,
-    ErrorInfo,
     Event,
     Function,
     Status,
-    Task,
     format_id,
     source,
     target,
@@ -49,142 +47,7 @@ from ..base import (
     continued,
     shares,
 )
-
-
-class Reply(NamedTuple):
-    """What a statement brought."""
-
-    rows: list[Any]
-    changed: int
-
-
-class Many(list[Any]):
-    """Parameter sets: the statement runs once for each, and `changed` is their total."""
-
-
-Statement = tuple[str, Any]
-Transaction = Generator[Statement, Reply, Any]
-
-SCHEMA_VERSION = 4
-APPLICATION_ID = 0x6F6D6E71  # "omnq": tells a store from the databases of other programs
-
-_TASK_COLUMNS = """
-    id INTEGER PRIMARY KEY,
-    queue INTEGER NOT NULL,
-    run INTEGER NOT NULL,
-    function INTEGER NOT NULL,
-    args,                                  -- TEXT: JSON array; BLOB: pickle of (args, kwargs)
-    kwargs TEXT,                           -- JSON object
-    identity BLOB,                         -- what identifies a pickled call in a resume
-    key TEXT,
-    status INTEGER NOT NULL,
-    priority INTEGER NOT NULL DEFAULT 0,
-    eta INTEGER NOT NULL DEFAULT 0,        -- times are microseconds since 1970, UTC
-    enqueued_at INTEGER NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    crashes INTEGER NOT NULL DEFAULT 0,
-    owner INTEGER,
-    started_at INTEGER,
-    finished_at INTEGER,
-    result,                                -- TEXT: JSON; BLOB: pickle
-    error TEXT,                            -- JSON object: type, message, traceback, call
-    exception BLOB,                        -- pickle of the exception
-    options TEXT,                          -- JSON object of what differs from the usual, see model.Options
-    owner_deaths INTEGER NOT NULL DEFAULT 0  -- claims that ended with the death of their owner
-"""
-
-_SHOWN_ID = "'task-' || " + " || ".join(
-    f"substr('0123456789abcdefghjkmnpqrstvwxyz', 1 + ((t.id >> {shift}) & 31), 1)" for shift in range(60, -1, -5)
-)
-
-
-def _shown_time(time: str) -> str:
-    whole = f"strftime('%Y-%m-%dT%H:%M:%S', {time} / 1000000, 'unixepoch')"
-    return f"{whole} || printf('.%06dZ', {time} % 1000000)"
-
-
-_VIEW = f"""
-    CREATE VIEW tasks AS SELECT {_SHOWN_ID} AS id, q.name AS queue, f.path AS func_path, t.args, t.kwargs,
-        CASE t.status {" ".join(f"WHEN {s:d} THEN '{s.name}'" for s in Status)} END AS status,
-        t.priority, t.attempts, t.crashes, t.owner_deaths, t.key, t.run, t.owner,
-        {_shown_time("coalesce(t.options ->> 'due', t.eta)")} AS eta, {_shown_time("t.enqueued_at")} AS enqueued_at,
-        {_shown_time("t.started_at")} AS started_at,
-        CASE t.status WHEN {Status.COMPLETED:d} THEN {_shown_time("t.finished_at")} END AS completed_at,
-        CASE t.status WHEN {Status.FAILED:d} THEN {_shown_time("t.finished_at")} END AS failed_at,
-        t.result, t.error ->> 'type' AS error_type, t.error ->> 'message' AS error_message,
-        t.error ->> 'traceback' AS traceback,
-        coalesce(t.options ->> 'max_retries', 0) AS max_retries, coalesce(t.options ->> 'retries', 0) AS retries,
-        t.options ->> 'timeout' AS timeout, t.options ->> 'interval' AS interval, t.options ->> 'tags' AS tags,
-        t.options ->> 'series' AS series, t.options ->> 'after' AS after, t.id AS number
-    FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
-"""
-
-# Of each task that is not finished: the tasks that it comes after. The truth is in its options.
-_DEPENDENCY = (
-    "CREATE TABLE dependency (task INTEGER NOT NULL, needs INTEGER NOT NULL, PRIMARY KEY (task, needs)) WITHOUT ROWID",
-    "CREATE INDEX dependency_needs ON dependency (needs)",
-)
-
-# Those of the hot path are claimed in this order without a sort: see model.tier() for the place of owner_deaths.
-_CLAIMABLE = (
-    f"CREATE INDEX claimable ON task (queue, run, owner_deaths, priority DESC, eta) WHERE status = {Status.PENDING:d}"
-)
-_SESSION = (
-    "CREATE TABLE session (id INTEGER PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,"
-    " started_at INTEGER NOT NULL)"
-)
-
-SCHEMA = (
-    "CREATE TABLE queue (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
-    "CREATE TABLE function (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, path TEXT NOT NULL,"
-    " pickle BLOB NOT NULL)",
-    "CREATE TABLE owner (id INTEGER PRIMARY KEY, queue TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,"
-    " opened_at INTEGER NOT NULL, heard INTEGER NOT NULL)",
-    _SESSION,
-    # clean: NULL until its session ends, or 0 as soon as it did not end well; settled: nothing of it is taken over.
-    "CREATE TABLE run (id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, owner INTEGER NOT NULL, continues TEXT NOT NULL,"
-    " started_at INTEGER NOT NULL, ended_at INTEGER, clean INTEGER, settled INTEGER NOT NULL DEFAULT 0,"
-    " session INTEGER NOT NULL DEFAULT 0, context TEXT NOT NULL DEFAULT '')",
-    # What finished, in order: kept only while several owners are there, for those who wait for others.
-    "CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL, owner INTEGER)",
-    f"CREATE TABLE task ({_TASK_COLUMNS})",
-    _CLAIMABLE,
-    "CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL",
-    *_DEPENDENCY,
-    _VIEW,
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
-
-
-# What makes of each version the next one.
-UPGRADES = {
-    1: ("ALTER TABLE task ADD COLUMN options TEXT", "PRAGMA user_version = 2"),
-    2: (*_DEPENDENCY, "PRAGMA user_version = 3"),
-    3: (
-        "ALTER TABLE task ADD COLUMN owner_deaths INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE run ADD COLUMN session INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE run ADD COLUMN context TEXT NOT NULL DEFAULT ''",
-        _SESSION,
-        "DROP INDEX claimable",
-        _CLAIMABLE,
-        "DROP VIEW tasks",
-        _VIEW,
-        "PRAGMA user_version = 4",
-    ),
-}
-
-
-def create() -> Transaction:
-    """Make the schema, or bring an older one up to date, unless another process was faster."""
-    ((version,),), _ = yield "PRAGMA user_version", ()
-    if version == 0:
-        for statement in SCHEMA:
-            yield statement, ()
-    for older in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
-        for statement in UPGRADES[older]:
-            yield statement, ()
-
+from .tables import PUT, STORED, Many, Reply, Statement, Transaction, error_columns, row_of, task_of
 
 # Statements of the turn. The states they name come from the table of transitions.
 
@@ -454,9 +317,9 @@ def _end_columns(end: Outcome, now: int) -> tuple[Any, ...]:
     if end.event is Event.COMPLETE:
         return now, end.result
     if end.event is Event.FAIL:
-        return now, *_error_columns(end.error)
+        return now, *error_columns(end.error)
     if end.event is Event.RETRY:
-        return end.eta, *_error_columns(end.error)
+        return end.eta, *error_columns(end.error)
     return ()
 
 
@@ -500,10 +363,6 @@ def _let_go_after(finished: Sequence[int]) -> Transaction:
     waiting, _ = yield f"SELECT DISTINCT task FROM dependency WHERE needs IN {_GIVEN}", (text,)
     _, changed = yield _LET_GO + _GIVEN, (json.dumps([id for (id,) in waiting]),)
     return changed > 0
-
-
-def _error_columns(error: ErrorInfo | None) -> tuple[str | None, bytes | None]:
-    return (None, None) if error is None else (encode_error(error), error.pickle)
 
 
 def ensure_queue(name: str) -> Transaction:
@@ -717,18 +576,6 @@ def rewire() -> Transaction:
 
 _VALID = "CASE WHEN json_valid(t.options) THEN t.options END,"
 
-# What should find nothing, and what it means if it does.
-CHECKS = (
-    ("task WHERE function NOT IN (SELECT id FROM function)", "cannot run, as the function is missing"),
-    ("task WHERE queue NOT IN (SELECT id FROM queue)", "cannot run, as the queue is missing"),
-    (f"task WHERE status NOT IN ({', '.join(f'{status:d}' for status in Status)})", "have a state that there is not"),
-    *(
-        (f"task WHERE typeof({column}) = 'text' AND NOT json_valid({column})", f"have {column} that are not JSON")
-        for column in ("args", "kwargs", "result", "error", "options")
-    ),
-)
-
-
 # Moving to another store
 
 
@@ -750,14 +597,6 @@ def begin_filling(address: str) -> Transaction:
 
 IS_IMPORTING = "SELECT count(*) FROM sqlite_master WHERE name = 'migration'"
 
-# The columns of `task` that are fields of Task, as they are.
-_PLAIN = [name for name in Task._fields if name not in ("queue", "func_path", "func", "error", "options")]
-_PUT_COLUMNS = [*_PLAIN, "queue", "function", "identity", "error", "exception", "options"]
-_PUT = f"""
-    INSERT INTO task ({", ".join(_PUT_COLUMNS)}) VALUES ({", ".join("?" * len(_PUT_COLUMNS))})
-    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _PUT_COLUMNS)}
-"""
-
 
 def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]) -> Transaction:
     """Have tasks and runs as they are given. See Store.put()."""
@@ -770,11 +609,8 @@ def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]
     for task, digest, identity in tasks:
         if digest not in functions:
             functions[digest] = yield from ensure_function(Function(digest, task.func_path, task.func))
-        rows.append((
-            *(getattr(task, name) for name in _PLAIN), queues[task.queue], functions[digest], identity,
-            *_error_columns(task.error), encode_options(task.options),
-        ))  # fmt: skip
-    yield _PUT, rows
+        rows.append(row_of(task, queues[task.queue], functions[digest], identity))
+    yield PUT, rows
     yield (
         "INSERT OR REPLACE INTO run"
         " (id, queue, owner, continues, started_at, ended_at, clean, settled, session, context)"
@@ -975,14 +811,6 @@ def cancel_run(run: int, now: int) -> Transaction:
 # Looking
 
 _FOUND = "id, status, owner, result, error, exception FROM task"
-_STORED = """
-    f.digest, t.identity, t.id, q.name, t.run, f.path, f.pickle, t.args, t.kwargs, t.status, t.priority, t.eta,
-        t.attempts, t.crashes, t.owner, t.enqueued_at, t.started_at, t.finished_at, t.result, t.error, t.exception,
-        t.key, t.options, t.owner_deaths
-    FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
-"""
-
-_STATUSES = {status.value: status for status in Status}  # a look here costs a tenth of a call of Status
 
 
 def _found(row: Sequence[Any]) -> TaskState:
@@ -1004,8 +832,8 @@ def by_key(queue: int, key: str) -> Transaction:
 
 def stored(ids: Sequence[int]) -> Transaction:
     """All that is stored of tasks: a TaskRow of each that is there."""
-    rows, _ = yield f"SELECT {_STORED} WHERE t.id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
-    return [_stored(row) for row in rows]
+    rows, _ = yield f"SELECT {STORED} WHERE t.id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+    return [TaskRow(task_of(row), row[0], row[1]) for row in rows]
 
 
 def find(status: Status | None, queue: str | None, tags: Sequence[str] | None, limit: int | None) -> Transaction:
@@ -1015,10 +843,10 @@ def find(status: Status | None, queue: str | None, tags: Sequence[str] | None, l
     given = [(sql, value) for sql, value in conditions if value is not None]
     where = "WHERE " + " AND ".join(sql for sql, _ in given) if given else ""
     rows, _ = yield (
-        f"SELECT {_STORED} {where} ORDER BY t.id DESC LIMIT ?",
+        f"SELECT {STORED} {where} ORDER BY t.id DESC LIMIT ?",
         (*(value for _, value in given), -1 if limit is None else limit),
     )
-    return [_task(rows.pop()) for _ in range(len(rows))]  # the last first, each let go of: a list may be long
+    return [task_of(rows.pop()) for _ in range(len(rows))]  # the last first, each let go of: a list may be long
 
 
 def counts() -> Transaction:
@@ -1031,19 +859,3 @@ def counts() -> Transaction:
     for queue, status, count in rows:
         found.setdefault(queue, {})[Status(status)] = count
     return found
-
-
-def _stored(row: Sequence[Any]) -> TaskRow:
-    return TaskRow(_task(row), row[0], row[1])
-
-
-def _task(row: Sequence[Any]) -> Task:
-    (_, _, id, queue, run, path, function, args, kwargs, status, priority, eta, attempts, crashes, owner,
-     enqueued, started, finished, result, error, exception, key, options, deaths) = row  # fmt: skip
-    return Task(
-        id=id, queue=queue, run=run, func_path=path, func=function, args=args, kwargs=kwargs, status=_STATUSES[status],
-        priority=priority, eta=eta, attempts=attempts, crashes=crashes, owner=owner, enqueued_at=enqueued,
-        started_at=started, finished_at=finished, result=result, key=key,
-        error=None if error is None else decode_error(error, exception),
-        options=None if options is None else decode_options(options), owner_deaths=deaths,
-    )  # fmt: skip
