@@ -1,9 +1,9 @@
 """What a task is, and the one table of what may happen to it.
 
 Everything that decides what may follow what lives in this file. A backend asks `TRANSITIONS`
-which state an event leads to, and either applies it to a `Task` with `apply()` or writes the
-same source and target states into its SQL. Nothing else in the package compares states to
-decide what comes next.
+which state an event leads to and `EFFECTS` what else it changes, and either applies it to a `Task` with
+`apply()` or writes the same into its SQL. Nothing else in the package compares states to decide what
+comes next.
 
     PENDING --CLAIM--> RUNNING --COMPLETE--> COMPLETED
        |  ^               | | +--FAIL------> FAILED ----+
@@ -23,15 +23,18 @@ finished it waits: it is not due before NEVER (see `with_wait()`).
 """
 
 import enum
+from collections.abc import Callable
 from typing import NamedTuple
 
 from .schema import (
     ALPHABET as ALPHABET,
+    FIELDS,
     USUAL,
     ErrorInfo as ErrorInfo,
     Options as Options,
     Status as Status,
     Task as Task,
+    compiled,
     format_id as format_id,
     iso as iso,
     log_name as log_name,
@@ -78,15 +81,45 @@ TRANSITIONS: dict[tuple[Status, Event], Status] = {
 ENDS_CLAIM = frozenset({Event.COMPLETE, Event.FAIL, Event.RETRY, Event.RELEASE, Event.CRASH})
 
 
+class Effect(enum.Enum):
+    """What an event makes of a field, where that is not one and the same value each time."""
+
+    GIVEN = "what comes with the event under the same name"
+    NOW = "the time of the event"
+    ONE_MORE = "one more than it was"
+
+
+_Effects = dict[str, Effect | int | None]
+_GIVEN_BACK: _Effects = {"owner": None, "started_at": None}
+_OVER: _Effects = {"finished_at": Effect.NOW, "due": None}
+# What an event changes beside the state, by the names of fields of Task and of Options. Without "due" a task waits for
+# no others: it has as its eta what it had as "due".
+EFFECTS: dict[Event, _Effects] = {
+    Event.CLAIM: {"owner": Effect.GIVEN, "attempts": Effect.ONE_MORE, "started_at": Effect.NOW},
+    Event.COMPLETE: {"finished_at": Effect.NOW, "result": Effect.GIVEN, "error": None},
+    Event.FAIL: {"finished_at": Effect.NOW, "error": Effect.GIVEN},
+    Event.RETRY: {**_GIVEN_BACK, "eta": Effect.GIVEN, "error": Effect.GIVEN, "retries": Effect.ONE_MORE},
+    Event.RELEASE: _GIVEN_BACK,
+    Event.ORPHAN: {**_GIVEN_BACK, "owner_deaths": Effect.ONE_MORE},
+    Event.CRASH: {**_GIVEN_BACK, "crashes": Effect.ONE_MORE},
+    Event.CANCEL: _OVER,
+    Event.ABORT: _OVER,
+    Event.MANUAL_RETRY: {"finished_at": None, "error": None, "crashes": 0, "owner_deaths": 0, "retries": 0},
+}
+
+
 def source(event: Event) -> tuple[Status, ...]:
-    """The states in which `event` may happen."""
+    """Return the states in which `event` may happen."""
     return tuple(status for status, happened in TRANSITIONS if happened is event)
 
 
 def target(event: Event) -> Status:
-    """The state that `event` leads to; it is one and the same from every source."""
+    """Return the state that `event` leads to; it is one and the same from every source."""
     (status,) = {to for (_, happened), to in TRANSITIONS.items() if happened is event}
     return status
+
+
+FINISHING = frozenset(event for event in Event if target(event) in FINISHED)
 
 
 class Refused(Exception):
@@ -107,6 +140,11 @@ class Call(NamedTuple):
     args: str | bytes
     kwargs: str | None = None
     identity: bytes | None = None  # of a pickled call; of a JSON call it is the text itself
+
+    @property
+    def likeness(self) -> str | bytes:
+        """What it has in common with equal calls of the same function, by which a later run finds it."""
+        return self.identity if self.identity is not None else str(self.args) + (self.kwargs or "")
 
 
 class Successor(NamedTuple):
@@ -140,36 +178,33 @@ def apply(
     Raises Refused, changing nothing, where the table has no such transition or the claim is not the
     task's present one.
     """
-    to = TRANSITIONS.get((task.status, event))
-    if to is None:
+    if (task.status, event) not in TRANSITIONS:
         raise Refused(f"{task.task_id} is {task.status.name}: {event.value} is not possible")
     if event in ENDS_CLAIM and claim != (task.owner, task.attempts):
         raise Refused(f"{task.task_id} is claimed by {task.owner} as attempt {task.attempts}, not by {claim}")
-    match event:
-        case Event.CLAIM:
-            if claim is None or claim.attempt != task.attempts + 1:
-                raise Refused(f"{task.task_id} has had {task.attempts} attempts: {claim} is not the next")
-            return task._replace(status=to, owner=claim.owner, attempts=claim.attempt, started_at=now)
-        case Event.COMPLETE:
-            return task._replace(status=to, finished_at=now, result=result, error=None)
-        case Event.FAIL:
-            return task._replace(status=to, finished_at=now, error=error)
-        case Event.RETRY:
-            options = task.options or USUAL
-            options = options._replace(retries=options.retries + 1)
-            return task._replace(status=to, owner=None, started_at=None, eta=eta, error=error, options=options)
-        case Event.RELEASE | Event.CRASH:
-            crashes = task.crashes + (event is Event.CRASH)
-            return task._replace(status=to, owner=None, started_at=None, crashes=crashes)
-        case Event.ORPHAN:
-            return task._replace(status=to, owner=None, started_at=None, owner_deaths=task.owner_deaths + 1)
-        case Event.CANCEL | Event.ABORT:
-            return with_wait(task._replace(status=to, finished_at=now), waits=False)
-        case Event.MANUAL_RETRY:
-            afresh = task.options and task.options._replace(retries=0).or_none()
-            return task._replace(
-                status=to, finished_at=None, error=None, crashes=0, owner_deaths=0, options=afresh
-            )  # fmt: skip
+    if event is Event.CLAIM and (claim is None or claim.attempt != task.attempts + 1):
+        raise Refused(f"{task.task_id} has had {task.attempts} attempts: {claim} is not the next")
+    return _AFTER[event](task, now, claim and claim.owner, result, error, eta)
+
+
+def _after(event: Event) -> Callable[..., Task]:
+    """Make the function that gives a task as it is after an event, from the table."""
+    of_task = [f"status=Status.{target(event).name}"]
+    of_options: list[str] = []
+    for name, effect in EFFECTS[event].items():
+        of, changed = ("task", of_task) if name in FIELDS else ("options", of_options)
+        value = {Effect.NOW: "now", Effect.GIVEN: name, Effect.ONE_MORE: f"{of}.{name} + 1"}
+        if name != "due":
+            changed.append(f"{name}={value[effect]}" if isinstance(effect, Effect) else f"{name}={effect}")
+    if of_options:
+        of_task.append(
+            f"options=(lambda options: options._replace({', '.join(of_options)}).or_none())(task.options or USUAL)"
+        )
+    task = "with_wait(task, waits=False)" if "due" in EFFECTS[event] else "task"
+    return compiled(
+        "task, now, owner, result, error, eta", f"{task}._replace({', '.join(of_task)})", Status=Status, USUAL=USUAL,
+        with_wait=with_wait,
+    )  # fmt: skip
 
 
 def tier(task: Task) -> int:
@@ -202,13 +237,14 @@ def is_waiting(task: Task) -> bool:
 def succeed(task: Task, successor: Successor, now: int) -> Task:
     """The next occurrence of a task that recurs, as it is added when the task ends. See also `last()`."""
     options = (task.options or USUAL)._replace(retries=0, series=task.series)
-    return Task(
-        id=successor.id, queue=task.queue, run=task.run, func_path=task.func_path, func=task.func, args=task.args,
-        kwargs=task.kwargs, priority=task.priority, eta=successor.eta, enqueued_at=now, options=options,
-    )  # fmt: skip
+    of_call = {name: getattr(task, name) for name, field in FIELDS.items() if field.of_call}
+    return Task(**{**of_call, "id": successor.id, "eta": successor.eta, "enqueued_at": now, "options": options})
 
 
 def last(task: Task) -> Task:
     """A task that recurs, as the last of its series: no occurrence follows it."""
     options = (task.options or USUAL)._replace(interval=None)
     return task._replace(options=options.or_none())
+
+
+_AFTER = {event: _after(event) for event in Event}

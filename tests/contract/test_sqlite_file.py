@@ -17,7 +17,7 @@ from omniq_executor import StoreError, StoreVersionError, TooLarge
 from omniq_executor.model.schema import VERSION
 from omniq_executor.model.task import LAST_TIER, Call, Event, Options, Status, format_id, iso
 from omniq_executor.stores.base import Batch, Outcome
-from omniq_executor.stores.sqlite import store as sqlite, transactions
+from omniq_executor.stores.sqlite import runs, store as sqlite, turns
 from omniq_executor.stores.sqlite.store import SQLiteStore
 
 Connect = Callable[[Path], sqlite3.Connection]
@@ -149,7 +149,7 @@ def plan(plain: sqlite3.Connection, sql: str) -> list[str]:
 def test_a_claim_goes_along_the_index_and_sorts_nothing(
     store: SQLiteStore, plain: sqlite3.Connection, tier: int
 ) -> None:
-    for sql in (transactions._CLAIM[tier], transactions._FIRST[tier] % "id"):
+    for sql in (turns._CLAIM[tier], turns._FIRST[tier] % "id"):
         (first,) = [detail for detail in plan(plain, sql) if "claimable" in detail]
         assert "(queue=? AND run=? AND owner_deaths=?)" in first
         assert "B-TREE" not in "".join(plan(plain, sql))
@@ -158,11 +158,11 @@ def test_a_claim_goes_along_the_index_and_sorts_nothing(
 def test_what_is_asked_of_a_run_or_of_the_next_tier_goes_along_the_index(
     store: SQLiteStore, plain: sqlite3.Connection
 ) -> None:
-    for sql in (transactions._RUNS, transactions._NEXT_TIER, transactions._DUE[0]):
+    for sql in (turns._RUNS, turns._NEXT_TIER, turns._DUE[0]):
         looks = [detail for detail in plan(plain, sql) if " task " in f"{detail} "]
         assert looks
         assert all("claimable" in detail and "queue=?" in detail for detail in looks)
-    of_run = f"SELECT id FROM task WHERE {transactions._PENDING_OF} ?"
+    of_run = f"SELECT id FROM task WHERE {runs._PENDING_OF} ?"
     assert "claimable (queue=? AND run=?)" in "".join(plan(plain, of_run))
 
 

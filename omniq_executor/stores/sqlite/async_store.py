@@ -3,7 +3,7 @@
     AwaitedStore     any store: its verbs run, one after the other, in a thread
     AwaitedSQLite    SQLite: each statement of a transaction is awaited on an aiosqlite connection
 
-The transactions are those of transactions.py, as in SQLiteStore; here a statement is awaited where it is
+The transactions are those of turns.py and its neighbours, as in SQLiteStore; here a statement is awaited where it is
 called there. What is rare and more than a transaction (opening, entering, leaving, looking after the log)
 SQLiteStore does itself, in the thread.
 
@@ -28,7 +28,7 @@ from ...model.task import Status, Task
 from ...stores.base import now
 from .. import open_store
 from ..base import Claimed, Run, Store, TaskState, Turn, TurnResult
-from . import transactions
+from . import looking, runs, turns
 from .store import LOOK_AT_LOG_EVERY, SQLiteStore, explained
 from .tables import Many, Reply, Statement, Transaction
 
@@ -178,44 +178,44 @@ class AwaitedSQLite(AwaitedStore):
 
     async def read_changes(self, owner: int) -> list[int]:
         """Store.read_changes()."""
-        changed: list[int] = await self._write(transactions.read_changes(owner))
+        changed: list[int] = await self._write(runs.read_changes(owner))
         return changed
 
     async def turn(self, owner: int, run: Run, work: Turn) -> TurnResult:
         """Store.turn()."""
         if run.queue not in self._queues:
-            self._queues[run.queue] = await self._write(transactions.ensure_queue(run.queue))
+            self._queues[run.queue] = await self._write(turns.ensure_queue(run.queue))
         for batch in work.adds:
             if batch.function.digest not in self._functions:
-                number = await self._write(transactions.ensure_function(batch.function))
+                number = await self._write(turns.ensure_function(batch.function))
                 self._functions[batch.function.digest] = number
-        text = transactions.turn(owner, run, self._queues[run.queue], self._functions, work, self._peers, exact=True)
+        text = turns.turn(owner, run, self._queues[run.queue], self._functions, work, self._peers, exact=True)
         turned: TurnResult = await self._write(text, notifies=owner)
         return turned
 
     async def claim(self, owner: int, number: int) -> Claimed | None:
         """Store.claim(), now."""
-        claimed: Claimed | None = await self._write(transactions.claim(owner, number, now()))
+        claimed: Claimed | None = await self._write(turns.claim(owner, number, now()))
         return claimed
 
     async def cancel(self, number: int, running: bool) -> list[int]:
         """Store.cancel(), now, of one task."""
-        cancelled: list[int] = await self._write(transactions.cancel([number], now(), running), notifies=0)
+        cancelled: list[int] = await self._write(turns.cancel([number], now(), running), notifies=0)
         return cancelled
 
     async def states(self, numbers: list[int]) -> list[TaskState]:
         """Store.states()."""
-        found: list[TaskState] = await self._ask(transactions.states(numbers))
+        found: list[TaskState] = await self._ask(looking.states(numbers))
         return found
 
     async def find(self, status: Status | None, queue: str | None, limit: int | None) -> list[Task]:
         """Store.find()."""
-        found: list[Task] = await self._ask(transactions.find(status, queue, None, limit))
+        found: list[Task] = await self._ask(looking.find(status, queue, None, limit))
         return found
 
     async def counts(self) -> dict[str, dict[Status, int]]:
         """Store.counts()."""
-        found: dict[str, dict[Status, int]] = await self._ask(transactions.counts())
+        found: dict[str, dict[Status, int]] = await self._ask(looking.counts())
         return found
 
     # how they reach the database
@@ -242,7 +242,7 @@ class AwaitedSQLite(AwaitedStore):
             with explained(self._store.path):
                 try:
                     await self._execute("BEGIN IMMEDIATE", ())
-                    self._peers[:] = [id for (id,) in (await self._execute(transactions.OWNERS, ())).rows]
+                    self._peers[:] = [id for (id,) in (await self._execute(runs.OWNERS, ())).rows]
                     result = await self._drive(transaction)
                     await self._execute("COMMIT", ())
                 except BaseException:

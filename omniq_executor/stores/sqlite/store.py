@@ -58,7 +58,7 @@ from ..base import (
 from ..output import Output
 from ..owners import Owners, new_owner_id, new_session_id
 from ..reserve import Reserve
-from . import tables, transactions
+from . import looking, runs, tables, turns, upkeep, waits
 from .tables import Many, Reply, Statement, Transaction
 
 Durability = Literal["process", "power"]
@@ -159,7 +159,7 @@ class SQLiteStore(Store):
                 f"{self.path} has schema version {version}, and this omniq_executor reads up to"
                 f" {VERSION}: install a newer one, or use another store"
             )
-        if not self._is_importing and connection.execute(transactions.IS_IMPORTING).fetchone()[0]:
+        if not self._is_importing and connection.execute(upkeep.IS_IMPORTING).fetchone()[0]:
             ((source,),) = connection.execute("SELECT source FROM migration").fetchall()
             raise StoreError(
                 f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
@@ -251,17 +251,17 @@ class SQLiteStore(Store):
         self.reserve.take()
         with self._lock:
             while True:
-                owner = new_owner_id(id for (id,) in self._read(transactions.OWNERS))
+                owner = new_owner_id(id for (id,) in self._read(runs.OWNERS))
                 self._owners.hold(owner)
                 self._functions.clear()  # while no owner was registered, some may have been purged
-                if self._write(transactions.enter(owner, NODES, queue, self._owners.host, os.getpid(), now())):
+                if self._write(runs.enter(owner, NODES, queue, self._owners.host, os.getpid(), now())):
                     self._version = -1  # this connection's own change of the owners does not count there
                     return owner
                 self._owners.let_go(owner)  # another was faster with such an id
 
     def leave(self, owner: int) -> None:
         try:
-            self._write(transactions.leave(owner))
+            self._write(runs.leave(owner))
         except StoreError:
             self._owners.let_go(owner, is_registered=True)
             raise
@@ -299,14 +299,14 @@ class SQLiteStore(Store):
         if not dead and not sessions:
             return 0
         suspects = {id: slots.begun(self._owners.slots_path(id)) for id in dead}
-        orphaned: int = self._write(transactions.release_dead(suspects, sessions))
+        orphaned: int = self._write(runs.release_dead(suspects, sessions))
         self._version = -1
         for id in [*dead, *sessions]:
             self._owners.forget(id)
         return orphaned
 
     def _dead_sessions(self) -> list[int]:
-        rows = self._read(transactions.SESSIONS)
+        rows = self._read(runs.SESSIONS)
         if not rows:
             return []
         with self._one_at_a_time():
@@ -335,10 +335,10 @@ class SQLiteStore(Store):
     def read_changes(self, owner: int) -> list[int]:
         """The tasks that other owners finished since the last call."""
         if not self._read(
-            transactions.HAS_CHANGES, (owner, owner)
+            runs.HAS_CHANGES, (owner, owner)
         ):  # without the writer's lock: most notifications are for others
             return []
-        changed: list[int] = self._write(transactions.read_changes(owner))
+        changed: list[int] = self._write(runs.read_changes(owner))
         return changed
 
     # sessions and runs
@@ -348,14 +348,14 @@ class SQLiteStore(Store):
         session = new_session_id()
         self._owners.hold(session, has_bell=False)
         try:
-            self._write(transactions.begin_session(session, self._owners.host, os.getpid(), now))
+            self._write(runs.begin_session(session, self._owners.host, os.getpid(), now))
         except StoreError:
             self._owners.let_go(session)
             raise
         return session
 
     def end_session(self, session: int, clean: bool, now: int, *, keep_broken: bool = False) -> list[Leftover]:
-        left: list[Leftover] = self._write(transactions.end_session(session, clean, keep_broken))
+        left: list[Leftover] = self._write(runs.end_session(session, clean, keep_broken))
         self._owners.let_go(session)
         return left
 
@@ -364,13 +364,13 @@ class SQLiteStore(Store):
         session: int = 0, context: str = "", since: int = 0,
     ) -> Run:  # fmt: skip
         self.reap(now)  # so that who is registered is alive
-        text = transactions.begin_run(self._queue(queue), queue, owner, resume, now, session, context, since)
+        text = runs.begin_run(self._queue(queue), queue, owner, resume, now, session, context, since)
         run: Run = self._write(text)
         self._adopted[run.id] = set()
         return run
 
     def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
-        left: list[Leftover] = self._write(transactions.end_run(run, clean, now))
+        left: list[Leftover] = self._write(runs.end_run(run, clean, now))
         self._adopted.pop(run.id, None)
         return left
 
@@ -378,23 +378,23 @@ class SQLiteStore(Store):
         if not run.continues:
             self._opened()
             return [None] * len(calls)
-        found: list[TaskState | None] = self._write(transactions.take_over(run.id, self._function(function), calls))
+        found: list[TaskState | None] = self._write(runs.take_over(run.id, self._function(function), calls))
         return found
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
         queue = self._queue(run.queue)
-        count, queues = self._write(transactions.adopt(run.id, queue, ids))
+        count, queues = self._write(runs.adopt(run.id, queue, ids))
         self._adopted_by(run.id, queue).update(queues - {queue})
         return int(count)
 
     def _adopted_by(self, run: int, queue: int) -> set[int]:
         """The queues other than its own that a run has adopted tasks of; of one begun elsewhere, as they are now."""
         if run not in self._adopted:
-            self._adopted[run] = self._ask(transactions.queues_of(run)) - {queue}
+            self._adopted[run] = self._ask(runs.queues_of(run)) - {queue}
         return self._adopted[run]
 
     def cancel_run(self, run: int, now: int) -> list[int]:
-        cancelled: list[int] = self._write(transactions.cancel_run(run, now))
+        cancelled: list[int] = self._write(runs.cancel_run(run, now))
         return cancelled
 
     # the work
@@ -403,7 +403,7 @@ class SQLiteStore(Store):
         queue, known = self._queues.get(run.queue), self._functions.get(function.digest)
         if queue is None or known is None:
             queue, known = self._queue(run.queue), self._function(function)
-        statement = transactions.add_claimed(owner, run.id, queue, known, number, call, now)
+        statement = turns.add_claimed(owner, run.id, queue, known, number, call, now)
         with self._lock:
             self._execute(statement)
             self._count_turn()
@@ -413,16 +413,16 @@ class SQLiteStore(Store):
         for batch in work.adds:
             self._function(batch.function)
         with self._lock:
-            statement = transactions.lone_end(owner, work) if len(self._peers) == 1 else None
+            statement = turns.lone_end(owner, work) if len(self._peers) == 1 else None
             if statement is not None and self._execute(statement).rowcount == 1:
                 self._count_turn()
                 return TurnResult()
             about = owner, run, queue, self._functions, work, self._peers
             adopted = self._adopted_by(run.id, queue) if work.of_run else ()
             try:
-                turned: TurnResult = self._write(transactions.turn(*about, adopted=adopted))
-            except transactions.Inexact:
-                turned = self._write(transactions.turn(*about, exact=True, adopted=adopted))
+                turned: TurnResult = self._write(turns.turn(*about, adopted=adopted))
+            except turns.Inexact:
+                turned = self._write(turns.turn(*about, exact=True, adopted=adopted))
             turned.foreign, self._foreign = self._foreign, False
             self._count_turn()
         return turned
@@ -442,22 +442,22 @@ class SQLiteStore(Store):
             _log.warning("%s: its log is worked off later", error)
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
-        claimed: Claimed | None = self._write(transactions.claim(owner, number, now))
+        claimed: Claimed | None = self._write(turns.claim(owner, number, now))
         return claimed
 
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
-        cancelled: list[int] = self._write(transactions.cancel(ids, now, running))
+        cancelled: list[int] = self._write(turns.cancel(ids, now, running))
         return cancelled
 
     def retry(self, ids: Sequence[int], now: int) -> list[int]:
-        retried: list[int] = self._write(transactions.retry(ids))
+        retried: list[int] = self._write(turns.retry(ids))
         return retried
 
     # upkeep
 
     def purge(self, before: int, statuses: Collection[Status] = FINISHED, queue: str | None = None) -> int:
         check_finished(statuses)
-        removed: int = self._write(transactions.purge(before, statuses, queue))
+        removed: int = self._write(upkeep.purge(before, statuses, queue))
         self.output.remove_strays(self.ids)
         return removed
 
@@ -480,7 +480,7 @@ class SQLiteStore(Store):
                 self._opened().backup(copy)  # in one step: in smaller ones it begins again whenever somebody writes
                 copy.execute("PRAGMA synchronous = FULL")
                 copy.execute("BEGIN IMMEDIATE")
-                _drive(copy, transactions.abandon())
+                _drive(copy, upkeep.abandon())
                 copy.execute("COMMIT")
                 return [id for (id,) in copy.execute("SELECT id FROM task")]
 
@@ -490,7 +490,7 @@ class SQLiteStore(Store):
         damage = self._damage()
         if damage:
             with contextlib.suppress(StoreError):  # the next look tells what it could not do
-                self._write(transactions.reindex())
+                self._write(upkeep.reindex())
             left = self._damage()
             problems = [Problem(text, not left) for text in damage]
             if left:
@@ -500,7 +500,7 @@ class SQLiteStore(Store):
             for owner in self.owners()
             if not owner.alive
         ]
-        released = self.reap(now()) + self._write(transactions.release_unowned())
+        released = self.reap(now()) + self._write(runs.release_unowned())
         if released:
             problems.append(Problem(f"{released} tasks were RUNNING though their owners are gone", True))
         strays = self.output.remove_strays(self.ids)
@@ -511,7 +511,7 @@ class SQLiteStore(Store):
             if ids:
                 ((count,),) = self._read(f"SELECT count(*) FROM {condition}")
                 problems.append(Problem(f"{count} tasks, {format_id(ids[0])} for one, {what}", False))
-        if self._write(transactions.rewire()):
+        if self._write(waits.rewire()):
             problems.append(Problem("it was not as it should be which tasks wait for others", True))
         return problems
 
@@ -528,7 +528,7 @@ class SQLiteStore(Store):
         return [id for (id,) in self._read("SELECT id FROM task ORDER BY id")]
 
     def stored(self, ids: Sequence[int]) -> list[TaskRow]:
-        stored: list[TaskRow] = self._ask(transactions.stored(ids))
+        stored: list[TaskRow] = self._ask(looking.stored(ids))
         return stored
 
     def runs(self) -> list[RunRecord]:
@@ -543,18 +543,18 @@ class SQLiteStore(Store):
 
     def begin_filling(self, source: str) -> str | None:
         self.reap(now())
-        found: str | None = self._write(transactions.begin_filling(source))
+        found: str | None = self._write(upkeep.begin_filling(source))
         return found
 
     def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
         with self._lock:
-            self._write(transactions.put(tasks, runs, gone))
+            self._write(upkeep.put(tasks, runs, gone))
             self._count_turn()
 
     def end_filling(self) -> None:
         with self._lock, explained(self.path):
             self._opened().execute("PRAGMA synchronous = FULL")  # with this commit, all before it are synced
-            self._write(transactions.end_filling())
+            self._write(upkeep.end_filling())
 
     def _look_for_peers(self, connection: sqlite3.Connection) -> None:
         # Inside the transaction, so that an owner who enters is either seen here or sees this turn's changes.
@@ -562,7 +562,7 @@ class SQLiteStore(Store):
         if version != self._version:
             self._version = version
             self._foreign = True
-            self._peers[:] = [id for (id,) in connection.execute(transactions.OWNERS)]
+            self._peers[:] = [id for (id,) in connection.execute(runs.OWNERS)]
 
     def _checkpoint(self) -> None:
         try:
@@ -580,7 +580,7 @@ class SQLiteStore(Store):
 
     def _queue(self, name: str) -> int:
         if name not in self._queues:
-            self._queues[name] = self._write(transactions.ensure_queue(name))
+            self._queues[name] = self._write(turns.ensure_queue(name))
         return self._queues[name]
 
     def _function(self, function: Function) -> int:
@@ -588,14 +588,14 @@ class SQLiteStore(Store):
         if number is None:
             if len(self._functions) == _KNOWN_FUNCTIONS:
                 self._functions.clear()
-            number = self._functions[function.digest] = self._write(transactions.ensure_function(function))
+            number = self._functions[function.digest] = self._write(turns.ensure_function(function))
         return number
 
     # looking
 
     def get(self, task_id: int | str) -> Task:
         number = parse_id(task_id) if isinstance(task_id, str) else task_id
-        found: list[TaskRow] = self._ask(transactions.stored([number])) if 0 <= number < 1 << 63 else []
+        found: list[TaskRow] = self._ask(looking.stored([number])) if 0 <= number < 1 << 63 else []
         if not found:
             raise TaskNotFound(f"{self.path} holds no {format_id(number)}; `omniq-executor list` shows what it holds")
         return found[0].task
@@ -607,15 +607,15 @@ class SQLiteStore(Store):
         return Function(*rows[0])
 
     def states(self, ids: Iterable[int]) -> list[TaskState]:
-        found: list[TaskState] = self._ask(transactions.states(ids))
+        found: list[TaskState] = self._ask(looking.states(ids))
         return found
 
     def by_key(self, queue: str, key: str) -> TaskState | None:
-        found: TaskState | None = self._ask(transactions.by_key(self._queue(queue), key))
+        found: TaskState | None = self._ask(looking.by_key(self._queue(queue), key))
         return found
 
     def counts(self) -> dict[str, dict[Status, int]]:
-        counts: dict[str, dict[Status, int]] = self._ask(transactions.counts())
+        counts: dict[str, dict[Status, int]] = self._ask(looking.counts())
         return counts
 
     def find(
@@ -625,7 +625,7 @@ class SQLiteStore(Store):
         tags: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> list[Task]:
-        found: list[Task] = self._ask(transactions.find(status, queue, tags, limit))
+        found: list[Task] = self._ask(looking.find(status, queue, tags, limit))
         return found
 
 

@@ -4,11 +4,12 @@ Beside the fields of a task the table has what a TaskRow has (its function's num
 pickle of an error. Every statement names its columns, since their order is another one where a version added some.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 from ...model.codec import decode_error, decode_options, encode_error, encode_options
 from ...model.schema import FIELDS, OPTIONS, USUAL, VERSION, ErrorInfo, Kind, Status, Task, compiled
+from ...model.task import EFFECTS, Effect, Event, source, target
 
 
 class Reply(NamedTuple):
@@ -28,11 +29,12 @@ Transaction = Generator[Statement, Reply, Any]
 APPLICATION_ID = 0x6F6D6E71  # "omnq": tells a store from the databases of other programs
 
 _BESIDE = {"identity": "BLOB", "exception": "BLOB"}  # what identifies a pickled call; an error's pickle
-_NAMES = {Kind.FUNCTION: "function"}  # of columns that are not named as their field
-COLUMNS = {_NAMES.get(field.kind, name): field.column for name, field in FIELDS.items() if field.column is not None}
-COLUMNS.update(_BESIDE)
-JSON_COLUMNS = [name for name, field in FIELDS.items()
-                if field.kind in (Kind.VALUE, Kind.KWARGS, Kind.ERROR, Kind.OPTIONS)]  # fmt: skip
+_NAMES = {name: "function" if field.kind is Kind.FUNCTION else name
+          for name, field in FIELDS.items() if field.column is not None}  # fmt: skip
+COLUMNS = {_NAMES[name]: FIELDS[name].column for name in _NAMES} | _BESIDE
+OF_CALL = ["identity", *(_NAMES[name] for name in _NAMES if FIELDS[name].of_call)]
+_JSON = [name for name, field in FIELDS.items()
+         if field.kind in (Kind.VALUE, Kind.KWARGS, Kind.ERROR, Kind.OPTIONS)]  # fmt: skip
 
 _SHOWN_ID = "'task-' || " + " || ".join(
     f"substr('0123456789abcdefghjkmnpqrstvwxyz', 1 + ((t.id >> {shift}) & 31), 1)" for shift in range(60, -1, -5)
@@ -148,6 +150,38 @@ def create() -> Transaction:
         yield f"PRAGMA user_version = {VERSION}", ()
 
 
+# States and what events change, from the tables in model/task.py.
+
+PENDING = f"status = {source(Event.CLAIM)[0]:d}"
+RUNNING = f"status = {source(Event.COMPLETE)[0]:d}"
+GIVEN = "(SELECT value FROM json_each(?))"
+
+
+def changes(event: Event) -> str:
+    """Return what an event changes, as assignments; each "?" is for what `values_of()` gives, in the same order."""
+    changed, options = [f"status = {target(event):d}"], "options"
+    for name, effect in EFFECTS[event].items():
+        if name == "due":
+            changed.append("eta = coalesce(options ->> 'due', eta)")
+        if name not in FIELDS:
+            if effect is Effect.ONE_MORE:
+                options = f"json_set(coalesce({options}, '{{}}'), '$.{name}', coalesce(options ->> '{name}', 0) + 1)"
+            else:  # as usual: then it is not there
+                options = f"json_remove({options}, '$.{name}')"
+            continue
+        value = {Effect.ONE_MORE: f"{name} + 1", None: "NULL", 0: "0"}.get(effect, "?")
+        changed += [f"{column} = {value}" for column in ([name, "exception"] if name == "error" else [name])]
+    return ", ".join(changed if options == "options" else [*changed, f"options = {options}"])
+
+
+def values_of(event: Event) -> Callable[..., Any]:
+    """Make the function that gives, for an Outcome and the time, what `changes()` leaves open."""
+    given = {Effect.NOW: "now", Effect.GIVEN: "end.{}"}
+    values = ["*error_columns(end.error)" if name == "error" else given[effect].format(name)
+              for name, effect in EFFECTS[event].items() if effect in given]  # fmt: skip
+    return compiled("end, now", f"({''.join(f'{value}, ' for value in values)})", error_columns=error_columns)
+
+
 # Whole rows. What is asked for beside the fields stands before them.
 
 _SELECTED = {Kind.QUEUE: "q.name", Kind.PATH: "f.path", Kind.FUNCTION: "f.pickle"}
@@ -203,6 +237,6 @@ CHECKS = (
     (f"task WHERE status NOT IN ({', '.join(f'{status:d}' for status in Status)})", "have a state that there is not"),
     *(
         (f"task WHERE typeof({column}) = 'text' AND NOT json_valid({column})", f"have {column} that are not JSON")
-        for column in JSON_COLUMNS
+        for column in _JSON
     ),
 )
