@@ -39,6 +39,7 @@ from .model.options import make_options
 from .model.schema import task_to_dict
 from .model.task import FINISHED, Call, Function, Options, Status, Task, format_id, parse_id
 from .stores.base import NO_RUN, Batch, TaskState, Turn, now
+from .stores.owners import open_pipe
 from .stores.sqlite.async_store import AwaitedStore, open_awaited
 
 DEFAULT_QUEUE = "default"
@@ -315,9 +316,8 @@ class _Session:
     async def _enter(self) -> int:
         owner = await self.store.enter(self._run.queue)
         self._ids = Ids(owner)
-        path = self.store.notify_path(owner)
-        if path.exists():
-            self._notify_fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
+        self._notify_fd = open_pipe(self.store.notify_path(owner))
+        if self._notify_fd is not None:
             asyncio.get_running_loop().add_reader(self._notify_fd, self._on_notification)
         self._listener = asyncio.ensure_future(self._listen(owner))
         await self.store.notify(owner)  # who listens for the death of others is to know of this one

@@ -236,7 +236,7 @@ def _plain(data: str | bytes | None) -> Any:
 
 
 def format_id(number: int) -> str:
-    """The shown form of a task's number."""
+    """Return the shown form of a task's number."""
     pairs = _PAIRS
     return (
         f"task-{ALPHABET[number >> 60 & 31]}{pairs[number >> 50 & 1023]}{pairs[number >> 40 & 1023]}"
@@ -245,7 +245,7 @@ def format_id(number: int) -> str:
 
 
 def parse_id(text: str) -> int:
-    """The number of a shown id. Raises ValueError for anything that `format_id` does not write."""
+    """Return the number of a shown id. Raises ValueError for anything that `format_id` does not write."""
     digits = text.removeprefix("task-") if isinstance(text, str) else ""  # type: ignore[redundant-expr]
     if len(digits) == _DIGITS and digits != text and not digits.strip(ALPHABET) and digits[0] in "01234567":
         return int(digits.translate(_TO_BASE_32), 32)
@@ -253,12 +253,12 @@ def parse_id(text: str) -> int:
 
 
 def log_name(number: int, attempt: int) -> str:
-    """The name of the file that keeps what an attempt of a task writes."""
+    """Return the name of the file that keeps what an attempt of a task writes."""
     return f"{format_id(number)}.{attempt}.log"
 
 
 def iso(microseconds: int | None) -> str | None:
-    """A time as ISO-8601 in UTC, to the microsecond."""
+    """Return a time as ISO-8601 in UTC, to the microsecond."""
     if microseconds is None:
         return None
     seconds, rest = divmod(microseconds, 1_000_000)
@@ -266,7 +266,7 @@ def iso(microseconds: int | None) -> str | None:
 
 
 def parse_iso(text: str) -> int:
-    """The microseconds of an ISO-8601 time. Raises ValueError where it is none, or does not say its zone."""
+    """Return the microseconds of an ISO-8601 time. Raises ValueError where it is none, or does not say its zone."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} does not say in which time zone it is")

@@ -171,7 +171,7 @@ def apply(
     error: ErrorInfo | None = None,
     eta: int = 0,
 ) -> Task:
-    """The task after `event`, at `now` microseconds.
+    """Return the task after `event`, at `now` microseconds.
 
     `claim` names the new owner for CLAIM (its attempt must be the next one), and the claim that
     ends for COMPLETE, FAIL, RETRY, RELEASE and CRASH; `eta` is when a RETRY is due.
@@ -208,7 +208,7 @@ def _after(event: Event) -> Callable[..., Task]:
 
 
 def tier(task: Task) -> int:
-    """In which of three groups a PENDING task is claimed: 0 first, and the others only after it.
+    """Return in which of three groups a PENDING task is claimed: 0 first, and the others only after it.
 
     A claim whose owner died leaves up to hundreds of calls, of which one may be what killed it. In tier 1 their
     owner died once: each travels alone. In tier 2 it died more often: each runs while nothing else does, so that
@@ -218,7 +218,7 @@ def tier(task: Task) -> int:
 
 
 def with_wait(task: Task, *, waits: bool) -> Task:
-    """The task, waiting for those that it comes after, or waiting no more. It must be PENDING if it waits.
+    """Return the task, waiting for those that it comes after, or waiting no more. It must be PENDING if it waits.
 
     A task waits from when it becomes PENDING, by whichever event, until all that it comes after are finished.
     """
@@ -230,19 +230,19 @@ def with_wait(task: Task, *, waits: bool) -> Task:
 
 
 def is_waiting(task: Task) -> bool:
-    """Whether the task waits for others, so that nobody may claim it."""
+    """Return whether the task waits for others, so that nobody may claim it."""
     return task.options is not None and task.options.due is not None
 
 
 def succeed(task: Task, successor: Successor, now: int) -> Task:
-    """The next occurrence of a task that recurs, as it is added when the task ends. See also `last()`."""
+    """Return the next occurrence of a task that recurs, as it is added when the task ends. See also `last()`."""
     options = (task.options or USUAL)._replace(retries=0, series=task.series)
     of_call = {name: getattr(task, name) for name, field in FIELDS.items() if field.of_call}
     return Task(**{**of_call, "id": successor.id, "eta": successor.eta, "enqueued_at": now, "options": options})
 
 
 def last(task: Task) -> Task:
-    """A task that recurs, as the last of its series: no occurrence follows it."""
+    """Return a task that recurs, as the last of its series: no occurrence follows it."""
     options = (task.options or USUAL)._replace(interval=None)
     return task._replace(options=options.or_none())
 

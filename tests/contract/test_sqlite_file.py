@@ -17,7 +17,7 @@ from omniq_executor import StoreError, StoreVersionError, TooLarge
 from omniq_executor.model.schema import VERSION
 from omniq_executor.model.task import LAST_TIER, Call, Event, Options, Status, format_id, iso
 from omniq_executor.stores.base import Batch, Outcome
-from omniq_executor.stores.sqlite import runs, store as sqlite, turns
+from omniq_executor.stores.sqlite import database as sqlite, runs, turns
 from omniq_executor.stores.sqlite.store import SQLiteStore
 
 Connect = Callable[[Path], sqlite3.Connection]

@@ -28,10 +28,8 @@ from ...model.task import (
     apply,
     format_id,
     iso,
-    last,
     parse_id,
     parse_iso,
-    with_wait,
 )
 
 END = b"\n}\n"  # of every text, and in none before its end: JSON has no line ends within a text
@@ -53,36 +51,27 @@ class Record:
     is_removed: bool = False  # what the journal says of a task that is purged
 
     def after(self, event: Event, now: int, **what: Any) -> "Record":
-        """The record after an event, as model.apply() has it, which may raise Refused."""
+        """Return the record after an event, as model.apply() has it, which may raise Refused."""
         return Record(apply(self.task, event, now, **what), self.digest, self.identity, self.version + 1, self.size)
 
     def claim(self, owner: int, now: int) -> "Record":
-        """The record after its next claim."""
+        """Return the record after its next claim."""
         return self.after(Event.CLAIM, now, claim=Claim(owner, self.task.attempts + 1))
 
     def release(self, now: int) -> "Record":
-        """The record after its claim is taken back from its owner."""
+        """Return the record after its claim is taken back from its owner."""
         return self.after(Event.RELEASE, now, claim=Claim(self.task.owner or 0, self.task.attempts))
 
     def orphan(self, now: int) -> "Record":
-        """The record after the death of the owner of its claim."""
+        """Return the record after the death of the owner of its claim."""
         return self.after(Event.ORPHAN, now)
 
-    def adopted(self, run: int) -> "Record":
-        """The record as one of another run's."""
-        return replace(self, task=self.task._replace(run=run), version=self.version + 1)
-
-    def last(self) -> "Record":
-        """The record of a task that recurs, as the last of its series."""
-        return replace(self, task=last(self.task), version=self.version + 1)
-
-    def settled(self, waits: bool) -> "Record":
-        """The record of a task that waits for others, or does not, as model.with_wait() has it; it may be this one."""
-        task = with_wait(self.task, waits=waits)
+    def changed(self, task: Task) -> "Record":
+        """Return the record with the task changed otherwise; it is this one if that is the same."""
         return self if task is self.task else replace(self, task=task, version=self.version + 1)
 
     def removed(self) -> "Record":
-        """What the journal says of the removal of the task: as little as its files can be found by."""
+        """Return what the journal says of the removal of the task: as little as its files can be found by."""
         task = self.task._replace(args="[]", kwargs=None, result=None, error=None, options=None)
         return Record(task, self.digest, None, self.version + 1, self.size, is_removed=True)
 
@@ -97,44 +86,31 @@ _ALWAYS = (
 )  # fmt: skip
 _ENDS = {status: f"{status.name.lower()}_at" for status in Status if status in FINISHED}
 
-# How a field is written, as an expression that gives its JSON; a field that may be None is not None there.
-_WRITE = {
-    Kind.WHOLE: "{}",
-    Kind.NUMBER: "{}",
-    Kind.TEXT: "quote({})",
-    Kind.QUEUE: "quote({})",
-    Kind.PATH: "quote({})",
-    Kind.TEXTS: "'[%s]' % ', '.join(map(quote, {}))",
-    Kind.ID: """f'"{{format_id({})}}"'""",
-    Kind.IDS: "'[%s]' % ', '.join(quote(format_id(number)) for number in {})",
-    Kind.TIME: "moment({})",
-    Kind.SPAN: "{} / 1_000_000",
-    Kind.VALUE: "{0} if {0}.__class__ is str else quote(preview({0}))",
-    Kind.KWARGS: "{} or '{{}}'",
-    Kind.STATUS: """f'"{{{}.name}}"'""",
-    Kind.ETA: "moment(({} if options.due is None else options.due) or None)",
-    Kind.ERROR: "encode_error({})",
-}
-# How it is read, as an expression of what JSON has under its name, which is the second that is put in.
-_READ = {
-    Kind.WHOLE: "checked({}, int)",
-    Kind.TEXT: "checked({}, str)",
-    Kind.QUEUE: "checked({}, str)",
-    Kind.PATH: "checked({}, str)",
-    Kind.TEXTS: "tuple({})",
-    Kind.ID: "parse_id({})",
-    Kind.IDS: "tuple(map(parse_id, {}))",
-    Kind.TIME: "micros({})",
-    Kind.SPAN: "round({} * 1_000_000)",
-    Kind.VALUE: "stored(fields, {1})",
-    Kind.KWARGS: "None if 'args_pickle' in fields or not {0} else encode_json({0})",
-    Kind.PICKLE: "pickled(fields, {1})",
-    Kind.STATUS: "Status[{}]",
-    Kind.ETA: "NEVER if is_waiting(fields) else micros({}) or 0",
-    Kind.DUE: "micros(fields['eta']) or 0 if is_waiting(fields) else None",
-    Kind.END: f"micros({' or '.join(f'fields[{end!r}]' for end in _ENDS.values())})",
-    Kind.FUNCTION: "b''",
-    Kind.ERROR: "{0} and ErrorInfo(**{0}, pickle=pickled(fields, 'exception'))",
+# How each kind is written, as an expression that gives the JSON of a value which is not None, and how it is read, as
+# one of what JSON has under the name, which is {1}. What is written otherwise, see _lines(), has None here.
+_KINDS: dict[Kind, tuple[str | None, str]] = {
+    Kind.WHOLE: ("{}", "checked({}, int)"),
+    Kind.NUMBER: ("{}", "{}"),
+    Kind.TEXT: ("quote({})", "checked({}, str)"),
+    Kind.QUEUE: ("quote({})", "checked({}, str)"),
+    Kind.PATH: ("quote({})", "checked({}, str)"),
+    Kind.TEXTS: ("'[%s]' % ', '.join(map(quote, {}))", "tuple({})"),
+    Kind.ID: ("""f'"{{format_id({})}}"'""", "parse_id({})"),
+    Kind.IDS: ("'[%s]' % ', '.join(quote(format_id(number)) for number in {})", "tuple(map(parse_id, {}))"),
+    Kind.TIME: ("moment({})", "micros({})"),
+    Kind.SPAN: ("{} / 1_000_000", "round({} * 1_000_000)"),
+    Kind.VALUE: ("{0} if {0}.__class__ is str else quote(preview({0}))", "stored(fields, {1})"),
+    Kind.KWARGS: ("{} or '{{}}'", "None if 'args_pickle' in fields or not {0} else encode_json({0})"),
+    Kind.PICKLE: (None, "pickled(fields, {1})"),
+    Kind.STATUS: ("""f'"{{{}.name}}"'""", "Status[{}]"),
+    Kind.ETA: (
+        "moment(({} if options.due is None else options.due) or None)",
+        "NEVER if is_waiting(fields) else micros({}) or 0",
+    ),
+    Kind.DUE: (None, "micros(fields['eta']) or 0 if is_waiting(fields) else None"),
+    Kind.END: (None, f"micros({' or '.join(f'fields[{end!r}]' for end in _ENDS.values())})"),
+    Kind.FUNCTION: (None, "b''"),
+    Kind.ERROR: ("encode_error({})", "{0} and ErrorInfo(**{0}, pickle=pickled(fields, 'exception'))"),
 }
 _READ_AS_NONE = (Kind.TIME, Kind.KWARGS, Kind.PICKLE, Kind.DUE, Kind.END, Kind.ERROR)
 
@@ -150,14 +126,10 @@ def _lines(of: str, fields: dict[str, Field]) -> Iterator[tuple[str, str, str]]:
                 yield end, f"moment({value}) if task.status == {status:d} else 'null'", value
         elif kind is Kind.DUE:
             yield "waiting", "'true'", f"{value} is not None"
-        elif kind in _WRITE:
+        elif write := _KINDS[kind][0]:
             usual = {**Options._field_defaults, **Task._field_defaults}.get(name)
             maybe = f"'null' if {value} is None else " if is_optional(name) and kind is not Kind.KWARGS else ""
-            yield (
-                name,
-                maybe + _WRITE[kind].format(value),
-                f"{value} != {usual!r}" if kind is not Kind.STATUS else value,
-            )
+            yield name, maybe + write.format(value), "" if name in _ALWAYS else f"{value} != {usual!r}"
         if kind in (Kind.VALUE, Kind.PICKLE):
             yield f"{name}_pickle", f"base_64({value})", f"{value}.__class__ is bytes"
         elif kind is Kind.ERROR:
@@ -197,7 +169,7 @@ def to_text(record: Record) -> bytes:
 
 
 def from_text(number: int, data: bytes) -> Record:
-    """The record of a text, which must be that of the task with this number. Raises Damaged."""
+    """Return the record of a text, which must be that of the task with this number. Raises Damaged."""
     try:
         fields = json.loads(data)
         if fields["id"] != format_id(number):
@@ -208,16 +180,9 @@ def from_text(number: int, data: bytes) -> Record:
 
 
 def _record(fields: dict[str, Any], size: int) -> Record:
-    task = _read(fields)
-    identity = fields.get("identity")
-    return Record(
-        task,
-        bytes.fromhex(fields["function"]),
-        None if identity is None else bytes.fromhex(identity),
-        _checked(fields["version"], int),
-        size,
-        fields.get("removed", False),
-    )
+    identity = None if (text := fields.get("identity")) is None else bytes.fromhex(text)
+    version, digest = _checked(fields["version"], int), bytes.fromhex(fields["function"])
+    return Record(_read(fields), digest, identity, version, size, fields.get("removed", False))
 
 
 def _values(fields: dict[str, Field], usual: dict[str, Any]) -> Iterator[str]:
@@ -230,7 +195,7 @@ def _values(fields: dict[str, Field], usual: dict[str, Any]) -> Iterator[str]:
         elif kind is Kind.VALUE and is_optional(name):  # a result may be None itself
             read = f"stored(fields, {name!r}) if fields['status'] == 'COMPLETED' else None"
         else:
-            read = maybe + _READ.get(kind, "{}").format(found, repr(name))
+            read = maybe + _KINDS[kind][1].format(found, repr(name))
         yield f"{name}={read}"
 
 
@@ -272,7 +237,7 @@ def _base_64(data: bytes) -> str:
 
 
 def _quote(text: str) -> str:
-    """A text as JSON, readable where UTF-8 has all of its characters."""
+    """Return a text as JSON, readable where UTF-8 has all of its characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -289,5 +254,3 @@ def _micros(text: str | None) -> int | None:
 
 
 _write, _read = _writer(), _reader()
-
-__all__ = ["END", "Damaged", "Record", "from_text", "to_text"]

@@ -4,7 +4,8 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 
 from ...model.task import Call, Event, Status
-from ..base import Leftover, PastRun, Resume, Run, TaskState, continued
+from ..base import Leftover, Run, TaskState
+from ..rules import PastRun, Resume, continued
 from .looking import FOUND, found
 from .tables import GIVEN, PENDING, RUNNING, Many, Transaction, changes
 from .turns import cancel, retry
@@ -22,7 +23,7 @@ _RELEASE_ALL = _TAKE_BACK % (changes(Event.RELEASE), RUNNING, GIVEN)
 _ORPHAN_ALL = _TAKE_BACK % (changes(Event.ORPHAN), RUNNING, GIVEN)
 
 
-def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Transaction:
+def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Transaction[bool]:
     """Register an owner, unless its id is another's modulo `nodes`; returns whether it is.
 
     What finished before is no change to it.
@@ -35,7 +36,7 @@ def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Tra
     return changed == 1
 
 
-def release_dead(suspects: Mapping[int, Collection[int] | None], dead_sessions: Sequence[int] = ()) -> Transaction:
+def release_dead(suspects: Mapping[int, Collection[int] | None], dead_sessions: Sequence[int] = ()) -> Transaction[int]:
     """Take back the tasks of owners that are dead, forget them, and return how many tasks that were.
 
     `suspects` has of each owner the tasks that it had begun, or None if any may have been.
@@ -48,12 +49,12 @@ def release_dead(suspects: Mapping[int, Collection[int] | None], dead_sessions: 
     return returned
 
 
-def leave(owner: int) -> Transaction:
+def leave(owner: int) -> Transaction[int]:
     """RELEASE the tasks of an owner that is alive, and forget it."""
     return (yield from _forget_owners([owner]))
 
 
-def _forget_owners(owners: Sequence[int]) -> Transaction:
+def _forget_owners(owners: Sequence[int]) -> Transaction[int]:
     returned = 0
     for owner in owners:
         returned += yield from _take_back(_RELEASE_ALL, owner)
@@ -62,14 +63,14 @@ def _forget_owners(owners: Sequence[int]) -> Transaction:
     return returned
 
 
-def _take_back(sql: str, owner: int, ids: Collection[int] | None = None) -> Transaction:
+def _take_back(sql: str, owner: int, ids: Collection[int] | None = None) -> Transaction[int]:
     """Have tasks of an owner be PENDING, those of `ids` or all; returns how many."""
     rows, _ = yield sql, (owner, ids is None, json.dumps(list(ids or ())))
     yield from hold(id for (id,) in rows)
     return len(rows)
 
 
-def release_unowned() -> Transaction:
+def release_unowned() -> Transaction[int]:
     """RELEASE what is RUNNING without a registered owner, and return how many tasks that were."""
     rows, _ = yield (
         f"UPDATE task SET {changes(Event.RELEASE)}"
@@ -80,8 +81,8 @@ def release_unowned() -> Transaction:
     return len(rows)
 
 
-def read_changes(owner: int) -> Transaction:
-    """The tasks that others finished since this owner last asked. What all others have read is dropped."""
+def read_changes(owner: int) -> Transaction[list[int]]:
+    """Return the tasks that others finished since this owner last asked. What all others have read is dropped."""
     rows, _ = yield f"SELECT id, task {_CHANGES_OF_OTHERS}", (owner, owner)
     if rows:
         yield "UPDATE owner SET heard = ? WHERE id = ?", (max(id for id, _ in rows), owner)
@@ -98,12 +99,12 @@ _IS_BROKEN = "(clean IS 0 OR ended_at IS NULL)"
 _PENDING_OF = f"{PENDING} AND task.queue IN (SELECT id FROM queue) AND task.run ="
 
 
-def begin_session(id: int, host: str, pid: int, now: int) -> Transaction:
+def begin_session(id: int, host: str, pid: int, now: int) -> Transaction[None]:
     """Register a session. See Store.begin_session()."""
     yield "INSERT INTO session VALUES (?, ?, ?, ?)", (id, host, pid, now)
 
 
-def end_session(session: int, clean: bool, keep_broken: bool) -> Transaction:
+def end_session(session: int, clean: bool, keep_broken: bool) -> Transaction[list[Leftover]]:
     """End a session, and settle what is to be settled; returns a list of Leftover. See Store.end_session()."""
     yield "DELETE FROM session WHERE id = ?", (session,)
     if not clean:
@@ -122,7 +123,7 @@ def end_session(session: int, clean: bool, keep_broken: bool) -> Transaction:
     return (yield from _settle_runs([id for id, _ in ending], {like for _, like in ending}))
 
 
-def _settle_runs(ids: Sequence[int], like: Collection[tuple[int, str]]) -> Transaction:
+def _settle_runs(ids: Sequence[int], like: Collection[tuple[int, str]]) -> Transaction[list[Leftover]]:
     """Settle these runs, and those like them that are over; returns what they have left, as a list of Leftover.
 
     `like` are queues with contexts. A run that was left by an exception in a session that goes on is kept.
@@ -146,7 +147,7 @@ def _settle_runs(ids: Sequence[int], like: Collection[tuple[int, str]]) -> Trans
 
 def begin_run(
     queue: int, queue_name: str, owner: int, resume: Resume, now: int, session: int, context: str, since: int
-) -> Transaction:
+) -> Transaction[Run]:
     """Open a run; returns a Run. See Store.begin_run()."""
     rows, _ = yield (
         f"SELECT id, session, {_IS_BROKEN}, settled, continues FROM run"
@@ -182,8 +183,8 @@ def begin_run(
     return Run(run, queue_name, tuple(sorted(continues)), done or 0, total)
 
 
-def _older(runs: Collection[int], since: int) -> Transaction:
-    """Those of the runs of which nothing has happened after `since`."""
+def _older(runs: Collection[int], since: int) -> Transaction[set[int]]:
+    """Return those of the runs of which nothing has happened after `since`."""
     text = json.dumps(list(runs))
     rows, _ = yield (
         f"SELECT id FROM run WHERE max(started_at, coalesce(ended_at, 0)) <= ? AND id IN {GIVEN}",
@@ -200,7 +201,7 @@ def _older(runs: Collection[int], since: int) -> Transaction:
     return old
 
 
-def end_run(run: Run, clean: bool, now: int) -> Transaction:
+def end_run(run: Run, clean: bool, now: int) -> Transaction[list[Leftover]]:
     """Close a run; returns a list of Leftover. See Store.end_run()."""
     yield f"DROP TABLE IF EXISTS temp.resumable_{run.id}", ()
     yield "UPDATE run SET ended_at = ?, clean = ? WHERE id = ?", (now, None if clean else 0, run.id)
@@ -211,8 +212,8 @@ def end_run(run: Run, clean: bool, now: int) -> Transaction:
     return (yield from _settle_runs([run.id], rows))
 
 
-def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction:
-    """For each call its TaskState, or None. See Store.take_over()."""
+def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[list[TaskState | None]]:
+    """Return for each call its TaskState, or None. See Store.take_over()."""
     wanted: dict[str | bytes, list[int]] = {}
     for place, call in enumerate(calls):
         wanted.setdefault(call.likeness, []).append(place)
@@ -246,13 +247,13 @@ _ADOPTED_WITH = f"""id IN (WITH RECURSIVE wanted(id) AS ({GIVEN[1:-1]} UNION
     SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
 
 
-def queues_of(run: int) -> Transaction:
-    """The queues in which a run has PENDING tasks."""
+def queues_of(run: int) -> Transaction[set[int]]:
+    """Return the queues in which a run has PENDING tasks."""
     rows, _ = yield f"SELECT DISTINCT queue FROM task WHERE {_PENDING_OF} ?", (run,)
     return {queue for (queue,) in rows}
 
 
-def adopt(run: int, queue: int, ids: Collection[int] | None) -> Transaction:
+def adopt(run: int, queue: int, ids: Collection[int] | None) -> Transaction[tuple[int, set[int]]]:
     """Have PENDING tasks be of a run; returns how many, and of which queues. See Store.adopt()."""
     if ids is None:
         rows, _ = yield _ADOPT % "queue = ?", (run, run, queue)
@@ -261,7 +262,7 @@ def adopt(run: int, queue: int, ids: Collection[int] | None) -> Transaction:
     return len(rows), {of for (of,) in rows}
 
 
-def cancel_run(run: int, now: int) -> Transaction:
+def cancel_run(run: int, now: int) -> Transaction[list[int]]:
     """CANCEL what is PENDING of a run, and return it."""
     rows, _ = yield f"SELECT id FROM task WHERE {_PENDING_OF} ?", (run,)
     return (yield from cancel([id for (id,) in rows], now, False))

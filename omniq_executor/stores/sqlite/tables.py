@@ -5,7 +5,7 @@ pickle of an error. Every statement names its columns, since their order is anot
 """
 
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ...model.codec import decode_error, decode_options, encode_error, encode_options
 from ...model.schema import FIELDS, OPTIONS, USUAL, VERSION, ErrorInfo, Kind, Status, Task, compiled
@@ -24,7 +24,8 @@ class Many(list[Any]):
 
 
 Statement = tuple[str, Any]
-Transaction = Generator[Statement, Reply, Any]
+_T = TypeVar("_T")
+Transaction = Generator[Statement, Reply, _T]  # that gives a _T
 
 APPLICATION_ID = 0x6F6D6E71  # "omnq": tells a store from the databases of other programs
 
@@ -131,7 +132,7 @@ _BROUGHT = {
 }
 
 
-def create() -> Transaction:
+def create() -> Transaction[None]:
     """Make the tables, or bring older ones up to date, unless another process was faster."""
     ((version,),), _ = yield "PRAGMA user_version", ()
     if version == 0:

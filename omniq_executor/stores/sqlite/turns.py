@@ -18,7 +18,8 @@ from typing import Any
 
 from ...model.codec import decode_options, encode_options
 from ...model.task import ENDS_CLAIM, FINISHING, LAST_TIER, NEVER, Call, Event, Function, Status, source, target
-from ..base import Batch, Claimed, Outcome, ResultBatch, Run, Turn, TurnResult, shares
+from ..base import Batch, Claimed, Outcome, ResultBatch, Run, Turn, TurnResult
+from ..rules import shares
 from .tables import GIVEN, OF_CALL, PENDING, RUNNING, Many, Reply, Statement, Transaction, changes, values_of
 from .waits import ARE_DEPENDENCIES, OPEN, check_there, hold, let_go_after, wire
 
@@ -84,7 +85,7 @@ class Inexact(Exception):
 
 
 def lone_end(owner: int, work: Turn) -> Statement | None:
-    """The one statement of a turn that ends one claim and nothing else, or None for any other turn.
+    """Return the one statement of a turn that ends one claim and nothing else, or None for any other turn.
 
     It needs no transaction around it (see `add_claimed`), and changes nothing where another owner is
     there who has to be told, or where the claim is lost: then the turn is done in the general way.
@@ -106,8 +107,8 @@ def turn(
     peers: Sequence[int],
     exact: bool = False,
     adopted: Collection[int] = (),
-) -> Transaction:
-    """One turn of a dispatcher: returns a TurnResult. See Store.turn().
+) -> Transaction[TurnResult]:
+    """Do one turn of a dispatcher. See Store.turn().
 
     `adopted` are the other queues that the run has adopted tasks of.
 
@@ -136,7 +137,7 @@ def turn(
     return turned
 
 
-def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: TurnResult) -> Transaction:
+def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: TurnResult) -> Transaction[None]:
     """Claim what a turn asks for, and see what is left where that is not there."""
     if work.queues is not None:
         queues = yield from _pending_queues(work.queues)
@@ -163,7 +164,7 @@ def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: Turn
             turned.next_tier = None
 
 
-def _claim_from(owner: int, queue: int, runs: Sequence[int], work: Turn, most: int) -> Transaction:
+def _claim_from(owner: int, queue: int, runs: Sequence[int], work: Turn, most: int) -> Transaction[list[Claimed]]:
     """Claim the first tasks of a queue, of these runs taken together; returns them in order."""
     if len(runs) == 1:
         rows, _ = yield _CLAIM[work.tier], (owner, work.now, queue, runs[0], work.now, most)
@@ -177,8 +178,8 @@ def _claim_from(owner: int, queue: int, runs: Sequence[int], work: Turn, most: i
     return _claimed(rows)
 
 
-def _pending_queues(names: Sequence[str]) -> Transaction:
-    """The numbers of those of the named queues, or of all, that have PENDING tasks."""
+def _pending_queues(names: Sequence[str]) -> Transaction[list[int]]:
+    """Return the numbers of those of the named queues, or of all, that have PENDING tasks."""
     rows, _ = yield (
         "SELECT id FROM queue WHERE (? OR name IN (SELECT value FROM json_each(?)))"
         f" AND EXISTS (SELECT 1 FROM task WHERE {PENDING} AND task.queue = queue.id) ORDER BY random()",
@@ -194,7 +195,7 @@ def _claimed(rows: Sequence[Any]) -> list[Claimed]:
     ]
 
 
-def _add(owner: int, run: int, queue: int, function: int, batch: Batch, now: int) -> Transaction:
+def _add(owner: int, run: int, queue: int, function: int, batch: Batch, now: int) -> Transaction[None]:
     # A batch that is claimed as it is added never was PENDING to anybody: one insert is add and claim.
     claim = (_CLAIMED, now, 1, owner, now) if batch.claimed else (_ADDED, now, 0, None, None)
     special = batch.priority, batch.eta, encode_options(batch.options)
@@ -213,14 +214,14 @@ def _add(owner: int, run: int, queue: int, function: int, batch: Batch, now: int
 
 
 def add_claimed(owner: int, run: int, queue: int, function: int, number: int, call: Call, now: int) -> Statement:
-    """The one statement that stores and claims one call. It needs no BEGIN and COMMIT around it.
+    """Return the one statement that stores and claims one call. It needs no BEGIN and COMMIT around it.
 
     A lone statement that writes takes the writer's lock from its start, as BEGIN IMMEDIATE does.
     """
     return _ADD_CALL, (number, queue, run, function, *call, None, _CLAIMED, now, 1, owner, now)
 
 
-def _complete_block(owner: int, block: ResultBatch, now: int, exact: bool, refused: set[int]) -> Transaction:
+def _complete_block(owner: int, block: ResultBatch, now: int, exact: bool, refused: set[int]) -> Transaction[None]:
     values = (now, block.text, block.first, owner, block.attempt)
     if exact:
         rows, _ = yield f"{_COMPLETE_BLOCK} RETURNING id", values
@@ -233,7 +234,7 @@ def _complete_block(owner: int, block: ResultBatch, now: int, exact: bool, refus
 
 def _end(
     owner: int, event: Event, sql: str, ends: Sequence[Outcome], now: int, exact: bool, refused: set[int]
-) -> Transaction:
+) -> Transaction[None]:
     values = Many((*_VALUES[event](end, now), end.id, owner, end.attempt) for end in ends)
     if exact:
         for end, row in zip(ends, values, strict=True):
@@ -247,13 +248,13 @@ def _end(
 
 
 def _finished(work: Turn, refused: set[int]) -> list[int]:
-    """The tasks that a turn finished."""
+    """Return the tasks that a turn finished."""
     ids = [block.first + i for block in work.blocks for i in range(block.size)]
     ids += [end.id for end in work.outcomes if end.event in FINISHING]
     return [id for id in ids if id not in refused]
 
 
-def _heed_dependencies(work: Turn, refused: set[int]) -> Transaction:
+def _heed_dependencies(work: Turn, refused: set[int]) -> Transaction[bool]:
     """Do what the ends of a turn mean for what waits, or should; returns whether tasks wait no more."""
     ends = [end for end in work.outcomes if end.id not in refused]
     yield from wire([end.successor.id for end in ends if end.successor is not None])
@@ -262,27 +263,27 @@ def _heed_dependencies(work: Turn, refused: set[int]) -> Transaction:
     return (yield from let_go_after(_finished(work, refused)))
 
 
-def ensure_queue(name: str) -> Transaction:
-    """The number of a queue."""
+def ensure_queue(name: str) -> Transaction[int]:
+    """Return the number of a queue."""
     yield "INSERT OR IGNORE INTO queue (name) VALUES (?)", (name,)
-    ((id,),), _ = yield "SELECT id FROM queue WHERE name = ?", (name,)
-    return id
+    rows, _ = yield "SELECT id FROM queue WHERE name = ?", (name,)
+    return int(rows[0][0])
 
 
-def ensure_function(function: Function) -> Transaction:
-    """The number of a function. A function that no task uses is harmless."""
+def ensure_function(function: Function) -> Transaction[int]:
+    """Return the number of a function. A function that no task uses is harmless."""
     yield "INSERT OR IGNORE INTO function (digest, path, pickle) VALUES (?, ?, ?)", tuple(function)
-    ((id,),), _ = yield "SELECT id FROM function WHERE digest = ?", (function.digest,)
-    return id
+    rows, _ = yield "SELECT id FROM function WHERE digest = ?", (function.digest,)
+    return int(rows[0][0])
 
 
-def claim(owner: int, number: int, now: int) -> Transaction:
+def claim(owner: int, number: int, now: int) -> Transaction[Claimed | None]:
     """CLAIM one task if it is PENDING; returns a Claimed, or None."""
     rows, _ = yield _CLAIM_ONE, (owner, now, number)
     return _claimed(rows)[0] if rows else None
 
 
-def cancel(ids: Sequence[int], now: int, running: bool) -> Transaction:
+def cancel(ids: Sequence[int], now: int, running: bool) -> Transaction[list[int]]:
     """CANCEL the PENDING ones of ids, ABORT the RUNNING ones if that is wished, and return them. See Store.cancel().
 
     It is a change to all owners, whoever asked for it.
@@ -310,7 +311,7 @@ def cancel(ids: Sequence[int], now: int, running: bool) -> Transaction:
     return changed
 
 
-def retry(ids: Sequence[int]) -> Transaction:
+def retry(ids: Sequence[int]) -> Transaction[list[int]]:
     """MANUAL_RETRY the FAILED and CANCELLED ones of ids, and return them."""
     changed = yield from _change(Event.MANUAL_RETRY, ids)
     yield from wire(changed)
@@ -324,7 +325,7 @@ _CHANGE = {
 }
 
 
-def _change(event: Event, ids: Iterable[int], *given: Any) -> Transaction:
+def _change(event: Event, ids: Iterable[int], *given: Any) -> Transaction[list[int]]:
     """Let an event happen to those to which it may, with what is given to it; returns which."""
     rows, _ = yield _CHANGE[event], (*given, json.dumps(list(ids)))
     return [id for (id,) in rows]

@@ -11,7 +11,7 @@ from .turns import ensure_function, ensure_queue
 from .waits import rewire
 
 
-def purge(before: int, statuses: Collection[Status], queue: str | None) -> Transaction:
+def purge(before: int, statuses: Collection[Status], queue: str | None) -> Transaction[int]:
     """Remove finished tasks and what nothing else needs, and return how many tasks. See Store.purge()."""
     _, changed = yield (
         f"DELETE FROM task WHERE status IN ({', '.join(f'{status:d}' for status in statuses)}) AND finished_at < ?"
@@ -33,7 +33,7 @@ def purge(before: int, statuses: Collection[Status], queue: str | None) -> Trans
     return changed
 
 
-def abandon() -> Transaction:
+def abandon() -> Transaction[None]:
     """Make of a copy a store without owners."""
     yield "DELETE FROM owner", ()
     yield "DELETE FROM session", ()
@@ -41,16 +41,15 @@ def abandon() -> Transaction:
     yield from release_unowned()
 
 
-def reindex() -> Transaction:
+def reindex() -> Transaction[None]:
     """Make the indexes anew from the tables."""
     yield "REINDEX", ()
 
 
-def begin_filling(address: str) -> Transaction:
+def begin_filling(address: str) -> Transaction[str | None]:
     """Note that the store is filled from another; returns from which it is. See Store.begin_filling()."""
     if (yield IS_IMPORTING, ()).rows[0][0]:
-        ((found,),), _ = yield "SELECT source FROM migration", ()
-        return found
+        return str((yield "SELECT source FROM migration", ()).rows[0][0])
     ((is_used,),), _ = yield (
         "SELECT EXISTS (SELECT 1 FROM task) OR EXISTS (SELECT 1 FROM run) OR EXISTS (SELECT 1 FROM owner)",
         (),
@@ -65,7 +64,7 @@ def begin_filling(address: str) -> Transaction:
 IS_IMPORTING = "SELECT count(*) FROM sqlite_master WHERE name = 'migration'"
 
 
-def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]) -> Transaction:
+def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]) -> Transaction[None]:
     """Have tasks and runs as they are given. See Store.put()."""
     yield "DELETE FROM task WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(gone)),)
     queues: dict[str, int] = {}
@@ -86,7 +85,7 @@ def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]
     )
 
 
-def end_filling() -> Transaction:
+def end_filling() -> Transaction[None]:
     """Note that nothing is missing any more."""
     yield from rewire()
     yield "DROP TABLE migration", ()

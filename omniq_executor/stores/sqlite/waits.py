@@ -28,19 +28,19 @@ _LET_GO = f"""
 _ALL_DEPENDENT = "(SELECT task FROM dependency)"
 
 
-def hold(ids: Iterable[int]) -> Transaction:
+def hold(ids: Iterable[int]) -> Transaction[None]:
     """Have those of these tasks wait that should."""
     yield _HOLD + GIVEN, (json.dumps(list(ids)),)
 
 
-def wire(ids: Sequence[int]) -> Transaction:
+def wire(ids: Sequence[int]) -> Transaction[None]:
     """Have new tasks wait for those that they come after."""
     text = json.dumps(list(ids))
     yield _WIRE, (text,)
     yield _HOLD + GIVEN, (text,)
 
 
-def check_there(ids: Sequence[int]) -> Transaction:
+def check_there(ids: Sequence[int]) -> Transaction[None]:
     """Raise TaskNotFound unless the store has all of these tasks."""
     rows, _ = yield f"SELECT id FROM task WHERE id IN {GIVEN}", (json.dumps(ids),)
     missing = set(ids).difference(id for (id,) in rows)
@@ -51,7 +51,7 @@ def check_there(ids: Sequence[int]) -> Transaction:
         )
 
 
-def let_go_after(finished: Sequence[int]) -> Transaction:
+def let_go_after(finished: Sequence[int]) -> Transaction[bool]:
     """Have those wait no more that waited for one of these tasks, the last one; returns whether there are any."""
     text = json.dumps(finished)
     yield f"DELETE FROM dependency WHERE task IN {GIVEN}", (text,)
@@ -60,7 +60,7 @@ def let_go_after(finished: Sequence[int]) -> Transaction:
     return changed > 0
 
 
-def rewire() -> Transaction:
+def rewire() -> Transaction[int]:
     """Have all wait as their options say, for as long as they should; returns how much that was not so before."""
     wires = f"{_WIRES.replace('t.options,', _VALID)} WHERE t.status IN ({OPEN})"
     changes = 0
