@@ -33,12 +33,13 @@ from .errors import RemoteError, StoreError, TaskNotFound
 from .executor import PersistentExecutor
 from .future import rebuild
 from .model import codec
-from .model.fields import task_fields
 from .model.functions import Functions, named, stored_call
 from .model.ids import Ids
 from .model.options import check_queue, make_options
+from .model.schema import task_to_dict
 from .model.task import FINISHED, Call, Function, Options, Status, format_id, parse_id
 from .stores.base import NO_RUN, Batch, TaskState, Turn, now
+from .stores.owners import open_pipe
 from .stores.sqlite.async_store import AwaitedStore, open_awaited
 
 DEFAULT_QUEUE = "default"
@@ -204,7 +205,7 @@ class AsyncOmniQ:
             raise ValueError(f"limit is a whole number from 0 up, not {limit!r}")
         session = await self._session()
         tasks = await session.store.find(status, self._looked_at, limit)
-        return await asyncio.to_thread(lambda: [task_fields(task) for task in tasks])
+        return await asyncio.to_thread(lambda: [task_to_dict(task) for task in tasks])
 
     async def stats(self) -> dict[str, int]:
         """Return how many tasks there are, by the name of their status; 0 where there are none."""
@@ -317,9 +318,9 @@ class _Session:
             self._entered = await self.store.enter(self._run.queue)
             self._ids = Ids(self._entered)
         owner = self._entered
-        path = self.store.notify_path(owner)
-        if self._notify_fd is None and path.exists():
-            self._notify_fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees the end of its last writer
+        if self._notify_fd is None:
+            self._notify_fd = open_pipe(self.store.notify_path(owner))
+        if self._notify_fd is not None:
             asyncio.get_running_loop().add_reader(self._notify_fd, self._on_notification)
         self._listener = self._listener or asyncio.ensure_future(self._listen(owner))
         await self.store.notify(owner)  # who listens for the death of others is to know of this one

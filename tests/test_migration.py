@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -89,7 +89,7 @@ def some_tasks(count: int = 10) -> list[TaskRow]:
     """Tasks with something in every field, in each of the states, with JSON and with pickles."""
     found = []
     for number in range(count):
-        task = Task(**{name: a_value(name, kind, number) for name, kind in Task.__annotations__.items()})
+        task = Task(**{name: a_value(name, kind, number) for name, kind in get_type_hints(Task).items()})
         status = [*Status][number % 5]
         if status is not Status.PENDING:
             task = task._replace(status=status, owner=5, started_at=77, error=None)

@@ -9,7 +9,7 @@ import click
 
 from ..errors import TaskNotFound
 from ..model import codec, dependencies
-from ..model.fields import task_fields
+from ..model.schema import task_to_dict
 from ..model.task import FINISHED, Status, Task, format_id, iso
 from ..stores.base import Store
 from .console import Raw, exit_with, first_line, owner_fields, print_json, print_table, printable
@@ -61,7 +61,7 @@ def list_(state: str | None, queue: str | None, limit: int, address: str | None,
     with look_into(address) as store:
         tasks = store.find(status=Status[state.upper()] if state else None, queue=queue, limit=limit)
     if as_json:
-        print_json([task_fields(task) for task in tasks])
+        print_json([task_to_dict(task) for task in tasks])
         return
     print_table(
         ["ID", "STATUS", "ENQUEUED", "FINISHED", "QUEUE", "FUNCTION", "ERROR"],
@@ -100,7 +100,7 @@ def show(id: int, load: bool, address: str | None, as_json: bool) -> None:
         task = store.get(id)
         owners = {owner.id: owner for owner in store.owners()}
         wrote = store.output.attempts(task.id, task.attempts)
-    fields = task_fields(task)
+    fields = task_to_dict(task)
     loaded = _load(task) if load else {}
     if as_json:
         print_json({**fields, "loaded": loaded} if load else fields)

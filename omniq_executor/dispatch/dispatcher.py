@@ -45,6 +45,7 @@ from ..model.ids import Ids
 from ..model.options import CallOptions
 from ..model.task import FINISHED, Call, Event, Function, Status
 from ..stores.base import Batch, Claimed, Outcome, Run, Store, TaskState, Turn, TurnResult, now
+from ..stores.owners import open_pipe
 from . import sessions
 from .claims import Claims
 from .driving import Driver, drain
@@ -148,10 +149,9 @@ class Dispatcher:
         self._was_notified = False  # whether others may have finished something, or added
         self._changes: list[int] = []  # tasks that are finished, to be looked at
         self._notify_fd: int | None = None
-        path = store.notify_path(owner)
         try:
-            if path.exists():
-                self._notify_fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # RDWR: it never sees its last writer's end
+            self._notify_fd = open_pipe(store.notify_path(owner))
+            if self._notify_fd is not None:
                 self.driver.selector.register(self._notify_fd, selectors.EVENT_READ, lambda _: self._on_notification())
             engine.attach(self.driver.selector, self.driver.wake, store.slots_path(owner))
             self._peers = Peers(store, owner, self.driver.selector)

@@ -25,13 +25,16 @@ from types import FunctionType
 from typing import Any, NoReturn
 
 from ..code import modules, spaces
-from .task import ErrorInfo, Options
+from .schema import OPTIONS, ErrorInfo, Kind, Options
 
 _PROTOCOL = 5
 _MAX_DEPTH = 60  # deeper values are pickled; SQLite's own JSON parser stops at 1000
 _SCALARS = frozenset({int, str, float, bool, type(None)})
 _BY_NAME = b"__main__"  # stands in every pickle that names something of the script
 _SCRIPT_NAMES = tuple(name.encode() for name in modules.MAINS)
+
+_TUPLES = {name for name, field in OPTIONS.items() if field.kind in (Kind.TEXTS, Kind.IDS)}
+_PICKLES = {name for name, field in OPTIONS.items() if field.kind is Kind.PICKLE}
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -168,11 +171,8 @@ def load_function(data: bytes) -> Any:
 
 def encode_error(error: ErrorInfo) -> str:
     """Return what is shown of an error, as a JSON object. Its pickle is kept apart."""
-    fields = {"type": error.type, "message": error.message, "traceback": error.traceback}
-    if error.call:
-        fields["call"] = error.call
     # The name of a file, say, may be no Unicode; what is shown must be.
-    shown = {name: text.encode(errors="backslashreplace").decode() for name, text in fields.items()}
+    shown = {name: text.encode(errors="backslashreplace").decode() for name, text in error.shown().items()}
     return _encode_json(shown)
 
 
@@ -186,8 +186,8 @@ def encode_options(options: Options | None) -> str | None:
     if options is None:
         return None
     fields = {name: value for name, value in options._asdict().items() if value != Options._field_defaults[name]}
-    if options.policy is not None:
-        fields["policy"] = base64.b64encode(options.policy).decode()
+    for name in _PICKLES.intersection(fields):
+        fields[name] = base64.b64encode(fields[name]).decode()
     return _encode_json(fields) if fields else None
 
 
@@ -196,10 +196,10 @@ def decode_options(text: str | None) -> Options | None:
     if text is None:
         return None
     fields = json.loads(text)
-    fields["tags"] = tuple(fields.get("tags", ()))
-    fields["after"] = tuple(fields.get("after", ()))
-    if "policy" in fields:
-        fields["policy"] = base64.b64decode(fields["policy"])
+    for name in _TUPLES.intersection(fields):
+        fields[name] = tuple(fields[name])
+    for name in _PICKLES.intersection(fields):
+        fields[name] = base64.b64decode(fields[name])
     return Options(**fields).or_none()
 
 

@@ -1,9 +1,9 @@
 """What a task is, and the one table of what may happen to it.
 
 Everything that decides what may follow what lives in this file. A backend asks `TRANSITIONS`
-which state an event leads to, and either applies it to a `Task` with `apply()` or writes the
-same source and target states into its SQL. Nothing else in the package compares states to
-decide what comes next.
+which state an event leads to and `EFFECTS` what else it changes, and either applies it to a `Task` with
+`apply()` or writes the same into its SQL. Nothing else in the package compares states to decide what
+comes next.
 
     PENDING --CLAIM--> RUNNING --COMPLETE--> COMPLETED
        |  ^               | | +--FAIL------> FAILED ----+
@@ -23,28 +23,28 @@ finished it waits: it is not due before NEVER (see `with_wait()`).
 """
 
 import enum
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from typing import NamedTuple
 
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: sorts like the numbers do
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_PAIRS = [one + other for one in ALPHABET for other in ALPHABET]
-_TO_BASE_32 = str.maketrans(ALPHABET, "0123456789abcdefghijklmnopqrstuv")  # as int() reads it
+from .schema import (
+    ALPHABET as ALPHABET,
+    FIELDS,
+    USUAL,
+    ErrorInfo as ErrorInfo,
+    Options as Options,
+    Status as Status,
+    Task as Task,
+    compiled,
+    format_id as format_id,
+    iso as iso,
+    log_name as log_name,
+    parse_id as parse_id,
+    parse_iso as parse_iso,
+)
+
 LAST_TIER = 2  # see tier()
 MOST_OWNER_DEATHS = 3  # after which a call fails instead of being tried again
-_DIGITS = 13  # 13 digits of 5 bits hold the 63 bits of an id
 NEVER = 253_402_300_799_999_999  # the last microsecond that ISO-8601 has a name for
-
-
-class Status(enum.IntEnum):
-    """State of a task. The numbers are what the SQLite store keeps."""
-
-    PENDING = 1
-    RUNNING = 2
-    COMPLETED = 3
-    FAILED = 4
-    CANCELLED = 5
 
 
 FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
@@ -81,74 +81,49 @@ TRANSITIONS: dict[tuple[Status, Event], Status] = {
 ENDS_CLAIM = frozenset({Event.COMPLETE, Event.FAIL, Event.RETRY, Event.RELEASE, Event.CRASH})
 
 
+class Effect(enum.Enum):
+    """What an event makes of a field, where that is not one and the same value each time."""
+
+    GIVEN = "what comes with the event under the same name"
+    NOW = "the time of the event"
+    ONE_MORE = "one more than it was"
+
+
+_Effects = dict[str, Effect | int | None]
+_GIVEN_BACK: _Effects = {"owner": None, "started_at": None}
+_OVER: _Effects = {"finished_at": Effect.NOW, "due": None}
+# What an event changes beside the state, by the names of fields of Task and of Options. Without "due" a task waits for
+# no others: it has as its eta what it had as "due".
+EFFECTS: dict[Event, _Effects] = {
+    Event.CLAIM: {"owner": Effect.GIVEN, "attempts": Effect.ONE_MORE, "started_at": Effect.NOW},
+    Event.COMPLETE: {"finished_at": Effect.NOW, "result": Effect.GIVEN, "error": None},
+    Event.FAIL: {"finished_at": Effect.NOW, "error": Effect.GIVEN},
+    Event.RETRY: {**_GIVEN_BACK, "eta": Effect.GIVEN, "error": Effect.GIVEN, "retries": Effect.ONE_MORE},
+    Event.RELEASE: _GIVEN_BACK,
+    Event.ORPHAN: {**_GIVEN_BACK, "owner_deaths": Effect.ONE_MORE},
+    Event.CRASH: {**_GIVEN_BACK, "crashes": Effect.ONE_MORE},
+    Event.CANCEL: _OVER,
+    Event.ABORT: _OVER,
+    Event.MANUAL_RETRY: {"finished_at": None, "error": None, "crashes": 0, "owner_deaths": 0, "retries": 0},
+}
+
+
 def source(event: Event) -> tuple[Status, ...]:
-    """The states in which `event` may happen."""
+    """Return the states in which `event` may happen."""
     return tuple(status for status, happened in TRANSITIONS if happened is event)
 
 
 def target(event: Event) -> Status:
-    """The state that `event` leads to; it is one and the same from every source."""
+    """Return the state that `event` leads to; it is one and the same from every source."""
     (status,) = {to for (_, happened), to in TRANSITIONS.items() if happened is event}
     return status
 
 
+FINISHING = frozenset(event for event in Event if target(event) in FINISHED)
+
+
 class Refused(Exception):
     """An event that may not happen to a task as it is now; the task is unchanged."""
-
-
-class Task(NamedTuple):
-    """One durable call and everything that is known of it. Times are microseconds since 1970, UTC.
-
-    `args`, `kwargs` and `result` hold the stored form: `str` is JSON text, `bytes` a pickle. A
-    pickled call keeps the pair (args, kwargs) in `args`, and None in `kwargs`.
-    """
-
-    id: int
-    queue: str
-    run: int
-    func_path: str
-    func: bytes  # pickle of the function: by name where it can be imported, else by value
-    args: str | bytes
-    kwargs: str | None = None
-    status: Status = Status.PENDING
-    priority: int = 0
-    eta: int = 0
-    attempts: int = 0
-    crashes: int = 0
-    owner: int | None = None
-    enqueued_at: int = 0
-    started_at: int | None = None
-    finished_at: int | None = None
-    result: str | bytes | None = None
-    error: "ErrorInfo | None" = None
-    key: str | None = None
-    options: "Options | None" = None
-    owner_deaths: int = 0
-
-    @property
-    def task_id(self) -> str:
-        """The id as it is shown: `task-` and 13 characters that sort by time of submission."""
-        return format_id(self.id)
-
-    @property
-    def completed_at(self) -> int | None:
-        """When it completed, if it did."""
-        return self.finished_at if self.status is Status.COMPLETED else None
-
-    @property
-    def recurs(self) -> bool:
-        """Whether another occurrence is to follow it."""
-        return self.options is not None and self.options.interval is not None
-
-    @property
-    def series(self) -> int:
-        """The id of the first occurrence of a task that recurs; of any other, its own."""
-        return self.id if self.options is None or self.options.series is None else self.options.series
-
-    @property
-    def failed_at(self) -> int | None:
-        """When it failed, if it did."""
-        return self.finished_at if self.status is Status.FAILED else None
 
 
 class Function(NamedTuple):
@@ -166,26 +141,10 @@ class Call(NamedTuple):
     kwargs: str | None = None
     identity: bytes | None = None  # of a pickled call; of a JSON call it is the text itself
 
-
-class Options(NamedTuple):
-    """How a task is run, where that is not as usual. A task without any has none of it stored."""
-
-    max_retries: int = 0  # how often it is tried again after it raised
-    retries: int = 0  # how often it was, so far
-    timeout: float | None = None  # seconds, of each attempt
-    interval: int | None = None  # microseconds from one occurrence to the next, of a task that recurs
-    series: int | None = None  # the first occurrence, of a later one
-    tags: tuple[str, ...] = ()
-    policy: bytes | None = None  # pickle of (backoff, retry_on), where they are not the usual ones
-    after: tuple[int, ...] = ()  # the tasks whose results are among its arguments
-    due: int | None = None  # while it waits for one of them: the eta that it has afterwards
-
-    def or_none(self) -> "Options | None":
-        """These options, or None where all of them are the usual ones."""
-        return None if self == _USUAL else self
-
-
-_USUAL = Options()
+    @property
+    def likeness(self) -> str | bytes:
+        """What it has in common with equal calls of the same function, by which a later run finds it."""
+        return self.identity if self.identity is not None else str(self.args) + (self.kwargs or "")
 
 
 class Successor(NamedTuple):
@@ -193,16 +152,6 @@ class Successor(NamedTuple):
 
     id: int
     eta: int
-
-
-class ErrorInfo(NamedTuple):
-    """Why a task failed, as text that anything can read, and the exception itself if it pickles."""
-
-    type: str
-    message: str
-    traceback: str
-    pickle: bytes | None = None
-    call: str = ""  # the function and its arguments, shortened; empty where the worker could not say
 
 
 class Claim(NamedTuple):
@@ -222,47 +171,44 @@ def apply(
     error: ErrorInfo | None = None,
     eta: int = 0,
 ) -> Task:
-    """The task after `event`, at `now` microseconds.
+    """Return the task after `event`, at `now` microseconds.
 
     `claim` names the new owner for CLAIM (its attempt must be the next one), and the claim that
     ends for COMPLETE, FAIL, RETRY, RELEASE and CRASH; `eta` is when a RETRY is due.
     Raises Refused, changing nothing, where the table has no such transition or the claim is not the
     task's present one.
     """
-    to = TRANSITIONS.get((task.status, event))
-    if to is None:
+    if (task.status, event) not in TRANSITIONS:
         raise Refused(f"{task.task_id} is {task.status.name}: {event.value} is not possible")
     if event in ENDS_CLAIM and claim != (task.owner, task.attempts):
         raise Refused(f"{task.task_id} is claimed by {task.owner} as attempt {task.attempts}, not by {claim}")
-    match event:
-        case Event.CLAIM:
-            if claim is None or claim.attempt != task.attempts + 1:
-                raise Refused(f"{task.task_id} has had {task.attempts} attempts: {claim} is not the next")
-            return task._replace(status=to, owner=claim.owner, attempts=claim.attempt, started_at=now)
-        case Event.COMPLETE:
-            return task._replace(status=to, finished_at=now, result=result, error=None)
-        case Event.FAIL:
-            return task._replace(status=to, finished_at=now, error=error)
-        case Event.RETRY:
-            options = task.options or _USUAL
-            options = options._replace(retries=options.retries + 1)
-            return task._replace(status=to, owner=None, started_at=None, eta=eta, error=error, options=options)
-        case Event.RELEASE | Event.CRASH:
-            crashes = task.crashes + (event is Event.CRASH)
-            return task._replace(status=to, owner=None, started_at=None, crashes=crashes)
-        case Event.ORPHAN:
-            return task._replace(status=to, owner=None, started_at=None, owner_deaths=task.owner_deaths + 1)
-        case Event.CANCEL | Event.ABORT:
-            return with_wait(task._replace(status=to, finished_at=now), waits=False)
-        case Event.MANUAL_RETRY:
-            afresh = task.options and task.options._replace(retries=0).or_none()
-            return task._replace(
-                status=to, finished_at=None, error=None, crashes=0, owner_deaths=0, options=afresh
-            )  # fmt: skip
+    if event is Event.CLAIM and (claim is None or claim.attempt != task.attempts + 1):
+        raise Refused(f"{task.task_id} has had {task.attempts} attempts: {claim} is not the next")
+    return _AFTER[event](task, now, claim and claim.owner, result, error, eta)
+
+
+def _after(event: Event) -> Callable[..., Task]:
+    """Make the function that gives a task as it is after an event, from the table."""
+    of_task = [f"status=Status.{target(event).name}"]
+    of_options: list[str] = []
+    for name, effect in EFFECTS[event].items():
+        of, changed = ("task", of_task) if name in FIELDS else ("options", of_options)
+        value = {Effect.NOW: "now", Effect.GIVEN: name, Effect.ONE_MORE: f"{of}.{name} + 1"}
+        if name != "due":
+            changed.append(f"{name}={value[effect]}" if isinstance(effect, Effect) else f"{name}={effect}")
+    if of_options:
+        of_task.append(
+            f"options=(lambda options: options._replace({', '.join(of_options)}).or_none())(task.options or USUAL)"
+        )
+    task = "with_wait(task, waits=False)" if "due" in EFFECTS[event] else "task"
+    return compiled(
+        "task, now, owner, result, error, eta", f"{task}._replace({', '.join(of_task)})", Status=Status, USUAL=USUAL,
+        with_wait=with_wait,
+    )  # fmt: skip
 
 
 def tier(task: Task) -> int:
-    """In which of three groups a PENDING task is claimed: 0 first, and the others only after it.
+    """Return in which of three groups a PENDING task is claimed: 0 first, and the others only after it.
 
     A claim whose owner died leaves up to hundreds of calls, of which one may be what killed it. In tier 1 their
     owner died once: each travels alone. In tier 2 it died more often: each runs while nothing else does, so that
@@ -272,7 +218,7 @@ def tier(task: Task) -> int:
 
 
 def with_wait(task: Task, *, waits: bool) -> Task:
-    """The task, waiting for those that it comes after, or waiting no more. It must be PENDING if it waits.
+    """Return the task, waiting for those that it comes after, or waiting no more. It must be PENDING if it waits.
 
     A task waits from when it becomes PENDING, by whichever event, until all that it comes after are finished.
     """
@@ -284,58 +230,21 @@ def with_wait(task: Task, *, waits: bool) -> Task:
 
 
 def is_waiting(task: Task) -> bool:
-    """Whether the task waits for others, so that nobody may claim it."""
+    """Return whether the task waits for others, so that nobody may claim it."""
     return task.options is not None and task.options.due is not None
 
 
 def succeed(task: Task, successor: Successor, now: int) -> Task:
-    """The next occurrence of a task that recurs, as it is added when the task ends. See also `last()`."""
-    options = (task.options or _USUAL)._replace(retries=0, series=task.series)
-    return Task(
-        id=successor.id, queue=task.queue, run=task.run, func_path=task.func_path, func=task.func, args=task.args,
-        kwargs=task.kwargs, priority=task.priority, eta=successor.eta, enqueued_at=now, options=options,
-    )  # fmt: skip
+    """Return the next occurrence of a task that recurs, as it is added when the task ends. See also `last()`."""
+    options = (task.options or USUAL)._replace(retries=0, series=task.series)
+    of_call = {name: getattr(task, name) for name, field in FIELDS.items() if field.of_call}
+    return Task(**{**of_call, "id": successor.id, "eta": successor.eta, "enqueued_at": now, "options": options})
 
 
 def last(task: Task) -> Task:
-    """A task that recurs, as the last of its series: no occurrence follows it."""
-    options = (task.options or _USUAL)._replace(interval=None)
+    """Return a task that recurs, as the last of its series: no occurrence follows it."""
+    options = (task.options or USUAL)._replace(interval=None)
     return task._replace(options=options.or_none())
 
 
-def format_id(number: int) -> str:
-    """The shown form of a task's number."""
-    pairs = _PAIRS
-    return (
-        f"task-{ALPHABET[number >> 60 & 31]}{pairs[number >> 50 & 1023]}{pairs[number >> 40 & 1023]}"
-        f"{pairs[number >> 30 & 1023]}{pairs[number >> 20 & 1023]}{pairs[number >> 10 & 1023]}{pairs[number & 1023]}"
-    )
-
-
-def parse_id(text: str) -> int:
-    """The number of a shown id. Raises ValueError for anything that `format_id` does not write."""
-    digits = text.removeprefix("task-") if isinstance(text, str) else ""  # type: ignore[redundant-expr]
-    if len(digits) == _DIGITS and digits != text and not digits.strip(ALPHABET) and digits[0] in "01234567":
-        return int(digits.translate(_TO_BASE_32), 32)
-    raise ValueError(f"{text!r} is not a task id: it should be task- and {_DIGITS} characters")
-
-
-def log_name(number: int, attempt: int) -> str:
-    """The name of the file that keeps what an attempt of a task writes."""
-    return f"{format_id(number)}.{attempt}.log"
-
-
-def iso(microseconds: int | None) -> str | None:
-    """A time as ISO-8601 in UTC, to the microsecond."""
-    if microseconds is None:
-        return None
-    seconds, rest = divmod(microseconds, 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def parse_iso(text: str) -> int:
-    """The microseconds of an ISO-8601 time. Raises ValueError where it is none, or does not say its zone."""
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError(f"{text!r} does not say in which time zone it is")
-    return (moment - _EPOCH) // _MICROSECOND
+_AFTER = {event: _after(event) for event in Event}

@@ -7,27 +7,41 @@ Every method is safe to call from any thread. Every method that changes somethin
 transaction: it is on disk, whole, when the method returns, and not at all when it raises. Each
 raises StoreError where the disk or the format does not allow it, and TooLarge for a value larger
 than it can hold, in which case it can go on with others. Times are microseconds since
-1970, UTC; ids are the numbers behind `task-…`.
+1970, UTC; ids are the numbers behind `task-…`. The module is longer than others, since a contract
+is read as a whole.
 """
 
 import abc
+import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple
 
+from ..errors import StoreError, TaskNotFound
 from ..model.codec import split
-from ..model.task import FINISHED, Call, Claim, ErrorInfo, Event, Function, Options, Status, Successor, Task
+from ..model.task import (
+    FINISHED,
+    Call,
+    ErrorInfo,
+    Event,
+    Function,
+    Options,
+    Status,
+    Successor,
+    Task,
+    format_id,
+    parse_id,
+)
 from .output import Output
+from .owners import Owners, new_session_id
 from .reserve import Reserve
-
-Resume = Literal["crashed", "always", "never"]
-_Queue = TypeVar("_Queue")
+from .rules import Resume as Resume, check_finished
 
 
 def now() -> int:
-    """The time, in microseconds since 1970, UTC."""
+    """Return the time, in microseconds since 1970, UTC."""
     return time.time_ns() // 1000
 
 
@@ -52,7 +66,7 @@ class Batch:
     options: Options | None = None
 
     def each(self) -> Sequence[Call]:
-        """The calls, one by one."""
+        """Return the calls, one by one."""
         return self.calls or () if self.text is None else [Call(text) for text in split(self.text)]
 
 
@@ -128,18 +142,6 @@ class TurnResult:
     next_tier: int | None = None  # likewise: the next tier that has PENDING tasks which wait for no others
 
 
-def shares(queues: Sequence[_Queue], most: int, claimed: Sequence[object]) -> Iterator[tuple[_Queue, int]]:
-    """How many to claim from which queue next, for `most` in all, given what is `claimed` by then.
-
-    From each its share of what is missing, and then whatever there is.
-    """
-    for left in range(len(queues), 0, -1):
-        yield queues[-left], -(-(most - len(claimed)) // left)
-    for queue in queues if len(queues) > 1 else ():
-        if len(claimed) < most:
-            yield queue, most - len(claimed)
-
-
 class Owner(NamedTuple):
     """A process that claims, or did. `alive` is False only where its death is proved."""
 
@@ -179,33 +181,6 @@ class RunRecord(NamedTuple):
     context: str = ""  # see Store.begin_run()
 
 
-class PastRun(NamedTuple):
-    """A run of a queue and a context whose owner is gone, as a later one sees it that may continue it."""
-
-    id: int
-    session: int
-    is_broken: bool  # it did not end, or not clean
-    settled: bool
-    continues: Sequence[int]
-
-
-def continued(past: Iterable[PastRun], resume: Resume, session: int) -> set[int]:
-    """Which of these runs a run of `session` continues. Those of other sessions are over. See Store.begin_run()."""
-    newest = sorted(past, reverse=True)
-    found: list[PastRun] = []
-    if resume != "never":
-        found += [run for run in newest if not run.settled and (not _is_of(run, session) or run.is_broken)]
-    if resume == "always":
-        others = [run for run in newest if not _is_of(run, session)]
-        found += [run for run in newest if _is_of(run, session)]
-        found += [run for run in others if run is others[0] or _is_of(run, others[0].session)]
-    return {id for run in found for id in (run.id, *run.continues)}
-
-
-def _is_of(run: PastRun, session: int) -> bool:
-    return bool(session) and run.session == session
-
-
 class Leftover(NamedTuple):
     """What a settled run has left PENDING."""
 
@@ -233,17 +208,23 @@ class Problem(NamedTuple):
 class Store(abc.ABC):
     """A place that keeps tasks. See the module's docstring for what holds of every method."""
 
-    address: str
-    path: Path
-    """Where it is: its database file, or its folder."""
-    output: Output
-    """What its calls wrote, in files beside it."""
-    reserve: Reserve
-    """Space on its disk, which is there as long as an owner is."""
+    def __init__(self, path: str | os.PathLike[str], durability: str, beside: tuple[str, str, str]) -> None:
+        if durability not in ("process", "power"):
+            raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
+        self.path = Path(path).absolute()  # its database file, or its folder
+        self.address = str(self.path)
+        owners, output, reserve = (Path(f"{self.path}{ending}") for ending in beside)
+        self._owners = Owners(owners)
+        self.output = Output(output)  # what its calls wrote, in files beside it
+        self.reserve = Reserve(reserve)  # space on its disk, which is there as long as an owner is
 
     @abc.abstractmethod
     def close(self) -> None:
         """Let go of files and connections. Closing twice is fine; any other use afterwards raises StoreError."""
+
+    @abc.abstractmethod
+    def _check_open(self) -> None:
+        """Raise StoreError after close()."""
 
     def reopen(self) -> "Store":
         """Return another handle on the store, also after this one is closed. Raises StoreError where it is gone."""
@@ -259,17 +240,26 @@ class Store(abc.ABC):
         both can be proved by others through a lock that the process holds.
         """
 
-    @abc.abstractmethod
     def leave(self, owner: int) -> None:
         """Unregister. Its RUNNING tasks, if any are left, go back to PENDING by RELEASE: it is alive."""
+        try:
+            self._leave(owner)
+        except StoreError:
+            self._owners.let_go(owner, is_registered=True)
+            raise
+        self._owners.let_go(owner)
+
+    @abc.abstractmethod
+    def _leave(self, owner: int) -> None:
+        """Do it, but for what proves that it lives."""
 
     @abc.abstractmethod
     def owners(self) -> list[Owner]:
-        """All registered owners, oldest first."""
+        """Return all registered owners, oldest first."""
 
     @abc.abstractmethod
     def peers(self, owner: int) -> list[int]:
-        """The ids of the other registered owners, alive or not."""
+        """Return the ids of the other registered owners, alive or not."""
 
     @abc.abstractmethod
     def reap(self, now: int) -> int:
@@ -280,13 +270,15 @@ class Store(abc.ABC):
         dead are forgotten too.
         """
 
-    @abc.abstractmethod
     def notify_path(self, owner: int) -> Path:
-        """The owner's notification pipe: a FIFO (where there are FIFOs) to which others write a byte to wake it."""
+        """Return the owner's notification pipe: a FIFO (where there are FIFOs) to which others write to wake it."""
+        self._check_open()
+        return self._owners.notify_path(owner)
 
-    @abc.abstractmethod
     def slots_path(self, owner: int) -> Path:
-        """Where an owner keeps which of its tasks have begun, see slots.py; it goes with the owner."""
+        """Return where an owner keeps which of its tasks have begun, see slots.py; it goes with the owner."""
+        self._check_open()
+        return self._owners.slots_path(owner)
 
     @abc.abstractmethod
     def notify(self, owner: int) -> None:
@@ -294,7 +286,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def read_changes(self, owner: int) -> list[int]:
-        """The tasks that were finished or cancelled by others since `owner` entered or last asked.
+        """Return the tasks that were finished or cancelled by others since `owner` entered or last asked.
 
         It is asked through the handle with which the owner entered. One that finished, was retried and
         finished again is there for each time.
@@ -302,13 +294,25 @@ class Store(abc.ABC):
 
     # sessions and runs
 
-    @abc.abstractmethod
     def begin_session(self, now: int) -> int:
         """Register the life of this process as a session and return its id.
 
         It lasts until `end_session()`, which another handle may call, or the death of the process; either is
         proved to others by a lock that the process holds, also after this handle is closed.
         """
+        self._check_open()
+        session = new_session_id()
+        self._owners.hold(session, has_bell=False)
+        try:
+            self._register_session(session, now)
+        except StoreError:
+            self._owners.let_go(session)
+            raise
+        return session
+
+    @abc.abstractmethod
+    def _register_session(self, session: int, now: int) -> None:
+        """Note that a session has begun, whose lock is held."""
 
     @abc.abstractmethod
     def end_session(self, session: int, clean: bool, now: int, *, keep_broken: bool = False) -> list[Leftover]:
@@ -340,14 +344,19 @@ class Store(abc.ABC):
     def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
         """Close a run. One that is a session by itself ends it, as `end_session()` does, whose result is returned."""
 
-    @abc.abstractmethod
     def take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
-        """For each call the task that it continues, or None where it is a new one.
+        """Return for each call the task that it continues, or None where it is a new one.
 
         The n-th call equal in function and arguments is given the n-th such task of the runs that
         `run` continues, in order of id. A task is given once. CANCELLED tasks are not given;
         FAILED ones are given after a MANUAL_RETRY, so as PENDING. What is PENDING then is of `run` from now on.
         """
+        self._check_open()
+        return self._take_over(run, function, calls, now) if run.continues else [None] * len(calls)
+
+    @abc.abstractmethod
+    def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
+        """Do it for a run that continues others."""
 
     @abc.abstractmethod
     def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
@@ -410,7 +419,6 @@ class Store(abc.ABC):
 
     # upkeep
 
-    @abc.abstractmethod
     def purge(self, before: int, statuses: Collection[Status] = FINISHED, queue: str | None = None) -> int:
         """Remove the tasks of these states, and of this queue, that finished before a time; return how many.
 
@@ -420,6 +428,14 @@ class Store(abc.ABC):
         goes last: whoever dies before that leaves it to the next purge or check. Raises ValueError for
         a state in which a task is not finished.
         """
+        check_finished(statuses)
+        removed = self._purge(before, statuses, queue)
+        self.output.remove_strays(self.ids)
+        return removed
+
+    @abc.abstractmethod
+    def _purge(self, before: int, statuses: Collection[Status], queue: str | None) -> int:
+        """Do it, but for what they wrote."""
 
     @abc.abstractmethod
     def backup(self, destination: Path) -> int:
@@ -440,19 +456,23 @@ class Store(abc.ABC):
         are not there is removed.
         """
 
+    def _check_output(self) -> list[Problem]:
+        strays = self.output.remove_strays(self.ids)
+        return [Problem(f"{strays} files held what tasks wrote that are gone", True)] if strays else []
+
     # moving to another store
 
     @abc.abstractmethod
     def ids(self) -> list[int]:
-        """The ids of all tasks, oldest first."""
+        """Return the ids of all tasks, oldest first."""
 
     @abc.abstractmethod
     def stored(self, ids: Sequence[int]) -> list[TaskRow]:
-        """Those of the given tasks that are there, in no special order."""
+        """Return those of the given tasks that are there, in no special order."""
 
     @abc.abstractmethod
     def runs(self) -> list[RunRecord]:
-        """All runs, oldest first."""
+        """Return all runs, oldest first."""
 
     @abc.abstractmethod
     def begin_filling(self, source: str) -> str | None:
@@ -476,25 +496,29 @@ class Store(abc.ABC):
 
     # looking
 
-    @abc.abstractmethod
     def get(self, task_id: int | str) -> Task:
-        """The task of that number or shown id. Raises TaskNotFound, or ValueError for what is no id."""
+        """Return the task of that number or shown id. Raises TaskNotFound, or ValueError for what is no id."""
+        number = parse_id(task_id) if isinstance(task_id, str) else task_id
+        found = self.stored([number]) if 0 <= number < 1 << 63 else []
+        if not found:
+            raise TaskNotFound(f"{self.path} holds no {format_id(number)}; `omniq-executor list` shows what it holds")
+        return found[0].task
 
     @abc.abstractmethod
     def function(self, digest: bytes) -> Function:
-        """The stored function of that digest."""
+        """Return the stored function of that digest."""
 
     @abc.abstractmethod
     def states(self, ids: Iterable[int]) -> list[TaskState]:
-        """Where the given tasks stand, in no special order; unknown ids are left out."""
+        """Return where the given tasks stand, in no special order; unknown ids are left out."""
 
     @abc.abstractmethod
     def by_key(self, queue: str, key: str) -> TaskState | None:
-        """Where the task with that key in that queue stands, or None."""
+        """Return where the task with that key in that queue stands, or None."""
 
     @abc.abstractmethod
     def counts(self) -> dict[str, dict[Status, int]]:
-        """Number of tasks per queue and state; states without tasks are left out."""
+        """Return number of tasks per queue and state; states without tasks are left out."""
 
     @abc.abstractmethod
     def find(
@@ -504,38 +528,11 @@ class Store(abc.ABC):
         tags: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> list[Task]:
-        """Tasks that match all that is given, oldest first; with `limit` the newest that many of them."""
+        """Return tasks that match all that is given, oldest first; with `limit` the newest that many of them."""
 
 
-def check_finished(statuses: Collection[Status]) -> None:
-    """Raise ValueError if tasks of one of these states are not finished."""
-    for status in statuses:
-        if status not in FINISHED:
-            names = ", ".join(sorted(status.name for status in FINISHED))
-            raise ValueError(f"only tasks that are finished can be purged ({names}), not those that are {status.name}")
-
-
-__all__ = [
-    "NO_RUN",
-    "Batch",
-    "Claim",
-    "Claimed",
-    "Leftover",
-    "Outcome",
-    "Owner",
-    "PastRun",
-    "Problem",
-    "ResultBatch",
-    "Resume",
-    "Run",
-    "RunRecord",
-    "Store",
-    "TaskRow",
-    "TaskState",
-    "Turn",
-    "TurnResult",
-    "check_finished",
-    "continued",
-    "now",
-    "shares",
-]
+def of_the_dead(owners: Iterable[Owner], tasks: int) -> list[Problem]:
+    """Return what `check()` says of owners that are dead, and of so many tasks whose owners were gone."""
+    found = [f"the owner {it.id} of the queue {it.queue!r}, process {it.pid}, is dead" for it in owners if not it.alive]
+    found += [f"{tasks} tasks were RUNNING though their owners are gone"] if tasks else []
+    return [Problem(what, True) for what in found]

@@ -107,7 +107,7 @@ def _copy(source: Store, ids: list[int], destination: Store, advance: Callable[[
 
 
 def _nothing(count: int) -> None:
-    """Where nothing is to be told."""
+    """Return where nothing is to be told."""
 
 
 def _released(stored: TaskRow) -> TaskRow:

@@ -45,7 +45,7 @@ class Output:
         return self.folder
 
     def attempts(self, number: int, most: int | None = None) -> list[int]:
-        """The attempts of a task that wrote something, in order.
+        """Return the attempts of a task that wrote something, in order.
 
         `most` is how many it has had, where that is known: it saves a look at all files.
         """
@@ -59,7 +59,7 @@ class Output:
         return [attempt for attempt in candidates if self._size(log_name(number, attempt))]
 
     def read(self, number: int, attempt: int, start: int = 0, most: int = -1) -> bytes:
-        """What an attempt has written so far, from byte `start` on; at most so many bytes of it."""
+        """Return what an attempt has written so far, from byte `start` on; at most so many bytes of it."""
         try:
             with self._opened() as folder:
                 fd = os.open(log_name(number, attempt), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
@@ -118,7 +118,7 @@ class Output:
             raise StoreError(f"{self.folder} cannot be moved to {other.folder}: {safety.explain(error)}") from error
 
     def _index(self) -> dict[int, list[int]]:
-        """The attempts of all tasks, which is kept until the folder changes."""
+        """Return the attempts of all tasks, which is kept until the folder changes."""
         changed_at = os.stat(self.folder).st_mtime_ns if self.folder.exists() else 0
         if changed_at != self._indexed:
             self._attempts = defaultdict(list)
@@ -128,7 +128,7 @@ class Output:
         return self._attempts
 
     def _files(self) -> Iterator[tuple[int, int, str]]:
-        """The task, the attempt and the name of each file. Others that lie there are not ours."""
+        """Give the task, the attempt and the name of each file. Others that lie there are not ours."""
         try:
             with self._opened() as folder:
                 names = os.listdir(folder)

@@ -31,7 +31,7 @@ from . import permissions as safety
 
 
 def new_owner_id(taken: Iterable[int]) -> int:
-    """A random id whose remainder modulo NODES none of `taken` has: it makes their task ids distinct."""
+    """Return a random id whose remainder modulo NODES none of `taken` has: it makes their task ids distinct."""
     nodes = {id % NODES for id in taken}
     if len(nodes) == NODES:
         raise StoreError(f"{NODES} owners are registered in this store; end some of them first")
@@ -42,7 +42,7 @@ def new_owner_id(taken: Iterable[int]) -> int:
 
 
 def new_session_id() -> int:
-    """A random id that no owner has: those are smaller."""
+    """Return a random id that no owner has: those are smaller."""
     return 1 << 31 | secrets.randbits(31)
 
 
@@ -72,7 +72,7 @@ class Owners:
         return next((kinds[str(it)] for it in (folder, *folder.parents) if str(it) in kinds), "") in _OF_ONE_MACHINE
 
     def gate(self, timeout_s: float) -> FileLock:
-        """The lock under which a store is created and opened, and its owners are looked at."""
+        """Return the lock under which a store is created and opened, and its owners are looked at."""
         return FileLock(self.folder / "open.lock", timeout=timeout_s, mode=0o600, poll_interval=_POLL_S)
 
     def hold(self, owner: int, *, has_bell: bool = True) -> None:
@@ -103,7 +103,7 @@ class Owners:
             self.forget(owner)
 
     def is_alive(self, owner: int, host: str) -> bool:
-        """False only if the owner's death is proved."""
+        """Return False only if the owner's death is proved."""
         if owner in _holders.get((self.folder, owner), self)._held:
             return True
         probe = FileLock(self._lock_path(owner), mode=0o600)
@@ -124,11 +124,11 @@ class Owners:
                 path.unlink()
 
     def notify_path(self, owner: int) -> Path:
-        """The owner's notification pipe."""
+        """Return the owner's notification pipe."""
         return self.folder / f"{owner}.notify"
 
     def slots_path(self, owner: int) -> Path:
-        """The file in which the owner's workers note what they have begun."""
+        """Return the file in which the owner's workers note what they have begun."""
         return self.folder / f"{owner}.slots"
 
     def notify(self, owner: int) -> None:
@@ -146,6 +146,12 @@ class Owners:
 
     def _lock_path(self, owner: int) -> Path:
         return self.folder / f"{owner}.lock"
+
+
+def open_pipe(path: Path) -> int | None:
+    """Return a descriptor of an owner's notification pipe, for a selector; None where there are no FIFOs."""
+    # Open for writing, too, it never sees the end of its last writer.
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK) if path.exists() else None
 
 
 _lost_in_fork: "list[Owners]" = []  # what a child inherited: kept, so that it lets go of no lock of its parent's

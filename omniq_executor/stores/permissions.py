@@ -89,7 +89,7 @@ def have_mode(fd: int) -> None:
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """The path to make something at that appears at `path`, whole, when the block is left without an error.
+    """Give the path to make something at that appears at `path`, whole, when the block is left without an error.
 
     Raises StoreError if there is something at `path`, or if the system does not allow it.
     """
@@ -143,7 +143,7 @@ def explain(error: OSError) -> str:
 
 
 def why_nothing_opens(folder: Path) -> str:
-    """The probable reason for which a library, that does not tell, could not open a file in a folder."""
+    """Return the probable reason for which a library, that does not tell, could not open a file in a folder."""
     try:
         os.close(os.open(folder, os.O_RDONLY))
         disk = os.statvfs(folder)

@@ -22,8 +22,8 @@ from omniq_executor.errors import StoreError
 from omniq_executor.model.codec import encode
 from omniq_executor.model.task import LAST_TIER, Event
 from omniq_executor.stores.base import Batch, Outcome, ResultBatch, Run, Store, Turn, TurnResult, now
-from omniq_executor.stores.file import journal, store as file
-from omniq_executor.stores.sqlite import store as sqlite
+from omniq_executor.stores.file import journal, tasks as file
+from omniq_executor.stores.sqlite import database as sqlite
 
 PATIENCE_S = 0.2  # every timeout of the stores of actors
 STEPS = 250

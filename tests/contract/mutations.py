@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from omniq_executor.model.task import Event, Status, source
+from omniq_executor.model.task import Event, Status
 from omniq_executor.stores.base import Run, Turn
 from omniq_executor.stores.owners import Owners
-from omniq_executor.stores.sqlite import transactions
+from omniq_executor.stores.sqlite import runs, turns
 from omniq_executor.stores.sqlite.store import SQLiteStore
-from omniq_executor.stores.sqlite.transactions import Transaction
+from omniq_executor.stores.sqlite.tables import PENDING, RUNNING, Transaction
 
 SetAttr = Callable[[Any, str, Any], None]
 Mutation = Callable[[SetAttr], None]
@@ -26,7 +26,8 @@ def _sql(names: tuple[str, ...], old: str, new: str) -> Mutation:
 
     def mutate(setattr: SetAttr) -> None:
         for name in names:
-            statement: Any = getattr(transactions, name)
+            module = turns if hasattr(turns, name) else runs
+            statement: Any = getattr(module, name)
             if isinstance(statement, dict):
                 mutated: Any = {event: sql.replace(old, new) for event, sql in statement.items()}
             elif isinstance(statement, list):
@@ -34,26 +35,25 @@ def _sql(names: tuple[str, ...], old: str, new: str) -> Mutation:
             else:
                 mutated = statement.replace(old, new)
             assert mutated != statement, f"{name} does not contain {old}"
-            setattr(transactions, name, mutated)
+            setattr(module, name, mutated)
 
     return mutate
 
 
 def _accepting(event: Event, status: Status) -> Mutation:
     """Let an event happen in one state more."""
-    return lambda setattr: setattr(
-        transactions, "source", lambda of: (*source(of), status) if of is event else source(of)
-    )
+    mutated = turns._CHANGE[event].replace("status IN (", f"status IN ({status:d}, ")
+    return lambda setattr: setattr(turns, "_CHANGE", {**turns._CHANGE, event: mutated})
 
 
 def _forgetting(field: str, value: Any) -> Mutation:
     """Take turns as if a field of what they ask for had its usual value."""
-    turn = transactions.turn
+    turn = turns.turn
 
     def mutated(owner: int, run: Run, queue: int, functions: Any, work: Turn, *args: Any, **how: Any) -> Any:
         return turn(owner, run, queue, functions, replace(work, **{field: value}), *args, **how)
 
-    return lambda setattr: setattr(transactions, "turn", mutated)
+    return lambda setattr: setattr(turns, "turn", mutated)
 
 
 def _forgetting_adopted(setattr: SetAttr) -> None:
@@ -64,14 +64,14 @@ def _not_settling(setattr: SetAttr) -> None:
     def only_itself(ids: Any, like: Any) -> Transaction:
         return (yield from settle(ids, []))
 
-    settle = transactions._settle_runs
-    setattr(transactions, "_settle_runs", only_itself)
+    settle = runs._settle_runs
+    setattr(runs, "_settle_runs", only_itself)
 
 
 def _continuing(change: Callable[[Any], Any]) -> Mutation:
     """Have a run continue others than it should."""
-    continued = transactions.continued
-    return lambda setattr: setattr(transactions, "continued", lambda *args: change(continued(*args)))
+    continued = runs.continued
+    return lambda setattr: setattr(runs, "continued", lambda *args: change(continued(*args)))
 
 
 def _living(alive: bool) -> Mutation:
@@ -86,9 +86,9 @@ def _living(alive: bool) -> Mutation:
 SQLITE: dict[str, Mutation] = {
     "an end does not look at the owner": _sql(_ENDS, "owner = ? AND attempts", "(owner = ? OR 1) AND attempts"),
     "an end does not look at the attempt": _sql(_ENDS, "attempts = ?", "attempts >= ?"),
-    "an end does not look at the state": _sql(_ENDS, transactions._RUNNING, "1"),
-    "a claim does not look at the state": _sql(_CLAIMS, transactions._PENDING, "status <= 3"),
-    "a claim by its id does not look at the state": _sql(("_CLAIM_ONE",), transactions._PENDING, "status <= 3"),
+    "an end does not look at the state": _sql(_ENDS, RUNNING, "1"),
+    "a claim does not look at the state": _sql(_CLAIMS, PENDING, "status <= 3"),
+    "a claim by its id does not look at the state": _sql(("_CLAIM_ONE",), PENDING, "status <= 3"),
     "a claim does not look at the queue": _sql((*_CLAIMS, "_RUNS"), "queue = ?", "queue > -?"),
     "a claim does not look at the run": _sql(("_CLAIM",), "run = ?", "run > -?"),
     "a claim of several runs does not look at the run": _sql(("_FIRST",), "run = ?", "run > -?"),
@@ -108,9 +108,9 @@ SQLITE: dict[str, Mutation] = {
     "a death is not counted": _sql(("_ORPHAN_ALL",), "owner_deaths + 1", "owner_deaths"),
     "a death is charged as a crash": _sql(("_ORPHAN_ALL",), "owner_deaths = owner_deaths", "crashes = crashes"),
     "who leaves counts as dead": _sql(("_RELEASE_ALL",), "owner = NULL,", "owner = NULL, owner_deaths = 1,"),
-    "a manual retry remembers the deaths": _sql(("_RETRIED_BY_HAND",), "owner_deaths = 0,", ""),
+    "a manual retry remembers the deaths": _sql(("_CHANGE",), "owner_deaths = 0,", ""),
     "what others run is adopted": _sql(("_ADOPT",), "run NOT IN", "0 NOT IN"),
-    "what runs is adopted": _sql(("_ADOPT",), transactions._PENDING, "status <= 2"),
+    "what runs is adopted": _sql(("_ADOPT",), PENDING, "status <= 2"),
     "what an adopted task comes after is not": _sql(("_ADOPTED_WITH",), "dependency.task =", "-dependency.task ="),
     "the living are settled": _sql(("_IS_OVER",), "NOT IN", "<> 0 OR 0 IN"),
     "sessions that go on are over": _sql(("_HAS_NO_SESSION",), "NOT IN", "<> -1 OR 0 IN"),

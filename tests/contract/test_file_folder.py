@@ -20,7 +20,8 @@ from omniq_executor.model.codec import encode_call
 from omniq_executor.model.task import Call, Event, Options, Status, format_id, iso
 from omniq_executor.stores.base import Batch, Outcome, Turn
 from omniq_executor.stores.file import journal
-from omniq_executor.stores.file.store import VERSION, FileStore
+from omniq_executor.stores.file.store import FileStore
+from omniq_executor.stores.file.tasks import VERSION
 
 FOLDERS = ("pending", "running", "completed", "failed", "cancelled")
 Enter = Callable[..., Client]
@@ -284,7 +285,7 @@ def test_a_turn_that_is_in_the_journal_alone_is_finished_by_whoever_comes_next(
         def die(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(client.store._folders, "rewrite", die)  # type: ignore[attr-defined]
+        patch.setattr(client.store._tasks.folders, "rewrite", die)  # type: ignore[attr-defined]
         with pytest.raises(KeyboardInterrupt):
             client.end(Event.COMPLETE, first, second, result="7")
     assert fields_of(address, first)["status"] == "RUNNING"

@@ -226,7 +226,7 @@ def test_a_backup_has_the_order(client: Client, tmp_path: Path, read: list[int])
     client.store.backup(tmp_path / "copy")
     read.clear()
     with contextlib.closing(FileStore(tmp_path / "copy")) as copy:
-        places = [place for places in copy._in_order().values() for _, place in places]
+        places = [place for places in copy._tasks.in_order().values() for _, place in places]
         assert places == [(0, 0, id) for id in ids]
     assert read == []
 

@@ -144,7 +144,7 @@ USES: dict[str, Callable[[Store], object]] = {
 
 def test_every_verb_of_a_store_is_among_the_uses() -> None:
     verbs = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if not name.startswith("_")}
-    assert verbs == {*USES, "close"}
+    assert verbs == {*USES, "close", "reopen"}
 
 
 @pytest.mark.parametrize("use", USES)

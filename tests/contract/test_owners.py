@@ -184,13 +184,12 @@ def test_what_could_not_leave_is_dead_and_what_it_had_claimed_released(
     shared.make(client.store.slots_path(client.owner))
     began = shared.row(0)
     began[slots.FIRST], began[slots.TASK], began[slots.STARTED] = 0, ids[0], 0
-    verb = "_write" if client.backend.name == "sqlite" else "_bury"  # by which it leaves
 
     def refuse(*_: object) -> None:
         raise StoreError("refused by the test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(client.store, verb, refuse)
+        patch.setattr(client.store, "_leave", refuse)
         with pytest.raises(StoreError, match="refused by the test"):
             client.store.leave(client.owner)
     assert other.store.reap(tick()) == 2

@@ -14,11 +14,11 @@ from backends import BACKENDS, CUBE, ERROR, SQUARE, Backend, Client, call, new_i
 from filelock import FileLock
 
 from omniq_executor import StoreError, StoreVersionError, TooLarge
+from omniq_executor.model.schema import VERSION
 from omniq_executor.model.task import LAST_TIER, Call, Event, Options, Status, format_id, iso
 from omniq_executor.stores.base import Batch, Outcome
-from omniq_executor.stores.sqlite import store as sqlite, transactions
+from omniq_executor.stores.sqlite import database as sqlite, runs, turns
 from omniq_executor.stores.sqlite.store import SQLiteStore
-from omniq_executor.stores.sqlite.transactions import SCHEMA_VERSION
 
 Connect = Callable[[Path], sqlite3.Connection]
 
@@ -63,42 +63,49 @@ def test_a_value_above_two_gigabytes_is_refused_and_changes_nothing(
 # --- Whose file it is ---
 
 
+OLDEST_COLUMNS = """
+    id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, run INTEGER NOT NULL, function INTEGER NOT NULL, args, kwargs TEXT,
+    identity BLOB, key TEXT, status INTEGER NOT NULL, priority INTEGER NOT NULL DEFAULT 0,
+    eta INTEGER NOT NULL DEFAULT 0, enqueued_at INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+    crashes INTEGER NOT NULL DEFAULT 0, owner INTEGER, started_at INTEGER, finished_at INTEGER, result, error TEXT,
+    exception BLOB
+"""
+
+
 def make_older(plain: sqlite3.Connection, version: int) -> None:
     """Take back what each version has added."""
     plain.execute("DROP VIEW tasks")
     plain.execute("DROP TABLE session")
     for column in ("session", "context"):
         plain.execute(f"ALTER TABLE run DROP COLUMN {column}")
-    # A table with the text that it had then: columns are added behind that, comments and all.
-    lines = transactions._TASK_COLUMNS.strip("\n").split("\n")[: -1 if version > 1 else -2]
-    columns = [line.split()[0].strip(",") for line in lines]
+    columns = OLDEST_COLUMNS + (", options TEXT" if version > 1 else "")
+    names = ", ".join(column.split()[0] for column in columns.split(","))
     plain.execute("ALTER TABLE task RENAME TO newer")
-    plain.execute("\n".join(["CREATE TABLE task (", *lines[:-1], lines[-1].replace(",", "", 1), ")"]))
-    plain.execute(f"INSERT INTO task SELECT {', '.join(columns)} FROM newer")
+    plain.execute(f"CREATE TABLE task ({columns})")
+    plain.execute(f"INSERT INTO task ({names}) SELECT {names} FROM newer")
     plain.execute("DROP TABLE newer")
     plain.execute("CREATE INDEX claimable ON task (queue, priority DESC, eta, id) WHERE status = 1")
     plain.execute("CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL")
     if version < 3:
         plain.execute("DROP TABLE dependency")
-    if version < 2:
-        plain.execute("CREATE VIEW tasks AS SELECT t.id, t.crashes, t.owner FROM task t")
-    else:
-        plain.execute(transactions._VIEW.replace("t.owner_deaths, ", ""))
+    plain.execute("CREATE VIEW tasks AS SELECT t.id, t.crashes, t.owner FROM task t")
     plain.execute(f"PRAGMA user_version = {version}")
     plain.execute("VACUUM")  # so that nothing of what was dropped is left
 
 
 def shape(path: Path) -> dict[str, Any]:
-    """The tables, indexes and views of a database, with their columns."""
+    """The tables, indexes and views of a database, with their columns, which come in another order in older ones."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         names = connection.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
         return {
-            name: connection.execute(f"PRAGMA {'index_xinfo' if kind == 'index' else 'table_xinfo'}({name})").fetchall()
+            name: [(place, *column) for place, _, *column in connection.execute(f"PRAGMA index_xinfo({name})")]
+            if kind == "index"
+            else sorted(column for _, *column in connection.execute(f"PRAGMA table_xinfo({name})"))
             for kind, name in names
         }
 
 
-@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+@pytest.mark.parametrize("version", range(1, VERSION))
 def test_a_store_of_an_older_version_is_brought_up_to_date(
     client: Client, plain: sqlite3.Connection, address: Path, tmp_path: Path, version: int
 ) -> None:
@@ -120,7 +127,7 @@ def test_a_store_of_an_older_version_is_brought_up_to_date(
         assert store.check() == []
     with contextlib.closing(SQLiteStore(tmp_path / "fresh.db")):
         assert shape(address) == shape(tmp_path / "fresh.db")
-    assert plain.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
+    assert plain.execute("PRAGMA user_version").fetchone()[0] == VERSION
     assert shown(plain, done)["owner_deaths"] == 0
     with contextlib.closing(Client(BACKENDS["sqlite"], address)) as after:
         assert (after.run.continues, after.run.done) == ((client.run.id,), 1)
@@ -142,7 +149,7 @@ def plan(plain: sqlite3.Connection, sql: str) -> list[str]:
 def test_a_claim_goes_along_the_index_and_sorts_nothing(
     store: SQLiteStore, plain: sqlite3.Connection, tier: int
 ) -> None:
-    for sql in (transactions._CLAIM[tier], transactions._FIRST[tier] % "id"):
+    for sql in (turns._CLAIM[tier], turns._FIRST[tier] % "id"):
         (first,) = [detail for detail in plan(plain, sql) if "claimable" in detail]
         assert "(queue=? AND run=? AND owner_deaths=?)" in first
         assert "B-TREE" not in "".join(plan(plain, sql))
@@ -151,11 +158,11 @@ def test_a_claim_goes_along_the_index_and_sorts_nothing(
 def test_what_is_asked_of_a_run_or_of_the_next_tier_goes_along_the_index(
     store: SQLiteStore, plain: sqlite3.Connection
 ) -> None:
-    for sql in (transactions._RUNS, transactions._NEXT_TIER, transactions._DUE[0]):
+    for sql in (turns._RUNS, turns._NEXT_TIER, turns._DUE[0]):
         looks = [detail for detail in plan(plain, sql) if " task " in f"{detail} "]
         assert looks
         assert all("claimable" in detail and "queue=?" in detail for detail in looks)
-    of_run = f"SELECT id FROM task WHERE {transactions._PENDING_OF} ?"
+    of_run = f"SELECT id FROM task WHERE {runs._PENDING_OF} ?"
     assert "claimable (queue=? AND run=?)" in "".join(plan(plain, of_run))
 
 
@@ -180,8 +187,8 @@ def test_what_waits_for_nothing_or_should_wait_is_repaired(
 
 
 def test_a_store_of_a_newer_version_is_refused(store: SQLiteStore, plain: sqlite3.Connection, address: Path) -> None:
-    plain.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(StoreVersionError, match=f"{address} has schema version {SCHEMA_VERSION + 1}.*install"):
+    plain.execute(f"PRAGMA user_version = {VERSION + 1}")
+    with pytest.raises(StoreVersionError, match=f"{address} has schema version {VERSION + 1}.*install"):
         SQLiteStore(address)
 
 
@@ -194,7 +201,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(address: Path, con
     assert address.read_bytes() == content
 
 
-@pytest.mark.parametrize("version", [-1, 0, SCHEMA_VERSION, SCHEMA_VERSION + 1])
+@pytest.mark.parametrize("version", [-1, 0, VERSION, VERSION + 1])
 def test_the_database_of_another_program_is_refused_and_left_alone(
     plain: sqlite3.Connection, address: Path, version: int
 ) -> None:

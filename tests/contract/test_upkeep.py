@@ -389,10 +389,10 @@ def test_what_changes_while_a_folder_is_copied_is_in_the_copy_as_it_is_at_the_en
     old = client.add(*range(4), claimed=True)
     for path in (tmp_path / "runs" / "store" / "tasks").iterdir():
         os.utime(path, (1, 1))  # long ago
-    real_locked = client.store._locked  # type: ignore[attr-defined]
+    real_locked = client.store._tasks.locked  # type: ignore[attr-defined]
 
     def first_change() -> Any:
-        monkeypatch.setattr(client.store, "_locked", real_locked)
+        monkeypatch.setattr(client.store._tasks, "locked", real_locked)
         client.end(Event.COMPLETE, *old[:2], result="1")
         client.store.purge(client.store.get(old[1]).finished_at or 0)
         client.store.purge(tick(), [Status.COMPLETED])
@@ -400,7 +400,7 @@ def test_what_changes_while_a_folder_is_copied_is_in_the_copy_as_it_is_at_the_en
         client.add(9)
         return real_locked()
 
-    monkeypatch.setattr(client.store, "_locked", first_change)
+    monkeypatch.setattr(client.store._tasks, "locked", first_change)
     assert client.store.backup(tmp_path / "copy") == 3
     with contextlib.closing(backend.open(tmp_path / "copy")) as saved:
         tasks = saved.find()
@@ -753,7 +753,7 @@ def test_a_turn_that_was_left_half_way_is_told(folder: Folder, monkeypatch: pyte
         raise Died
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder.client.store._folders, "rewrite", die)  # type: ignore[attr-defined]
+        patch.setattr(folder.client.store._tasks.folders, "rewrite", die)  # type: ignore[attr-defined]
         with pytest.raises(Died):
             folder.client.end(Event.COMPLETE, folder.ids[Status.RUNNING], result="1")
     assert "1 turns in the journal had files left to write" in whats(folder.check(), repaired=True)

@@ -37,7 +37,7 @@ LARGE = pickle.dumps(b"x" * 30_000)  # a result that takes many pages
 
 # What happens only now and then in a store must happen in a session too: by module, what makes it so.
 OFTEN: dict[str, dict[str, Any]] = {
-    "sqlite": {"sqlite.store.CHECKPOINT_BYTES": 1, "sqlite.store.LOOK_AT_LOG_EVERY": 5},
+    "sqlite": {"sqlite.database.CHECKPOINT_BYTES": 1, "sqlite.database.LOOK_AT_LOG_EVERY": 5},
     "file": {"file.journal.ROTATE_BYTES": 20_000},
 }
 

@@ -18,8 +18,8 @@ from backends import Backend, Client, tick
 
 import omniq_executor
 from omniq_executor import PersistentExecutor, Status, StoreError
-from omniq_executor.stores.file import store as file
-from omniq_executor.stores.sqlite import store as sqlite
+from omniq_executor.stores.file import tasks as file
+from omniq_executor.stores.sqlite import database as sqlite
 
 WAIT_S = 30.0
 DAY_S = 24 * 3600

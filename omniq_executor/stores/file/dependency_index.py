@@ -16,7 +16,7 @@ class Needs:
         self._needed_by: dict[int, set[int]] = {}  # by task: those that wait and come after it
 
     def take_in(self, task: Task, is_finished: Callable[[int], bool]) -> None:
-        """Know of a task as it is committed."""
+        """Take in a task as it is committed."""
         for other in self._needed_by.get(task.id, ()):
             if task.status in FINISHED:
                 self._waiters[other].discard(task.id)
@@ -37,11 +37,8 @@ class Needs:
                 del self._needed_by[number]
 
     def waiting_for(self, finished: Collection[int]) -> list[int]:
-        """The tasks that wait for some of these, and for nothing else."""
+        """Return the tasks that wait for some of these, and for nothing else."""
         if not self._waiters:
             return []
         found = {other for number in finished for other in self._needed_by.get(number, ())}
         return sorted(other for other in found if self._waiters[other].issubset(finished))
-
-
-__all__ = ["Needs"]

@@ -25,7 +25,6 @@ from typing import Any
 from ...model.task import Status, Task, format_id, is_waiting, parse_id
 from .. import permissions as safety
 from ..base import Problem
-from .journal import sync_folder
 from .records import Damaged, Record, from_text
 
 STATUS_FOLDERS = {status: status.name.lower() for status in Status}
@@ -62,7 +61,7 @@ class Folders:
     # tasks
 
     def read(self, number: int) -> Record | None:
-        """A task, or None if there is none. Raises Damaged."""
+        """Return a task, or None if there is none. Raises Damaged."""
         try:
             return from_text(number, self._read("tasks", _name(number)))
         except FileNotFoundError:
@@ -145,12 +144,12 @@ class Folders:
             self._link(right, name, name)
 
     def names(self, folder: str) -> list[int]:
-        """The tasks that are linked in the folder of a status, or are in `tasks`, oldest first."""
+        """Return the tasks that are linked in the folder of a status, or are in `tasks`, oldest first."""
         numbers = map(_number, os.listdir(self._fds[folder]))
         return sorted(number for number in numbers if number is not None)
 
     def by_key(self, queue: str, key: str) -> int | None:
-        """The task with a key."""
+        """Return the task with a key."""
         try:
             target = os.readlink(_key_name(queue, key), dir_fd=self._fds["keys"])
         except FileNotFoundError:
@@ -167,12 +166,12 @@ class Folders:
                 finally:
                     os.close(fd)
         for name in FOLDERS:
-            sync_folder(self.root / name)
+            safety.sync(self.root / name)
 
     # other files
 
     def read_json(self, folder: str, name: str, fields: Set[str] = frozenset()) -> dict[str, Any] | None:
-        """What a file holds, or None if that is no object with these fields: a cut of the power may leave it empty."""
+        """Return the object with these fields in a file, or None if it has none: a cut of power may empty it."""
         try:
             content = json.loads(_read_and_close(os.open(self.root / folder / name, os.O_RDONLY | os.O_NOFOLLOW)))
         except (FileNotFoundError, ValueError):
@@ -195,16 +194,16 @@ class Folders:
             os.close(fd)
         os.rename(fresh, path)
         if self._durable:
-            sync_folder(path.parent)
+            safety.sync(path.parent)
 
     def json_names(self, folder: str) -> Iterator[str]:
-        """The files of a folder, without their suffix."""
+        """Give the files of a folder, without their suffix."""
         for name in sorted(os.listdir(self.root / folder)):
             if name.endswith(_SUFFIX):
                 yield name.removesuffix(_SUFFIX)
 
     def numbers(self, folder: str) -> list[int]:
-        """Those of them that are named by a number, by which others are no owner, session or run."""
+        """Return those of them that are named by a number, by which others are no owner, session or run."""
         return [int(name) for name in self.json_names(folder) if name.isdecimal()]
 
     # repairs
@@ -256,7 +255,7 @@ class Folders:
                 self._link("keys", name, _name(number))
 
     def check_json(self, folder: str, fields: set[str], loss: str) -> list[str]:
-        """The files of a folder that hold an object with these fields; others are quarantined, which is a loss."""
+        """Return the files of a folder that hold an object with these fields; quarantine others, which is a loss."""
         good = []
         for name in sorted(os.listdir(self.root / folder)):
             if name.endswith(".new"):  # somebody died over it
@@ -330,7 +329,7 @@ class Folders:
 
 
 def _folder(task: Task) -> str:
-    """The folder from which a task is linked."""
+    """Return the folder from which a task is linked."""
     return WAITING if is_waiting(task) else STATUS_FOLDERS[task.status]
 
 
@@ -368,6 +367,3 @@ def write_all(fd: int, data: bytes) -> None:
     written = os.write(fd, data)
     while written < len(data):
         written += os.write(fd, memoryview(data)[written:])
-
-
-__all__ = ["STATUS_FOLDERS", "WAITING", "Folders", "write_all"]

@@ -78,7 +78,7 @@ class Journal:
             self._fd = -1
 
     def unread_entries(self) -> tuple[list[Entry], bool]:
-        """The entries of others since the last look, and whether some are missing between them."""
+        """Return the entries of others since the last look, and whether some are missing between them."""
         entries: list[Entry] = []
         missed = False
         found = os.stat(self._path, follow_symlinks=False)
@@ -96,7 +96,7 @@ class Journal:
         return entries + self._read(self._read_to), missed
 
     def unapplied(self) -> list[Entry]:
-        """The entries whose files may not be written; a torn one at the end is cut off."""
+        """Return the entries whose files may not be written; a torn one at the end is cut off."""
         if os.fstat(self._fd).st_size <= self._applied:
             return []
         entries = self._read(self._applied)
@@ -139,7 +139,7 @@ class Journal:
         return self._read_to > ROTATE_BYTES
 
     def entries(self) -> list[Entry]:
-        """All that are in it."""
+        """Return all that are in it."""
         return self._read(_HEADER_BYTES)
 
     def rotate(self) -> None:
@@ -163,7 +163,7 @@ class Journal:
             os.close(fd)
         os.rename(fresh, self._path)
         if self._durable:
-            sync_folder(self._path.parent)
+            safety.sync(self._path.parent)
 
     def _attach(self) -> str:
         """Open the file that is there now; returns the boot it was written in."""
@@ -182,7 +182,7 @@ class Journal:
             os.fsync(self._fd)
 
     def _read(self, start: int) -> list[Entry]:
-        """The whole entries from `start` on; sets where the last of them ends."""
+        """Return the whole entries from `start` on; sets where the last of them ends."""
         data = read_all(self._fd, start)
         entries = []
         at = 0
@@ -208,7 +208,7 @@ _APPLIED_AT = len(_MAGIC) + 1 + 6 + 1 + 20 + 1
 
 
 def _parse_header(header: bytes) -> tuple[int, int, str]:
-    """Generation, end of what is applied, boot. Raises ValueError where it is torn."""
+    """Return generation, end of what is applied, and boot. Raises ValueError where it is torn."""
     magic, version, generation, applied, *boot = header.split(None, 4)
     if int(version) > VERSION:
         raise StoreVersionError(
@@ -220,7 +220,7 @@ def _parse_header(header: bytes) -> tuple[int, int, str]:
 
 
 def read_all(fd: int, start: int = 0) -> bytes:
-    """What a file holds from `start` on."""
+    """Return what a file holds from `start` on."""
     pieces = []
     while piece := os.pread(fd, 1 << 20, start):
         pieces.append(piece)
@@ -229,20 +229,8 @@ def read_all(fd: int, start: int = 0) -> bytes:
 
 
 def _boot_id() -> str:
-    """Names the present start of the machine, where the system tells."""
+    """Return what names the present start of the machine, where the system tells."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a cut of the power."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-__all__ = ["Entry", "Journal", "read_all", "sync_folder"]

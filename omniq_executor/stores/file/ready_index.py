@@ -33,12 +33,12 @@ _FEW = 10_000  # lines
 
 
 def place_of(task: Task) -> Place:
-    """Where a PENDING task stands in the order."""
+    """Return where a PENDING task stands in the order."""
     return -task.priority, task.eta, task.id
 
 
 def lane_of(task: Task) -> Lane:
-    """The lane of a PENDING task."""
+    """Return the lane of a PENDING task."""
     return task.queue, task.run, tier(task)
 
 
@@ -54,7 +54,7 @@ class Places:
         heapq.heappush(self._due, place)
 
     def first(self, now: int) -> Place | None:
-        """The first place that is due, or None."""
+        """Return the first place that is due, or None."""
         while self._later and self._later[0][0] <= now:
             heapq.heappush(self._due, heapq.heappop(self._later)[1])
         while self._due and self._due[0][1] > now:
@@ -67,11 +67,11 @@ class Places:
         return None if self.first(now) is None else heapq.heappop(self._due)
 
     def next_due(self) -> int | None:
-        """When the next place is due, if none is now."""
+        """Return when the next place is due, if none is now."""
         return self._later[0][0] if self._later else None
 
     def next(self) -> Place | None:
-        """A place, due or not, or None if there is none."""
+        """Return a place, due or not, or None if there is none."""
         if self._due:
             return self._due[0]
         return self._later[0][1] if self._later else None
@@ -106,7 +106,7 @@ class Order:
             self._write(lines)
 
     def read(self, pending: Collection[int]) -> Noted:
-        """The lanes and places of those of these tasks that it has."""
+        """Return the lanes and places of those of these tasks that it has."""
         self._open()
         rows = _rows(read_all(self._fd))
         self._lines = len(rows)
@@ -123,7 +123,7 @@ class Order:
         return os.fstat(self._fd).st_size > self._enough
 
     def trim(self, found: Noted) -> None:
-        """After `read()`: if most of it is out of date, have only these in it."""
+        """Have only these in it, after `read()`, if most of it is out of date."""
         if self._lines > 2 * sum(map(len, found.values())) + _FEW:
             self.rewrite(found)
         self._enough = max(_LONG, 2 * os.fstat(self._fd).st_size)
@@ -159,6 +159,3 @@ def _rows(data: bytes) -> list[Any]:
             with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
         return rows
-
-
-__all__ = ["Lane", "Noted", "Order", "Place", "Places", "lane_of", "place_of"]

@@ -8,13 +8,16 @@ ISO-8601 in UTC. `version` counts the changes of the task; of two texts the high
 import base64
 import functools
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
-from ...model.codec import decode_error, encode_error, encode_json
+from ...model.codec import encode_error, encode_json
 from ...model.preview import preview
+from ...model.schema import FIELDS, OPTIONS, USUAL, Field, Kind, compiled, is_optional
 from ...model.task import (
+    FINISHED,
     NEVER,
     Claim,
     ErrorInfo,
@@ -25,10 +28,8 @@ from ...model.task import (
     apply,
     format_id,
     iso,
-    last,
     parse_id,
     parse_iso,
-    with_wait,
 )
 
 END = b"\n}\n"  # of every text, and in none before its end: JSON has no line ends within a text
@@ -50,156 +51,160 @@ class Record:
     is_removed: bool = False  # what the journal says of a task that is purged
 
     def after(self, event: Event, now: int, **what: Any) -> "Record":
-        """The record after an event, as model.apply() has it, which may raise Refused."""
+        """Return the record after an event, as model.apply() has it, which may raise Refused."""
         return Record(apply(self.task, event, now, **what), self.digest, self.identity, self.version + 1, self.size)
 
     def claim(self, owner: int, now: int) -> "Record":
-        """The record after its next claim."""
+        """Return the record after its next claim."""
         return self.after(Event.CLAIM, now, claim=Claim(owner, self.task.attempts + 1))
 
     def release(self, now: int) -> "Record":
-        """The record after its claim is taken back from its owner."""
+        """Return the record after its claim is taken back from its owner."""
         return self.after(Event.RELEASE, now, claim=Claim(self.task.owner or 0, self.task.attempts))
 
     def orphan(self, now: int) -> "Record":
-        """The record after the death of the owner of its claim."""
+        """Return the record after the death of the owner of its claim."""
         return self.after(Event.ORPHAN, now)
 
-    def adopted(self, run: int) -> "Record":
-        """The record as one of another run's."""
-        return replace(self, task=self.task._replace(run=run), version=self.version + 1)
-
-    def last(self) -> "Record":
-        """The record of a task that recurs, as the last of its series."""
-        return replace(self, task=last(self.task), version=self.version + 1)
-
-    def settled(self, waits: bool) -> "Record":
-        """The record of a task that waits for others, or does not, as model.with_wait() has it; it may be this one."""
-        task = with_wait(self.task, waits=waits)
+    def changed(self, task: Task) -> "Record":
+        """Return the record with the task changed otherwise; it is this one if that is the same."""
         return self if task is self.task else replace(self, task=task, version=self.version + 1)
 
     def removed(self) -> "Record":
-        """What the journal says of the removal of the task: as little as its files can be found by."""
+        """Return what the journal says of the removal of the task: as little as its files can be found by."""
         task = self.task._replace(args="[]", kwargs=None, result=None, error=None, options=None)
         return Record(task, self.digest, None, self.version + 1, self.size, is_removed=True)
 
 
-_USUAL = Options()
 _time = functools.lru_cache(512)(iso)
+
+# The names that stand in each text, in this order. What else there is stands behind them, where it is not as usual.
+_ALWAYS = (
+    "id", "func_path", "args", "kwargs", "status", "attempts", "max_retries", "timeout", "eta", "interval",
+    "enqueued_at", "started_at", "completed_at", "failed_at", "cancelled_at", "result", "error", "queue", "priority",
+    "key", "crashes", "owner", "run", "function", "version",
+)  # fmt: skip
+_ENDS = {status: f"{status.name.lower()}_at" for status in Status if status in FINISHED}
+
+# How each kind is written, as an expression that gives the JSON of a value which is not None, and how it is read, as
+# one of what JSON has under the name, which is {1}. What is written otherwise, see _lines(), has None here.
+_KINDS: dict[Kind, tuple[str | None, str]] = {
+    Kind.WHOLE: ("{}", "checked({}, int)"),
+    Kind.NUMBER: ("{}", "{}"),
+    Kind.TEXT: ("quote({})", "checked({}, str)"),
+    Kind.QUEUE: ("quote({})", "checked({}, str)"),
+    Kind.PATH: ("quote({})", "checked({}, str)"),
+    Kind.TEXTS: ("'[%s]' % ', '.join(map(quote, {}))", "tuple({})"),
+    Kind.ID: ("""f'"{{format_id({})}}"'""", "parse_id({})"),
+    Kind.IDS: ("'[%s]' % ', '.join(quote(format_id(number)) for number in {})", "tuple(map(parse_id, {}))"),
+    Kind.TIME: ("moment({})", "micros({})"),
+    Kind.SPAN: ("{} / 1_000_000", "round({} * 1_000_000)"),
+    Kind.VALUE: ("{0} if {0}.__class__ is str else quote(preview({0}))", "stored(fields, {1})"),
+    Kind.KWARGS: ("{} or '{{}}'", "None if 'args_pickle' in fields or not {0} else encode_json({0})"),
+    Kind.PICKLE: (None, "pickled(fields, {1})"),
+    Kind.STATUS: ("""f'"{{{}.name}}"'""", "Status[{}]"),
+    Kind.ETA: (
+        "moment(({} if options.due is None else options.due) or None)",
+        "NEVER if is_waiting(fields) else micros({}) or 0",
+    ),
+    Kind.DUE: (None, "micros(fields['eta']) or 0 if is_waiting(fields) else None"),
+    Kind.END: (None, f"micros({' or '.join(f'fields[{end!r}]' for end in _ENDS.values())})"),
+    Kind.FUNCTION: (None, "b''"),
+    Kind.ERROR: ("encode_error({})", "{0} and ErrorInfo(**{0}, pickle=pickled(fields, 'exception'))"),
+}
+_READ_AS_NONE = (Kind.TIME, Kind.KWARGS, Kind.PICKLE, Kind.DUE, Kind.END, Kind.ERROR)
+
+
+def _lines(of: str, fields: dict[str, Field]) -> Iterator[tuple[str, str, str]]:
+    """Give each name of a text with the expression of its JSON, and the one of whether it is not as usual."""
+    for name, (kind, *_) in fields.items():
+        value = f"{of}.{name}"
+        if kind is Kind.OPTIONS:
+            yield from _lines("options", OPTIONS)
+        elif kind is Kind.END:
+            for status, end in _ENDS.items():
+                yield end, f"moment({value}) if task.status == {status:d} else 'null'", value
+        elif kind is Kind.DUE:
+            yield "waiting", "'true'", f"{value} is not None"
+        elif write := _KINDS[kind][0]:
+            usual = {**Options._field_defaults, **Task._field_defaults}.get(name)
+            maybe = f"'null' if {value} is None else " if is_optional(name) and kind is not Kind.KWARGS else ""
+            yield name, maybe + write.format(value), "" if name in _ALWAYS else f"{value} != {usual!r}"
+        if kind in (Kind.VALUE, Kind.PICKLE):
+            yield f"{name}_pickle", f"base_64({value})", f"{value}.__class__ is bytes"
+        elif kind is Kind.ERROR:
+            yield "exception_pickle", "base_64(task.error.pickle)", "task.error and task.error.pickle is not None"
+
+
+def _writer() -> Callable[..., str]:
+    lines = {name: (text, is_unusual) for name, text, is_unusual in _lines("task", FIELDS)}
+    lines["function"] = """f'"{digest.hex()}"'""", ""
+    lines["version"] = "version", ""
+    lines["identity"] = "quote(identity.hex())", "identity is not None"
+    lines["removed"] = "'true'", "is_removed"
+    template = ",\n".join(f'  "{name}": %s' for name in _ALWAYS)
+    others, of_options = (
+        " + ".join(
+            f"""(',\\n  "{name}": %s' % ({text}) if {is_unusual} else '')"""
+            for name, (text, is_unusual) in lines.items()
+            if name not in _ALWAYS and is_unusual.startswith("options.") is is_option
+        )
+        for is_option in (False, True)
+    )
+    return compiled(
+        "task, options, digest, identity, version, is_removed",
+        f"template % ({', '.join(f'({lines[name][0]})' for name in _ALWAYS)},"
+        f" {others} + ('' if options is USUAL else {of_options}))",
+        template=f"{{\n{template}%s\n}}\n", USUAL=USUAL, quote=_quote, format_id=format_id, moment=_moment,
+        preview=preview, encode_error=encode_error, base_64=_base_64,
+    )  # fmt: skip
 
 
 def to_text(record: Record) -> bytes:
-    """The text of a record."""
-    task, rest = record.task, ""
-    args, result = task.args, task.result
-    if isinstance(args, bytes):
-        rest += _pickle_line("args", args)
-        args = _quote(preview(args))
-    if isinstance(result, bytes):
-        rest += _pickle_line("result", result)
-        result = _quote(preview(result))
-    if task.error is not None and task.error.pickle is not None:
-        rest += _pickle_line("exception", task.error.pickle)
-    if task.options is not None and task.options.policy is not None:
-        rest += _pickle_line("policy", task.options.policy)
-    if record.identity is not None:
-        rest += f',\n  "identity": "{record.identity.hex()}"'
-    if record.is_removed:
-        rest += ',\n  "removed": true'
-    if task.owner_deaths:
-        rest += f',\n  "owner_deaths": {task.owner_deaths}'
-    options = task.options or _USUAL
-    if options.retries:
-        rest += f',\n  "retries": {options.retries}'
-    if options.series is not None:
-        rest += f',\n  "series": "{format_id(options.series)}"'
-    if options.tags:
-        rest += f',\n  "tags": [{", ".join(map(_quote, options.tags))}]'
-    if options.after:
-        rest += f',\n  "after": [{", ".join(_quote(format_id(number)) for number in options.after)}]'
-    eta = task.eta
-    if options.due is not None:
-        rest += ',\n  "waiting": true'
-        eta = options.due
-    status, finished = task.status, _moment(task.finished_at)
-    return f"""{{
-  "id": "{task.task_id}",
-  "func_path": {_quote(task.func_path)},
-  "args": {args},
-  "kwargs": {task.kwargs or "{}"},
-  "status": "{status.name}",
-  "attempts": {task.attempts},
-  "max_retries": {options.max_retries},
-  "timeout": {"null" if options.timeout is None else options.timeout},
-  "eta": {_moment(eta or None)},
-  "interval": {"null" if options.interval is None else options.interval / 1_000_000},
-  "enqueued_at": {_moment(task.enqueued_at)},
-  "started_at": {_moment(task.started_at)},
-  "completed_at": {finished if status is Status.COMPLETED else "null"},
-  "failed_at": {finished if status is Status.FAILED else "null"},
-  "cancelled_at": {finished if status is Status.CANCELLED else "null"},
-  "result": {"null" if result is None else result},
-  "error": {"null" if task.error is None else encode_error(task.error)},
-  "queue": {_quote(task.queue)},
-  "priority": {task.priority},
-  "key": {"null" if task.key is None else _quote(task.key)},
-  "crashes": {task.crashes},
-  "owner": {"null" if task.owner is None else task.owner},
-  "run": {task.run},
-  "function": "{record.digest.hex()}",
-  "version": {record.version}{rest}
-}}
-""".encode()
+    """Return the text of a record."""
+    task = record.task
+    return _write(
+        task, task.options or USUAL, record.digest, record.identity, record.version, record.is_removed
+    ).encode()
 
 
 def from_text(number: int, data: bytes) -> Record:
-    """The record of a text, which must be that of the task with this number. Raises Damaged."""
+    """Return the record of a text, which must be that of the task with this number. Raises Damaged."""
     try:
         fields = json.loads(data)
         if fields["id"] != format_id(number):
             raise Damaged(f"it speaks of {fields['id']}")
-        return _record(number, fields, len(data))
+        return _record(fields, len(data))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
 
 
-def _record(number: int, fields: dict[str, Any], size: int) -> Record:
-    status = Status[fields["status"]]
-    finished = fields["completed_at"] or fields["failed_at"] or fields["cancelled_at"]
-    args = _stored(fields, "args")
-    kwargs = None if isinstance(args, bytes) or not fields["kwargs"] else encode_json(fields["kwargs"])
-    error = fields["error"] and ErrorInfo(**fields["error"], pickle=_pickle(fields, "exception"))
-    completed = status is Status.COMPLETED
-    task = Task(
-        id=number, queue=_checked(fields["queue"], str), run=_checked(fields["run"], int),
-        func_path=_checked(fields["func_path"], str), func=b"", args=args, kwargs=kwargs, status=status,
-        priority=_checked(fields["priority"], int), eta=NEVER if _is_waiting(fields) else _micros(fields["eta"]) or 0,
-        attempts=_checked(fields["attempts"], int), crashes=_checked(fields["crashes"], int),
-        owner=fields["owner"] if fields["owner"] is None else _checked(fields["owner"], int),
-        enqueued_at=_micros(fields["enqueued_at"]) or 0, started_at=_micros(fields["started_at"]),
-        finished_at=_micros(finished), result=_stored(fields, "result") if completed else None, error=error,
-        options=_options(fields), key=fields["key"] if fields["key"] is None else _checked(fields["key"], str),
-        owner_deaths=_checked(fields.get("owner_deaths", 0), int),
+def _record(fields: dict[str, Any], size: int) -> Record:
+    identity = None if (text := fields.get("identity")) is None else bytes.fromhex(text)
+    version, digest = _checked(fields["version"], int), bytes.fromhex(fields["function"])
+    return Record(_read(fields), digest, identity, version, size, fields.get("removed", False))
+
+
+def _values(fields: dict[str, Field], usual: dict[str, Any]) -> Iterator[str]:
+    """Give each field as an argument: an expression of what was read, which is `fields`."""
+    for name, (kind, *_) in fields.items():
+        found = f"fields[{name!r}]" if name in _ALWAYS else f"fields.get({name!r}, {usual.get(name)!r})"
+        maybe = f"None if {found} is None else " if is_optional(name) and kind not in _READ_AS_NONE else ""
+        if kind is Kind.OPTIONS:
+            read = f"Options({', '.join(_values(OPTIONS, Options._field_defaults))}).or_none()"
+        elif kind is Kind.VALUE and is_optional(name):  # a result may be None itself
+            read = f"stored(fields, {name!r}) if fields['status'] == 'COMPLETED' else None"
+        else:
+            read = maybe + _KINDS[kind][1].format(found, repr(name))
+        yield f"{name}={read}"
+
+
+def _reader() -> Callable[..., Task]:
+    return compiled(
+        "fields", f"Task({', '.join(_values(FIELDS, Task._field_defaults))})", Task=Task, Options=Options,
+        ErrorInfo=ErrorInfo, Status=Status, NEVER=NEVER, checked=_checked, parse_id=parse_id,
+        micros=_micros, stored=_stored, pickled=_pickle, is_waiting=_is_waiting, encode_json=encode_json,
     )  # fmt: skip
-    identity = fields.get("identity")
-    return Record(
-        task,
-        bytes.fromhex(fields["function"]),
-        None if identity is None else bytes.fromhex(identity),
-        _checked(fields["version"], int),
-        size,
-        fields.get("removed", False),
-    )
-
-
-def _options(fields: dict[str, Any]) -> Options | None:
-    interval, series = fields["interval"], fields.get("series")
-    return Options(
-        _checked(fields["max_retries"], int), fields.get("retries", 0), fields["timeout"],
-        None if interval is None else round(interval * 1_000_000), None if series is None else parse_id(series),
-        tuple(fields.get("tags", ())), _pickle(fields, "policy"), tuple(map(parse_id, fields.get("after", ()))),
-        (_micros(fields["eta"]) or 0) if _is_waiting(fields) else None,
-    ).or_none()  # fmt: skip
 
 
 def _is_waiting(fields: dict[str, Any]) -> bool:
@@ -227,12 +232,12 @@ def _pickle(fields: dict[str, Any], name: str) -> bytes | None:
     return None if text is None else base64.b64decode(text, validate=True)
 
 
-def _pickle_line(name: str, data: bytes) -> str:
-    return f',\n  "{name}_pickle": "{base64.b64encode(data).decode()}"'
+def _base_64(data: bytes) -> str:
+    return f'"{base64.b64encode(data).decode()}"'
 
 
 def _quote(text: str) -> str:
-    """A text as JSON, readable where UTF-8 has all of its characters."""
+    """Return a text as JSON, readable where UTF-8 has all of its characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -248,4 +253,4 @@ def _micros(text: str | None) -> int | None:
     return None if text is None else parse_iso(text)
 
 
-__all__ = ["END", "Damaged", "Record", "decode_error", "from_text", "to_text"]
+_write, _read = _writer(), _reader()

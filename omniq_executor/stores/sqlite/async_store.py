@@ -3,7 +3,7 @@
     AwaitedStore     any store: its verbs run, one after the other, in a thread
     AwaitedSQLite    SQLite: each statement of a transaction is awaited on an aiosqlite connection
 
-The transactions are those of transactions.py, as in SQLiteStore; here a statement is awaited where it is
+The transactions are those of turns.py and its neighbours, as in SQLiteStore; here a statement is awaited where it is
 called there. What is rare and more than a transaction (opening, entering, leaving, looking after the log)
 SQLiteStore does itself, in the thread.
 
@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import aiosqlite
 
@@ -28,9 +28,10 @@ from ...model.task import Status, Task
 from ...stores.base import now
 from .. import open_store
 from ..base import Claimed, Run, Store, TaskState, Turn, TurnResult
-from . import transactions
-from .store import LOOK_AT_LOG_EVERY, SQLiteStore, explained
-from .transactions import Many, Reply, Statement, Transaction
+from . import looking, runs, turns
+from .database import LOOK_AT_LOG_EVERY, explained
+from .store import SQLiteStore
+from .tables import Many, Reply, Statement, Transaction
 
 _LONG = 256  # rows; to make more of them into tasks takes so long that a thread does it
 
@@ -104,7 +105,6 @@ class AwaitedStore:
             self._store.close()
 
     async def enter(self, queue: str) -> int:
-        """Store.enter(), after a look at who is dead."""
         return await self._call(self._enter, queue)
 
     def _enter(self, queue: str) -> int:
@@ -112,27 +112,21 @@ class AwaitedStore:
         return self._store.enter(queue)
 
     def notify_path(self, owner: int) -> Path:
-        """Store.notify_path()."""
         return self._store.notify_path(owner)
 
     async def notify(self, owner: int) -> None:
-        """Store.notify()."""
         await self._call(self._store.notify, owner)
 
     async def read_changes(self, owner: int) -> list[int]:
-        """Store.read_changes()."""
         return await self._call(self._store.read_changes, owner)
 
     async def turn(self, owner: int, run: Run, work: Turn) -> TurnResult:
-        """Store.turn()."""
         return await self._call(self._notifying, owner, self._store.turn, owner, run, work)
 
     async def claim(self, owner: int, number: int) -> Claimed | None:
-        """Store.claim(), now."""
         return await self._call(self._store.claim, owner, number, now())
 
     async def cancel(self, number: int, running: bool) -> list[int]:
-        """Store.cancel(), now, of one task."""
         return await self._call(self._notifying, 0, self._store.cancel, [number], now(), running)
 
     def _notifying(self, owner: int, verb: Callable[..., _T], *args: Any) -> _T:
@@ -141,15 +135,12 @@ class AwaitedStore:
         return result
 
     async def states(self, numbers: list[int]) -> list[TaskState]:
-        """Store.states()."""
         return await self._call(self._store.states, numbers)
 
     async def find(self, status: Status | None, queue: str | None, limit: int | None) -> list[Task]:
-        """Store.find()."""
         return await self._call(self._store.find, status, queue, None, limit)
 
     async def counts(self) -> dict[str, dict[Status, int]]:
-        """Store.counts()."""
         return await self._call(self._store.counts)
 
 
@@ -168,7 +159,6 @@ class AwaitedSQLite(AwaitedStore):
         self._turns = 0
 
     async def close(self, owner: int | None) -> None:
-        """As AwaitedStore.close()."""
         try:
             async with self._lock:
                 self._closed = True
@@ -177,57 +167,43 @@ class AwaitedSQLite(AwaitedStore):
             await super().close(owner)
 
     async def read_changes(self, owner: int) -> list[int]:
-        """Store.read_changes()."""
-        changed: list[int] = await self._write(transactions.read_changes(owner))
-        return changed
+        return await self._write(runs.read_changes(owner))
 
     async def turn(self, owner: int, run: Run, work: Turn) -> TurnResult:
-        """Store.turn()."""
         if run.queue not in self._queues:
-            self._queues[run.queue] = await self._write(transactions.ensure_queue(run.queue))
+            self._queues[run.queue] = await self._write(turns.ensure_queue(run.queue))
         for batch in work.adds:
             if batch.function.digest not in self._functions:
-                number = await self._write(transactions.ensure_function(batch.function))
+                number = await self._write(turns.ensure_function(batch.function))
                 self._functions[batch.function.digest] = number
-        text = transactions.turn(owner, run, self._queues[run.queue], self._functions, work, self._peers, exact=True)
-        turned: TurnResult = await self._write(text, notifies=owner)
-        return turned
+        text = turns.turn(owner, run, self._queues[run.queue], self._functions, work, self._peers, exact=True)
+        return await self._write(text, notifies=owner)
 
     async def claim(self, owner: int, number: int) -> Claimed | None:
-        """Store.claim(), now."""
-        claimed: Claimed | None = await self._write(transactions.claim(owner, number, now()))
-        return claimed
+        return await self._write(turns.claim(owner, number, now()))
 
     async def cancel(self, number: int, running: bool) -> list[int]:
-        """Store.cancel(), now, of one task."""
-        cancelled: list[int] = await self._write(transactions.cancel([number], now(), running), notifies=0)
-        return cancelled
+        return await self._write(turns.cancel([number], now(), running), notifies=0)
 
     async def states(self, numbers: list[int]) -> list[TaskState]:
-        """Store.states()."""
-        found: list[TaskState] = await self._ask(transactions.states(numbers))
-        return found
+        return await self._ask(looking.states(numbers))
 
     async def find(self, status: Status | None, queue: str | None, limit: int | None) -> list[Task]:
-        """Store.find()."""
-        found: list[Task] = await self._ask(transactions.find(status, queue, None, limit))
-        return found
+        return await self._ask(looking.find(status, queue, None, limit))
 
     async def counts(self) -> dict[str, dict[Status, int]]:
-        """Store.counts()."""
-        found: dict[str, dict[Status, int]] = await self._ask(transactions.counts())
-        return found
+        return await self._ask(looking.counts())
 
     # how they reach the database
 
-    async def _ask(self, looking: Transaction) -> Any:
+    async def _ask(self, looking: Transaction[_T]) -> _T:
         """Run a transaction of one statement that only reads. Cancelled, it leaves nothing to undo."""
         async with self._lock:
             self._check_open()
             with explained(self._store.path):
                 return await self._drive(looking)
 
-    async def _write(self, transaction: Transaction, notifies: int | None = None) -> Any:
+    async def _write(self, transaction: Transaction[_T], notifies: int | None = None) -> _T:
         """Run a transaction; with `notifies`, wake all owners but that one after it."""
         work = asyncio.ensure_future(self._run(transaction, notifies))
         try:
@@ -236,13 +212,13 @@ class AwaitedSQLite(AwaitedStore):
             work.cancel()
             raise
 
-    async def _run(self, transaction: Transaction, notifies: int | None) -> Any:
+    async def _run(self, transaction: Transaction[_T], notifies: int | None) -> _T:
         async with self._lock:
             self._check_open()
             with explained(self._store.path):
                 try:
                     await self._execute("BEGIN IMMEDIATE", ())
-                    self._peers[:] = [id for (id,) in (await self._execute(transactions.OWNERS, ())).rows]
+                    self._peers[:] = [id for (id,) in (await self._execute(runs.OWNERS, ())).rows]
                     result = await self._drive(transaction)
                     await self._execute("COMMIT", ())
                 except BaseException:
@@ -256,7 +232,7 @@ class AwaitedSQLite(AwaitedStore):
             await self._call(self._store.work_off_log)
         return result
 
-    async def _drive(self, transaction: Transaction) -> Any:
+    async def _drive(self, transaction: Transaction[_T]) -> _T:
         statement, result = _advance(transaction, None)
         while statement is not None:
             reply = await self._execute(*statement)
@@ -264,7 +240,7 @@ class AwaitedSQLite(AwaitedStore):
                 statement, result = _advance(transaction, reply)
             else:
                 statement, result = await asyncio.to_thread(_advance, transaction, reply)
-        return result
+        return cast(_T, result)
 
     async def _execute(self, sql: str, parameters: Iterable[Any]) -> Reply:
         """Run a statement to its end in one go, so that it is done or not when its caller is cancelled."""
@@ -278,8 +254,8 @@ class AwaitedSQLite(AwaitedStore):
         return Reply(rows, connection.total_changes - before)
 
 
-def _advance(transaction: Transaction, reply: Reply | None) -> tuple[Statement | None, Any]:
-    """The next statement of a transaction, or None and its result."""
+def _advance(transaction: Transaction[Any], reply: Reply | None) -> tuple[Statement | None, Any]:
+    """Return the next statement of a transaction, or None and its result."""
     try:
         return transaction.send(reply), None  # type: ignore[arg-type]  # None begins it
     except StopIteration as done:

@@ -1,0 +1,51 @@
+"""The functions of a file store, each in a file of its own, and those that this process knows already."""
+
+import base64
+
+from ...errors import StoreError
+from ...model.task import Function
+from .folders import Folders
+
+FUNCTION_FIELDS = {"path", "pickle"}
+_KNOWN = 4096
+
+
+class Functions:
+    """See the module's docstring. Methods that may look at files are called under the store's lock."""
+
+    def __init__(self, folders: Folders) -> None:
+        self._folders = folders
+        self._known: dict[bytes, Function] = {}
+
+    def known(self, digest: bytes) -> Function | None:
+        """Return a function without a look at its file."""
+        return self._known.get(digest)
+
+    def keep(self, function: Function) -> None:
+        """Have a function on disk."""
+        if function.digest not in self._known:
+            name = f"{function.digest.hex()}.json"
+            if self._folders.read_json("functions", name, FUNCTION_FIELDS) is None:
+                content = {"path": function.path, "pickle": base64.b64encode(function.pickle).decode()}
+                self._folders.write_json("functions", name, content)
+            self._remember(function)
+
+    def read(self, digest: bytes) -> Function:
+        """Return a function. Raises StoreError if there is none."""
+        found = self._known.get(digest)
+        if found is None:
+            content = self._folders.read_json("functions", f"{digest.hex()}.json", FUNCTION_FIELDS)
+            if content is None:
+                raise StoreError(f"{self._folders.root} holds no function {digest.hex()}")
+            found = Function(digest, content["path"], base64.b64decode(content["pickle"]))
+            self._remember(found)
+        return found
+
+    def forget(self) -> None:
+        """Take no function for stored: some may have been purged."""
+        self._known.clear()
+
+    def _remember(self, function: Function) -> None:
+        if len(self._known) == _KNOWN:
+            self._known.clear()
+        self._known[function.digest] = function

@@ -1,0 +1,355 @@
+"""Who is there in a file store: owners, sessions and runs, and what runs take over. See store.py."""
+
+import contextlib
+import logging
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from ... import slots
+from ...model.task import FINISHED, Call, Event, Function, Status, Task
+from ..base import Leftover, Owner, Run, TaskState, now
+from ..owners import new_owner_id
+from ..rules import PastRun, Resume, continued
+from .folders import WAITING
+from .records import Record
+from .tasks import Changes, OfFiles, found
+
+RUN_FIELDS = {"queue", "owner", "continues", "started_at", "ended_at", "clean", "settled"}
+OWNER_FIELDS = {"queue", "host", "pid", "opened_at"}
+SESSION_FIELDS = {"host", "pid", "started_at"}
+
+_log = logging.getLogger("omniq_executor")
+
+
+class Runs(OfFiles):
+    """Registers owners, sessions and runs, and forgets them."""
+
+    def enter(self, queue: str) -> int:
+        with self._tasks.locked():
+            self.reserve.take()
+            owner = new_owner_id(self._tasks.folders.numbers("owners"))
+            self._owners.hold(owner)
+            self._functions.forget()  # while no owner was registered, some may have been purged
+            try:
+                about = {"queue": queue, "host": self._owners.host, "pid": os.getpid(), "opened_at": now()}
+                self._tasks.folders.write_json("owners", f"{owner}.json", about)
+                self._tasks.journal.append(owner, [])
+                self._tasks.journal.mark_applied()
+            except OSError:
+                self._owners.let_go(owner)
+                raise
+            self._tasks.peers = None
+            self._tasks.unread[owner] = []
+            return owner
+
+    def _leave(self, owner: int) -> None:
+        with self._tasks.locked():
+            self._unregister({owner: ()})
+            self._tasks.unread.pop(owner, None)
+
+    def owners(self) -> list[Owner]:
+        with self._tasks.locked():
+            return self._registered()
+
+    def _registered(self) -> list[Owner]:
+        owners = []
+        for id in self._tasks.folders.numbers("owners"):
+            about = self._about("owners", id, OWNER_FIELDS)
+            alive = self._owners.is_alive(id, about["host"])
+            owners.append(Owner(id, about["queue"], about["host"], about["pid"], about["opened_at"], alive))
+        return sorted(owners, key=lambda owner: (owner.opened_at, owner.id))
+
+    def peers(self, owner: int) -> list[int]:
+        with self._tasks.locked():
+            return [id for id in self._tasks.folders.numbers("owners") if id != owner]
+
+    def reap(self, now: int) -> int:
+        with self._tasks.locked():
+            dead = self._suspects(owner.id for owner in self._registered() if not owner.alive)
+            sessions = self._dead_sessions()
+            orphaned = self._unregister(dead) if dead else 0
+            self._forget_sessions(sessions)
+        for id in [*dead, *sessions]:
+            self._owners.forget(id)
+        return orphaned
+
+    def _dead_sessions(self) -> list[int]:
+        about = {id: self._about("sessions", id, SESSION_FIELDS) for id in self._tasks.folders.numbers("sessions")}
+        return [id for id, fields in about.items() if not self._owners.is_alive(id, fields["host"])]
+
+    def _about(self, folder: str, id: int, fields: set[str]) -> dict[str, Any]:
+        """Return what a file tells of an owner or a session. If it is damaged, only the lock tells if that lives."""
+        about = self._tasks.folders.read_json(folder, f"{id}.json", fields)
+        if about is None or not isinstance(about["host"], str):
+            return {"queue": "", "host": self._owners.host, "pid": 0, "opened_at": 0}
+        return about
+
+    def _forget_sessions(self, sessions: Iterable[int]) -> None:
+        try:
+            for session in sessions:
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / "sessions" / f"{session}.json").unlink()
+        except OSError as error:
+            # What was done before is committed. As soon as its process is dead, so is a session.
+            _log.warning("%s: sessions that are over are forgotten later: %s", self.path, error)
+
+    def _suspects(self, dead: Iterable[int]) -> dict[int, Collection[int] | None]:
+        """Return of each dead owner the tasks that it had begun, or None if any may have been."""
+        return {owner: slots.begun(self._owners.slots_path(owner)) for owner in dead}
+
+    def _unregister(self, owners: Mapping[int, Collection[int] | None]) -> int:
+        """Take back the tasks of owners that are gone, forget them, and return how many tasks that were.
+
+        The tasks that are given with an owner are orphaned, all if it is None; others are released.
+        """
+        changes = Changes()
+        for record in self._tasks.of(Status.RUNNING):
+            if record.task.owner in owners:
+                begun = owners[record.task.owner or 0]
+                is_suspect = begun is None or record.task.id in begun
+                changes.change(record, record.orphan(now()) if is_suspect else record.release(now()))
+        self._tasks.apply_waits(changes)
+        self._tasks.commit(0, changes)
+        self._tasks.peers = None
+        try:
+            for owner in owners:
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / "owners" / f"{owner}.json").unlink()
+            self._tasks.journal.append(0, [])  # not marked as applied: files of the one before may not be written
+        except OSError as error:
+            # What they had claimed is released, and must not look as if it were not.
+            _log.warning("%s: owners that are gone are forgotten later: %s", self.path, error)
+        return len(changes.new)
+
+    def _release_unowned(self, but: Collection[int] = ()) -> int:
+        """RELEASE what is RUNNING without a registered owner, or one of `but`; return how many tasks."""
+        here = {*self._tasks.folders.numbers("owners"), *but}
+        changes = Changes()
+        for record in self._tasks.of(Status.RUNNING):
+            if record.task.owner not in here:
+                changes.change(record, record.release(now()))
+        self._tasks.apply_waits(changes)
+        self._tasks.commit(0, changes)
+        return len(changes.new)
+
+    def notify(self, owner: int) -> None:
+        """Wake the other owners: something that they may wait for is committed."""
+        if self._tasks.peers is None:
+            with self._tasks.locked():
+                self._tasks.peers = self._tasks.folders.numbers("owners")
+        for peer in self._tasks.peers:
+            if peer != owner:
+                self._owners.notify(peer)
+
+    def read_changes(self, owner: int) -> list[int]:
+        with self._tasks.locked():
+            unread, self._tasks.unread[owner] = self._tasks.unread.get(owner, []), []
+            return unread
+
+    def _register_session(self, session: int, now: int) -> None:
+        with self._tasks.locked():
+            about = {"host": self._owners.host, "pid": os.getpid(), "started_at": now}
+            self._tasks.folders.write_json("sessions", f"{session}.json", about)
+
+    def end_session(self, session: int, clean: bool, now: int, *, keep_broken: bool = False) -> list[Leftover]:
+        with self._tasks.locked():
+            runs = self._read_runs()
+            own = {id for id, run in runs.items() if run["session"] == session and not run["settled"]}
+            changes: dict[int, dict[str, Any]] = {}
+            if clean:
+                broken = {id for id in own if keep_broken and _is_broken(runs[id])}
+                kept = {_likeness(runs[id]) for id in broken}
+                changes = {id: {"clean": True} for id in own - broken}
+                changes |= self._settled(runs, {id for id in own if _likeness(runs[id]) not in kept})
+            else:
+                changes = {id: {"clean": False} for id in own if runs[id]["clean"] is None}
+            left = self._change_runs(runs, changes)
+            # Last: whoever dies before that leaves a session that is over, and runs that are continued.
+            self._forget_sessions([session])
+        self._owners.let_go(session)
+        return left
+
+    def _settled(self, runs: dict[int, dict[str, Any]], own: Collection[int]) -> dict[int, dict[str, Any]]:
+        """Return what changes of which runs as these are settled, which end clean, and those like them that are over.
+
+        Those that end clean are the last: whoever dies before that leaves them to be continued.
+        """
+        like = {_likeness(runs[id]) for id in own}
+        others = (id for id in self._over(runs) if id not in own and _likeness(runs[id]) in like)
+        settled = {id: {"settled": True} for id in others if not runs[id]["settled"]}
+        return {**settled, **{id: {"settled": True, "clean": True} for id in own}}
+
+    def _change_runs(self, runs: dict[int, dict[str, Any]], changes: dict[int, dict[str, Any]]) -> list[Leftover]:
+        """Write these changes of runs; returns what those have left that are settled by it."""
+        settled = [id for id, change in changes.items() if change.get("settled")]
+        left = self._left_by(settled)
+        written: list[int] = []
+        try:
+            for id, change in changes.items():
+                self._tasks.folders.write_json("runs", f"{id}.json", {**runs[id], **change})
+                written.append(id)
+        except OSError:
+            with contextlib.suppress(OSError):
+                for id in reversed(written):
+                    self._tasks.folders.write_json("runs", f"{id}.json", runs[id])
+            raise
+        return [Leftover(id, runs[id]["queue"], runs[id]["started_at"], left[id]) for id in sorted(left)]
+
+    def _left_by(self, runs: Collection[int]) -> dict[int, int]:
+        """Return by run how many PENDING tasks it has, of those that have some."""
+        counts: dict[int, int] = {}
+        unsure = self._tasks.folders.names(WAITING)
+        if any(run in runs for _, run, _ in self._tasks.lanes()):
+            for number, places in self._tasks.in_order().items():
+                of = {run for (_, run, _), _ in places}
+                if len(of) > 1:
+                    unsure.append(number)
+                elif (run := of.pop()) in runs:  # without a look into its file: there may be very many
+                    counts[run] = counts.get(run, 0) + 1
+        for number in unsure:
+            record = self._tasks.load(number)
+            if record is not None and record.task.status is Status.PENDING and record.task.run in runs:
+                counts[record.task.run] = counts.get(record.task.run, 0) + 1
+        return counts
+
+    def _pending_of(self, is_meant: Callable[[str, int], bool]) -> list[Task]:
+        """Return what is PENDING of certain queues and runs, waiting or not. It reads hardly any other files."""
+        numbers = self._tasks.folders.names(WAITING)
+        if any(is_meant(queue, run) for queue, run, _ in self._tasks.lanes()):
+            for number, places in self._tasks.in_order().items():
+                if any(is_meant(queue, run) for (queue, run, _), _ in places):
+                    numbers.append(number)
+        tasks = [record.task for number in sorted(numbers) if (record := self._tasks.load(number)) is not None]
+        return [task for task in tasks if task.status is Status.PENDING and is_meant(task.queue, task.run)]
+
+    def _over(self, runs: dict[int, dict[str, Any]], session: int = 0) -> list[int]:
+        """Return those of the runs that have no registered owner and no session that goes on, but for `session`."""
+        owners = set(self._tasks.folders.numbers("owners"))
+        sessions = set(self._tasks.folders.numbers("sessions")) - {session}
+        return [id for id, run in runs.items() if run["owner"] not in owners and run["session"] not in sessions]
+
+    def begin_run(
+        self, queue: str, owner: int, resume: Resume, now: int, *,
+        session: int = 0, context: str = "", since: int = 0,
+    ) -> Run:  # fmt: skip
+        self.reap(now)  # so that who is registered is alive
+        with self._tasks.locked():
+            runs = self._read_runs()
+            alike = {id: run for id, run in runs.items() if _likeness(run) == (queue, context)}
+            past = [
+                PastRun(id, alike[id]["session"], _is_broken(alike[id]), alike[id]["settled"], alike[id]["continues"])
+                for id in self._over(alike, session)
+            ]
+            continues = continued(past, resume, session)
+            continues -= self._older(runs, continues, since)
+            number = max(self._tasks.folders.numbers("runs"), default=0) + 1
+            fields = {
+                "queue": queue, "owner": owner, "continues": sorted(continues), "started_at": now, "ended_at": None,
+                "clean": None, "settled": False, "session": session, "context": context,
+            }  # fmt: skip
+            self._tasks.folders.write_json("runs", f"{number}.json", fields)
+            resumable = self._resumable[number] = defaultdict(deque)
+            done = total = 0
+            for record in self._tasks.all() if continues else ():
+                if record.task.run in continues and record.task.status is not Status.CANCELLED:
+                    resumable[_call_of(record)].append(record.task.id)
+                    total += 1
+                    done += record.task.status is Status.COMPLETED
+            return Run(number, queue, tuple(sorted(continues)), done, total)
+
+    def _read_runs(self) -> dict[int, dict[str, Any]]:
+        """Return the fields of the runs, which an older version may have written, but for those that are damaged."""
+        found = {
+            id: self._tasks.folders.read_json("runs", f"{id}.json", RUN_FIELDS)
+            for id in self._tasks.folders.numbers("runs")
+        }
+        return {id: {"session": 0, "context": "", **fields} for id, fields in found.items() if fields is not None}
+
+    def _older(self, runs: dict[int, dict[str, Any]], ids: Collection[int], since: int) -> set[int]:
+        """Return those of the runs of which nothing has happened after `since`."""
+        old = {id for id in ids if id in runs and max(runs[id]["started_at"], runs[id]["ended_at"] or 0) <= since}
+        if old:  # a run that was killed may have been at work until then
+            for record in self._tasks.all():
+                task = record.task
+                if task.run in old and max(task.enqueued_at, task.started_at or 0, task.finished_at or 0) > since:
+                    old.discard(task.run)
+        return old
+
+    def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
+        with self._tasks.locked():
+            self._resumable.pop(run.id, None)
+            runs = self._read_runs()
+            fields = runs[run.id]
+            changes: dict[int, dict[str, Any]] = {run.id: {"clean": None if clean else False}}
+            if clean and not fields["session"]:
+                changes = self._settled(runs, {run.id}) if not fields["settled"] else {run.id: {"clean": True}}
+            changes[run.id]["ended_at"] = now
+            return self._change_runs(runs, changes)
+
+    def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
+        with self._tasks.locked():
+            given: list[Record | None] = []
+            changes = Changes()
+            taken: list[tuple[deque[int], int]] = []
+            try:
+                for call in calls:
+                    left = self._resumable[run.id][function.digest, call.likeness]
+                    record = None
+                    while left and record is None:
+                        taken.append((left, left.popleft()))
+                        record = self._tasks.load(taken[-1][1])
+                    if record is not None and record.task.status is Status.FAILED:
+                        record = changes.change(record, record.after(Event.MANUAL_RETRY, now))
+                    if record is not None and record.task.status is Status.PENDING and record.task.run != run.id:
+                        record = changes.change(record, record.changed(record.task._replace(run=run.id)))
+                    given.append(record)
+                self._tasks.apply_waits(changes)
+                self._tasks.commit(0, changes)
+            except OSError:
+                for left, number in reversed(taken):
+                    left.appendleft(number)
+                raise
+            return [None if record is None else found(record) for record in given]
+
+    def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
+        with self._tasks.locked():
+            owners = set(self._tasks.folders.numbers("owners"))
+            busy = {id for id, fields in self._read_runs().items() if fields["owner"] in owners} | {run.id}
+            changes = Changes()
+            left, seen = list(ids or ()), set[int]()
+            if ids is None:
+                left = [it.id for it in self._pending_of(lambda queue, of: queue == run.queue and of not in busy)]
+            while left:
+                number = left.pop()
+                record = None if number in seen else self._tasks.load(number)
+                seen.add(number)
+                if record is None or record.task.status in FINISHED:
+                    continue
+                task = record.task
+                if ids is not None and task.options is not None:
+                    left += task.options.after
+                is_meant = ids is not None or task.queue == run.queue
+                if task.status is Status.PENDING and task.run not in busy and is_meant:
+                    changes.change(record, record.changed(record.task._replace(run=run.id)))
+            self._tasks.commit(0, changes)
+            return len(changes.new)
+
+    def cancel_run(self, run: int, now: int) -> list[int]:
+        with self._tasks.locked():
+            return self.cancel([task.id for task in self._pending_of(lambda _, of: of == run)], now)
+
+
+def _is_broken(run: dict[str, Any]) -> bool:
+    """Return whether a run did not end, or not clean."""
+    return run["clean"] is False or run["ended_at"] is None
+
+
+def _likeness(run: dict[str, Any]) -> tuple[str, str]:
+    """Return what a run has in common with those that continue and settle it."""
+    return run["queue"], run["context"]
+
+
+def _call_of(record: Record) -> tuple[bytes, str | bytes]:
+    return record.digest, Call(record.task.args, record.task.kwargs, record.identity).likeness

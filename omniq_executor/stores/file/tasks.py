@@ -1,0 +1,467 @@
+"""The tasks of a file store: the lock, what is committed, and how it is changed.
+
+Everything happens under the lock, after a look at what others have done meanwhile. What a process knows
+without reading their files: which tasks are PENDING, in order, by lane, and those that it changed last.
+So a claim reads the files that it takes and lists nothing. Likewise which tasks wait for which others, see
+dependency_index.py: so an end finds those that wait no more. A heap may hold entries that are out of date;
+each is compared with its file when it is taken out.
+"""
+
+import contextlib
+import logging
+import os
+import stat
+import threading
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ...errors import StoreError, StoreVersionError
+from ...model import codec, schema
+from ...model.task import FINISHED, Event, Status, Task, format_id, is_waiting, parse_id, source, with_wait
+from .. import permissions as safety
+from ..base import Problem, Store, TaskState
+from .dependency_index import Needs
+from .folders import STATUS_FOLDERS, WAITING, Folders
+from .functions import Functions
+from .journal import Entry, Journal
+from .ready_index import Lane, Noted, Order, Places, lane_of, place_of
+from .records import Damaged, Record, from_text, to_text
+
+FORMAT = "omniq-executor file store"
+VERSION = schema.VERSION - 1  # the first one has what the tables of SQLite have since their second
+BUSY_TIMEOUT_S = 30.0
+_POLL_S = 0.001  # how often filelock tries; a turn takes about that long
+MARK = "omniq.json"
+ORDER = "order"
+_LOCK = "turn.lock"
+_JOURNAL = "journal"
+_KNOWN_TASKS = 8192
+
+_log = logging.getLogger("omniq_executor")
+_open: "weakref.WeakSet[Tasks]" = weakref.WeakSet()
+
+
+class Changes:
+    """What a transaction changes: of each task the record before it, if there was one, and the one after it."""
+
+    def __init__(self) -> None:
+        self.old: dict[int, Record] = {}
+        self.new: dict[int, Record] = {}
+
+    def change(self, old: Record, new: Record) -> Record:
+        """Note a change, which may follow another one of the same task; returns the new record."""
+        number = new.task.id
+        if number not in self.new:
+            self.old[number] = old
+        self.new[number] = new
+        return new
+
+
+class Tasks:
+    """See the module's docstring. But for `locked()` and `close()`, every method is called under the lock."""
+
+    def __init__(self, path: Path, durable: bool, create: bool, importing: bool) -> None:
+        self.path = path
+        self.durable = durable
+        self.folders = Folders(path, durable)
+        self.journal = Journal(path / _JOURNAL, durable)
+        self.order = Order(path / ORDER)
+        self.unread: dict[int, list[int]] = {}  # by owner of this process: what others finished
+        self.peers: list[int] | None = None  # the registered owners
+        self.is_foreign = False  # whether another process has changed something; who looks at it sets it back
+        self._lock = threading.RLock()
+        self._is_importing = importing  # whether a migration may be under way in it
+        self._depth = 0  # of uses of the lock within one another
+        self._closed = self._is_open = False
+        self._known: dict[int, Record] = {}  # not finished, and last changed by this process
+        self._lanes: defaultdict[Lane, Places] | None = None  # None until somebody claims
+        self._needs: Needs | None = None  # None until something ends
+        self._prepare(create)
+        self._file_lock = FileLock(path / _LOCK, BUSY_TIMEOUT_S, mode=0o600, thread_local=False, poll_interval=_POLL_S)
+        _open.add(self)
+        try:
+            with self.locked():
+                pass
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, create: bool) -> None:
+        """Make the folder, or see that it is one of ours; nothing is put in one that is not."""
+        if not create and not (self.path / MARK).exists():
+            raise StoreError(f"there is no store at {self.path}")
+        safety.check_place(self.path.parent)
+        try:
+            for folder in [*reversed(self.path.parents), self.path]:
+                safety.make_folder(folder)
+            for path in (self.path, *(self.path / name for name in (MARK, _LOCK, _JOURNAL, ORDER))):
+                safety.check_private(path)
+            if not stat.S_ISDIR(self.path.stat().st_mode):
+                raise StoreError(f"{self.path} is not a folder; give a name that ends in .db, or the path of a folder")
+            if not (self.path / MARK).exists():
+                others = [n for n in os.listdir(self.path) if n not in (_LOCK, MARK) and not n.startswith("omniq.db")]
+                if others and not (self.path / MARK).exists():  # again: another process may have made it meanwhile
+                    raise StoreError(
+                        f"{self.path} holds other files, {others[0]!r} for one; give the store a folder of its own"
+                    )
+        except OSError as error:
+            raise StoreError(f"the store {self.path} cannot be created: {safety.explain(error)}") from error
+
+    def _open(self) -> None:
+        """See to everything, under the lock, the first time."""
+        mark = self.folders.root / MARK
+        text = mark.read_bytes() if mark.exists() else b""
+        if text.strip():
+            content = self._check_mark(text)
+            if content["version"] < VERSION:  # an older one would not heed what is new
+                self.folders.write_json("", MARK, {**content, "version": VERSION})
+        else:  # first of all: a folder that holds it is ours, however far the making of it came
+            fd = os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+            with open(fd, "w") as file:
+                safety.have_mode(fd)
+                file.write(f'{{"format": "{FORMAT}", "version": {VERSION}}}\n')
+        self.folders.open()
+        is_new_boot = self.journal.open()
+        self._redo(self.journal.unapplied())
+        self.folders.check()
+        if is_new_boot:
+            if self.durable:
+                self.folders.sync(_numbers_in(self.journal.entries()))
+            self.order.rewrite({})  # nobody had its lines synced
+            self.journal.mark_boot()
+
+    def _check_mark(self, text: bytes) -> dict[str, Any]:
+        content = None
+        with contextlib.suppress(ValueError):
+            content = codec.decode(text.decode())
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise StoreError(f"{self.path / MARK} is not of a store; give the store a folder of its own")
+        if content.get("version", 0) > VERSION:
+            raise StoreVersionError(
+                f"{self.path} has version {content['version']}, and this omniq_executor reads up to {VERSION}:"
+                " install a newer one, or use another store"
+            )
+        if not self._is_importing and "migrating" in content:
+            source = content["migrating"]
+            raise StoreError(
+                f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
+            )
+        return content
+
+    def close(self) -> None:
+        """Let go of all files."""
+        with self._lock:
+            self._closed = True
+            self.folders.close()
+            self.journal.close()
+            self.order.close()
+            self._is_open = False
+            _open.discard(self)
+
+    def check_open(self) -> None:
+        """Raise StoreError after close()."""
+        if self._closed:
+            raise StoreError(f"the store {self.path} has been closed")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock, with everything as it was committed last. OSErrors come out as StoreError."""
+        with self._lock:
+            self.check_open()
+            if self._depth:
+                yield
+                return
+            try:
+                self._file_lock.acquire()
+                self._depth = 1
+                try:
+                    self._catch_up()
+                    yield
+                finally:
+                    self._depth = 0
+                    self._file_lock.release()
+            except Timeout as error:
+                raise StoreError(
+                    f"the store {self.path}: another process has held it for more than {BUSY_TIMEOUT_S:.0f} s"
+                ) from error
+            except OSError as error:
+                raise StoreError(f"the store {self.path}: {safety.explain(error)}") from error
+
+    # what others did, and what is left to do
+
+    def _catch_up(self) -> None:
+        if not self._is_open:
+            self._open()
+            self._is_open = True
+            return
+        entries, missed = self.journal.unread_entries()
+        unapplied = self.journal.unapplied()
+        if unapplied:
+            self._redo(unapplied)
+        for entry in entries:
+            self.is_foreign = True
+            if not entry.texts:
+                self.peers = None
+            records = [parse(text) for text in entry.texts]
+            self._take_in(entry.by, records)
+            for record in records:
+                self._known.pop(record.task.id, None)
+        if missed:
+            self._look_again()
+
+    def _redo(self, entries: list[Entry]) -> None:
+        """Write the files of entries, whose writer may have died over it."""
+        for entry in entries:
+            for text in entry.texts:
+                self.folders.restore(parse(text), text)
+        if entries:
+            self.journal.mark_applied()
+            count = sum(bool(entry.texts) for entry in entries)
+            if count:
+                self.folders.repairs.append(Problem(f"{count} turns in the journal had files left to write", True))
+
+    def _look_again(self) -> None:
+        """Forget what is known, where it cannot be told what has changed."""
+        self.forget()
+        self.peers = None
+        self.is_foreign = True
+        for unread in self.unread.values():
+            for status in FINISHED:
+                unread.extend(self.folders.names(STATUS_FOLDERS[status]))
+
+    def _take_in(self, by: int, records: Iterable[Record]) -> None:
+        """Take in what is committed: by an owner, or by 0 for what all are to read."""
+        finished = []
+        for record in records:
+            task = record.task
+            if record.is_removed:
+                self._needs = None
+                continue
+            if task.status in FINISHED:
+                self._known.pop(task.id, None)
+            elif task.id in self._known or len(self._known) < _KNOWN_TASKS:
+                self._known[task.id] = record
+            if self._needs is not None:
+                self._needs.take_in(task, self.is_finished)
+            if task.status in FINISHED:
+                finished.append(task.id)
+            elif self._lanes is not None and is_claimable(task):
+                self._lanes[lane_of(task)].push(place_of(task))
+        for owner, unread in self.unread.items():
+            if owner != by:
+                unread.extend(finished)
+
+    # what is there
+
+    def load(self, number: int) -> Record | None:
+        """Return a task as it is committed, or None if there is none; one that is damaged is quarantined."""
+        record = self._known.get(number)
+        if record is None:
+            try:
+                record = self.folders.read(number)
+            except Damaged:
+                for entry in self.journal.entries():
+                    for text in entry.texts:
+                        if (kept := parse(text)).task.id == number:
+                            self.folders.restore(kept, text)
+                            restored = Problem(f"{format_id(number)} was damaged, and is as the journal has it", True)
+                            self.folders.repairs.append(restored)
+                record = self.folders.relink(number)
+        return record
+
+    def of(self, status: Status) -> Iterator[Record]:
+        """Give what is in a state, oldest first; of what is PENDING only what does not wait."""
+        for number in self.folders.names(STATUS_FOLDERS[status]):
+            record = self.load(number)
+            if record is not None and record.task.status is status:
+                yield record
+
+    def unfinished(self) -> Iterator[Record]:
+        """Give what is PENDING, waiting or not, and what is RUNNING."""
+        for number in [*self.pending(), *self.folders.names(STATUS_FOLDERS[Status.RUNNING])]:
+            record = self.load(number)
+            if record is not None and record.task.status not in FINISHED:
+                yield record
+
+    def forget(self) -> None:
+        """Forget what is known of tasks, which somebody may have changed without a word in the journal."""
+        self._lanes = self._needs = None
+        self._known.clear()
+
+    def forget_lanes(self) -> None:
+        """Forget what is PENDING in which order."""
+        self._lanes = None
+
+    def pending(self) -> list[int]:
+        """Return what is PENDING, waiting or not, oldest first."""
+        return sorted([*self.folders.names(STATUS_FOLDERS[Status.PENDING]), *self.folders.names(WAITING)])
+
+    def all(self) -> Iterator[Record]:
+        for number in self.folders.names("tasks"):
+            record = self.load(number)
+            if record is not None:
+                yield record
+
+    def lanes(self) -> defaultdict[Lane, Places]:
+        """Return what is PENDING and does not wait."""
+        if self._lanes is None:
+            lanes: defaultdict[Lane, Places] = defaultdict(Places)
+            for places in self.in_order().values():
+                for lane, place in places:
+                    lanes[lane].push(place)
+            self._lanes = lanes
+        return self._lanes
+
+    def in_order(self) -> Noted:
+        """Return the same by id, as the order has it; the file of a task that is missing there is read."""
+        pending = self.folders.names(STATUS_FOLDERS[Status.PENDING])
+        found = self.order.read(set(pending))
+        missing = []
+        for number in pending:
+            if number not in found and (record := self.load(number)) is not None:
+                if is_claimable(record.task):
+                    missing.append(record.task)
+                else:
+                    self.folders.link(record)
+        self.order.add(missing)
+        found.update((task.id, {(lane_of(task), place_of(task))}) for task in missing)
+        self.order.trim(found)
+        return found
+
+    def dependencies(self) -> Needs:
+        """Return which tasks wait for which. The first time this reads all tasks that wait, once."""
+        if self._needs is None:
+            self._needs = Needs()
+            for number in self.folders.names(WAITING):
+                record = self.load(number)
+                if record is not None:
+                    self._needs.take_in(record.task, self.is_finished)
+        return self._needs
+
+    def is_finished(self, number: int, changes: "Changes | None" = None) -> bool:
+        """Return whether a task is, by what is committed and by `changes`. One that is not there is."""
+        record = (changes.new.get(number) if changes is not None else None) or self.load(number)
+        return record is None or record.task.status in FINISHED
+
+    # changes
+
+    def apply_waits(self, changes: "Changes") -> bool:
+        """Have those wait that should, after `changes`, and nobody else; returns whether some wait no more."""
+        finished = [number for number, record in changes.new.items() if record.task.status in FINISHED]
+        freed = False
+        for number in [*changes.new, *(self.dependencies().waiting_for(finished) if finished else ())]:
+            record = changes.new.get(number) or self.load(number)
+            if record is None or record.task.status is not Status.PENDING:
+                continue
+            after = record.task.options.after if record.task.options is not None else ()
+            waits = not all(self.is_finished(needed, changes) for needed in reversed(after))
+            settled = record.changed(with_wait(record.task, waits=waits))
+            if settled is not record:
+                changes.change(record, settled)
+                freed = freed or is_waiting(record.task)
+        return freed
+
+    def commit(self, by: int, changes: "Changes") -> None:
+        """Commit changes. Raises OSError, with nothing changed, where that is not possible."""
+        if not changes.new:
+            return
+        texts = []
+        for record in changes.new.values():
+            text = to_text(record)
+            record.size = max(len(text), record.size)
+            texts.append(text)
+        # Before the commit, so that there is no task that can be claimed and is not in the order.
+        self.order.add(record.task for record in changes.new.values() if is_claimable(record.task))
+        self.journal.append(by, texts)
+        added: list[Record] = []
+        try:
+            for record, text in zip(changes.new.values(), texts, strict=True):
+                if record.task.id not in changes.old:
+                    self.folders.create(record, text)
+                    added.append(record)
+        except OSError:
+            for record in added:
+                self.folders.remove(record)
+            self.journal.take_back()
+            raise
+        try:
+            for number, text in zip(changes.new, texts, strict=True):
+                old = changes.old.get(number)
+                if old is not None:
+                    record = changes.new[number]
+                    self.folders.rewrite(old, record, text)
+                    record.size = len(text)
+            self.journal.mark_applied()
+        except OSError as error:
+            # It is committed, since the journal has it. Whoever takes the lock next writes the files.
+            _log.warning("%s: the files are written later: %s", self.path, error)
+        self._take_in(by, changes.new.values())
+        if self.journal.is_long and not self.journal.unapplied():
+            self._rotate()
+
+    def _rotate(self) -> None:
+        try:
+            if self.durable:
+                self.folders.sync(_numbers_in(self.journal.entries()))
+            self.journal.rotate()
+            if self.order.is_long:
+                self.in_order()
+        except OSError as error:
+            _log.warning("%s: the journal is begun anew later: %s", self.path, error)
+
+
+class OfFiles(Store):
+    """What the parts of the file store have in common; each part is a class that has the verbs of one kind."""
+
+    _tasks: Tasks
+    _functions: Functions
+    _resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]]  # by run, see begin_run()
+
+    def _check_open(self) -> None:
+        self._tasks.check_open()
+
+    def _task(self, record: Record) -> Task:
+        return record.task._replace(func=self.function(record.digest).pickle)
+
+
+_CLAIMED_FROM = source(Event.CLAIM)
+
+
+def is_claimable(task: Task) -> bool:
+    """Return whether the task can be claimed, once it is due."""
+    return task.status in _CLAIMED_FROM and not is_waiting(task)
+
+
+def found(record: Record) -> TaskState:
+    """Return where a task stands."""
+    task = record.task
+    return TaskState(task.id, task.status, task.owner, task.result, task.error)
+
+
+def parse(text: bytes) -> Record:
+    """Return the record of a text in the journal, whose checksum is right."""
+    number = parse_id(text[text.index(b'"task-') + 1 : text.index(b'",')].decode())
+    return from_text(number, text)
+
+
+def _numbers_in(entries: Iterable[Entry]) -> set[int]:
+    return {parse(text).task.id for entry in entries for text in entry.texts}
+
+
+def _after_fork_in_child() -> None:
+    for tasks in list(_open):
+        tasks._closed = True
+        tasks._lock = threading.RLock()
+        tasks.folders.close()
+        tasks.journal.close()
+        tasks.order.close()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

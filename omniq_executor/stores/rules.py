@@ -1,0 +1,56 @@
+"""What every store decides in the same way, without I/O."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, TypeVar
+
+from ..model.task import FINISHED, Status
+
+Resume = Literal["crashed", "always", "never"]
+_Queue = TypeVar("_Queue")
+
+
+def shares(queues: Sequence[_Queue], most: int, claimed: Sequence[object]) -> Iterator[tuple[_Queue, int]]:
+    """Give how many to claim from which queue next, for `most` in all, given what is `claimed` by then.
+
+    From each its share of what is missing, and then whatever there is.
+    """
+    for left in range(len(queues), 0, -1):
+        yield queues[-left], -(-(most - len(claimed)) // left)
+    for queue in queues if len(queues) > 1 else ():
+        if len(claimed) < most:
+            yield queue, most - len(claimed)
+
+
+class PastRun(NamedTuple):
+    """A run of a queue and a context whose owner is gone, as a later one sees it that may continue it."""
+
+    id: int
+    session: int
+    is_broken: bool  # it did not end, or not clean
+    settled: bool
+    continues: Sequence[int]
+
+
+def continued(past: Iterable[PastRun], resume: Resume, session: int) -> set[int]:
+    """Return which of these runs a run of `session` continues; those of other sessions are over."""
+    newest = sorted(past, reverse=True)
+    found: list[PastRun] = []
+    if resume != "never":
+        found += [run for run in newest if not run.settled and (not _is_of(run, session) or run.is_broken)]
+    if resume == "always":
+        others = [run for run in newest if not _is_of(run, session)]
+        found += [run for run in newest if _is_of(run, session)]
+        found += [run for run in others if run is others[0] or _is_of(run, others[0].session)]
+    return {id for run in found for id in (run.id, *run.continues)}
+
+
+def _is_of(run: PastRun, session: int) -> bool:
+    return bool(session) and run.session == session
+
+
+def check_finished(statuses: Collection[Status]) -> None:
+    """Raise ValueError if tasks of one of these states are not finished."""
+    for status in statuses:
+        if status not in FINISHED:
+            names = ", ".join(sorted(status.name for status in FINISHED))
+            raise ValueError(f"only tasks that are finished can be purged ({names}), not those that are {status.name}")

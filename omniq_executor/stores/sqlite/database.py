@@ -1,0 +1,313 @@
+"""How the SQLite store reaches its file: connections, transactions, the write-ahead log, forks.
+
+Rules that keep it whole:
+
+- Every write starts with BEGIN IMMEDIATE. A transaction that begins by reading and upgrades later
+  fails at once when another has written in between, in spite of the busy timeout.
+- The file is made with O_EXCL by whoever is first, and never opened again other than by SQLite:
+  closing any other handle on it would drop SQLite's POSIX locks in this process.
+- SQLite before 3.51.3 can lose commits when a checkpoint overlaps another connection's commit. So
+  automatic checkpoints are off, and ours is of a kind that holds the writer's lock.
+- A connection never crosses a fork: the child keeps it open and unused, since closing it would
+  run SQLite's own clean-up on files that the parent is using.
+"""
+
+import contextlib
+import logging
+import os
+import sqlite3
+import stat
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from filelock import Timeout
+
+from ...errors import StoreError, StoreVersionError, TooLarge
+from ...model.schema import VERSION
+from .. import permissions as safety
+from ..owners import Owners
+from . import tables
+from .runs import OWNERS
+from .tables import Many, Reply, Statement, Transaction
+from .upkeep import IS_IMPORTING
+
+_T = TypeVar("_T")
+Durability = Literal["process", "power"]
+
+BUSY_TIMEOUT_S = 30.0
+CHECKPOINT_BYTES = 64 << 20  # of write-ahead log; a checkpoint syncs the disk, so the fewer the better
+_CHECKPOINT_TIMEOUT_S = 1.0
+LOOK_AT_LOG_EVERY = 64  # turns
+_ERRORS = (sqlite3.Error, OverflowError)  # the latter of a value of more than 2 GB
+
+_log = logging.getLogger("omniq_executor")
+_open: "weakref.WeakSet[Database]" = weakref.WeakSet()
+_lost_in_fork: list[Any] = []  # connections that a child inherited: kept, so that they are not closed
+
+
+class Database:
+    """The file of a store, and this process's connection to it. Every method is safe to call from any thread.
+
+    `lock` keeps the transactions of several threads apart. Raises StoreError, also where it cannot be opened.
+    """
+
+    def __init__(self, path: Path, owners: Owners, durability: Durability, create: bool, importing: bool) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.peers: list[int] = []  # the registered owners, as of the last transaction
+        self.is_foreign = False  # whether another connection has committed; who looks at it sets it back
+        self.connection: sqlite3.Connection | None = None
+        self._owners = owners
+        self._version = -1  # of PRAGMA data_version: changes when another connection has committed
+        self._turns = 0
+        self._is_importing = importing  # whether a migration may be under way in it
+        self._durability = durability
+        self._lent: list[sqlite3.Connection] = []  # to others, see connect()
+        try:
+            if not create and not path.exists():
+                raise StoreError(f"there is no store at {path}")
+            self._prepare_files()
+            with explained(path), self.one_at_a_time():
+                self.connection = self._connect()
+        except OSError as error:
+            what = "opened" if os.path.exists(path) else "created"
+            raise StoreError(f"the store {path} cannot be {what}: {safety.explain(error)}") from error
+        _open.add(self)
+
+    # opening and closing
+
+    def _prepare_files(self) -> None:
+        safety.check_place(self.path.parent)
+        self._check_private()
+        for folder in reversed(self.path.parents):
+            safety.make_folder(folder)
+        with contextlib.suppress(FileExistsError):
+            safety.make_file(self.path)
+        if not stat.S_ISREG(self.path.stat().st_mode):
+            raise StoreError(f"{self.path} is not a file; give the path of a database file")
+        with explained(self.path), contextlib.closing(self._look()) as connection:
+            self._check_format(connection)  # before anything is left beside a file that is not ours
+        safety.make_folder(self._owners.folder)
+
+    def _check_private(self) -> None:
+        """Refuse files that others could have written. SQLite reads those beside the database as part of it."""
+        for ending in ("", "-wal", "-shm", "-journal", "-owners", "-owners/open.lock", "-output", "-reserve"):
+            safety.check_private(self._beside(ending))
+
+    def _beside(self, ending: str) -> Path:
+        return Path(f"{self.path}{ending}")
+
+    def _look(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+
+    def _check_format(self, connection: sqlite3.Connection) -> None:
+        ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+        ((count,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+        if (version or count) and application != tables.APPLICATION_ID:
+            raise StoreError(f"{self.path} is the database of another program; give the store a file of its own")
+        if version > VERSION:
+            raise StoreVersionError(
+                f"{self.path} has schema version {version}, and this omniq_executor reads up to"
+                f" {VERSION}: install a newer one, or use another store"
+            )
+        if not self._is_importing and connection.execute(IS_IMPORTING).fetchone()[0]:
+            ((source,),) = connection.execute("SELECT source FROM migration").fetchall()
+            raise StoreError(
+                f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
+            )
+
+    def connect(self) -> sqlite3.Connection:
+        """Return another connection like the store's own, for who drives transactions otherwise, and closes it."""
+        with explained(self.path), self.one_at_a_time():
+            self.opened()
+            connection = self._connect()
+        self._lent.append(connection)
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = self._look()
+        try:
+            self._check_format(connection)
+            connection.execute(
+                "PRAGMA page_size = 2048"
+            )  # a lone commit writes a page or two: half the bytes of the default
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if self._durability == 'power' else 'NORMAL'}")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+            connection.execute("BEGIN IMMEDIATE")
+            drive(connection, tables.create())
+            if os.access(self.path, os.W_OK):
+                # What it cannot open for writing just now, for too many open files, say, SQLite opens for
+                # reading, without a word and for good.
+                connection.execute("DELETE FROM owner WHERE 0")
+            connection.execute("COMMIT")
+            self._check_private()  # again: now SQLite has its files open, and takes no others any more
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def close(self) -> None:
+        """Close the connection, if it is open."""
+        with self.lock:
+            if self.connection is not None:
+                with explained(self.path):
+                    self.connection.close()
+                self.connection = None
+            _open.discard(self)
+
+    def opened(self) -> sqlite3.Connection:
+        """Return the connection. Raises StoreError after close()."""
+        if self.connection is None:
+            raise StoreError(f"the store {self.path} has been closed")
+        return self.connection
+
+    # transactions
+
+    def write(self, transaction: Transaction[_T]) -> _T:
+        """Run a transaction. The hot path: no context managers, which would cost as much as an insert."""
+        with self.lock:
+            connection = self.opened()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    self._look_for_peers(connection)
+                    result = drive(connection, transaction)
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:  # SQLite has rolled back by itself after, say, a full disk
+                        connection.execute("ROLLBACK")
+                    raise
+            except _ERRORS as error:
+                raise _explain(self.path, error) from error
+            return result
+
+    def execute(self, statement: Statement) -> sqlite3.Cursor:
+        """Run a statement that is a transaction by itself."""
+        try:
+            return self.opened().execute(*statement)
+        except _ERRORS as error:
+            raise _explain(self.path, error) from error
+
+    def ask(self, looking: Transaction[_T]) -> _T:
+        """Run a transaction of one statement that only reads."""
+        with self.lock, explained(self.path):
+            return drive(self.opened(), looking)
+
+    def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        with self.lock, explained(self.path):
+            return self.opened().execute(sql, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """Keep other processes from opening the store, and from finding out who is alive."""
+        try:
+            with self._owners.gate(BUSY_TIMEOUT_S):
+                yield
+        except Timeout as error:
+            raise StoreError(
+                f"the store {self.path} is being opened by another process for more than {BUSY_TIMEOUT_S:.0f} s"
+            ) from error
+        except OSError as error:
+            raise StoreError(f"the store {self.path}: {safety.explain(error)}") from error
+
+    # who else is there
+
+    def forget_peers(self) -> None:
+        """Have the next transaction look who is registered: a change of this connection's own does not tell."""
+        self._version = -1
+
+    def _look_for_peers(self, connection: sqlite3.Connection) -> None:
+        # Inside the transaction, so that an owner who enters is either seen here or sees this turn's changes.
+        version = connection.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version:
+            self._version = version
+            self.is_foreign = True
+            self.peers[:] = [id for (id,) in connection.execute(OWNERS)]
+
+    # the log
+
+    def count_turn(self) -> None:
+        self._turns += 1
+        if self._turns % LOOK_AT_LOG_EVERY == 0:
+            self.work_off_log()
+
+    def work_off_log(self) -> None:
+        """Bring what is in the write-ahead log into the database, if that is much."""
+        try:
+            with self.lock:
+                self._checkpoint()
+        except StoreError as error:
+            # What is in it is committed, and must not look as if it were not. The log is as good as before.
+            _log.warning("%s: its log is worked off later", error)
+
+    def _checkpoint(self) -> None:
+        try:
+            if os.stat(f"{self.path}-wal").st_size < CHECKPOINT_BYTES:
+                return
+        except FileNotFoundError:
+            return
+        with explained(self.path):
+            connection = self.opened()
+            connection.execute(f"PRAGMA busy_timeout = {int(_CHECKPOINT_TIMEOUT_S * 1000)}")
+            try:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+
+
+def drive(connection: sqlite3.Connection, transaction: Transaction[_T]) -> _T:
+    """Run the statements of a transaction; returns its result."""
+    try:
+        sql, parameters = next(transaction)
+        while True:
+            if isinstance(parameters, Many):
+                reply = Reply([], connection.executemany(sql, parameters).rowcount)
+            else:
+                cursor = connection.execute(sql, parameters)
+                reply = Reply(cursor.fetchall(), cursor.rowcount)
+            sql, parameters = transaction.send(reply)
+    except StopIteration as done:
+        result: _T = done.value
+        return result
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise SQLite's errors as StoreError."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise _explain(path, error) from error
+
+
+def _explain(path: Path, error: Exception) -> StoreError:
+    """Say of an error of SQLite's what it was about, and what can be done."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_TOOBIG" or isinstance(error, OverflowError):
+        return TooLarge(f"the store {path}: a value is larger than SQLite can hold, which is 1 GB in all for one call")
+    hint = {
+        "SQLITE_NOTADB": "the file is not an SQLite database; give the store a file of its own",
+        "SQLITE_CANTOPEN": f"it cannot be opened: {safety.why_nothing_opens(path.parent)}",
+        "SQLITE_READONLY": "it cannot be written; check its permissions",
+        "SQLITE_FULL": "the disk is full; free some space, nothing that was acknowledged is lost",
+        "SQLITE_BUSY": f"another process has held it for more than {BUSY_TIMEOUT_S:.0f} s",
+    }.get(name, str(error))
+    return StoreError(f"the store {path}: {hint}")
+
+
+def _after_fork_in_child() -> None:
+    for database in list(_open):
+        _lost_in_fork.extend([database.connection, *database._lent])
+        database.connection = None
+        database.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

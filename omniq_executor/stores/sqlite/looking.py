@@ -1,0 +1,63 @@
+"""Transactions of the SQLite store that only look, see turns.py."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ...model.codec import decode_error
+from ...model.task import Status, Task
+from ..base import TaskRow, TaskState
+from .tables import STORED, Transaction, task_of
+
+FOUND = "id, status, owner, result, error, exception FROM task"
+
+
+def found(row: Sequence[Any]) -> TaskState:
+    """Return where a task stands, of a row that FOUND asked for."""
+    id, status, owner, result, error, exception = row
+    return TaskState(id, Status(status), owner, result, decode_error(error, exception))
+
+
+def states(ids: Iterable[int]) -> Transaction[list[TaskState]]:
+    """Return where tasks stand."""
+    rows, _ = yield f"SELECT {FOUND} WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+    return [found(row) for row in rows]
+
+
+def by_key(queue: int, key: str) -> Transaction[TaskState | None]:
+    """Return where the task of that key stands, or None."""
+    rows, _ = yield f"SELECT {FOUND} WHERE queue = ? AND key = ?", (queue, key)
+    return found(rows[0]) if rows else None
+
+
+def stored(ids: Sequence[int]) -> Transaction[list[TaskRow]]:
+    """Return all that is stored of tasks: a TaskRow of each that is there."""
+    rows, _ = yield f"SELECT {STORED} WHERE t.id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+    return [TaskRow(task_of(row), row[0], row[1]) for row in rows]
+
+
+def find(
+    status: Status | None, queue: str | None, tags: Sequence[str] | None, limit: int | None
+) -> Transaction[list[Task]]:
+    """Return the tasks that match, oldest first. See Store.find()."""
+    conditions: list[tuple[str, Any]] = [("t.status = ?", status), ("q.name = ?", queue)]
+    conditions += [("EXISTS (SELECT 1 FROM json_each(t.options, '$.tags') WHERE value = ?)", t) for t in tags or ()]
+    given = [(sql, value) for sql, value in conditions if value is not None]
+    where = "WHERE " + " AND ".join(sql for sql, _ in given) if given else ""
+    rows, _ = yield (
+        f"SELECT {STORED} {where} ORDER BY t.id DESC LIMIT ?",
+        (*(value for _, value in given), -1 if limit is None else limit),
+    )
+    return [task_of(rows.pop()) for _ in range(len(rows))]  # the last first, each let go of: a list may be long
+
+
+def counts() -> Transaction[dict[str, dict[Status, int]]]:
+    """Return number of tasks per queue and state."""
+    rows, _ = yield (
+        "SELECT q.name, t.status, count(*) FROM task t JOIN queue q ON q.id = t.queue GROUP BY 1, 2 ORDER BY 1, 2",
+        (),
+    )
+    found: dict[str, dict[Status, int]] = {}
+    for queue, status, count in rows:
+        found.setdefault(queue, {})[Status(status)] = count
+    return found

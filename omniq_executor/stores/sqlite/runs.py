@@ -1,0 +1,268 @@
+"""Transactions of the SQLite store about owners, sessions and runs, see turns.py."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+
+from ...model.task import Call, Event, Status
+from ..base import Leftover, Run, TaskState
+from ..rules import PastRun, Resume, continued
+from .looking import FOUND, found
+from .tables import GIVEN, PENDING, RUNNING, Many, Transaction, changes
+from .turns import cancel, retry
+from .waits import hold
+
+OWNERS = "SELECT id FROM owner"
+_CHANGES_OF_OTHERS = "FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?) AND owner IS NOT ?"
+_DROP_READ_CHANGES = """
+    DELETE FROM news WHERE NOT EXISTS
+        (SELECT 1 FROM owner WHERE owner.heard < news.id AND owner.id IS NOT news.owner)
+"""
+HAS_CHANGES = f"SELECT 1 {_CHANGES_OF_OTHERS} LIMIT 1"
+_TAKE_BACK = "UPDATE task SET %s WHERE %s AND owner = ? AND (? OR id IN %s) RETURNING id"
+_RELEASE_ALL = _TAKE_BACK % (changes(Event.RELEASE), RUNNING, GIVEN)
+_ORPHAN_ALL = _TAKE_BACK % (changes(Event.ORPHAN), RUNNING, GIVEN)
+
+
+def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Transaction[bool]:
+    """Register an owner, unless its id is another's modulo `nodes`; returns whether it is.
+
+    What finished before is no change to it.
+    """
+    _, changed = yield (
+        "INSERT INTO owner SELECT ?, ?, ?, ?, ?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'news'), 0)"
+        " WHERE NOT EXISTS (SELECT 1 FROM owner WHERE id % ? = ?)",
+        (id, queue, host, pid, now, nodes, id % nodes),
+    )
+    return changed == 1
+
+
+def release_dead(suspects: Mapping[int, Collection[int] | None], dead_sessions: Sequence[int] = ()) -> Transaction[int]:
+    """Take back the tasks of owners that are dead, forget them, and return how many tasks that were.
+
+    `suspects` has of each owner the tasks that it had begun, or None if any may have been.
+    """
+    returned = 0
+    for owner, begun in suspects.items():
+        returned += yield from _take_back(_ORPHAN_ALL, owner, begun)
+    returned += yield from _forget_owners(list(suspects))
+    yield "DELETE FROM session WHERE id = ?", Many((id,) for id in dead_sessions)
+    return returned
+
+
+def leave(owner: int) -> Transaction[int]:
+    """RELEASE the tasks of an owner that is alive, and forget it."""
+    return (yield from _forget_owners([owner]))
+
+
+def _forget_owners(owners: Sequence[int]) -> Transaction[int]:
+    returned = 0
+    for owner in owners:
+        returned += yield from _take_back(_RELEASE_ALL, owner)
+        yield "DELETE FROM owner WHERE id = ?", (owner,)
+    yield _DROP_READ_CHANGES, ()
+    return returned
+
+
+def _take_back(sql: str, owner: int, ids: Collection[int] | None = None) -> Transaction[int]:
+    """Have tasks of an owner be PENDING, those of `ids` or all; returns how many."""
+    rows, _ = yield sql, (owner, ids is None, json.dumps(list(ids or ())))
+    yield from hold(id for (id,) in rows)
+    return len(rows)
+
+
+def release_unowned() -> Transaction[int]:
+    """RELEASE what is RUNNING without a registered owner, and return how many tasks that were."""
+    rows, _ = yield (
+        f"UPDATE task SET {changes(Event.RELEASE)}"
+        f" WHERE {RUNNING} AND coalesce(owner, -1) NOT IN (SELECT id FROM owner) RETURNING id",
+        (),
+    )
+    yield from hold(id for (id,) in rows)
+    return len(rows)
+
+
+def read_changes(owner: int) -> Transaction[list[int]]:
+    """Return the tasks that others finished since this owner last asked. What all others have read is dropped."""
+    rows, _ = yield f"SELECT id, task {_CHANGES_OF_OTHERS}", (owner, owner)
+    if rows:
+        yield "UPDATE owner SET heard = ? WHERE id = ?", (max(id for id, _ in rows), owner)
+        yield _DROP_READ_CHANGES, ()
+    return [task for _, task in rows]
+
+
+SESSIONS = "SELECT id, host FROM session"
+_IS_OVER = "owner NOT IN (SELECT id FROM owner)"  # of a run
+_HAS_NO_SESSION = "session NOT IN (SELECT id FROM session)"
+_ALIKE = "queue = ? AND context = ?"
+_IS_BROKEN = "(clean IS 0 OR ended_at IS NULL)"
+# Through the index of what can be claimed, which begins with the queue: tasks of a run may be of any.
+_PENDING_OF = f"{PENDING} AND task.queue IN (SELECT id FROM queue) AND task.run ="
+
+
+def begin_session(id: int, host: str, pid: int, now: int) -> Transaction[None]:
+    """Register a session. See Store.begin_session()."""
+    yield "INSERT INTO session VALUES (?, ?, ?, ?)", (id, host, pid, now)
+
+
+def end_session(session: int, clean: bool, keep_broken: bool) -> Transaction[list[Leftover]]:
+    """End a session, and settle what is to be settled; returns a list of Leftover. See Store.end_session()."""
+    yield "DELETE FROM session WHERE id = ?", (session,)
+    if not clean:
+        yield "UPDATE run SET clean = 0 WHERE session = ? AND clean IS NULL", (session,)
+        return []
+    rows, _ = yield (
+        f"SELECT id, queue, context, {_IS_BROKEN} FROM run WHERE session = ? AND settled = 0",
+        (session,),
+    )
+    kept = {(queue, context) for _, queue, context, is_broken in rows if keep_broken and is_broken}
+    yield (
+        f"UPDATE run SET clean = 1 WHERE session = ? AND NOT (? AND {_IS_BROKEN})",
+        (session, keep_broken),
+    )
+    ending = [(id, (queue, context)) for id, queue, context, _ in rows if (queue, context) not in kept]
+    return (yield from _settle_runs([id for id, _ in ending], {like for _, like in ending}))
+
+
+def _settle_runs(ids: Sequence[int], like: Collection[tuple[int, str]]) -> Transaction[list[Leftover]]:
+    """Settle these runs, and those like them that are over; returns what they have left, as a list of Leftover.
+
+    `like` are queues with contexts. A run that was left by an exception in a session that goes on is kept.
+    """
+    settled = set(ids)
+    for queue, context in like:
+        rows, _ = yield (
+            f"SELECT id FROM run WHERE {_ALIKE} AND settled = 0 AND {_IS_OVER} AND {_HAS_NO_SESSION}",
+            (queue, context),
+        )
+        settled.update(id for (id,) in rows)
+    text = json.dumps(sorted(settled))
+    yield f"UPDATE run SET settled = 1 WHERE id IN {GIVEN}", (text,)
+    rows, _ = yield (
+        f"SELECT r.id, q.name, r.started_at, (SELECT count(*) FROM task WHERE {_PENDING_OF} r.id)"
+        f" FROM run r JOIN queue q ON q.id = r.queue WHERE r.id IN {GIVEN} ORDER BY r.id",
+        (text,),
+    )
+    return [Leftover(*row) for row in rows if row[-1]]
+
+
+def begin_run(
+    queue: int, queue_name: str, owner: int, resume: Resume, now: int, session: int, context: str, since: int
+) -> Transaction[Run]:
+    """Open a run; returns a Run. See Store.begin_run()."""
+    rows, _ = yield (
+        f"SELECT id, session, {_IS_BROKEN}, settled, continues FROM run"
+        f" WHERE {_ALIKE} AND {_IS_OVER} AND ({_HAS_NO_SESSION} OR session = ?)",
+        (queue, context, session),
+    )
+    past = [
+        PastRun(id, of, bool(is_broken), bool(settled), json.loads(chain)) for id, of, is_broken, settled, chain in rows
+    ]
+    continues = continued(past, resume, session)
+    if continues and since:
+        continues.difference_update((yield from _older(continues, since)))
+    chain = json.dumps(sorted(continues))
+    _, _ = yield (
+        "INSERT INTO run (queue, owner, continues, started_at, session, context) VALUES (?, ?, ?, ?, ?, ?)",
+        (queue, owner, chain, now, session, context),
+    )
+    ((run,),), _ = yield "SELECT last_insert_rowid()", ()
+    done = total = 0
+    if continues:
+        yield f"DROP TABLE IF EXISTS temp.resumable_{run}", ()  # of a store that was deleted and made again
+        yield (
+            f"CREATE TEMP TABLE resumable_{run} AS"
+            " SELECT function, coalesce(identity, args || coalesce(kwargs, '')) AS call, id"
+            f" FROM task WHERE run IN (SELECT value FROM json_each(?)) AND status <> {Status.CANCELLED:d}",
+            (chain,),
+        )
+        yield f"CREATE INDEX temp.resumable_call_{run} ON resumable_{run} (function, call, id)", ()
+        ((total, done),), _ = yield (
+            f"SELECT count(*), sum(status = {Status.COMPLETED:d}) FROM resumable_{run} JOIN task USING (id)",
+            (),
+        )
+    return Run(run, queue_name, tuple(sorted(continues)), done or 0, total)
+
+
+def _older(runs: Collection[int], since: int) -> Transaction[set[int]]:
+    """Return those of the runs of which nothing has happened after `since`."""
+    text = json.dumps(list(runs))
+    rows, _ = yield (
+        f"SELECT id FROM run WHERE max(started_at, coalesce(ended_at, 0)) <= ? AND id IN {GIVEN}",
+        (since, text),
+    )
+    old = {id for (id,) in rows}
+    if old:  # a run that was killed may have been at work until then
+        rows, _ = yield (
+            f"SELECT DISTINCT run FROM task WHERE run IN {GIVEN}"
+            " AND max(enqueued_at, coalesce(started_at, 0), coalesce(finished_at, 0)) > ?",
+            (json.dumps(list(old)), since),
+        )
+        old.difference_update(id for (id,) in rows)
+    return old
+
+
+def end_run(run: Run, clean: bool, now: int) -> Transaction[list[Leftover]]:
+    """Close a run; returns a list of Leftover. See Store.end_run()."""
+    yield f"DROP TABLE IF EXISTS temp.resumable_{run.id}", ()
+    yield "UPDATE run SET ended_at = ?, clean = ? WHERE id = ?", (now, None if clean else 0, run.id)
+    rows, _ = yield "SELECT queue, context FROM run WHERE id = ? AND session = 0 AND settled = 0", (run.id,)
+    if not (rows and clean):
+        return []
+    yield "UPDATE run SET clean = 1 WHERE id = ?", (run.id,)
+    return (yield from _settle_runs([run.id], rows))
+
+
+def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[list[TaskState | None]]:
+    """Return for each call its TaskState, or None. See Store.take_over()."""
+    wanted: dict[str | bytes, list[int]] = {}
+    for place, call in enumerate(calls):
+        wanted.setdefault(call.likeness, []).append(place)
+    given: dict[int, int] = {}
+    for identity, places in wanted.items():
+        rows, _ = yield (
+            f"DELETE FROM temp.resumable_{run} WHERE rowid IN"
+            f" (SELECT rowid FROM temp.resumable_{run} WHERE function = ? AND call = ? ORDER BY id LIMIT ?)"
+            " RETURNING id",
+            (function, identity, len(places)),
+        )
+        given.update(zip(sorted(id for (id,) in rows), places, strict=False))  # as many as are left
+    ids = json.dumps(list(given))
+    failed, _ = yield f"SELECT id FROM task WHERE id IN {GIVEN} AND status = {Status.FAILED:d}", (ids,)
+    if failed:
+        yield from retry([id for (id,) in failed])
+    yield f"UPDATE task SET run = ? WHERE id IN {GIVEN} AND {PENDING}", (run, ids)
+    rows, _ = yield f"SELECT {FOUND} WHERE id IN {GIVEN}", (ids,)
+    states: list[TaskState | None] = [None] * len(calls)
+    for row in rows:
+        states[given[row[0]]] = found(row)
+    return states
+
+
+_ADOPT = f"""
+    UPDATE task SET run = ? WHERE {PENDING} AND run <> ? AND %s
+    AND run NOT IN (SELECT id FROM run WHERE owner IN (SELECT id FROM owner)) RETURNING queue
+"""
+# With a dependency of a dependency, and so on.
+_ADOPTED_WITH = f"""id IN (WITH RECURSIVE wanted(id) AS ({GIVEN[1:-1]} UNION
+    SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
+
+
+def queues_of(run: int) -> Transaction[set[int]]:
+    """Return the queues in which a run has PENDING tasks."""
+    rows, _ = yield f"SELECT DISTINCT queue FROM task WHERE {_PENDING_OF} ?", (run,)
+    return {queue for (queue,) in rows}
+
+
+def adopt(run: int, queue: int, ids: Collection[int] | None) -> Transaction[tuple[int, set[int]]]:
+    """Have PENDING tasks be of a run; returns how many, and of which queues. See Store.adopt()."""
+    if ids is None:
+        rows, _ = yield _ADOPT % "queue = ?", (run, run, queue)
+    else:
+        rows, _ = yield _ADOPT % _ADOPTED_WITH, (run, run, json.dumps(list(ids)))
+    return len(rows), {of for (of,) in rows}
+
+
+def cancel_run(run: int, now: int) -> Transaction[list[int]]:
+    """CANCEL what is PENDING of a run, and return it."""
+    rows, _ = yield f"SELECT id FROM task WHERE {_PENDING_OF} ?", (run,)
+    return (yield from cancel([id for (id,) in rows], now, False))

@@ -1,0 +1,91 @@
+"""Transactions of the SQLite store about purges, backups, repairs and migrations, see turns.py."""
+
+import json
+from collections.abc import Collection, Sequence
+
+from ...model.task import Function, Status
+from ..base import RunRecord, TaskRow
+from .runs import release_unowned
+from .tables import PUT, Many, Transaction, row_of
+from .turns import ensure_function, ensure_queue
+from .waits import rewire
+
+
+def purge(before: int, statuses: Collection[Status], queue: str | None) -> Transaction[int]:
+    """Remove finished tasks and what nothing else needs, and return how many tasks. See Store.purge()."""
+    _, changed = yield (
+        f"DELETE FROM task WHERE status IN ({', '.join(f'{status:d}' for status in statuses)}) AND finished_at < ?"
+        " AND (? IS NULL OR queue = (SELECT id FROM queue WHERE name = ?))"
+        " AND id NOT IN (SELECT needs FROM dependency)",
+        (before, queue, queue),
+    )
+    if changed:
+        # While an owner is there it may know the number of a function, which another could be given then.
+        yield (
+            "DELETE FROM function WHERE id NOT IN (SELECT function FROM task) AND NOT EXISTS (SELECT 1 FROM owner)",
+            (),
+        )
+        yield (
+            "DELETE FROM run WHERE settled = 1 AND id NOT IN (SELECT run FROM task)"
+            " AND id NOT IN (SELECT max(id) FROM run GROUP BY queue)",
+            (),
+        )
+    return changed
+
+
+def abandon() -> Transaction[None]:
+    """Make of a copy a store without owners."""
+    yield "DELETE FROM owner", ()
+    yield "DELETE FROM session", ()
+    yield "DELETE FROM news", ()
+    yield from release_unowned()
+
+
+def reindex() -> Transaction[None]:
+    """Make the indexes anew from the tables."""
+    yield "REINDEX", ()
+
+
+def begin_filling(address: str) -> Transaction[str | None]:
+    """Note that the store is filled from another; returns from which it is. See Store.begin_filling()."""
+    if (yield IS_IMPORTING, ()).rows[0][0]:
+        return str((yield "SELECT source FROM migration", ()).rows[0][0])
+    ((is_used,),), _ = yield (
+        "SELECT EXISTS (SELECT 1 FROM task) OR EXISTS (SELECT 1 FROM run) OR EXISTS (SELECT 1 FROM owner)",
+        (),
+    )
+    if is_used:
+        return None
+    yield "CREATE TABLE migration (source TEXT NOT NULL)", ()
+    yield "INSERT INTO migration VALUES (?)", (address,)
+    return address
+
+
+IS_IMPORTING = "SELECT count(*) FROM sqlite_master WHERE name = 'migration'"
+
+
+def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]) -> Transaction[None]:
+    """Have tasks and runs as they are given. See Store.put()."""
+    yield "DELETE FROM task WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(gone)),)
+    queues: dict[str, int] = {}
+    for queue in {stored.task.queue for stored in tasks} | {run.queue for run in runs}:
+        queues[queue] = yield from ensure_queue(queue)
+    functions: dict[bytes, int] = {}
+    rows = Many()
+    for task, digest, identity in tasks:
+        if digest not in functions:
+            functions[digest] = yield from ensure_function(Function(digest, task.func_path, task.func))
+        rows.append(row_of(task, queues[task.queue], functions[digest], identity))
+    yield PUT, rows
+    yield (
+        "INSERT OR REPLACE INTO run"
+        " (id, queue, owner, continues, started_at, ended_at, clean, settled, session, context)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        Many((run.id, queues[run.queue], run.owner, json.dumps(run.continues), *run[4:]) for run in runs),
+    )
+
+
+def end_filling() -> Transaction[None]:
+    """Note that nothing is missing any more."""
+    yield from rewire()
+    yield "DROP TABLE migration", ()
