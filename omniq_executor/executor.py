@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from types import TracebackType
@@ -21,8 +20,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 from .code.run_context import context_of
 from .config import Settings
 from .dispatch import sessions
-from .dispatch.dispatcher import USUAL, Dispatcher
-from .dispatch.interrupts import interrupts
+from .dispatch.dispatcher import USUAL, Dispatcher, open_dispatchers
 from .dispatch.stranded import SESSION, stranded
 from .engines.external import External
 from .engines.local.launch import Process
@@ -30,6 +28,7 @@ from .engines.local.pool import LocalEngine
 from .engines.local.start_method import context_for
 from .errors import CallError, TaskNotFound, TooLarge
 from .future import DurableFuture
+from .interrupts import interrupts
 from .map_iterator import Results
 from .model.functions import Functions, stored_call, too_large
 from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
@@ -51,7 +50,6 @@ _C = TypeVar("_C")
 _Given = DurableFuture[_T] | Collection[DurableFuture[Any]] | Mapping[Any, DurableFuture[Any]]
 """What a call may be given in place of a value: its future, or futures in a list, tuple, set or dict."""
 
-_open_dispatchers: "weakref.WeakSet[Dispatcher]" = weakref.WeakSet()
 _held = threading.local()  # what a thread that is forking keeps from taking turns
 
 
@@ -234,29 +232,35 @@ class PersistentExecutor(_Submitter):
         initargs = tuple(initargs)
         settings = store if isinstance(store, Settings) else Settings.from_env()
         context = mp_context or context_for(initializer, initargs)
-        pool: LocalEngine | External = External()
-        if engine == "local":
-            pool = LocalEngine(max_workers, context, initializer, initargs, max_tasks_per_child)
         with contextlib.ExitStack() as undo:
-            undo.callback(pool.close)
-            opened = open_store(store, durability=durability)
-            undo.callback(opened.close)
-            if isinstance(pool, LocalEngine) and capture_output:
-                pool.output = str(opened.output.prepare())
-            name = queue or default_queue()
-            owner = opened.enter(name)
-            undo.callback(opened.leave, owner)
-            session = sessions.enter(opened, name, leftovers)
-            undo.callback(sessions.leave, opened.address)
-            moment = now()
-            run = opened.begin_run(
-                name, owner, resume, moment, session=session, context=context_of(initializer, initargs, opened.path),
-                since=0 if within_s is None else moment - int(within_s * 1e6),
-            )  # fmt: skip
-            lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
-            dispatcher = Dispatcher(
-                opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run", new_future=DurableFuture
-            )
+            with interrupts:  # else what is made here, and nobody else knows yet, might be left behind
+                pool: LocalEngine | External = External()
+                if engine == "local":
+                    pool = LocalEngine(max_workers, context, initializer, initargs, max_tasks_per_child)
+                undo.callback(pool.close)
+                opened = open_store(store, durability=durability)
+                undo.callback(opened.close)
+                if isinstance(pool, LocalEngine) and capture_output:
+                    pool.output = str(opened.output.prepare())
+                name = queue or default_queue()
+                owner = opened.enter(name)
+                undo.callback(opened.leave, owner)
+                session = sessions.enter(opened, name, leftovers)
+                undo.callback(sessions.leave, opened.address)
+                moment = now()
+                run = opened.begin_run(
+                    name, owner, resume, moment, session=session,
+                    context=context_of(initializer, initargs, opened.path),
+                    since=0 if within_s is None else moment - int(within_s * 1e6),
+                )  # fmt: skip
+                lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
+                dispatcher = Dispatcher(
+                    opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run", new_future=DurableFuture
+                )
+                undo.pop_all()
+                undo.callback(dispatcher.close, wait=False)
+                dispatcher.close_with(self)
+                _close_with_multiprocessing()
             undo.pop_all()
         if lost:
             _log.warning(
@@ -274,10 +278,6 @@ class PersistentExecutor(_Submitter):
         self._functions = Functions(dispatcher.prepare)
         options = Options(settings.max_retries, timeout=settings.timeout).or_none()
         self._call_options = USUAL if options is None else CallOptions(options=options)
-        _open_dispatchers.add(self._dispatcher)
-        self._abandon = weakref.finalize(self, Dispatcher.close, self._dispatcher, False)
-        self._abandon.atexit = False  # _close_at_exit() does it, and waits
-        _close_with_multiprocessing()
 
     def options(
         self,
@@ -351,7 +351,6 @@ class PersistentExecutor(_Submitter):
 
         With `cancel_futures` what has not started is cancelled, for good.
         """
-        self._abandon.detach()
         self._dispatcher.close(wait, cancel_futures)
 
     def terminate_workers(self) -> None:
@@ -448,17 +447,18 @@ def _refuse_in_worker_start() -> None:
 
 def _close_at_exit() -> None:
     """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
-    for dispatcher in list(_open_dispatchers):
+    for dispatcher in list(open_dispatchers):
         if isinstance(sessions.ended_by(), KeyboardInterrupt):
             dispatcher.stop(signal.SIGTERM, "the script was interrupted")
         else:
             dispatcher.close(wait=True)
+    open_dispatchers.clear()  # nothing is to be done when their executors are dropped
     sessions.end_all()
 
 
 def _before_fork() -> None:
     """Let no turn be under way in another thread: a child in which one is cut off may stand still in SQLite."""
-    _held.dispatchers = [dispatcher for dispatcher in list(_open_dispatchers) if dispatcher.driver.hold(FORK_WAIT_S)]
+    _held.dispatchers = [dispatcher for dispatcher in list(open_dispatchers) if dispatcher.driver.hold(FORK_WAIT_S)]
 
 
 def _after_fork_in_parent() -> None:
@@ -469,9 +469,9 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     _held.__dict__.pop("dispatchers", None)
     interrupts.leave_to_parent()
-    for dispatcher in list(_open_dispatchers):
+    for dispatcher in list(open_dispatchers):
         dispatcher.leave_to_parent()
-    _open_dispatchers.clear()
+    open_dispatchers.clear()
     _close_with_multiprocessing.cache_clear()
 
 

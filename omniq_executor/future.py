@@ -6,8 +6,8 @@ from collections.abc import Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .dispatch.interrupts import SafeCondition, interrupts
 from .errors import OmniqError, StoreError
+from .interrupts import SafeCondition, Waiters, interrupts
 from .model import codec, dependencies
 from .model.task import ErrorInfo, Task, format_id
 
@@ -34,6 +34,7 @@ class DurableFuture(concurrent.futures.Future[_T]):
         """`number` is the id of the task; None for a call that could not be stored, which fails at once."""
         super().__init__()
         SafeCondition.protect(self._condition)
+        self._waiters = Waiters()
         self._dispatcher = dispatcher
         self._number = number
         self._stored: Any = _UNREAD  # the stored form of the result, until it is read

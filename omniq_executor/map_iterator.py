@@ -147,11 +147,14 @@ class Results(Iterator[Any]):
             return self._values.popleft()
         if self._ended:
             raise StopIteration
+        self._ended = True  # unless it comes to a value: a second Ctrl-C may keep the lines below from being run
         try:
-            return self._next()
+            value = self._next()
         except BaseException as error:
             self._end(error)
             raise
+        self._ended = False
+        return value
 
     def _end(self, error: BaseException) -> None:
         self._ended = True

@@ -25,6 +25,7 @@ a worker costs more than storing a call. A call that comes alone is given at onc
 """
 
 import contextlib
+import functools
 import logging
 import operator
 import os
@@ -33,6 +34,7 @@ import threading
 import time
 import traceback
 import weakref
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -67,9 +69,12 @@ USUAL = CallOptions()
 
 _log = logging.getLogger("omniq_executor")
 
+open_dispatchers: "dict[Dispatcher, _Dropped]" = {}
+"""Those of executors that have not come to their end, with what notices that the executor is dropped."""
+
 
 class _Dropped(weakref.ref[Any]):
-    """Tells that an iterator is gone."""
+    """Tells that an iterator is gone, or an executor."""
 
     __slots__ = ("consumer", "wake")
     consumer: Consumer
@@ -259,6 +264,11 @@ class Dispatcher:
     def unwatch(self, consumer: Consumer) -> None:
         """Do nothing when it is dropped, as it has come to its end."""
         self._watched.pop(id(consumer), None)
+
+    def close_with(self, executor: Any) -> None:
+        """As `close(wait=False)`, when the executor is dropped: by another thread, for the reason that _Watch has."""
+        dropped = open_dispatchers[self] = _Dropped(executor, operator.methodcaller("wake"))
+        dropped.wake = functools.partial(start_new_thread, self.close, (False,))
 
     def read(self, first: int, count: int) -> list[Any]:
         """Return the outcomes of finished tasks with consecutive ids, each as for a Consumer; also after the end."""
@@ -809,6 +819,7 @@ class Dispatcher:
                 _log.error("what is claimed here could not be given back before this process ends: %s", error)
             finally:
                 self.store.close()
+            open_dispatchers.pop(self, None)
             self._let_go()
             self._peers.close()
 

@@ -41,7 +41,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ..engines.pacing import STEAL_AFTER_S, earlier
-from .interrupts import interrupts
+from ..interrupts import interrupts
 
 STANDBY_S = 0.005
 GRACE_S = 0.001
@@ -384,6 +384,8 @@ class Driver:
     def join(self) -> None:
         """Wait for the end of the own thread, unless this is it."""
         if self._thread is not None and not self.is_own_thread():
+            # As long as it may take: a Thread whose join() Ctrl-C has interrupted counts as ended in Python 3.11.
+            self.wait_until(lambda: self.is_closed)
             self._thread.join()
 
     @property

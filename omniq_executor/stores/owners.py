@@ -26,6 +26,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..errors import StoreError
+from ..interrupts import interrupts
 from ..model.ids import NODES
 from . import permissions as safety
 
@@ -75,6 +76,7 @@ class Owners:
         """Return the lock under which a store is created and opened, and its owners are looked at."""
         return FileLock(self.folder / "open.lock", timeout=timeout_s, mode=0o600, poll_interval=_POLL_S)
 
+    @interrupts  # one that is raised in a lock of filelock may keep all others from theirs
     def hold(self, owner: int, *, has_bell: bool = True) -> None:
         """Prove from now on that this process lives: as an owner, or without a notification pipe as a session."""
         lock = FileLock(self._lock_path(owner), mode=0o600, thread_local=False)  # another thread may let go of it
@@ -89,6 +91,7 @@ class Owners:
             self.let_go(owner)
             raise StoreError(f"no owner can be registered in {self.folder}: {safety.explain(error)}") from error
 
+    @interrupts
     def let_go(self, owner: int, *, is_registered: bool = False) -> None:
         """Prove no more. One that is still registered is taken for dead then, with nothing under way."""
         # A session may have been begun through another handle, which may be closed by now.
@@ -102,6 +105,7 @@ class Owners:
         if not is_registered:
             self.forget(owner)
 
+    @interrupts
     def is_alive(self, owner: int, host: str) -> bool:
         """Return False only if the owner's death is proved."""
         if owner in _holders.get((self.folder, owner), self)._held:

@@ -80,7 +80,7 @@ class House:
             self.scheduler.run()
 
     def _main(self) -> None:
-        self._copy["dispatch.interrupts"].interrupts.__init__()  # its main thread is this one
+        self._copy["interrupts"].interrupts.__init__()  # its main thread is this one
         scenario, chance = self._scenario, self.chance
         break_at = chance.randint(1, scenario.breaks) if scenario.breaks else None
         self.store = FakeStore(self.world)

@@ -241,6 +241,7 @@ class ForkServerLauncher(Launcher):
                     process.kill(signal.SIGKILL)
         self._socket.close()
         self._nursery.join()
+        self._nursery.close()
         super().close()
 
     def leave_to_parent(self) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import stat
-import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ...errors import StoreError, StoreVersionError
+from ...interrupts import SafeLock, interrupts
 from ...model import codec, schema
 from ...model.task import FINISHED, Event, Status, Task, format_id, is_waiting, parse_id, source, with_wait
 from .. import permissions as safety
@@ -65,6 +65,7 @@ class Changes:
 class Tasks:
     """See the module's docstring. But for `locked()` and `close()`, every method is called under the lock."""
 
+    @interrupts
     def __init__(self, path: Path, durable: bool, create: bool, importing: bool) -> None:
         self.path = path
         self.durable = durable
@@ -74,7 +75,7 @@ class Tasks:
         self.unread: dict[int, list[int]] = {}  # by owner of this process: what others finished
         self.peers: list[int] | None = None  # the registered owners
         self.is_foreign = False  # whether another process has changed something; who looks at it sets it back
-        self._lock = threading.RLock()
+        self._lock = SafeLock()
         self._is_importing = importing  # whether a migration may be under way in it
         self._depth = 0  # of uses of the lock within one another
         self._closed = self._is_open = False
@@ -160,6 +161,7 @@ class Tasks:
             self.folders.close()
             self.journal.close()
             self.order.close()
+            vars(self).pop("_file_lock", None)  # here, where Ctrl-C is put off, and not in a finalizer
             self._is_open = False
             _open.discard(self)
 
@@ -456,7 +458,7 @@ def _numbers_in(entries: Iterable[Entry]) -> set[int]:
 def _after_fork_in_child() -> None:
     for tasks in list(_open):
         tasks._closed = True
-        tasks._lock = threading.RLock()
+        tasks._lock = SafeLock()
         tasks.folders.close()
         tasks.journal.close()
         tasks.order.close()

@@ -17,7 +17,6 @@ import logging
 import os
 import sqlite3
 import stat
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any, Literal, TypeVar
 from filelock import Timeout
 
 from ...errors import StoreError, StoreVersionError, TooLarge
+from ...interrupts import SafeLock, interrupts
 from ...model.schema import VERSION
 from .. import permissions as safety
 from ..owners import Owners
@@ -56,7 +56,7 @@ class Database:
 
     def __init__(self, path: Path, owners: Owners, durability: Durability, create: bool, importing: bool) -> None:
         self.path = path
-        self.lock = threading.RLock()
+        self.lock = SafeLock()
         self.peers: list[int] = []  # the registered owners, as of the last transaction
         self.is_foreign = False  # whether another connection has committed; who looks at it sets it back
         self.connection: sqlite3.Connection | None = None
@@ -208,7 +208,7 @@ class Database:
     def one_at_a_time(self) -> Iterator[None]:
         """Keep other processes from opening the store, and from finding out who is alive."""
         try:
-            with self._owners.gate(BUSY_TIMEOUT_S):
+            with interrupts, self._owners.gate(BUSY_TIMEOUT_S):
                 yield
         except Timeout as error:
             raise StoreError(
@@ -306,7 +306,7 @@ def _after_fork_in_child() -> None:
     for database in list(_open):
         _lost_in_fork.extend([database.connection, *database._lent])
         database.connection = None
-        database.lock = threading.RLock()
+        database.lock = SafeLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,20 +14,23 @@ comes after it is noted. `set_signal()` takes in what is pending before it chang
 left a signal is either noted or the program's. If it raises there, in place of one that was noted before, the two count
 as one.
 
-Code of the user's that runs within (callbacks of futures) may take any time, so Ctrl-C interrupts it: `run()`.
+Code of the user's that runs within (callbacks of futures) may take any time, so Ctrl-C interrupts it: `run()`. One that
+came before is not raised there, but still when the block is left: else that code would not be run at all.
 trio's `_core/_ki.py` tells of the same trouble, and solves it by asking in whose frame the signal came.
 """
 
+import contextlib
 import operator
 import threading
 
 # The functions behind those of `signal`, which wrap handlers in enums at a tenth of the cost of a whole submit().
 from _signal import SIGINT, getsignal, signal as set_signal  # type: ignore[import-not-found]
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any
 
 
-class Interrupts:
+class Interrupts(contextlib.ContextDecorator):
     """See the module's docstring. There is one of the process, as there is one handler of SIGINT."""
 
     def __init__(self) -> None:
@@ -46,7 +49,7 @@ class Interrupts:
             return
         if self._depth == 0:
             before = getsignal(SIGINT)
-            self._noted, self.is_pending = None, False
+            self._before, self._noted, self.is_pending = None, None, False
             if callable(before):  # else Ctrl-C ends the process, or is ignored
                 self._before = before
                 set_signal(SIGINT, self._note)
@@ -62,10 +65,10 @@ class Interrupts:
         held, self._held = self._held, None
         self.is_pending = False
         set_signal(SIGINT, before)
+        noted, self._noted = self._noted, None
         if held is not None:
             raise held
-        if self._noted is not None:
-            noted, self._noted = self._noted, None
+        if noted is not None:
             before(*noted)
 
     def set_wake(self, wake: Callable[[], object] | None) -> Callable[[], object] | None:
@@ -98,12 +101,11 @@ class Interrupts:
         depth, self._depth = self._depth, 0
         before, self._before = self._before, None
         wake, self.wake = self.wake, None
+        held, self._held = self._held, None
+        noted, now = None, before  # before anything that may be interrupted
         try:
             set_signal(SIGINT, before)
-            if self._noted is not None:
-                self.is_pending = False
-                noted, self._noted = self._noted, None
-                before(*noted)
+            noted, self._noted = self._noted, None
             code(argument)
         finally:
             try:
@@ -113,8 +115,10 @@ class Interrupts:
                 set_signal(SIGINT, self._note)  # what was pending has been taken in, and raised
                 raise
             finally:
-                self._depth, self.wake = depth, wake
+                self._depth, self.wake, self._held = depth, wake, held
                 self._before = now if callable(now) else before
+                self._noted = self._noted or noted
+                self.is_pending = self._noted is not None or held is not None
 
     def hold(self, error: BaseException) -> bool:
         """Have an interrupt or exit that ended code of the user's be raised when the block is left.
@@ -142,6 +146,21 @@ class Interrupts:
 
 
 interrupts = Interrupts()
+
+
+class SafeLock:
+    """A lock that its thread may take again, and under which Ctrl-C is put off."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        interrupts.__enter__()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        interrupts.__exit__()
 
 
 class SafeCondition(threading.Condition):
@@ -176,3 +195,42 @@ class SafeCondition(threading.Condition):
         """Let it go."""
         self._lock.release()  # type: ignore[attr-defined]
         interrupts.__exit__()
+
+
+class SafeEvent:
+    """An event that one thread waits for, and that Ctrl-C does not break.
+
+    One that is raised within a threading.Event's wait() may leave its lock taken, or let go of it while another thread
+    has it, which then hangs or fails in set().
+    """
+
+    def __init__(self) -> None:
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        """Wake who waits."""
+        self._tokens.put(None)
+
+    def clear(self) -> None:
+        """Take that back."""
+        while not self._tokens.empty():
+            self._tokens.get()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set; return whether it is."""
+        try:
+            self._tokens.get(timeout=timeout)
+        except Empty:
+            return False
+        self._tokens.put(None)
+        return True
+
+
+class Waiters(list[Any]):
+    """What wait() and as_completed() have put into a future to be told, under its condition."""
+
+    def append(self, waiter: Any) -> None:
+        """Have it told. Nobody waits for its event yet."""
+        if not isinstance(waiter.event, SafeEvent):
+            waiter.event = SafeEvent()
+        super().append(waiter)
