@@ -20,7 +20,8 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 from .code.run_context import context_of
 from .config import Settings
 from .dispatch import sessions
-from .dispatch.dispatcher import USUAL, Dispatcher, open_dispatchers
+from .dispatch.dispatcher import Dispatcher, open_dispatchers
+from .dispatch.loop import USUAL
 from .dispatch.stranded import SESSION, stranded
 from .engines.external import External
 from .engines.local.launch import Process
@@ -365,7 +366,7 @@ class PersistentExecutor(_Submitter):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         if kind is not None:
-            self._dispatcher.clean = False
+            self._dispatcher.leave_unclean()
             if issubclass(kind, Exception):
                 sessions.raised(self.store.address, self._dispatcher.run)
             else:  # Ctrl-C, or an exit: whoever wants to leave is not made to wait

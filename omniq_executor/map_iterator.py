@@ -16,7 +16,7 @@ from .model import codec
 from .model.functions import stored_call
 from .model.options import CallOptions
 from .model.task import Call, ErrorInfo, Function
-from .stores.base import ResultBatch
+from .stores.base import Batch, ResultBatch
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
 _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
@@ -107,7 +107,8 @@ class Results(Iterator[Any]):
             size = self._add_calls(rows)
         else:
             size = len(text)
-            self._dispatcher.add(self._arrivals, self._added, len(rows), self._function, text, (), self._call_options)
+            batch = Batch(0, len(rows), self._function, text, (), False, *self._call_options)
+            self._dispatcher.add(self._arrivals, self._added, batch)
             self._added += len(rows)
         self._piece = max(1, self._piece // 2) if size > _PIECE_BYTES else min(self._piece * 2, 1024)
 
@@ -136,7 +137,8 @@ class Results(Iterator[Any]):
     def _add(self, calls: list[Call], call_options: CallOptions | None = None) -> None:
         if calls:
             call_options = call_options or self._call_options
-            self._dispatcher.add(self._arrivals, self._added, len(calls), self._function, None, calls, call_options)
+            batch = Batch(0, len(calls), self._function, None, calls, False, *call_options)
+            self._dispatcher.add(self._arrivals, self._added, batch)
             self._added += len(calls)
 
     def __iter__(self) -> "Results":

@@ -70,6 +70,6 @@ def test_two_versions_of_a_function_in_a_burst_are_kept_apart() -> None:
     engine.give = chunks.append
     queue = DispatchQueue(Store(), engine)  # type: ignore[arg-type]
     for number, version in enumerate([b"a", b"a", b"b", b"a"]):
-        queue.hold_one(number, Function(b"digest", "path", version), Call(f"[{number}]"))
+        queue.add([number], Function(b"digest", "path", version), None, [Call(f"[{number}]")], gives=False)
     queue.give()
     assert [(chunk.function, [*chunk.ids]) for chunk in chunks] == [(b"a", [0, 1]), (b"b", [2]), (b"a", [3])]

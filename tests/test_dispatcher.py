@@ -106,7 +106,7 @@ class OvertakenSelector:
         if timeout != 0:
             with self._dispatcher.driver:
                 self._dispatcher.driver._take_in(self._real.select(0))
-                self._dispatcher._turn()
+                self._dispatcher._loop.turn()
         return ready
 
     def __getattr__(self, name: str) -> Any:
@@ -152,8 +152,8 @@ def test_a_ring_that_a_submit_took_in_is_left_to_no_event(executor: PersistentEx
     executor.submit(calls.square, 1).result(WAIT_S)
     dispatcher = executor._dispatcher
     with dispatcher.driver._lock:
-        dispatcher._peers.was_notified = True
-        assert dispatcher.next_alarm() == 0
+        dispatcher._loop.peers.was_notified = True
+        assert dispatcher._loop.next_alarm() == 0
     dispatcher.driver.wake()
 
 

@@ -275,7 +275,7 @@ def test_a_call_that_nobody_awaits_is_cancelled_from_elsewhere(
 ) -> None:
     number = executor.submit(sleep_noted, journal.path)._number
     (pid,) = map(int, journal.wait_for(1))
-    executor._dispatcher._waiters.remove_future(number)  # type: ignore[arg-type]
+    executor._dispatcher._waiters.remove(number)  # type: ignore[arg-type]
     other = open_store(store)
     assert other.cancel([number], 1, running=True) == [number]
     other.notify(0)

@@ -98,7 +98,7 @@ def test_a_process_that_stands_still_is_not_robbed_and_who_waits_is_not_busy(
     gate.touch()
     assert executor.submit(pow, 2, 3).result(WAIT_S) == 8
     assert not future.done()
-    assert executor._dispatcher._peers.look_at is None
+    assert executor._dispatcher._loop.peers.look_at is None
     for member in members:
         os.kill(member, signal.SIGCONT)
     assert future.result(WAIT_S) == "done"

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from omniq_executor import PersistentExecutor, Status, StoreError, open_store
 from omniq_executor.cli.main import main
-from omniq_executor.dispatch import dispatcher as module, sessions
+from omniq_executor.dispatch import committing as module, sessions
 
 WAIT_S = 30.0
 MakeExecutor = Callable[..., PersistentExecutor]
@@ -212,7 +212,7 @@ def test_who_cannot_look_after_other_owners_takes_its_turn(
     executor = make_executor(1, store=address)
     future = executor.submit(calls.square, 1)
     assert future.result(WAIT_S) == 1
-    peers = executor._dispatcher._peers
+    peers = executor._dispatcher._loop.peers
     with contextlib.closing(open_store(address)) as store:
         store._owners._held.pop(store.enter("of the dead")).release()  # type: ignore[attr-defined]
     refusal = Refusal(executor.store, verb)

@@ -128,13 +128,13 @@ class _Ended(Waiters):
         self.counts = Counter[Status]()
         self._tell = tell
 
-    def resolve_all(self, numbers: Sequence[int], outcome: Any, refused: AbstractSet[int]) -> None:
+    def resolve_all(self, ids: Sequence[int], outcome: Any, refused: AbstractSet[int]) -> None:
         """Take in what is committed."""
         status = Status.FAILED if isinstance(outcome, ErrorInfo) else Status.COMPLETED
-        for number in numbers:
-            if number not in refused:
+        for id in ids:
+            if id not in refused:
                 self.counts[status] += 1
-                self._tell({"event": "finished", "task": format_id(number), "status": status.name})
+                self._tell({"event": "finished", "task": format_id(id), "status": status.name})
 
 
 @contextlib.contextmanager

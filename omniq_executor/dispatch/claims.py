@@ -1,14 +1,23 @@
-"""Tasks that were claimed here, on their way to the queue: which can be run, and with which results of others."""
+"""What this owner has claimed, from the commit of each claim to the commit of its end.
+
+    claimed --give()--> queue --> engine --take_reports()--> reports --ends()--> commit --end()-->
+                          ^         |
+                          '---------'  RETURNED
+
+What is to be committed (reports, releases) is kept here until it is. So is what the store could not be asked for when
+a claim was to be given.
+"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ..engines.base import Report
+from ..engines.base import RETURNED, Engine, Report
 from ..errors import StoreError
 from ..model import dependencies
-from ..model.task import MOST_OWNER_DEATHS
-from ..stores.base import Claimed, Store
-from .results import ORPHANED, UNMET
+from ..model.task import MOST_OWNER_DEATHS, Event
+from ..stores.base import Claimed, Outcome, Store
+from .queue import DispatchQueue
+from .results import ORPHANED, UNMET, ClaimEnds, claim_ends_of
 
 _log = logging.getLogger("omniq_executor")
 
@@ -16,37 +25,44 @@ _log = logging.getLogger("omniq_executor")
 class Claims:
     """See the module's docstring. Called under the dispatcher's lock."""
 
-    def __init__(self, store: Store) -> None:
-        self.special: dict[int, Claimed] = {}
-        """Claimed tasks, by id, whose end is not that of any other: they crashed before, or have options."""
+    def __init__(self, store: Store, engine: Engine, crash_retries: int, new_id: Callable[[], int]) -> None:
+        self.queue = DispatchQueue(store, engine)
+        self.reports: list[Report] = []
+        """What became of calls, not committed yet."""
+        self.releases: dict[int, int] = {}
+        """Tasks that go back unstarted, by id, with their attempts; likewise."""
         self.unread: list[Claimed] = []
         """Claimed tasks for which the store could not be read; it is tried again with the next turn."""
-        self.reports: list[Report] = []
-        """What became of those that are not run, for the next turn to commit."""
+        self._special: dict[int, Claimed] = {}  # whose end is not that of any other: they crashed, or have options
         self._store = store
+        self._engine = engine
+        self._crash_retries = crash_retries
+        self._new_id = new_id  # for next occurrences
 
-    def note(self, claimed: Sequence[Claimed]) -> None:
-        """Remember what their ends will depend on."""
+    def held(self) -> set[int]:
+        """Return the ids of what waits for a worker, or is with one."""
+        return self.queue.ids().union(self._engine.held())
+
+    def are_suspects_only(self) -> bool:
+        """Return whether an owner has died in each of the tasks that workers have."""
+        return all(id in self._special and self._special[id].owner_deaths for id in self._engine.held())
+
+    # on the way to the engine
+
+    def give(self, claimed: Sequence[Claimed]) -> None:
+        """Give tasks to the workers, or have them wait, with those that were unread before.
+
+        What is not to be run is reported. Nothing fails: those for which the store cannot be read are unread again.
+        """
         for task in claimed:
             if task.crashes or task.owner_deaths or task.options is not None:
-                self.special[task.id] = task
-
-    def end(self, numbers: Sequence[int]) -> None:
-        """Forget tasks whose end is committed."""
-        for number in numbers:
-            self.special.pop(number, None)
-
-    def are_suspects(self, numbers: Sequence[int]) -> bool:
-        """Return whether an owner has died in each of these tasks."""
-        return all(number in self.special and self.special[number].owner_deaths for number in numbers)
-
-    def ready(self, claimed: Sequence[Claimed]) -> Sequence[Claimed]:
-        """Return those of the tasks that can be run, and of those unread before, with what they are given."""
+                self._special[task.id] = task
         claimed = [*self.unread, *claimed] if self.unread else claimed
         self.unread = []
-        if not self.special:
-            return claimed
-        return self._bound(self._without_deadly(claimed))
+        if self._special:
+            claimed = self._bound(self._without_deadly(claimed))
+        unread = self.queue.give_claimed(claimed)
+        self.unread += unread
 
     def _without_deadly(self, claimed: Sequence[Claimed]) -> list[Claimed]:
         """Return those that have not killed their owners too often."""
@@ -57,7 +73,7 @@ class Claims:
 
     def _bound(self, claimed: Sequence[Claimed]) -> list[Claimed]:
         """Return the tasks with the results that they are given, less those for which there are none."""
-        needed = {number for task in claimed for number in _after(task)}
+        needed = {id for task in claimed for id in _after(task)}
         try:
             states = {found.id: found for found in self._store.states(needed)} if needed else {}
         except StoreError as error:
@@ -66,7 +82,7 @@ class Claims:
             return [task for task in claimed if not _after(task)]
         ready: list[Claimed] = []
         for task in claimed:
-            after = {number: states.get(number) for number in _after(task)}
+            after = {id: states.get(id) for id in _after(task)}
             results = {found.id: found.result for found in after.values() if found and found.result is not None}
             if not after:
                 ready.append(task)
@@ -75,6 +91,49 @@ class Claims:
             else:
                 self.reports.append(Report(UNMET, [task.id], [task.attempt], after))
         return ready
+
+    # and back
+
+    def take_reports(self) -> None:
+        """Take over what the engine reports; a part that came back is with us again, whatever else happens."""
+        for report in self._engine.reports:
+            if report.kind == RETURNED:
+                self.queue.hold(report.payload)
+            else:
+                self.reports.append(report)
+        self._engine.reports.clear()
+
+    def recall(self, ids: set[int]) -> dict[int, int]:
+        """Take back those of the tasks that have not started, and return their attempts by id."""
+        self._engine.recall(ids)
+        self.take_reports()
+        return self.queue.take_out(ids)
+
+    def release_queued(self) -> None:
+        """Have everything go back that waits for a worker."""
+        self.releases |= self.queue.take_out()
+        self.releases |= {task.id: task.attempt for task in self.unread}
+        self.unread = []
+
+    def released(self) -> list[Outcome]:
+        """Return the ends of what goes back."""
+        return [Outcome(id, attempt, Event.RELEASE) for id, attempt in self.releases.items()]
+
+    def ends(self, now: int) -> ClaimEnds:
+        """Return what is to be committed."""
+        ends = claim_ends_of(self.reports, self._special, self._crash_retries, now, self._new_id)
+        if self.releases:
+            ends.outcomes.extend(self.released())
+        return ends
+
+    def end(self, resolutions: Sequence[tuple[Sequence[int], object]]) -> None:
+        """Forget what was to be committed, as it is."""
+        self.reports.clear()
+        self.releases.clear()
+        if self._special:
+            for ids, _ in resolutions:
+                for id in ids:
+                    self._special.pop(id, None)
 
 
 def _after(task: Claimed) -> tuple[int, ...]:

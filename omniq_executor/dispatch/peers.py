@@ -1,4 +1,4 @@
-"""Who notices that another owner of the store has died, and takes back what it had claimed.
+"""The other owners of a store: what they did, what they are told, and who notices that one of them has died.
 
 An owner's notification pipe is a FIFO that it has open for reading as long as it lives. Each dispatcher has the
 others' open for writing, and so is told by the system, without a clock, when the last reader of one is
@@ -14,29 +14,61 @@ import selectors
 import time
 
 from ..stores.base import Store, now
+from ..stores.owners import open_pipe
+from .driving import drain
 
 _FIRST_PAUSE_S = 0.02  # before somebody silent is looked at again, doubled each time ...
 _LONGEST_PAUSE_S = 5.0  # ... up to this
 
 
 class Peers:
-    """The other owners of a store. Called under the dispatcher's lock, from when its own notification pipe is open."""
+    """See the module's docstring. Called under the dispatcher's lock."""
 
     def __init__(self, store: Store, owner: int, selector: selectors.BaseSelector) -> None:
         self.look_at: float | None = None
         """When somebody who is silent is looked at, in seconds of time.monotonic(), or None."""
         self.was_notified = False
-        """Whether this owner was notified, as those do who come."""
+        """Whether this owner was notified, as those do who come: it is to be seen who is there."""
+        self.may_have_changed = False
+        """Whether they may have finished something, or added."""
+        self.changes: list[int] = []
+        """Tasks that were finished or cancelled, to be looked at."""
+        self.must_notify = False
+        """Whether they are to be told that something is there for them."""
         self._store = store
         self._owner = owner
         self._selector = selector
-        self._notify_fds: dict[int, int] = {}  # of those who listen, the file descriptors of their notification pipes
         self._pause_s = _FIRST_PAUSE_S
-        store.notify(owner)
-        self._watch()
+        self._notify_fds: dict[int, int] = {}  # of those who listen, and of this owner: of their notification pipes
+        fd = open_pipe(store.notify_path(owner))
+        if fd is not None:
+            self._notify_fds[owner] = fd
+            selector.register(fd, selectors.EVENT_READ, lambda _: self._on_notification(fd))
+        try:
+            store.notify(owner)
+            self._watch()
+        except BaseException:
+            self.close()
+            raise
+
+    def notify(self) -> None:
+        """Tell the others that something is there for them: it is committed. Raises StoreError."""
+        self._store.notify(self._owner)
+        self.must_notify = False
+
+    def read_changes(self) -> list[int]:
+        """Return `changes`, with what is new. They are kept. Raises StoreError."""
+        if self.may_have_changed:
+            self.changes += self._store.read_changes(self._owner)
+        return self.changes
+
+    def forget_changes(self) -> None:
+        """Forget them, as they were looked at."""
+        self.changes.clear()
+        self.may_have_changed = False
 
     def look_after(self) -> bool:
-        """Do what is due; returns whether somebody may have left something behind. Raises StoreError."""
+        """Look who is there; return whether somebody may have left something behind. Raises StoreError."""
         if self.was_notified:
             self.was_notified = False
             self._watch()
@@ -51,14 +83,18 @@ class Peers:
             os.close(fd)
         self._notify_fds.clear()
 
+    def _on_notification(self, fd: int) -> None:
+        drain(fd)
+        self.may_have_changed = self.was_notified = True
+
     def _watch(self) -> None:
         """Take notice of who came and who left."""
         peers = set(self._store.peers(self._owner))
-        for gone in self._notify_fds.keys() - peers:
+        for gone in self._notify_fds.keys() - peers - {self._owner}:
             self._drop(gone)
         for peer in peers - self._notify_fds.keys():
             self._listen(peer)
-        if len(self._notify_fds) == len(peers):
+        if peers <= self._notify_fds.keys():
             self.look_at, self._pause_s = None, _FIRST_PAUSE_S
         elif self.look_at is None:
             self.look_at = time.monotonic() + self._pause_s

@@ -7,28 +7,20 @@ from one that sat in a long call. They are claimed all the while, so nothing of 
 
 import itertools
 import logging
+import operator
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Container, Sequence
 
 from ..engines.base import Chunk, Engine
 from ..engines.pacing import MOST_BYTES
 from ..errors import StoreError
 from ..model import codec
 from ..model.task import Call, Function
-from ..stores.base import Batch, Claimed, Store
+from ..stores.base import Claimed, Store
 
 _KNOWN_FUNCTIONS = 1024  # whose pickles are kept; others are read from the store again
 
 _log = logging.getLogger("omniq_executor")
-
-
-class _Held(NamedTuple):
-    """A call of a burst."""
-
-    number: int
-    function: Function
-    call: Call
 
 
 class DispatchQueue:
@@ -42,7 +34,7 @@ class DispatchQueue:
         self._store = store
         self._engine = engine
         self._chunks: deque[Chunk] = deque()
-        self._burst: list[_Held] = []  # younger than the chunks
+        self._burst: list[tuple[int, Function, Call]] = []  # single calls, younger than the chunks
         self._functions: dict[bytes, bytes] = {}  # pickles by digest, as the store has them
         self._own: dict[bytes, bytes] = {}  # of those that this process has described itself
 
@@ -54,27 +46,20 @@ class DispatchQueue:
                 del self._own[next(iter(self._own))]
             self._own[function.digest] = function.pickle
 
-    # new calls, claimed as attempt 1
-
-    def give_one(self, number: int, function: Function, call: Call) -> None:
-        """Give a call that came alone, past none that waits."""
-        self._engine.give(_chunk_of([_Held(number, function, call)]))
-
-    def hold_one(self, number: int, function: Function, call: Call) -> None:
-        """Hold a call of a burst, until the next `give()`."""
-        self._burst.append(_Held(number, function, call))
-        self.size += 1
-
-    def give_batch(self, batch: Batch) -> None:
-        """Give a batch past none that waits."""
-        self._engine.give(_chunk_of_batch(batch))
-
-    def hold_batch(self, batch: Batch) -> None:
-        """Have a batch wait behind the others, until the next `give()`."""
-        self._gather_burst()
-        self.hold(_chunk_of_batch(batch))
-
-    # others
+    def add(self, ids: Sequence[int], function: Function, text: str | None, calls: Sequence[Call], gives: bool) -> None:
+        """Take in new calls, claimed as attempt 1: give them, past none that waits, or have them wait."""
+        if not gives and len(calls) == 1:
+            self._burst.append((ids[0], function, calls[0]))
+            self.size += 1
+            return
+        chunk = Chunk(ids, [1] * len(ids), function.digest, function.pickle, text)
+        if text is None:
+            chunk.calls = [call[:2] for call in calls]
+        if gives:
+            self._engine.give(chunk)
+        else:
+            self._gather_burst()
+            self.hold(chunk)
 
     def hold(self, chunk: Chunk) -> None:
         """Have a chunk wait, until the next `give()`."""
@@ -135,38 +120,30 @@ class DispatchQueue:
         """The function of a task and its namespace, which are the same for all calls of a chunk."""
         return task.digest, task.run if self.by_run else 0
 
-    def take_out(self, numbers: set[int]) -> dict[int, int]:
-        """Take those of the tasks out that wait here; returns their attempts by number."""
+    def take_out(self, ids: Container[int] | None = None) -> dict[int, int]:
+        """Take out those of the tasks that wait here, or all; return their attempts by id."""
         self._gather_burst()
         taken: dict[int, int] = {}
         for _ in range(len(self._chunks)):
             chunk = self._chunks.popleft()
             pairs = zip(chunk.ids, chunk.attempts, strict=True)
-            found = {number: attempt for number, attempt in pairs if number in numbers}
-            if found:
-                taken |= found
-                chunk = chunk.without(found)
-            if chunk.ids:
-                self._chunks.append(chunk)
+            found = {id: attempt for id, attempt in pairs if ids is None or id in ids}
+            taken |= found
+            if len(found) < len(chunk.ids):
+                self._chunks.append(chunk.without(found) if found else chunk)
         self.size -= len(taken)
         return taken
 
-    def take_all(self) -> dict[int, int]:
-        """Take everything out; returns the attempts by number."""
-        self._gather_burst()
-        pairs = [pair for chunk in self._chunks for pair in zip(chunk.ids, chunk.attempts, strict=True)]
-        self._chunks.clear()
-        self.size = 0
-        return dict(pairs)
-
     def ids(self) -> set[int]:
-        """The ids of all calls that wait here."""
-        return {id for chunk in self._chunks for id in chunk.ids}.union(held.number for held in self._burst)
+        """Return the ids of all calls that wait here."""
+        return {id for chunk in self._chunks for id in chunk.ids}.union(id for id, *_ in self._burst)
 
     def _gather_burst(self) -> None:
-        """Make chunks of the calls of a burst: one of each stretch of calls of one function."""
-        for _, held in itertools.groupby(self._burst, key=lambda held: held.function):
-            self._chunks.append(_chunk_of(list(held)))
+        """Make one chunk of each stretch of a burst that is of one function."""
+        for function, stretch in itertools.groupby(self._burst, operator.itemgetter(1)):
+            ids, _, calls = zip(*stretch, strict=True)
+            pairs = [call[:2] for call in calls]
+            self._chunks.append(Chunk(ids, [1] * len(ids), function.digest, function.pickle, calls=pairs))
         self._burst.clear()
 
     def _chunk_of_claimed(self, tasks: Sequence[Claimed]) -> Chunk:
@@ -198,19 +175,3 @@ def _timeout(task: Claimed) -> float | None:
 def _is_apart(task: Claimed) -> bool:
     """Whether the task travels alone: one that may be ended, or whose owner has died in it."""
     return _timeout(task) is not None or task.owner_deaths > 0
-
-
-def _chunk_of(held: Sequence[_Held]) -> Chunk:
-    """Calls of one function that were claimed as they were added."""
-    function = held[0].function
-    calls = [one.call[:2] for one in held]
-    return Chunk([one.number for one in held], [1] * len(held), function.digest, function.pickle, calls=calls)
-
-
-def _chunk_of_batch(batch: Batch) -> Chunk:
-    """Likewise, of a batch."""
-    ids = range(batch.first, batch.first + batch.size)
-    chunk = Chunk(ids, [1] * batch.size, batch.function.digest, batch.function.pickle, batch.text)
-    if batch.text is None:
-        chunk.calls = [call[:2] for call in batch.calls or ()]
-    return chunk

@@ -49,34 +49,34 @@ def claim_ends_of(
 
 def _claim_ends_of(reports: Sequence[Report], claims: Mapping[int, Claimed], crash_retries: int) -> ClaimEnds:
     ends = ClaimEnds([], [], [])
-    for kind, numbers, attempts, payload in reports:
-        number, attempt = numbers[0], attempts[0]
+    for kind, ids, attempts, payload in reports:
+        id, attempt = ids[0], attempts[0]
         if kind == RESULT:
-            _complete(ends, number, attempt, payload)
-        elif kind == RESULTS and claims and not claims.keys().isdisjoint(numbers):
-            for one, its_attempt, text in zip(numbers, attempts, codec.split(payload), strict=True):
+            _complete(ends, id, attempt, payload)
+        elif kind == RESULTS and claims and not claims.keys().isdisjoint(ids):
+            for one, its_attempt, text in zip(ids, attempts, codec.split(payload), strict=True):
                 _complete(ends, one, its_attempt, text[1:-1])
         elif kind == RESULTS:
-            for batch in _consecutive(numbers, attempts, payload):
+            for batch in _consecutive(ids, attempts, payload):
                 ends.blocks.append(batch)
                 ends.resolutions.append((range(batch.first, batch.first + batch.size), batch))
         elif kind == ERROR:
-            _fail(ends, number, attempt, payload)
+            _fail(ends, id, attempt, payload)
         elif kind == CRASHED:
-            count = claims[number].crashes + 1 if number in claims else 1
+            count = claims[id].crashes + 1 if id in claims else 1
             if count > crash_retries:
-                _fail(ends, number, attempt, _crash_error(number, attempt, count, payload))
+                _fail(ends, id, attempt, _crash_error(id, attempt, count, payload))
             else:
-                ends.outcomes.append(Outcome(number, attempt, Event.CRASH))
+                ends.outcomes.append(Outcome(id, attempt, Event.CRASH))
         elif kind == TIMED_OUT:
-            _fail(ends, number, attempt, _timeout_error(number, attempt, payload))
+            _fail(ends, id, attempt, _timeout_error(id, attempt, payload))
         elif kind == ORPHANED:
-            _fail(ends, number, attempt, _orphan_error(number, payload))
+            _fail(ends, id, attempt, _orphan_error(id, payload))
         elif kind == UNMET:
             if all(found is None or found.status in FINISHED for found in payload.values()):
-                _fail(ends, number, attempt, _dependency_error(number, payload))
+                _fail(ends, id, attempt, _dependency_error(id, payload))
             else:  # one was retried meanwhile
-                ends.outcomes.append(Outcome(number, attempt, Event.RELEASE))
+                ends.outcomes.append(Outcome(id, attempt, Event.RELEASE))
     return ends
 
 
@@ -98,8 +98,8 @@ def singly(work: Turn) -> Iterator[Outcome]:
     """The outcomes of a turn, those in blocks too, one by one."""
     yield from work.outcomes
     for first, _, attempt, text in work.blocks:
-        for number, (value,) in enumerate(codec.decode(text), first):
-            yield Outcome(number, attempt, Event.COMPLETE, result=codec.encode(value))
+        for id, (value,) in enumerate(codec.decode(text), first):
+            yield Outcome(id, attempt, Event.COMPLETE, result=codec.encode(value))
 
 
 def too_large(outcome: Outcome, why: TooLarge) -> Outcome:
@@ -108,54 +108,52 @@ def too_large(outcome: Outcome, why: TooLarge) -> Outcome:
     return outcome._replace(event=Event.FAIL, result=None, error=_info(error))
 
 
-def _complete(ends: ClaimEnds, number: int, attempt: int, result: str | bytes) -> None:
-    ends.outcomes.append(Outcome(number, attempt, Event.COMPLETE, result=result))
-    ends.resolutions.append(((number,), result))
+def _complete(ends: ClaimEnds, id: int, attempt: int, result: str | bytes) -> None:
+    ends.outcomes.append(Outcome(id, attempt, Event.COMPLETE, result=result))
+    ends.resolutions.append(((id,), result))
 
 
-def _fail(ends: ClaimEnds, number: int, attempt: int, error: ErrorInfo) -> None:
-    ends.outcomes.append(Outcome(number, attempt, Event.FAIL, error=error))
-    ends.resolutions.append(((number,), error))
+def _fail(ends: ClaimEnds, id: int, attempt: int, error: ErrorInfo) -> None:
+    ends.outcomes.append(Outcome(id, attempt, Event.FAIL, error=error))
+    ends.resolutions.append(((id,), error))
 
 
-def _consecutive(numbers: Sequence[int], attempts: Sequence[int], text: str) -> Iterator[ResultBatch]:
+def _consecutive(ids: Sequence[int], attempts: Sequence[int], text: str) -> Iterator[ResultBatch]:
     """Yield results in parts with consecutive ids and one attempt each."""
-    count = len(numbers)
+    count = len(ids)
     # All of them: of calls that came back and were given again, the first and the last alone say nothing.
-    if [*numbers] == [*range(numbers[0], numbers[0] + count)] and attempts.count(attempts[0]) == count:
-        yield ResultBatch(numbers[0], count, attempts[0], text)
+    if [*ids] == [*range(ids[0], ids[0] + count)] and attempts.count(attempts[0]) == count:
+        yield ResultBatch(ids[0], count, attempts[0], text)
         return
     values = codec.decode(text)
     start = 0
     for i in range(1, count + 1):
-        if i == count or numbers[i] != numbers[i - 1] + 1 or attempts[i] != attempts[start]:
-            yield ResultBatch(numbers[start], i - start, attempts[start], codec.encode_rows(values[start:i]) or "")
+        if i == count or ids[i] != ids[i - 1] + 1 or attempts[i] != attempts[start]:
+            yield ResultBatch(ids[start], i - start, attempts[start], codec.encode_rows(values[start:i]) or "")
             start = i
 
 
-def _crash_error(number: int, attempt: int, crashes: int, how: str) -> ErrorInfo:
+def _crash_error(id: int, attempt: int, crashes: int, how: str) -> ErrorInfo:
     error = WorkerCrashed(
-        f"the process running {format_id(number)} ended by {how}, as attempt {attempt};"
+        f"the process running {format_id(id)} ended by {how}, as attempt {attempt};"
         f" it has happened {crashes} times to this call, so it is not tried again"
     )
     return _info(error)
 
 
-def _orphan_error(number: int, deaths: int) -> ErrorInfo:
+def _orphan_error(id: int, deaths: int) -> ErrorInfo:
     error = WorkerCrashed(
-        f"the process that {format_id(number)} was submitted by, or whose worker ran it, died {deaths} times while it"
+        f"the process that {format_id(id)} was submitted by, or whose worker ran it, died {deaths} times while it"
         " had this call, the last time with nothing else running; so it is not tried again"
     )
     return _info(error)
 
 
-def _timeout_error(number: int, attempt: int, limit_s: float) -> ErrorInfo:
-    return _info(
-        TaskTimeout(f"{format_id(number)} ran for more than {limit_s:g} s, as attempt {attempt}, and was ended")
-    )
+def _timeout_error(id: int, attempt: int, limit_s: float) -> ErrorInfo:
+    return _info(TaskTimeout(f"{format_id(id)} ran for more than {limit_s:g} s, as attempt {attempt}, and was ended"))
 
 
-def _dependency_error(number: int, after: Mapping[int, TaskState | None]) -> ErrorInfo:
+def _dependency_error(id: int, after: Mapping[int, TaskState | None]) -> ErrorInfo:
     other, found = next(
         (other, found) for other, found in after.items() if found is None or found.status is not Status.COMPLETED
     )
@@ -167,7 +165,7 @@ def _dependency_error(number: int, after: Mapping[int, TaskState | None]) -> Err
         # The end of it, which tells how a chain of such failures began.
         text = f"{found.error.type}: {found.error.message}"
         how = f"which {found.status.name}: {text if len(text) <= _QUOTED else '... ' + text[-_QUOTED:]}"
-    return _info(DependencyFailed(f"{format_id(number)} needs the result of {format_id(other)}, {how}"))
+    return _info(DependencyFailed(f"{format_id(id)} needs the result of {format_id(other)}, {how}"))
 
 
 def _info(error: CallError) -> ErrorInfo:

@@ -1,4 +1,4 @@
-"""Which task of the store a new call turns out to be: the one of its key, or the one that an earlier run left."""
+"""What this run takes over: for a new call the task of its key, or the one that an earlier run left; and leftovers."""
 
 import logging
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
 from ..model.task import Call, Function, Status
 from ..stores.base import Run, Store, TaskState, now
+from .waiters import Waiters
 
 _log = logging.getLogger("omniq_executor")
 
@@ -15,12 +16,17 @@ _log = logging.getLogger("omniq_executor")
 class Resumption:
     """See the module's docstring. Called under the dispatcher's lock."""
 
-    def __init__(self, store: Store, run: Run) -> None:
+    def __init__(self, store: Store, run: Run, runs_leftovers: bool) -> None:
         self.has_retried = False
         """Whether tasks became PENDING again, which others are to be told of, since whoever unsets this last looked."""
+        self.foreign: set[int] = set()
+        """Tasks that are waited for here and may be for nobody else to run."""
+        self.may_adopt = runs_leftovers
+        """Whether there may be something to adopt."""
         self._store = store
         self._run = run
         self._said = False  # that a run is continued
+        self._runs_leftovers = runs_leftovers
 
     def find(self, function: Function, call: Call, key: str | None) -> TaskState | None:
         """Return the task that a new call is, or None. Raises KeyConflict if its key is another call's."""
@@ -65,3 +71,16 @@ class Resumption:
         if any(known is not None and known.status is Status.PENDING for known in found):
             self.has_retried = True  # what had failed is PENDING again, and may be for workers elsewhere
         return found
+
+    def expect(self) -> None:
+        """Take note that others may have left something, or are gone."""
+        self.may_adopt = self._runs_leftovers or bool(self.foreign)
+
+    def adopt(self, waiters: Waiters, runs_calls: bool) -> None:
+        """Have this run be of what is waited for, or lies about, and nobody else would run. Raises StoreError."""
+        self.foreign = {id for id in self.foreign if id in waiters}
+        if self._runs_leftovers:
+            self._store.adopt(self._run, None, now())
+        if self.foreign and runs_calls:
+            self._store.adopt(self._run, self.foreign, now())
+        self.may_adopt = False

@@ -1,7 +1,7 @@
-"""What a turn adds, ends and claims. Pure: no store, no engine, no thread and no clock.
+"""What a turn adds, ends, claims and gives. Pure: no store, no engine, no thread and no clock.
 
-    ends of claims, new calls, what is free, what is known of the store  --plan()-->  Turn
-    the Turn, what came of it                                            --take_in()-->  what is known of the store
+    what is known of the store, ends of claims, new calls, what is free  --plan()-->     a TurnPlan
+    the plan, what came of its commit                                    --take_in()-->  what is known of the store
 
 Tasks are claimed in tiers (model.tier()), each only when nothing of the one before is left: first those no owner has
 died in; then those with which one has died, in workers that have nothing else; then those with which more have, with
@@ -9,8 +9,8 @@ nothing beside them, so that one more death tells which call it was.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from ..model.task import LAST_TIER
 from ..stores.base import Batch, Turn, TurnResult
@@ -36,22 +36,15 @@ class Situation(NamedTuple):
     """Whether all calls that workers have are such as an owner has died in."""
     is_visit: bool = False
     """Whether the turn is of somebody who adds, and may add more."""
+    holds: bool = False
+    """Whether nothing is given to workers by this turn, as in a burst, ..."""
     is_draining: bool = False
-    """Whether nothing is given to workers any more."""
+    """... or by any other."""
     was_notified: bool = False
     """Whether others may have added something, or given it back."""
 
 
-class TurnPlan(NamedTuple):
-    """What a turn is to do."""
-
-    turn: Turn
-    waits: bool = False
-    """Whether another turn is to come when nobody has added anything for a moment."""
-
-
-@dataclass(slots=True)
-class Pending:
+class Pending(NamedTuple):
     """What is known of the tasks in the store that an owner could claim."""
 
     some: bool = True
@@ -63,52 +56,70 @@ class Pending:
     is_alone: bool = False
     """Whether a call of the last tier is under way, beside which nothing runs."""
 
-    def plan(self, ends: ClaimEnds, batch: Batch | None, queues: Sequence[str] | None, found: Situation) -> TurnPlan:
-        """Return what is committed together: ends of claims, a batch of new calls, and new claims.
 
-        `queues` are those to claim from, or None for what is of the run. Whether the batch is claimed as it is added
-        is written into it.
-        """
-        turn = Turn(found.now, blocks=ends.blocks, outcomes=ends.outcomes)
-        if self.due is not None and found.now >= self.due:
-            self.due, self.some = None, True
-        if self.is_alone and not (found.is_busy or found.queued):
-            self.is_alone, self.some = False, True
-        # Who rang may have added or retried something: it is claimed in this very turn, as no other may follow.
-        self.some = self.some or ends.gives_back or found.was_notified
-        if batch is not None:
-            # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
-            is_usual = not batch.priority and not batch.eta and batch.options is None and not self.is_alone
-            has_room = found.best >= batch.size and found.total >= batch.size + found.queued
-            batch.claimed = is_usual and has_room and not self.some
-            turn.adds = (batch,)
-            self.some = self.some or not batch.claimed
-        if found.queued or found.is_draining or self.is_alone:
-            return TurnPlan(turn)
+class TurnPlan(NamedTuple):
+    """What a turn is to do."""
+
+    turn: Turn
+    """What is committed together."""
+    resolutions: Sequence[tuple[Sequence[int], Any]]
+    """What whoever waits is told then, as Waiters.resolve_all() takes it."""
+    pending: Pending
+    """What is known now, whether it is committed or not."""
+    gives: bool = False
+    """Whether calls that are claimed as they are added go to a worker at once, past none that waits."""
+    waits: bool = False
+    """Whether another turn is to come when nobody has added anything for a moment."""
+
+
+def plan(
+    pending: Pending, ends: ClaimEnds, batch: Batch | None, queues: Sequence[str] | None, found: Situation
+) -> TurnPlan:
+    """Return what a turn does with ends of claims and a batch of new calls, and what it claims.
+
+    `queues` are those to claim from, or None for what is of the run.
+    """
+    _, due, next_tier, is_alone = pending
+    # Who notified may have added or retried something: it is claimed in this very turn, as no other may follow.
+    some = pending.some or ends.gives_back or found.was_notified
+    if due is not None and found.now >= due:
+        due, some = None, True
+    if is_alone and not (found.is_busy or found.queued):
+        is_alone, some = False, True
+    turn = Turn(found.now, blocks=ends.blocks, outcomes=ends.outcomes)
+    if batch is not None:
+        # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
+        is_usual = not batch.priority and not batch.eta and batch.options is None and not is_alone
+        has_room = found.best >= batch.size and found.total >= batch.size + found.queued
+        if is_usual and has_room and not some:
+            batch = replace(batch, claimed=True)
+        turn.adds = (batch,)
+        some = some or not batch.claimed
+    waits = False
+    if not (found.queued or found.is_draining or is_alone):
         turn.queues, turn.of_run = queues, queues is None
-        if self.some:
+        if some:
             turn.claim = found.total
-        elif self.next_tier is not None and found.is_visit:
-            return TurnPlan(turn, waits=True)  # they come after all that is being added
-        elif self.next_tier == LAST_TIER:
+        elif next_tier is not None and found.is_visit:
+            waits = True  # they come after all that is being added
+        elif next_tier == LAST_TIER:
             turn.claim, turn.tier = int(found.total > 0 and batch is None and not found.is_busy), LAST_TIER
-        elif self.next_tier is not None and found.has_suspects_only:
-            turn.claim, turn.tier = found.idle, self.next_tier
-        return TurnPlan(turn)
+        elif next_tier is not None and found.has_suspects_only:
+            turn.claim, turn.tier = found.idle, next_tier
+    known = Pending(some, due, next_tier, is_alone)
+    return TurnPlan(turn, ends.resolutions, known, not (found.holds or found.queued), waits)
 
-    def take_in(self, turn: Turn, turned: TurnResult) -> bool:
-        """Take in what a committed turn has claimed; return whether another one is to follow at once."""
-        if not turn.claim:
-            self.some = self.some or turned.freed
-            return turned.freed
-        self.is_alone = turn.tier == LAST_TIER and bool(turned.claimed)
-        if len(turned.claimed) == turn.claim:
-            return False
-        dues = [due for due in (turned.due, self.due if turn.tier else None) if due is not None]
-        self.due = min(dues, default=None)
-        self.next_tier = turned.next_tier
-        self.some = self.some and turn.tier > 0
-        return self.next_tier is not None
+
+def take_in(pending: Pending, turn: Turn, turned: TurnResult) -> tuple[Pending, bool]:
+    """Return what is known after a turn that was committed, and whether another one is to follow at once."""
+    if not turn.claim:
+        return (pending._replace(some=True) if turned.freed else pending), turned.freed
+    is_alone = turn.tier == LAST_TIER and bool(turned.claimed)
+    if len(turned.claimed) == turn.claim:
+        return pending._replace(is_alone=is_alone), False
+    dues = [due for due in (turned.due, pending.due if turn.tier else None) if due is not None]
+    some = pending.some and turn.tier > 0
+    return Pending(some, min(dues, default=None), turned.next_tier, is_alone), turned.next_tier is not None
 
 
 def is_empty(turn: Turn) -> bool:

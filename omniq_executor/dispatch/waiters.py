@@ -26,8 +26,8 @@ CANCELLED = Status.CANCELLED
 class Consumer(Protocol):
     """Who waits for tasks by position: the iterator of a map."""
 
-    def put(self, position: int, number: int, count: int, outcome: Any) -> None:
-        """Take what became of `count` consecutive positions, whose tasks have the ids from `number` on.
+    def put(self, position: int, id: int, count: int, outcome: Any) -> None:
+        """Take what became of `count` consecutive positions, whose tasks have the ids from `id` on.
 
         The outcome is a ResultBatch of all of them, or of a single one its stored result, its ErrorInfo,
         CANCELLED, or an exception of this process's own. It is committed, unless it is the last.
@@ -84,108 +84,105 @@ class Waiters:
 
     # who waits
 
-    def future(self, number: int) -> Waiter | None:
+    def future(self, id: int) -> Waiter | None:
         """The future that waits for a task."""
-        return self._futures.get(number)
+        return self._futures.get(id)
 
-    def add_future(self, number: int, future: Waiter) -> None:
+    def add_future(self, id: int, future: Waiter) -> None:
         """Have a future wait."""
-        self._futures[number] = future
+        self._futures[id] = future
         self.open += 1
-
-    def remove_future(self, number: int) -> None:
-        """Have it wait no more, if it does: the task could not be stored."""
-        if self._futures.pop(number, None) is not None:
-            self.open -= 1
 
     def add_range(self, first: int, count: int, consumer: Consumer, position: int) -> None:
         """Have a consumer wait for new tasks, whose ids are above all others."""
         self._ranges.append(_Range(first, first + count, position, consumer))
         self.open += count
 
-    def remove_range(self, first: int) -> None:
-        """Have it wait no more, if it does: the tasks could not be stored."""
+    def remove(self, first: int) -> None:
+        """Have nobody wait any more for new tasks from this one on, which could not be stored."""
+        if self._futures.pop(first, None) is not None:
+            self.open -= 1
         span = self._range_of(first)
         if span is not None:
             self.open -= span.end - first
             self._ranges.remove(span)
 
-    def add_single(self, number: int, consumer: Consumer, position: int) -> None:
+    def add_single(self, id: int, consumer: Consumer, position: int) -> None:
         """Have a consumer wait for a task whose id has nothing to do with those of its neighbours."""
-        self._singles[number] = consumer, position
+        self._singles[id] = consumer, position
         self.open += 1
 
-    def __contains__(self, number: int) -> bool:
-        return number in self._futures or number in self._singles or self._range_of(number) is not None
+    def __contains__(self, id: int) -> bool:
+        return id in self._futures or id in self._singles or self._range_of(id) is not None
 
-    def numbers(self, consumer: Consumer | None = None) -> list[int]:
+    def ids(self, consumer: Consumer | None = None) -> list[int]:
         """The tasks that are waited for, by `consumer` or by anybody."""
-        numbers = [number for number, (other, _) in self._singles.items() if consumer is None or other is consumer]
+        ids = [id for id, (other, _) in self._singles.items() if consumer is None or other is consumer]
         for span in self._ranges:
             if consumer is None or span.consumer is consumer:
-                numbers += range(span.first, span.end)
-        return numbers if consumer is not None else [*self._futures, *numbers]
+                ids += range(span.first, span.end)
+        return ids if consumer is not None else [*self._futures, *ids]
 
     # what became of it
 
-    def resolve_all(self, numbers: Sequence[int], outcome: Any, refused: AbstractSet[int]) -> None:
+    def resolve_all(self, ids: Sequence[int], outcome: Any, refused: AbstractSet[int]) -> None:
         """Resolve tasks with the outcome of them all, a ResultBatch or that of a single one, less the refused ones."""
         if not isinstance(outcome, ResultBatch):
-            if numbers[0] not in refused:
-                self.resolve(numbers[0], outcome)
+            if ids[0] not in refused:
+                self.resolve(ids[0], outcome)
             return
-        span = self._range_of(numbers[0])
-        if span is not None and numbers[-1] < span.end and not refused and self._futures.keys().isdisjoint(numbers):
-            self._put(span, numbers[0], len(numbers), outcome)
+        span = self._range_of(ids[0])
+        if span is not None and ids[-1] < span.end and not refused and self._futures.keys().isdisjoint(ids):
+            self._put(span, ids[0], len(ids), outcome)
             return
-        for number, (value,) in zip(numbers, codec.decode(outcome.text), strict=True):
-            if number in refused:
+        for id, (value,) in zip(ids, codec.decode(outcome.text), strict=True):
+            if id in refused:
                 continue
-            future = self._futures.pop(number, None)
+            future = self._futures.pop(id, None)
             if future is not None:
                 self._hand_over(future, value, True)
-            if (self._ranges or self._singles) and number in self:
-                self.resolve(number, codec.encode(value))
+            if (self._ranges or self._singles) and id in self:
+                self.resolve(id, codec.encode(value))
 
-    def resolve(self, number: int, outcome: Any) -> None:
+    def resolve(self, id: int, outcome: Any) -> None:
         """Resolve one task with what a Consumer is given for one, for everybody who waits for it."""
-        future = self._futures.pop(number, None)
+        future = self._futures.pop(id, None)
         if future is not None:
             self._hand_over(future, outcome, False)
-        single = self._singles.pop(number, None)
+        single = self._singles.pop(id, None)
         if single is not None:
             consumer, position = single
             self.open -= 1
-            consumer.put(position, number, 1, outcome)
+            consumer.put(position, id, 1, outcome)
             self.put = True  # after it: whoever unsets this, and looks at the consumer, is to find it there
-        span = self._range_of(number)
+        span = self._range_of(id)
         if span is not None:
-            self._put(span, number, 1, outcome)
+            self._put(span, id, 1, outcome)
 
     def fail_all(self, error: BaseException) -> None:
         """Resolve everything with an error of this process's own."""
-        for number in self.numbers():
-            self.resolve(number, error)
+        for id in self.ids():
+            self.resolve(id, error)
 
     def _hand_over(self, future: Waiter, outcome: Any, is_read: bool) -> None:
         self.open -= 1
         self._resolved += 1
         self.to_notify.append((future, outcome, is_read))
 
-    def _put(self, span: _Range, number: int, count: int, outcome: Any) -> None:
-        index = bisect_right(self._ranges, number, key=lambda r: r.first) - 1
+    def _put(self, span: _Range, id: int, count: int, outcome: Any) -> None:
+        index = bisect_right(self._ranges, id, key=lambda r: r.first) - 1
         self._ranges[index : index + 1] = [
             _Range(first, end, span.position + first - span.first, span.consumer)
-            for first, end in ((span.first, number), (number + count, span.end))
+            for first, end in ((span.first, id), (id + count, span.end))
             if first < end
         ]
         self.open -= count
-        span.consumer.put(span.position + number - span.first, number, count, outcome)
+        span.consumer.put(span.position + id - span.first, id, count, outcome)
         self.put = True  # as in resolve()
 
-    def _range_of(self, number: int) -> _Range | None:
-        index = bisect_right(self._ranges, number, key=lambda r: r.first) - 1
-        if index >= 0 and number < self._ranges[index].end:
+    def _range_of(self, id: int) -> _Range | None:
+        index = bisect_right(self._ranges, id, key=lambda r: r.first) - 1
+        if index >= 0 and id < self._ranges[index].end:
             return self._ranges[index]
         return None
 
