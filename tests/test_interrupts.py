@@ -30,8 +30,8 @@ from omniq_executor.map_iterator import Results
 from omniq_executor.model import codec
 
 IS_PROOF = bool(os.environ.get("OMNIQ_PROOF"))
-INTERRUPTS = 10_000 // 6 if IS_PROOF else 30  # for each store and start method
-SCRIPTS = 9 if IS_PROOF else 1  # likewise
+INTERRUPTS = 10_000 // 6 if IS_PROOF else 20  # for each store and start method
+SCRIPTS = 17 if IS_PROOF else 1  # for each start method
 ENDED_S = 2.0  # in which a script ends after the last one
 
 each_store = pytest.mark.parametrize("name", ["store.db", "store"])
@@ -55,9 +55,8 @@ def _has_nobody(script: Any, process: Any) -> bool:
     return not script.members(process)
 
 
-@pytest.fixture
-def interrupted_script(script: Any, method: str, name: str) -> Any:
-    """A script that says when its imports are over, and when it has done everything."""
+def write_script(script: Any, method: str, name: str) -> None:
+    """Write a script that says when its imports are over, and when it has done everything."""
     script.write(
         f"""
 import multiprocessing, time
@@ -77,17 +76,16 @@ if __name__ == "__main__":
     open("done", "w").close()
 """
     )
-    return script
 
 
-@each_store
 @pytest.mark.timeout(30 + 30 * SCRIPTS)
 def test_a_script_ends_soon_after_the_last_interrupt_and_is_continued(
-    interrupted_script: Any, wait_until: Any, open_store: Any, name: str
+    script: Any, method: str, wait_until: Any, open_store: Any
 ) -> None:
     """Issue 10: two of ten never did. One to three come at any moment of its life."""
-    script = interrupted_script
     for _ in range(SCRIPTS):
+        name = random.choice(["store.db", "store"])
+        write_script(script, method, name)
         for left in (*script.folder.glob("store*"), *script.folder.glob("begun"), *script.folder.glob("done")):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         script.journal.path.write_text("")
