@@ -22,7 +22,6 @@ import pytest
 import omniq_executor
 from omniq_executor import PersistentExecutor
 from omniq_executor.dispatch import sessions
-from omniq_executor.dispatch.driving import Driver
 from omniq_executor.engines.local.pool import LocalEngine
 from omniq_executor.future import DurableFuture
 from omniq_executor.interrupts import Interrupts, SafeCondition, interrupts
@@ -202,20 +201,20 @@ def test_shutdown_waits_for_the_end_though_one_before_was_interrupted(
         assert may_end.wait(10)
         close_engine(self, *args, **options)
 
-    def park_interrupted(self: Any, *args: Any) -> None:
+    def interrupted_lock() -> Iterator[None]:
         interrupt()
-        park(self, *args)
+        yield
 
-    may_end, close_engine, park = threading.Event(), LocalEngine.close, Driver._park
+    may_end, close_engine, driver = threading.Event(), LocalEngine.close, executor._dispatcher.driver
     monkeypatch.setattr(LocalEngine, "close", close)
     executor.submit(abs, -1).result()
     with monkeypatch.context() as patch:
-        patch.setattr(Driver, "_park", park_interrupted)
+        patch.setattr(driver, "_running", contextlib.contextmanager(interrupted_lock)())
         with pytest.raises(KeyboardInterrupt):
             executor.shutdown()
     threading.Timer(0.2, may_end.set).start()
     executor.shutdown()
-    assert executor._dispatcher.driver.is_closed
+    assert driver.is_closed
 
 
 def test_wait_leaves_nothing_taken_that_a_future_needs() -> None:
