@@ -212,9 +212,8 @@ class SafeEvent:
         self._tokens.put(None)
 
     def clear(self) -> None:
-        """Take that back."""
-        while not self._tokens.empty():
-            self._tokens.get()
+        """Take that back. It is the one that waits who does, and nobody sets it meanwhile."""
+        self._tokens = SimpleQueue()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set; return whether it is."""

@@ -31,7 +31,7 @@ from omniq_executor import PersistentExecutor, PoolBroken, open_store
 
 LOST_S = 20.0
 SECOND_S = 0.05  # in which the second of two is raised, if it does not count as one with the first ...
-LATE_S = 1.0  # ... where the thread that the system gave it to has to wait for a CPU
+LATE_S = 0.3  # ... where the thread that the system gave it to has to wait for a CPU
 KEPT = 200  # futures
 WRONG: list[str] = []
 
@@ -74,7 +74,7 @@ class Sender(threading.Thread):
             self._pause()
             self.left -= 1
             self._send()
-            is_double = self._random.random() < 0.2 and self.left
+            is_double = self._random.random() < 0.2 and self.left > 5
             if is_double:
                 self._pause()
                 self.left -= 1

@@ -22,7 +22,6 @@ import pytest
 import omniq_executor
 from omniq_executor import PersistentExecutor
 from omniq_executor.dispatch import sessions
-from omniq_executor.dispatch.driving import Driver
 from omniq_executor.engines.local.pool import LocalEngine
 from omniq_executor.future import DurableFuture
 from omniq_executor.interrupts import Interrupts, SafeCondition, interrupts
@@ -30,8 +29,8 @@ from omniq_executor.map_iterator import Results
 from omniq_executor.model import codec
 
 IS_PROOF = bool(os.environ.get("OMNIQ_PROOF"))
-INTERRUPTS = 10_000 // 6 if IS_PROOF else 30  # for each store and start method
-SCRIPTS = 9 if IS_PROOF else 1  # likewise
+INTERRUPTS = 10_000 // 6 if IS_PROOF else 20  # for each store and start method
+SCRIPTS = 17 if IS_PROOF else 1  # for each start method
 ENDED_S = 2.0  # in which a script ends after the last one
 
 each_store = pytest.mark.parametrize("name", ["store.db", "store"])
@@ -55,9 +54,8 @@ def _has_nobody(script: Any, process: Any) -> bool:
     return not script.members(process)
 
 
-@pytest.fixture
-def interrupted_script(script: Any, method: str, name: str) -> Any:
-    """A script that says when its imports are over, and when it has done everything."""
+def write_script(script: Any, method: str, name: str) -> None:
+    """Write a script that says when its imports are over, and when it has done everything."""
     script.write(
         f"""
 import multiprocessing, time
@@ -77,17 +75,16 @@ if __name__ == "__main__":
     open("done", "w").close()
 """
     )
-    return script
 
 
-@each_store
 @pytest.mark.timeout(30 + 30 * SCRIPTS)
 def test_a_script_ends_soon_after_the_last_interrupt_and_is_continued(
-    interrupted_script: Any, wait_until: Any, open_store: Any, name: str
+    script: Any, method: str, wait_until: Any, open_store: Any
 ) -> None:
     """Issue 10: two of ten never did. One to three come at any moment of its life."""
-    script = interrupted_script
     for _ in range(SCRIPTS):
+        name = random.choice(["store.db", "store"])
+        write_script(script, method, name)
         for left in (*script.folder.glob("store*"), *script.folder.glob("begun"), *script.folder.glob("done")):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         script.journal.path.write_text("")
@@ -204,20 +201,20 @@ def test_shutdown_waits_for_the_end_though_one_before_was_interrupted(
         assert may_end.wait(10)
         close_engine(self, *args, **options)
 
-    def park_interrupted(self: Any, *args: Any) -> None:
+    def interrupted_lock() -> Iterator[None]:
         interrupt()
-        park(self, *args)
+        yield
 
-    may_end, close_engine, park = threading.Event(), LocalEngine.close, Driver._park
+    may_end, close_engine, driver = threading.Event(), LocalEngine.close, executor._dispatcher.driver
     monkeypatch.setattr(LocalEngine, "close", close)
     executor.submit(abs, -1).result()
     with monkeypatch.context() as patch:
-        patch.setattr(Driver, "_park", park_interrupted)
+        patch.setattr(driver, "_running", contextlib.contextmanager(interrupted_lock)())
         with pytest.raises(KeyboardInterrupt):
             executor.shutdown()
     threading.Timer(0.2, may_end.set).start()
     executor.shutdown()
-    assert executor._dispatcher.driver.is_closed
+    assert driver.is_closed
 
 
 def test_wait_leaves_nothing_taken_that_a_future_needs() -> None:

@@ -107,6 +107,7 @@ class Driver:
         self._visits = 0  # of threads that drive, or add while other things are open
         self._grace = False
         self._thread: threading.Thread | None = None
+        self._running = threading.Lock()  # held for the own thread, until it is about to end
         self._standby = threading.Event()
         self._stands_by = False  # whether it does so without a clock
 
@@ -126,6 +127,7 @@ class Driver:
     def start(self) -> None:
         """Start the own thread, if it does not run. The lock is held."""
         if self._thread is None:
+            self._running.acquire()
             self._thread = threading.Thread(target=self._run, name="omniq-dispatcher", daemon=True)
             self._thread.start()
 
@@ -289,8 +291,11 @@ class Driver:
                     self._standby.wait()
                 self._stands_by = False
             present = driver
-        self._let_driver_leave()
-        self._work.end()
+        try:
+            self._let_driver_leave()
+            self._work.end()
+        finally:
+            self._running.release()
 
     def _let_driver_leave(self) -> None:
         """Wait until nobody sleeps in the selector: who does when its file is closed is never woken."""
@@ -384,8 +389,8 @@ class Driver:
     def join(self) -> None:
         """Wait for the end of the own thread, unless this is it."""
         if self._thread is not None and not self.is_own_thread():
-            # As long as it may take: a Thread whose join() Ctrl-C has interrupted counts as ended in Python 3.11.
-            self.wait_until(lambda: self.is_closed)
+            with self._running:  # a Thread whose join() Ctrl-C has interrupted counts as ended in Python 3.11
+                pass
             self._thread.join()
 
     @property
