@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ERRORS = (
-    "CallError CodeChanged DependencyFailed KeyConflict NotImportable OmniqError PoolBroken RemoteError"
+    "CallError CodeChanged DependencyFailed FunctionLost KeyConflict NotImportable OmniqError PoolBroken RemoteError"
     " SerializationError SettingsError StoreError StoreVersionError TaskNotFound TaskTimeout TooLarge WorkerCrashed"
 )
 _HOMES = {

@@ -4,6 +4,7 @@
      +-- CallError                 what became of one call; other calls are not touched
      |    +-- WorkerCrashed        the process running it died     (also a BrokenProcessPool)
      |    +-- NotImportable        its function cannot be imported in the worker (also an ImportError)
+     |    +-- FunctionLost         the store does not hold its function any more (also a StoreError)
      |    +-- CodeChanged          the worker has imported another version of it
      |    +-- TaskTimeout          it ran longer than its timeout  (also a TimeoutError)
      |    +-- RemoteError          it raised what cannot be rebuilt in this process
@@ -70,6 +71,10 @@ class StoreError(OmniqError):
 
 class StoreVersionError(StoreError):
     """The store's schema is newer than this version of omniq_executor can read."""
+
+
+class FunctionLost(CallError, StoreError):
+    """The store holds the call, and not its function any more. It was not called; whoever submits it restores both."""
 
 
 class TooLarge(StoreError):

@@ -18,7 +18,7 @@ import calls
 import pytest
 from click.testing import CliRunner
 
-from omniq_executor import PersistentExecutor, Status, StoreError, open_store
+from omniq_executor import FunctionLost, PersistentExecutor, Status, StoreError, open_store
 from omniq_executor.cli.main import main
 from omniq_executor.dispatch import committing as module, sessions
 
@@ -86,6 +86,21 @@ def test_claimed_calls_run_though_their_function_cannot_be_read_at_first(
         assert refusal.refused.wait(WAIT_S)
         assert second.submit(calls.square, 5).result(WAIT_S) == 25
         assert [future.result(WAIT_S) for future in futures] == [0, 1, 4]
+
+
+def test_a_call_whose_function_is_lost_fails_and_can_be_submitted_again(
+    make_executor: MakeExecutor, tmp_path: Path
+) -> None:
+    """It was read again every second, without an end."""
+    address = tmp_path / "store"
+    with PersistentExecutor(store=address, engine="external") as first:
+        lost = first.submit(calls.square, 3)
+        next((address / "functions").iterdir()).write_text("")  # as a cut of the power leaves it
+        second = make_executor(1, store=address)
+        second._dispatcher.work_off()
+        with pytest.raises(FunctionLost, match="holds no function"):
+            lost.result(WAIT_S)
+        assert second.submit(calls.square, 4).result(WAIT_S) == 16
 
 
 def test_what_was_committed_with_a_claim_whose_function_cannot_be_read_is_told(

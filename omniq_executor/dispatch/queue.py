@@ -11,12 +11,13 @@ import operator
 from collections import deque
 from collections.abc import Container, Sequence
 
-from ..engines.base import Chunk, Engine
+from ..engines.base import ERROR, Chunk, Engine, Report
 from ..engines.pacing import MOST_BYTES
-from ..errors import StoreError
+from ..errors import FunctionLost, StoreError
 from ..model import codec
 from ..model.task import Call, Function
 from ..stores.base import Claimed, Store
+from .results import error_info
 
 _KNOWN_FUNCTIONS = 1024  # whose pickles are kept; others are read from the store again
 
@@ -103,6 +104,11 @@ class DispatchQueue:
                     break
             try:
                 chunk = self._chunk_of_claimed(claimed[start:stop])
+            except FunctionLost as error:
+                failed = [Report(ERROR, [task.id], [task.attempt], error_info(error)) for task in claimed[start:stop]]
+                self._engine.reports += failed
+                start = stop
+                continue
             except StoreError as error:
                 _log.error("%s; the function of calls is read again later", error)
                 unread += claimed[start:stop]

@@ -105,7 +105,7 @@ def singly(work: Turn) -> Iterator[Outcome]:
 def too_large(outcome: Outcome, why: TooLarge) -> Outcome:
     """What becomes of a call whose outcome the store cannot hold."""
     error = SerializationError(f"what {format_id(outcome.id)} returned or raised is too large: {why}")
-    return outcome._replace(event=Event.FAIL, result=None, error=_info(error))
+    return outcome._replace(event=Event.FAIL, result=None, error=error_info(error))
 
 
 def _complete(ends: ClaimEnds, id: int, attempt: int, result: str | bytes) -> None:
@@ -138,7 +138,7 @@ def _crash_error(id: int, attempt: int, crashes: int, how: str) -> ErrorInfo:
         f"the process running {format_id(id)} ended by {how}, as attempt {attempt};"
         f" it has happened {crashes} times to this call, so it is not tried again"
     )
-    return _info(error)
+    return error_info(error)
 
 
 def _orphan_error(id: int, deaths: int) -> ErrorInfo:
@@ -146,11 +146,13 @@ def _orphan_error(id: int, deaths: int) -> ErrorInfo:
         f"the process that {format_id(id)} was submitted by, or whose worker ran it, died {deaths} times while it"
         " had this call, the last time with nothing else running; so it is not tried again"
     )
-    return _info(error)
+    return error_info(error)
 
 
 def _timeout_error(id: int, attempt: int, limit_s: float) -> ErrorInfo:
-    return _info(TaskTimeout(f"{format_id(id)} ran for more than {limit_s:g} s, as attempt {attempt}, and was ended"))
+    return error_info(
+        TaskTimeout(f"{format_id(id)} ran for more than {limit_s:g} s, as attempt {attempt}, and was ended")
+    )
 
 
 def _dependency_error(id: int, after: Mapping[int, TaskState | None]) -> ErrorInfo:
@@ -165,9 +167,9 @@ def _dependency_error(id: int, after: Mapping[int, TaskState | None]) -> ErrorIn
         # The end of it, which tells how a chain of such failures began.
         text = f"{found.error.type}: {found.error.message}"
         how = f"which {found.status.name}: {text if len(text) <= _QUOTED else '... ' + text[-_QUOTED:]}"
-    return _info(DependencyFailed(f"{format_id(id)} needs the result of {format_id(other)}, {how}"))
+    return error_info(DependencyFailed(f"{format_id(id)} needs the result of {format_id(other)}, {how}"))
 
 
-def _info(error: CallError) -> ErrorInfo:
+def error_info(error: CallError) -> ErrorInfo:
     """An error of our own as it is stored."""
     return ErrorInfo(f"omniq_executor.errors.{type(error).__name__}", str(error), "", pickle.dumps(error))

@@ -506,7 +506,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def function(self, digest: bytes) -> Function:
-        """Return the stored function of that digest."""
+        """Return the stored function of that digest. Raises FunctionLost if there is none."""
 
     @abc.abstractmethod
     def states(self, ids: Iterable[int]) -> list[TaskState]:

@@ -2,7 +2,7 @@
 
 import base64
 
-from ...errors import StoreError
+from ...errors import FunctionLost
 from ...model.task import Function
 from .folders import Folders
 
@@ -31,12 +31,12 @@ class Functions:
             self._remember(function)
 
     def read(self, digest: bytes) -> Function:
-        """Return a function. Raises StoreError if there is none."""
+        """Return a function. Raises FunctionLost if there is none."""
         found = self._known.get(digest)
         if found is None:
             content = self._folders.read_json("functions", f"{digest.hex()}.json", FUNCTION_FIELDS)
             if content is None:
-                raise StoreError(f"{self._folders.root} holds no function {digest.hex()}")
+                raise FunctionLost(f"{self._folders.root} holds no function {digest.hex()}: submit its calls again")
             found = Function(digest, content["path"], base64.b64decode(content["pickle"]))
             self._remember(found)
         return found

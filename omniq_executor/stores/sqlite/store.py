@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from ... import slots
-from ...errors import StoreError
+from ...errors import FunctionLost, StoreError
 from ...model.ids import NODES
 from ...model.task import Call, Function, Status, Task, format_id
 from .. import permissions as safety
@@ -339,7 +339,7 @@ class SQLiteStore(Store):
     def function(self, digest: bytes) -> Function:
         rows = self._db.read("SELECT digest, path, pickle FROM function WHERE digest = ?", (digest,))
         if not rows:
-            raise StoreError(f"{self.path} holds no function {digest.hex()}")
+            raise FunctionLost(f"{self.path} holds no function {digest.hex()}: submit its calls again")
         return Function(*rows[0])
 
     def states(self, ids: Iterable[int]) -> list[TaskState]:
