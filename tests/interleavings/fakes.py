@@ -56,9 +56,6 @@ class NotifyPath:
     def __str__(self) -> str:
         return f"FIFO of {self._owner}"
 
-    def exists(self) -> bool:
-        return True
-
 
 class FakeStore:
     """See the module's docstring. Only what a Dispatcher asks of a Store."""
