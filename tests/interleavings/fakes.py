@@ -56,9 +56,6 @@ class NotifyPath:
     def __str__(self) -> str:
         return f"FIFO of {self._owner}"
 
-    def exists(self) -> bool:
-        return True
-
 
 class FakeStore:
     """See the module's docstring. Only what a Dispatcher asks of a Store."""
@@ -451,10 +448,10 @@ class FakeEngine:
 
     def _on_event(self, mask: int) -> None:
         self._world.files.read(self._pipe, 4096)
-        self.reports += self._sent
+        sent, self._sent = self._sent, []
+        self.reports += sent
         if self.is_heard():
-            self.reported.update(id for report in self._sent if report.kind in (RESULT, RESULTS) for id in report.ids)
-        self._sent.clear()
+            self.reported.update(id for report in sent if report.kind in (RESULT, RESULTS) for id in report.ids)
 
 
 def result_of(what: Any) -> Any:

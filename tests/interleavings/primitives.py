@@ -63,7 +63,7 @@ class World:
             "threading": self.threading, "time": self.time, "os": self.os, "selectors": self.selectors,
             "SimpleQueue": lambda: SimpleQueue(self.scheduler), "now": self.now, "getsignal": self._getsignal,
             "set_signal": lambda number, handler: self.scheduler.set_handler(handler), "_log": _Silent(),
-            "sessions": SimpleNamespace(leave=lambda address: None),
+            "sessions": SimpleNamespace(leave=lambda address: None), "open_pipe": self._open_pipe,
         }  # fmt: skip
         for module in copy.modules.values():
             module.__dict__.update(__point__=self.scheduler.point, __signals__=self.scheduler.signals)
@@ -73,6 +73,9 @@ class World:
         futures.__dict__.setdefault("id", id)
         with replaced(futures, threading=self.threading, id=lambda future: future._number):
             yield
+
+    def _open_pipe(self, path: Any) -> int:
+        return self.files.open(path, os.O_RDWR)
 
     def _getsignal(self, number: int) -> Any:
         return self.scheduler.handler
@@ -189,6 +192,9 @@ class SimpleQueue:
     def put(self, item: Any) -> None:
         self._items.append(item)
         self._scheduler.operation()
+
+    def empty(self) -> bool:
+        return not self._items
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         scheduler = self._scheduler

@@ -446,22 +446,22 @@ def others_die(house: House) -> None:
 SCENARIOS = {
     scenario.play.__name__: scenario
     for scenario in (
-        Scenario(submits_and_asks, 3500),
-        Scenario(two_submit_and_one_waits, 4200),
-        Scenario(one_parks_while_another_drives, 3000),
-        Scenario(one_drives_while_another_waits_for_an_event, 3700),
-        Scenario(drops_an_iterator, 4100, refusals=60),
-        Scenario(maps, 6000),
-        Scenario(cancels_what_runs, 3900),
-        Scenario(shuts_down_beside_a_submitter, 2400),
-        Scenario(is_interrupted, 4900, signals=3),
-        Scenario(is_left_by_ctrl_c, 2500, signals=2),
-        Scenario(callbacks_submit_and_ask, 3600),
-        Scenario(the_store_refuses, 6100, refusals=40),
-        Scenario(submits_are_refused, 3300, refusals=12),
-        Scenario(workers_break, 3700, breaks=12),
-        Scenario(others_tell, 2800),
-        Scenario(others_die, 3000, refusals=12),
+        Scenario(submits_and_asks, 4500),
+        Scenario(two_submit_and_one_waits, 5000),
+        Scenario(one_parks_while_another_drives, 3800),
+        Scenario(one_drives_while_another_waits_for_an_event, 4400),
+        Scenario(drops_an_iterator, 4900, refusals=60),
+        Scenario(maps, 6900),
+        Scenario(cancels_what_runs, 4700),
+        Scenario(shuts_down_beside_a_submitter, 3100),
+        Scenario(is_interrupted, 6100, signals=3),
+        Scenario(is_left_by_ctrl_c, 3100, signals=2),
+        Scenario(callbacks_submit_and_ask, 4300),
+        Scenario(the_store_refuses, 7400, refusals=40),
+        Scenario(submits_are_refused, 4000, refusals=12),
+        Scenario(workers_break, 4300, breaks=12),
+        Scenario(others_tell, 3500),
+        Scenario(others_die, 3900, refusals=12),
     )
 }
 

@@ -287,7 +287,7 @@ class Scheduler:
             return
         following = self._next_of_others()
         if following is not None:
-            self._note(following)
+            self._show_switch(following)
             self.current = following
             following.hand.gate.release()
 
@@ -388,7 +388,7 @@ class Scheduler:
         me = self._me()
         assert following is not None
         if following is not me:
-            self._note(following)
+            self._show_switch(following)
             self.current = following
             following.hand.gate.release()
             me.hand.gate.acquire()
@@ -400,7 +400,7 @@ class Scheduler:
         if self._traces:
             self.trace.append(f"    {self._me().name}: {_place()}: {what}")
 
-    def _note(self, following: VirtualThread) -> None:
+    def _show_switch(self, following: VirtualThread) -> None:
         if self._traces:
             me = self._me()
             where = "ends" if me.is_over else f"{_place()}" + (f", waits for {me.waits_for}" if me.can_go_on else "")
@@ -431,7 +431,7 @@ def _stand_still() -> None:
 
 
 def _place() -> str:
-    """Where the present thread is in the package, innermost last."""
+    """Where the present thread is in the package, innermost first."""
     frame: Any = sys._getframe(2)
     places: list[str] = []
     while frame is not None and len(places) < 3:
