@@ -64,6 +64,7 @@ class World:
             "SimpleQueue": lambda: SimpleQueue(self.scheduler), "now": self.now, "getsignal": self._getsignal,
             "set_signal": lambda number, handler: self.scheduler.set_handler(handler), "_log": _Silent(),
             "sessions": SimpleNamespace(leave=lambda address: None),
+            "open_pipe": lambda path: self.files.open(path, os.O_RDWR | os.O_NONBLOCK),
         }  # fmt: skip
         for module in copy.modules.values():
             module.__dict__.update(__point__=self.scheduler.point, __signals__=self.scheduler.signals)

@@ -35,18 +35,18 @@ MUTATIONS: dict[str, Mutation] = {
 """,
     ),
     "3, 23: what was taken back is forgotten if its release is refused": _of(
-        "the_store_refuses", "dispatcher",
+        "the_store_refuses", "loop",
         """
--            self._take_in_refusal(error)
-+            self._releases.clear()
-             raise
-         self._releases.clear()
+-                self._take_in_refusal(error)
++                self.claims.releases.clear()
+                 raise
+             self.claims.releases.clear()
 """,
     ),
     "4: what others left is not looked at again": _of(
-        "others_die", "dispatcher",
+        "others_die", "loop",
         """
--            self._peers.look_at = time.monotonic() + RETRY_S
+-            self.peers.look_at = self._committer.retry_at
 +            pass
 """,
     ),
@@ -59,12 +59,11 @@ MUTATIONS: dict[str, Mutation] = {
 """,
     ),
     "10: reports are dropped when no worker can be started": _of(
-        "workers_break", "dispatcher",
+        "workers_break", "loop",
         """
-         self._retry_at = None
-+        if self.engine.broken:
-+            self.engine.reports.clear()
-         try:
+         self._committer.retry_at = None
++        if self._engine.broken:
++            self._engine.reports.clear()
 """,
     ),
     "15: Ctrl-C after the turn and before the telling": _of(
@@ -124,17 +123,25 @@ MUTATIONS: dict[str, Mutation] = {
 """,
     ),
     "19: a turn that is refused for a dropped iterator forgets the reports": _of(
-        "drops_an_iterator", "dispatcher",
+        "drops_an_iterator", "loop",
         """
-+        if self._dropped:
-+            self._cancel_dropped()
++        while self.dropped:
++            self.cancel(self.waiters.ids(self.dropped.first()))
++            self.dropped.remove_first()
          try:
--            if self._dropped:
--                self._cancel_dropped()
+-            while self.dropped:
+-                self.cancel(self.waiters.ids(self.dropped.first()))
+-                self.dropped.remove_first()
 """,
         """
--        if (self._dropped and self._retry_at is None) or self.engine.reports or self._peers.was_notified:
-+        if self.engine.reports or self._peers.was_notified:
+-        if (self.dropped and retry_at is None) or engine.reports or peers.was_notified:
++        if engine.reports or peers.was_notified:
+""",
+        """
+-            self._committer.attempt(self.turn)
++            self.turn()
++        except StoreError:
++            pass
 """,
     ),
     "20: a callback that exits ends the own thread": _of(
@@ -156,18 +163,23 @@ MUTATIONS: dict[str, Mutation] = {
 """,
     ),
     "a claim is given twice whose function could not be read": _of(
-        "the_store_refuses", "dispatcher",
+        "the_store_refuses", "claims",
         """
--        unread = self._dispatch_queue.give_claimed(self._claims.ready(claimed))
--        self._claims.unread += unread
-+        self._claims.unread += self._dispatch_queue.give_claimed(self._claims.ready(claimed))
+         claimed = [*self.unread, *claimed] if self.unread else claimed
+-        self.unread = []
 """,
     ),
     "a refusal is only heeded where reports wait": _of(
-        "the_store_refuses", "dispatcher",
+        "the_store_refuses", "loop",
         """
--        else:
-+        elif self._reports or self._releases:
+-        if self._committer.refuse():
++        if (self.claims.reports or self.claims.releases) and self._committer.refuse():
+""",
+        """
+-            self._committer.attempt(self.turn)
++            self.turn()
++        except StoreError:
++            pass
 """,
     ),
     "futures with the condition of any other": _of(
@@ -271,24 +283,24 @@ MUTATIONS: dict[str, Mutation] = {
 """,
     ),
     "nobody wakes for what was cancelled": _of(
-        "cancels_what_runs", "dispatcher",
+        "cancels_what_runs", "loop",
         """
-             self._was_notified = self._must_notify = True
+             self.peers.may_have_changed = self.peers.must_notify = True
 -            self.driver.wake()
 """,
     ),
     "reports that a submit took in are left": _of(
-        "others_die", "dispatcher",
+        "others_die", "loop",
         """
--        if (self._dropped and self._retry_at is None) or self.engine.reports or self._peers.was_notified:
-+        if (self._dropped and self._retry_at is None):
+-        if (self.dropped and retry_at is None) or engine.reports or peers.was_notified:
++        if self.dropped and retry_at is None:
 """,
     ),
     "a call is given before its claim is committed": _of(
-        "submits_and_asks", "dispatcher",
+        "submits_and_asks", "loop",
         """
-+                self._dispatch_queue.give_one(number, function, call)
-                 self.store.add_claimed(self.owner, self.run, number, function, call, now())
++        self.claims.queue.add((id,), function, None, (call,), True)
+         self._store.add_claimed(self._owner, self._run, id, function, call, now())
 """,
     ),
 }
