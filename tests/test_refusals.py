@@ -305,10 +305,10 @@ def test_results_that_are_refused_are_stored_later_though_then_a_cancel_is_refus
         (tmp_path / "gate").touch()
         while len(dispatcher.engine.reports) < 2:  # no event will come after them
             dispatcher.driver.poll(0.01)
-        dispatcher.take_turn()  # it is refused
+        dispatcher._loop.take_turn()  # it is refused
         assert refusals[0].refused.is_set()
         del results
-        dispatcher.take_turn()
+        dispatcher._loop.take_turn()
         assert refusals[1].refused.is_set()
     assert not concurrent.futures.wait([held], WAIT_S).not_done  # it takes no turns
     assert held.result(0) == "gate"

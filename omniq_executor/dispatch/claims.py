@@ -61,8 +61,7 @@ class Claims:
         self.unread = []
         if self._special:
             claimed = self._bound(self._without_deadly(claimed))
-        unread = self.queue.give_claimed(claimed)
-        self.unread += unread
+        self.unread += self.queue.give_claimed(claimed)
 
     def _without_deadly(self, claimed: Sequence[Claimed]) -> list[Claimed]:
         """Return those that have not killed their owners too often."""

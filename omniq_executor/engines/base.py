@@ -33,13 +33,13 @@ class Chunk:
     calls: Sequence[tuple[str | bytes, str | None]] | None = None  # stored forms of (args, kwargs)
     timeout: float | None = None  # seconds that its call may take; then it is the only one
     space: int = 0  # the namespace in which it runs, see spaces.py: 0 is that of the executor's own run
-    number: int = 0  # of its first call, given by the engine
+    sequence: int = 0  # the number of its first call among those of its worker, given by the engine
     given_at: float = 0.0  # likewise, if it has a timeout: by time.monotonic()
 
     def without(self, ids: Container[int]) -> "Chunk":
         """Return the chunk less the calls with these ids."""
         whole = self.part(0, len(self.ids))
-        kept = [i for i, number in enumerate(self.ids) if number not in ids]
+        kept = [i for i, id in enumerate(self.ids) if id not in ids]
         return Chunk(
             [self.ids[i] for i in kept], [self.attempts[i] for i in kept], self.digest, self.function,
             calls=[(whole.calls or ())[i] for i in kept], timeout=self.timeout, space=self.space,

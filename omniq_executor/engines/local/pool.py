@@ -5,7 +5,7 @@
 
 Each worker has a data socket of its own and nothing that is shared with another worker, so what
 befalls one befalls the others in no way. What a worker was given and has not reported yet is in
-its record (record.py), as is the number of the call it is in (slots.py), so that its death can be
+its record (record.py), as is the sequence number of the call it is in (slots.py), so that its death can be
 charged to the one call that was running; calls beside it come back as RETURNED and run elsewhere.
 """
 
@@ -67,11 +67,7 @@ class LocalEngine:
         self._wake: Callable[[], None] = lambda: None
 
     def attach(self, selector: selectors.BaseSelector, wake: Callable[[], None], slots: Path) -> None:
-        """Have the engine's events waited for by `selector`, with their handlers as its data.
-
-        `wake` is called when there is a report that no event tells of. What is shared with the workers is in
-        the file `slots`, which is made here. Raises StoreError if it cannot be.
-        """
+        """As of an Engine: the file `slots` is made here."""
         self._shared.make(slots)
         self._selector = selector
         self._wake = wake
@@ -86,6 +82,10 @@ class LocalEngine:
     def snapshot(self) -> Snapshot | None:
         """What workers have of the script by a fork, as functions are written for them."""
         return self._launcher.snapshot
+
+    @property
+    def _alive(self) -> list[Record]:
+        return [worker for worker in self._workers if worker is not None]
 
     # giving
 
@@ -134,7 +134,7 @@ class LocalEngine:
 
     def _give_to(self, worker: Record, chunk: Chunk) -> None:
         function, pickled = self._function_for(worker, chunk)
-        chunk.number = worker.next
+        chunk.sequence = worker.next
         if not worker.queued:
             worker.heard_at = time.monotonic()
         if chunk.timeout is not None:
@@ -142,7 +142,7 @@ class LocalEngine:
             self._terminator.set_timer(worker, chunk.given_at + chunk.timeout)
         worker.next += len(chunk.ids)
         worker.chunks.append(chunk)
-        message: tuple[Any, ...] = chunk.number, function, pickled, chunk.text, chunk.calls, chunk.ids, chunk.space
+        message: tuple[Any, ...] = chunk.sequence, function, pickled, chunk.text, chunk.calls, chunk.ids, chunk.space
         if self.output is not None:
             message = *message, (self.output, chunk.attempts)
         worker.outbox.send(message)
@@ -150,21 +150,21 @@ class LocalEngine:
             self._watch(worker)
 
     def _function_for(self, worker: Record, chunk: Chunk) -> tuple[int, bytes | None]:
-        """The number of a chunk's function, and its pickle if the worker does not have it."""
+        """The id of a chunk's function, and its pickle if the worker does not have it."""
         # The digest alone does not tell all versions apart: attributes of a function, say, are not in it.
         version = chunk.space, chunk.digest, len(chunk.function), hash(chunk.function)
-        number = self._function_ids.get(version)
-        if number is None:
+        function_id = self._function_ids.get(version)
+        if function_id is None:
             if len(self._function_ids) == proc.FUNCTIONS:
                 self._function_ids.clear()
             self._last_function += 1
-            number = self._function_ids[version] = self._last_function
-        if number in worker.functions:
-            return number, None
+            function_id = self._function_ids[version] = self._last_function
+        if function_id in worker.functions:
+            return function_id, None
         if len(worker.functions) == proc.FUNCTIONS:  # as the worker does
             worker.functions.clear()
-        worker.functions.add(number)
-        return number, chunk.function
+        worker.functions.add(function_id)
+        return function_id, chunk.function
 
     def _try_to_start(self, slot: int) -> Record | None:
         """Start a worker. If it cannot be started, it is tried again later, or the pool is broken."""
@@ -251,36 +251,38 @@ class LocalEngine:
             self._judge(worker)
         return worker.watched
 
-    def _take(self, worker: Record, kind: str, number: int, *rest: Any) -> None:
+    def _take(self, worker: Record, kind: str, sequence: int, *rest: Any) -> None:
         """Take in one item of a message."""
         match kind:
             case proc.BLOCK:
                 count, text = rest
                 # Of one its [[result]], so that nobody else has to know of the brackets.
                 told = (RESULTS, text) if count > 1 else (RESULT, text[2:-2])
-                self.reports.append(worker.report(told[0], number, count, told[1]))
+                self.reports.append(worker.report(told[0], sequence, count, told[1]))
             case proc.RESULT:
-                self.reports.append(worker.report(RESULT, number, 1, rest[0]))
+                self.reports.append(worker.report(RESULT, sequence, 1, rest[0]))
             case proc.ERROR:
-                self.reports.append(worker.report(ERROR, number, 1, ErrorInfo(*rest)))
+                self.reports.append(worker.report(ERROR, sequence, 1, ErrorInfo(*rest)))
             case proc.SKIPPED:
-                end = number + rest[0]
-                self.reports += worker.returned(number, min(end, worker.taken))
+                end = sequence + rest[0]
+                self.reports += worker.returned(sequence, min(end, worker.taken))
                 worker.reported = max(worker.reported, end)
                 worker.drop_reported()
             case proc.STALE:
-                self._replace(worker, number)
+                self._replace(worker, sequence)
             case proc.STACK:
-                worker.answer(number, rest[0])
+                worker.answer(sequence, rest[0])
             case proc.BROKEN:
                 worker.broken = rest[0]
 
-    def _replace(self, worker: Record, number: int) -> None:
+    def _replace(self, worker: Record, sequence: int) -> None:
         """Let a worker go that has another version of a function, whose calls a fresh one is given first of all.
 
         So it is that one's answer that counts, and nothing else can come between.
         """
-        parts = [chunk.part(start, stop) for chunk, start, stop in worker.parts(number, min(worker.next, worker.taken))]
+        parts = [
+            chunk.part(start, stop) for chunk, start, stop in worker.parts(sequence, min(worker.next, worker.taken))
+        ]
         worker.reported = worker.next
         worker.chunks.clear()
         worker.timer, worker.ending = 0.0, None
@@ -302,10 +304,8 @@ class LocalEngine:
 
     def next_check(self, is_idle: Callable[[], bool]) -> float | None:
         """Return when `steal()` has something to do, in seconds of time.monotonic(), or None."""
-        due = earlier(self._start_at or None, self._terminator.due(self._workers))
-        for worker in self._workers:
-            if worker is None:
-                continue
+        due = earlier(self._start_at or None, self._terminator.due(self._alive))
+        for worker in self._alive:
             if worker.take_at:
                 due = earlier(due, worker.take_at)
             elif worker.may_have_results() or (self._is_hoarding(worker) and is_idle()):
@@ -313,17 +313,11 @@ class LocalEngine:
         return due
 
     def steal(self, now: float, is_idle: Callable[[], bool]) -> None:
-        """Take back calls that wait behind a long one, where a worker could take more than there is.
-
-        And have a worker that is silent for long send the results of the calls before the long one, and
-        end calls whose time is over.
-        """
+        """Take calls back, have a worker that is silent for long send what results it has, and end what is overdue."""
         if self._start_at <= now:
             self._start_at = 0.0
-        self._terminator.go_on_all(self._workers, now)
-        for worker in self._workers:
-            if worker is None:
-                continue
+        self._terminator.go_on_all(self._alive, now)
+        for worker in self._alive:
             if worker.take_at:
                 if worker.take_at <= now:
                     self.reports += worker.conclude()
@@ -347,17 +341,16 @@ class LocalEngine:
         may only be coming up, is as good as a new one.
         """
         first = worker.unstarted()
-        if first == worker.reported and not any(
-            other is not None and not other.queued and self._free_capacity_of(other) > 0 for other in self._workers
-        ):
+        others = self._alive if first == worker.reported else ()
+        if others and not any(not other.queued and self._free_capacity_of(other) > 0 for other in others):
             return first + 1
         return first
 
     def recall(self, ids: Container[int]) -> None:
         """Take back, at once, what waits in workers that have unstarted calls with one of these ids."""
         stopped = []
-        for worker in self._workers:
-            if worker is not None and worker.queued and not worker.is_being_taken_from:
+        for worker in self._alive:
+            if worker.queued and not worker.is_being_taken_from:
                 # The next one counts as started: with it the worker may be in it before it can be told.
                 first = max(worker.unstarted(), worker.reported + 1)
                 if worker.has_any(ids, first, worker.next):
@@ -370,19 +363,17 @@ class LocalEngine:
 
     def end(self, ids: Container[int]) -> None:
         """End the workers that are in a call with one of these ids; what else they have runs elsewhere."""
-        self._terminator.end(self._workers, ids)
+        self._terminator.end(self._alive, ids)
 
     def ask_for_results(self) -> None:
         """Have all workers send what results lie there."""
-        for worker in self._workers:
-            if worker is not None and worker.queued:
+        for worker in self._alive:
+            if worker.queued:
                 worker.ask(proc.FLUSH, time.monotonic())
 
     def awaits_results(self) -> bool:
         """Return whether a worker that was asked has not answered."""
-        return any(
-            worker is not None and worker.queued and worker.heard_at < worker.asked_at for worker in self._workers
-        )
+        return any(worker.queued and worker.heard_at < worker.asked_at for worker in self._alive)
 
     # endings
 
@@ -401,12 +392,12 @@ class LocalEngine:
             self._workers[slot] = None
             started, end = worker.row[STARTED], min(worker.taken, worker.next)
             ending = worker.ending
-            if ending is not None and ending.number >= worker.reported:
-                started = ending.number  # whether it had begun or not
+            if ending is not None and ending.sequence >= worker.reported:
+                started = ending.sequence  # whether it had begun or not
             if worker.reported <= started < end:
                 self.reports += worker.returned(worker.reported, started)
                 self.reports += worker.returned(started + 1, end)
-                if ending is not None and ending.limit_s is not None and ending.number == started:
+                if ending is not None and ending.limit_s is not None and ending.sequence == started:
                     self.reports.append(worker.report(TIMED_OUT, started, 1, ending.limit_s))
                 else:
                     self.reports.append(worker.report(CRASHED, started, 1, how))
@@ -428,7 +419,7 @@ class LocalEngine:
         self._start_deaths += 1
         if self._start_deaths < _START_DEATHS_ALLOWED or self.broken is not None:
             return
-        works = any(worker is not None and worker.row[STARTED] >= 0 for worker in self._workers)
+        works = any(worker.row[STARTED] >= 0 for worker in self._alive)
         if works or (self._has_run and self._start_deaths < _LATER_DEATHS_ALLOWED):
             self._start_at = time.monotonic() + _START_AGAIN_S  # it need not grow at once
         else:
@@ -447,36 +438,31 @@ class LocalEngine:
 
     def is_busy(self) -> bool:
         """Whether a worker has calls that are not reported, or something of one that was ended is left."""
-        return bool(self._terminator.orphans) or any(worker is not None and worker.queued for worker in self._workers)
+        return bool(self._terminator.orphans) or any(worker.queued for worker in self._alive)
 
     def held(self) -> Iterator[int]:
         """The ids of all calls that workers have."""
-        return (id for worker in self._workers if worker is not None for chunk in worker.chunks for id in chunk.ids)
+        return (id for worker in self._alive for chunk in worker.chunks for id in chunk.ids)
 
     def probe_stacks(self, on_end: Callable[[], None]) -> Probe:
-        """Ask the workers for the Python stacks of the calls that are running.
-
-        The answers come with the other events; after the last one `on_end` is called.
-        """
+        """Ask the workers where they are."""
         probe = Probe(on_end)
         probe.open = 1  # this loop
-        for worker in self._workers:
-            number = worker.running() if worker is not None else None
-            if worker is None or number is None:
+        for worker in self._alive:
+            if (id := worker.running()) is None:
                 continue
-            probe.asked[number] = worker.process
+            probe.asked[id] = worker.process
             if worker.ask(proc.SHOW):
-                worker.questions.append((probe, number))
+                worker.questions.append((probe, id))
                 probe.open += 1
         probe.close_one()
         return probe
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: let go of what is the parent's, without a word to the workers."""
-        for worker in self._workers:
-            if worker is not None:
-                worker.socket.close()
-                worker.control.close()
+        for worker in self._alive:
+            worker.socket.close()
+            worker.control.close()
         self._launcher.leave_to_parent()
         self._shared.close()
         self._workers = [None] * self.max_workers
@@ -487,21 +473,18 @@ class LocalEngine:
 
     def processes(self) -> dict[int, Process]:
         """The worker processes by their ids, as far as those are known. Any thread may ask."""
-        processes = [worker.process for worker in self._workers if worker is not None]
+        processes = [worker.process for worker in self._alive]
         return {process.pid: process for process in processes if process.pid is not None}
 
     def close(self, signal_number: int | None = None, grace_s: float | None = None) -> None:
-        """End the workers, by a signal or by letting them run out of work, and wait until they have ended.
-
-        Those that have not after `grace_s` seconds are killed.
-        """
-        workers = [worker for worker in self._workers if worker is not None]
-        for worker in workers:
+        """End the workers, and wait until they have ended."""
+        for worker in self._alive:
             if signal_number is not None:
                 worker.process.kill(signal_number)
             self._close(worker)
         self._launcher.close(grace_s)
         self._shared.close()
         self._terminator.close()
+        self.reports.clear()
         self._workers = [None] * self.max_workers
         self._selector = None

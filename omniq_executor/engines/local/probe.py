@@ -20,8 +20,8 @@ class Probe:
     def stacks(self) -> dict[int, str]:
         """Return the answers, and for those that are missing a text that says so."""
         silent = {
-            number: f"process {process.pid} does not answer: stopped, or in code that holds the GIL\n"
-            for number, process in self.asked.items()
+            id: f"process {process.pid} does not answer: stopped, or in code that holds the GIL\n"
+            for id, process in self.asked.items()
         }
         return {**silent, **self.answers}
 

@@ -1,4 +1,4 @@
-"""What the parent knows of a worker: the calls it was given, by number, and how far it has come with them.
+"""What the parent knows of a worker: the calls it was given, by sequence number, and how far it has come with them.
 
 The calls given to a worker are numbered in the order in which it runs and reports them.
 
@@ -6,8 +6,8 @@ The calls given to a worker are numbered in the order in which it runs and repor
     |--- given, not reported ---|
          ^ STARTED: the one it is in
 
-Calls that it has not started can be taken back without its help, see worker.py: `stop()` writes from which number on,
-and VISIBLE_S later `conclude()` reads what the worker has started by then.
+Calls that it has not started can be taken back without its help, see worker.py: `stop()` writes from which
+one on, and VISIBLE_S later `conclude()` reads what the worker has started by then.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Record:
         self.functions: set[int] = set()
         self.next = 0
         self.reported = 0
-        self.taken = proc.NEVER  # calls from this number on were taken back
+        self.taken = proc.NEVER  # calls from this sequence number on were taken back
         self.take_at = 0.0  # when a taking back that is under way can be concluded, or 0
         self.heard_at = time.monotonic()
         self.asked_at = 0.0  # to send what results lie there
@@ -58,22 +58,22 @@ class Record:
         """How many calls it has, the one it runs included."""
         return self.next - self.reported
 
-    def parts(self, number: int, end: int) -> Iterator[tuple[Chunk, int, int]]:
+    def parts(self, sequence: int, end: int) -> Iterator[tuple[Chunk, int, int]]:
         """Return where the calls with these numbers are: (chunk, start, stop)."""
         for chunk in self.chunks:
-            if chunk.number >= end:
+            if chunk.sequence >= end:
                 break
-            start, stop = max(number - chunk.number, 0), min(end - chunk.number, len(chunk.ids))
+            start, stop = max(sequence - chunk.sequence, 0), min(end - chunk.sequence, len(chunk.ids))
             if start < stop:
                 yield chunk, start, stop
 
-    def id_of(self, number: int) -> int | None:
-        """Return the id of the call with that number, if it is not reported."""
-        return next((chunk.ids[start] for chunk, start, _ in self.parts(number, number + 1)), None)
+    def id_of(self, sequence: int) -> int | None:
+        """Return the id of the call with that sequence number, if it is not reported."""
+        return next((chunk.ids[start] for chunk, start, _ in self.parts(sequence, sequence + 1)), None)
 
-    def has_any(self, ids: Container[int], number: int, end: int) -> bool:
+    def has_any(self, ids: Container[int], sequence: int, end: int) -> bool:
         """Return whether one of these ids is of a call with these numbers."""
-        return any(chunk.ids[i] in ids for chunk, start, stop in self.parts(number, end) for i in range(start, stop))
+        return any(chunk.ids[i] in ids for chunk, start, stop in self.parts(sequence, end) for i in range(start, stop))
 
     def running(self) -> int | None:
         """Return the id of the call that it is in."""
@@ -82,38 +82,38 @@ class Record:
 
     # reports
 
-    def report(self, kind: str, number: int, count: int, payload: Any) -> Report:
+    def report(self, kind: str, sequence: int, count: int, payload: Any) -> Report:
         """Return the report on calls with consecutive numbers, which it does not have any more."""
         ids: Sequence[int] = []
         attempts: Sequence[int] = []
-        for chunk, start, stop in self.parts(number, number + count):
+        for chunk, start, stop in self.parts(sequence, sequence + count):
             ids = [*ids, *chunk.ids[start:stop]] if ids else chunk.ids[start:stop]
             attempts = [*attempts, *chunk.attempts[start:stop]] if attempts else chunk.attempts[start:stop]
-        self.reported = number + count
+        self.reported = sequence + count
         self.drop_reported()
         return Report(kind, ids, attempts, payload)
 
-    def returned(self, number: int, end: int) -> list[Report]:
+    def returned(self, sequence: int, end: int) -> list[Report]:
         """Return the reports on calls with these numbers that are to run elsewhere."""
-        parts = [chunk.part(start, stop) for chunk, start, stop in self.parts(number, end)]
+        parts = [chunk.part(start, stop) for chunk, start, stop in self.parts(sequence, end)]
         return [Report(RETURNED, part.ids, part.attempts, part) for part in parts]
 
     def drop_reported(self) -> None:
         """Forget chunks that are reported."""
-        while self.chunks and self.chunks[0].number + len(self.chunks[0].ids) <= self.reported:
+        while self.chunks and self.chunks[0].sequence + len(self.chunks[0].ids) <= self.reported:
             self.chunks.popleft()
 
-    def answer(self, number: int, stack: str) -> None:
+    def answer(self, sequence: int, stack: str) -> None:
         """Take the answer to the oldest question. The reports of calls that ended before it came before it."""
         look, asked = self.questions.popleft()
-        if stack and self.reported <= number and (id := self.id_of(number)) is not None:
+        if stack and self.reported <= sequence and (id := self.id_of(sequence)) is not None:
             look.answers[id] = stack
         look.close_one(asked)
 
     # taking back
 
     def unstarted(self) -> int:
-        """Return the number of the first call that it has not started."""
+        """Return the sequence number of the first call that it has not started."""
         return max(self.row[STARTED] + 1, self.reported)
 
     @property
@@ -122,7 +122,7 @@ class Record:
         return bool(self.take_at) or self.taken != proc.NEVER
 
     def stop(self, first: int) -> None:
-        """Have it start none of its calls from the one of that number on."""
+        """Have it start none of its calls from the one of that sequence number on."""
         # RESUME first: a worker that sees STOP must find the end of the range there.
         self.row[RESUME] = self.next
         self.row[STOP] = first

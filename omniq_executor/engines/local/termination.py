@@ -19,10 +19,10 @@ ANSWER_S = 0.2  # in which a worker can send the results that it has, before SIG
 
 
 class Termination:
-    """The end of the call with this number, in a worker that has nothing else to do any more."""
+    """The end of the call with this sequence number, in a worker that has nothing else to do any more."""
 
-    def __init__(self, number: int, limit_s: float | None, now: float) -> None:
-        self.number = number
+    def __init__(self, sequence: int, limit_s: float | None, now: float) -> None:
+        self.sequence = sequence
         self.limit_s = limit_s
         """The timeout of the call, if that is why."""
         self.due: float | None = now + ANSWER_S

@@ -15,7 +15,7 @@ from .launch import Process
 from .record import VISIBLE_S, Record
 from .termination import Termination
 
-Doomed = tuple[Record, int, float | None]  # a worker, the number of the call to end, and its timeout if that is why
+Doomed = tuple[Record, int, float | None]  # worker, sequence number of the call to end, and its timeout if that is why
 
 
 class Terminator:
@@ -30,19 +30,18 @@ class Terminator:
         """Look at a call of the worker at that time of time.monotonic()."""
         worker.timer = min(worker.timer, at) if worker.timer else at
 
-    def due(self, workers: Sequence[Record | None]) -> float | None:
+    def due(self, workers: Sequence[Record]) -> float | None:
         """Return when `go_on_all()` has something to do, or None."""
         due = None
         for _, ending in self.orphans:
             due = earlier(due, ending.due)
         for worker in workers:
-            if worker is not None:
-                due = earlier(due, worker.timer or None)
-                if worker.ending is not None:
-                    due = earlier(due, worker.ending.due)
+            due = earlier(due, worker.timer or None)
+            if worker.ending is not None:
+                due = earlier(due, worker.ending.due)
         return due
 
-    def go_on_all(self, workers: Sequence[Record | None], now: float) -> None:
+    def go_on_all(self, workers: Sequence[Record], now: float) -> None:
         """End calls whose time is over, and go on with those that are being ended."""
         for process, ending in self.orphans:
             if ending.due is not None and ending.due <= now:
@@ -50,28 +49,26 @@ class Terminator:
         self.orphans = [(process, ending) for process, ending in self.orphans if ending.outlived()]
         overdue: list[Doomed] = []
         for worker in workers:
-            if worker is None:
-                continue
             if worker.timer and worker.timer <= now:
                 overdue += self._look_at_clock(worker, now)
             if worker.ending is not None and worker.ending.due is not None and worker.ending.due <= now:
                 self.go_on(worker, worker.ending)
         self._begin(overdue)
 
-    def end(self, workers: Sequence[Record | None], ids: Container[int]) -> None:
+    def end(self, workers: Sequence[Record], ids: Container[int]) -> None:
         """End the workers that are in a call with one of these ids; what else they have runs elsewhere."""
         doomed: list[Doomed] = []
         for worker in workers:
-            if worker is not None and worker.queued:
+            if worker.queued:
                 # If it is between two calls, it is the next one that it cannot be kept from.
-                number = max(worker.row[STARTED], worker.reported)
-                if worker.has_any(ids, number, min(number + 1, worker.taken)):
-                    doomed.append((worker, number, None))
+                sequence = max(worker.row[STARTED], worker.reported)
+                if worker.has_any(ids, sequence, min(sequence + 1, worker.taken)):
+                    doomed.append((worker, sequence, None))
         self._begin(doomed)
 
     def go_on(self, worker: Record, ending: Termination) -> None:
         """Take the next step, unless the call has come to its end by itself."""
-        if worker.reported > ending.number and not ending.has_begun:
+        if worker.reported > ending.sequence and not ending.has_begun:
             worker.ending = None
             return
         ending.step(worker.process, time.monotonic())
@@ -92,28 +89,28 @@ class Terminator:
         worker.timer = 0.0
         overdue: list[Doomed] = []
         for chunk in worker.chunks:
-            if chunk.timeout is None or chunk.number < worker.reported:
+            if chunk.timeout is None or chunk.sequence < worker.reported:
                 continue
-            has_started = worker.row[STARTED] >= chunk.number and worker.row[SINCE]
+            has_started = worker.row[STARTED] >= chunk.sequence and worker.row[SINCE]
             # Not before it was given, should STARTED be seen before SINCE. If it has not started, all its time is left.
             since = max(worker.row[SINCE] / 1e9, chunk.given_at) if has_started else now
             if since + chunk.timeout <= now:
-                overdue.append((worker, chunk.number, chunk.timeout))
+                overdue.append((worker, chunk.sequence, chunk.timeout))
             else:
                 self.set_timer(worker, since + chunk.timeout)
         return overdue
 
     def _begin(self, doomed: Sequence[Doomed]) -> None:
         """Have these workers end in the calls of these numbers. What waits behind is taken back before."""
-        for worker, number, _ in doomed:
+        for worker, sequence, _ in doomed:
             if not worker.is_being_taken_from:
-                worker.stop(number + 1)
+                worker.stop(sequence + 1)
         if doomed:
             time.sleep(VISIBLE_S)  # no event tells that a write has become visible
         now = time.monotonic()
-        for worker, number, limit_s in doomed:
+        for worker, sequence, limit_s in doomed:
             if worker.taken == proc.NEVER:
                 self._reports += worker.conclude()
-            if worker.ending is None and worker.row[STARTED] <= number:  # else it is over just now
-                worker.ending = Termination(number, limit_s, now)
+            if worker.ending is None and worker.row[STARTED] <= sequence:  # else it is over just now
+                worker.ending = Termination(sequence, limit_s, now)
                 worker.ask(proc.FLUSH, now)

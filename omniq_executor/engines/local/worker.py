@@ -8,7 +8,7 @@
 No lock and no queue is shared with another process, so no death can leave one held. What is shared
 is a row of numbers per worker (see slots.py), each written by one side only:
 
-- STARTED: the number of the call that the worker is in, or was in last. It is written before the
+- STARTED: the sequence number of the call that the worker is in, or was in last. It is written before the
   call starts, so that when the worker dies the parent knows which call to charge.
 - STOP and RESUME: calls numbered STOP <= n < RESUME must not start. The parent writes them to take
   back calls that a busy worker has not started yet. It then waits longer than any write needs to
@@ -17,7 +17,7 @@ is a row of numbers per worker (see slots.py), each written by one side only:
   the worker's. This works without the worker's help, so also when it is stopped or holds the GIL.
 - SINCE: when the worker began with the present chunk, in nanoseconds of time.monotonic(); 0 while it
   imports the function. A call that has a timeout is alone in its chunk.
-- FIRST and TASK: which task the number in STARTED stands for. FIRST is written first, so that it is ahead of
+- FIRST and TASK: which task the sequence number in STARTED stands for. FIRST is written first, so that it is ahead of
   STARTED until that is one of the new chunk's numbers, too.
 
 Results are written when the chunk is done and nothing more is there, or with the first call that
@@ -48,7 +48,7 @@ NEVER = 1 << 62  # a STOP that stops nothing
 FLUSH_S = 0.001
 FUNCTIONS = 1024  # that a worker keeps at most
 
-# Kinds of items in a worker's message, all followed by the number of the (first) call:
+# Kinds of items in a worker's message, all followed by the sequence number of the (first) call:
 BLOCK = "block"  # count, JSON array of [result] arrays
 RESULT = "result"  # stored form of one result
 ERROR = "error"  # type, message, traceback, pickle of the exception or None, the call as text
@@ -56,7 +56,7 @@ SKIPPED = "skipped"  # count of calls that were taken back
 STALE = "stale"  # this call, and all after it, were not run: this process has imported another version of its function
 STACK = "stack"  # where that call is, as text; empty if it is over
 FLUSH, SHOW = b"!", b"?"  # what the parent may ask for
-BROKEN = "broken"  # traceback of the initializer; the number is 0
+BROKEN = "broken"  # traceback of the initializer; the sequence number is 0
 
 
 Setup = tuple[Callable[..., object] | None, Iterable[Any]]  # initializer, initargs
@@ -158,7 +158,7 @@ class _Worker:
         """Send where the main thread is in its call, and before that the results that are there."""
         import traceback  # most workers are never asked
 
-        number = self._slot[STARTED]
+        sequence = self._slot[STARTED]
         entries: list[traceback.FrameSummary] = []
         for place, line in traceback.walk_stack(sys._current_frames()[main_thread]):
             code = place.f_code
@@ -168,14 +168,14 @@ class _Worker:
                 break
             # Not the frames themselves: who keeps them keeps what is in them from being freed where it should.
             entries.append(traceback.FrameSummary(code.co_filename, line, code.co_name, lookup_line=False))
-        if self._slot[STARTED] != number:  # it went on while it was looked at
+        if self._slot[STARTED] != sequence:  # it went on while it was looked at
             entries.clear()
-        self._put((STACK, number, "".join(traceback.format_list(entries[::-1]))), executed=0)
+        self._put((STACK, sequence, "".join(traceback.format_list(entries[::-1]))), executed=0)
         self.flush()
 
     def _run_chunk(
         self,
-        number: int,
+        sequence: int,
         function_id: int,
         function: bytes | None,
         text: str | None,
@@ -194,23 +194,23 @@ class _Worker:
             self._functions[function_id] = function
         rows, load = (codec.decode(text), None) if text is not None else (calls or (), self._decode)
         if output is not None:
-            load = self._captured(load, number, ids, *output)
-        end = number + len(rows)
+            load = self._captured(load, sequence, ids, *output)
+        end = sequence + len(rows)
         started = clock()
         # Before STARTED is: who sees that one must find this one.
         slot[SINCE] = 0 if type(self._functions[function_id]) is bytes else time.monotonic_ns()
         if not self._items and not self._values:
             self._flush_at = started + FLUSH_S
-        slot[FIRST] = number  # before TASK, and both before STARTED is
+        slot[FIRST] = sequence  # before TASK, and both before STARTED is
         slot[TASK] = ids[0]
         others = None if type(ids) is range else iter(ids)
         for row in rows:
             if others is not None:
-                slot[FIRST] = number
+                slot[FIRST] = sequence
                 slot[TASK] = next(others)
-            slot[STARTED] = number
-            if slot[STOP] <= number < slot[RESUME]:
-                self._put((SKIPPED, number, end - number), executed=0)
+            slot[STARTED] = sequence
+            if slot[STOP] <= sequence < slot[RESUME]:
+                self._put((SKIPPED, sequence, end - sequence), executed=0)
                 break
             try:
                 call = self._functions[function_id]
@@ -223,21 +223,21 @@ class _Worker:
                 value = call(*row) if load is None else load(call, row)
             except _Stale:
                 self._is_stale = True
-                self._put((STALE, number), executed=0)
+                self._put((STALE, sequence), executed=0)
                 self.flush()
                 return
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
-                self._put_error(number, error, self._functions[function_id], row if text is not None else None)
+                self._put_error(sequence, error, self._functions[function_id], row if text is not None else None)
             else:
                 if codec.is_scalar(value):
                     with self._lock:
                         if not self._values:
-                            self._first = number
+                            self._first = sequence
                         self._values.append((value,))
                         self._executed += 1
                 else:
-                    self._put_result(number, value, call, row if text is not None else None)
-            number += 1
+                    self._put_result(sequence, value, call, row if text is not None else None)
+            sequence += 1
             now = clock()
             if now >= self._flush_at:
                 self._busy_s += now - started
@@ -318,17 +318,17 @@ class _Worker:
 
         return captured
 
-    def _put_result(self, number: int, value: Any, call: Any, row: Any) -> None:
+    def _put_result(self, sequence: int, value: Any, call: Any, row: Any) -> None:
         # Encoded at once: the value may be an object that a later call changes.
         try:
-            self._put((RESULT, number, codec.encode(value, in_worker=True)))
+            self._put((RESULT, sequence, codec.encode(value, in_worker=True)))
         except BaseException as error:  # noqa: BLE001 - as above: pickling runs code of the user's
-            self._put_error(number, error, call, row)
+            self._put_error(sequence, error, call, row)
 
-    def _put_error(self, number: int, error: BaseException, call: Any, row: Any) -> None:
+    def _put_error(self, sequence: int, error: BaseException, call: Any, row: Any) -> None:
         """Put what a call raised; `row` has its arguments, if they were plain."""
         told = self._told(call, (row, {}) if row is not None else _arguments(error))  # _describe() takes them away
-        self._put((ERROR, number, *_describe(error), told))
+        self._put((ERROR, sequence, *_describe(error), told))
 
     def _told(self, call: Any, arguments: tuple[Any, Any] | None) -> str:
         if type(call) is bytes:  # it could not be loaded
@@ -358,8 +358,8 @@ class _Worker:
             self._items.append((BLOCK, self._first, len(values), text))
         else:  # NaN, a lone surrogate, a huge int
             self._items += [
-                (RESULT, number, codec.encode(value, in_worker=True))
-                for number, (value,) in enumerate(values, self._first)
+                (RESULT, sequence, codec.encode(value, in_worker=True))
+                for sequence, (value,) in enumerate(values, self._first)
             ]
 
     def flush(self, always: bool = False) -> None:
