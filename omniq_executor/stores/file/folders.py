@@ -5,7 +5,7 @@
     waiting/task-….json      likewise, of what is PENDING and waits for other tasks, instead of in pending
     keys/….json              likewise, by the hash of queue and key
     functions/….json         a function, by its digest
-    runs/….json, sessions/   see file.py
+    runs/….json, sessions/   see runs.py
     owners/                  see owners.py
     broken/                  what was found and is nothing of these
 
