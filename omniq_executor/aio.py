@@ -1,6 +1,6 @@
 """The async face: tasks are enqueued, looked at and waited for without holding up the event loop.
 
-    enqueue(), cancel() ...  --awaited verbs-->  store (stores/awaited.py)
+    enqueue(), cancel() ...  --awaited verbs-->  store (stores/sqlite/async_store.py)
     get_result()  <--wakes--  listener  <--read_changes()--  store
                                  ^
                              notification pipe (a FIFO that others write to)

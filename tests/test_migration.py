@@ -198,15 +198,15 @@ def test_a_migration_that_is_run_again_does_nothing(open_: Open, kind: str, othe
 def test_a_part_can_be_opened_by_nobody_until_it_is_finished(open_: Open, tmp_path: Path, kind: str) -> None:
     name = NAMES[kind]
     part = open_(name, importing=True)
-    assert part.begin_filling("/old/one") == "/old/one"
-    assert part.begin_filling("/another") == "/old/one"
+    assert part.begin_import("/old/one") == "/old/one"
+    assert part.begin_import("/another") == "/old/one"
     with pytest.raises(StoreError, match=f"omniq-executor migrate /old/one {tmp_path / name}` again"):
         open_(name)
     assert omniq(tmp_path, "status", "--store", name).returncode == 1
     other = open_("other.db")
     with pytest.raises(StoreError, match="holds a part of /old/one"):
         migrate(other, part, lambda _: None)
-    part.end_filling()
+    part.end_import()
     assert open_(name).ids() == []
 
 
@@ -273,7 +273,7 @@ def count(event, args):
         os.kill(os.getpid(), 9)
 sys.addaudithook(count)
 for kind in (file.FileStore, sqlite.SQLiteStore):
-    for name in ("begin_filling", "put", "end_filling"):
+    for name in ("begin_import", "put", "end_import"):
         def counted(self, *args, do=getattr(kind, name), **kwargs):
             global calls
             count("open", ())

@@ -302,7 +302,7 @@ class Store(abc.ABC):
         """
         self._check_open()
         session = new_session_id()
-        self._owners.hold(session, has_bell=False)
+        self._owners.hold(session, has_pipe=False)
         try:
             self._register_session(session, now)
         except StoreError:
@@ -475,8 +475,8 @@ class Store(abc.ABC):
         """Return all runs, oldest first."""
 
     @abc.abstractmethod
-    def begin_filling(self, source: str) -> str | None:
-        """Reserve an empty store for what comes from `source`, until `end_filling()`.
+    def begin_import(self, source: str) -> str | None:
+        """Reserve an empty store for what comes from `source`, until `end_import()`.
 
         From now on it can only be opened with `importing=True`, so that nobody works on a part. Returns
         what it is reserved for, which is another source if it was reserved before; None, and nothing
@@ -491,7 +491,7 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def end_filling(self) -> None:
+    def end_import(self) -> None:
         """Open the store to everybody. What was put is on disk, also through a cut of the power, before that."""
 
     # looking

@@ -52,7 +52,7 @@ def migrate(source: Store, destination: Store, advance: Callable[[int], object])
     `check_still()`, and StoreError where the destination holds anything else.
     """
     check_still(source)
-    reserved = destination.begin_filling(source.address)
+    reserved = destination.begin_import(source.address)
     ids = source.ids()
     if reserved is None:
         if set(ids) <= set(destination.ids()):
@@ -77,7 +77,7 @@ def migrate(source: Store, destination: Store, advance: Callable[[int], object])
         raise UnderWay(f"{source.address} keeps changing: end the processes that work on it, and begin again")
     destination.output.take_in(source.output)
     destination.output.remove_strays(destination.ids)
-    destination.end_filling()
+    destination.end_import()
     return Moved(len(ids), len(source.runs()), written)
 
 

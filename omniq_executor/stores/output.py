@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..errors import StoreError
 from ..model.task import log_name, parse_id
-from . import permissions as safety
+from . import permissions
 
 _ENDING = ".log"
 _SETTLED_S = 1.0  # a folder that changed that lately may change again without another time
@@ -38,10 +38,10 @@ class Output:
     def prepare(self) -> Path:
         """Make the folder, unless it is there; returns it. Raises StoreError where that is not possible."""
         try:
-            safety.make_folder(self.folder)
-            safety.check_private(self.folder)
+            permissions.make_folder(self.folder)
+            permissions.check_private(self.folder)
         except OSError as error:
-            raise StoreError(f"{self.folder} cannot be made: {safety.explain(error)}") from error
+            raise StoreError(f"{self.folder} cannot be made: {permissions.explain(error)}") from error
         return self.folder
 
     def attempts(self, number: int, most: int | None = None) -> list[int]:
@@ -55,7 +55,7 @@ class Output:
             try:
                 candidates = sorted(self._index().get(number, ()))
             except OSError as error:
-                raise StoreError(f"{self.folder} cannot be looked at: {safety.explain(error)}") from error
+                raise StoreError(f"{self.folder} cannot be looked at: {permissions.explain(error)}") from error
         return [attempt for attempt in candidates if self._size(log_name(number, attempt))]
 
     def read(self, number: int, attempt: int, start: int = 0, most: int = -1) -> bytes:
@@ -66,7 +66,7 @@ class Output:
         except (FileNotFoundError, NotADirectoryError):
             return b""
         except OSError as error:
-            raise StoreError(f"what was written cannot be read: {safety.explain(error)}") from error
+            raise StoreError(f"what was written cannot be read: {permissions.explain(error)}") from error
         with open(fd, "rb") as file:
             file.seek(start)
             return file.read(most)
@@ -106,7 +106,9 @@ class Output:
             if copied:
                 os.sync()  # a file after the other would take minutes
         except OSError as error:
-            raise StoreError(f"{other.folder} cannot be copied to {self.folder}: {safety.explain(error)}") from error
+            raise StoreError(
+                f"{other.folder} cannot be copied to {self.folder}: {permissions.explain(error)}"
+            ) from error
 
     def move_to(self, other: "Output") -> None:
         """Move all files to another folder on the same disk; those of the same name there are replaced."""
@@ -115,7 +117,9 @@ class Output:
                 other.prepare()
                 os.replace(self.folder / name, other.folder / name)
         except OSError as error:
-            raise StoreError(f"{self.folder} cannot be moved to {other.folder}: {safety.explain(error)}") from error
+            raise StoreError(
+                f"{self.folder} cannot be moved to {other.folder}: {permissions.explain(error)}"
+            ) from error
 
     def _index(self) -> dict[int, list[int]]:
         """Return the attempts of all tasks, which is kept until the folder changes."""
@@ -158,7 +162,7 @@ class Output:
 
 def _copy(source: Path, target: Path) -> None:
     with contextlib.suppress(FileExistsError):
-        safety.make_file(target)
+        permissions.make_file(target)
     with (
         open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as old,
         open(os.open(target, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW), "wb") as new,

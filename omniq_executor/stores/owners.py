@@ -28,7 +28,7 @@ from filelock import FileLock
 from ..errors import StoreError
 from ..interrupts import interrupts
 from ..model.ids import NODES
-from . import permissions as safety
+from . import permissions
 
 
 def new_owner_id(taken: Iterable[int]) -> int:
@@ -77,19 +77,19 @@ class Owners:
         return FileLock(self.folder / "open.lock", timeout=timeout_s, mode=0o600, poll_interval=_POLL_S)
 
     @interrupts  # one that is raised in a lock of filelock may keep all others from theirs
-    def hold(self, owner: int, *, has_bell: bool = True) -> None:
+    def hold(self, owner: int, *, has_pipe: bool = True) -> None:
         """Prove from now on that this process lives: as an owner, or without a notification pipe as a session."""
         lock = FileLock(self._lock_path(owner), mode=0o600, thread_local=False)  # another thread may let go of it
         try:
             lock.acquire(blocking=False)
             self._held[owner] = lock
             _holders[self.folder, owner] = self  # though nobody refers to this any more
-            if has_bell and hasattr(os, "mkfifo"):
+            if has_pipe and hasattr(os, "mkfifo"):
                 os.mkfifo(self.notify_path(owner), 0o600)
                 self.notify_path(owner).chmod(0o600)  # whatever the umask took
         except OSError as error:
             self.let_go(owner)
-            raise StoreError(f"no owner can be registered in {self.folder}: {safety.explain(error)}") from error
+            raise StoreError(f"no owner can be registered in {self.folder}: {permissions.explain(error)}") from error
 
     @interrupts
     def let_go(self, owner: int, *, is_registered: bool = False) -> None:
@@ -114,7 +114,7 @@ class Owners:
         try:
             if host != self.host and not self._is_of_this_machine:
                 return True
-            safety.check_private(self._lock_path(owner))  # a lock file is emptied as it is opened
+            permissions.check_private(self._lock_path(owner))  # a lock file is emptied as it is opened
             probe.acquire(blocking=False)
         except OSError:  # Timeout among them; others, such as too many open files, prove nothing
             return True

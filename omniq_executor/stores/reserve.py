@@ -7,7 +7,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from . import permissions as safety
+from . import permissions
 
 RESERVE_BYTES = 1 << 20
 
@@ -21,7 +21,7 @@ class Reserve:
     def take(self) -> None:
         """Have it, unless it is there already."""
         with contextlib.suppress(OSError):
-            safety.make_file(self._path)
+            permissions.make_file(self._path)
             try:
                 # By chance, as zeros take no space on a disk that compresses. All or nothing: a part may be too little.
                 self._path.write_bytes(os.urandom(RESERVE_BYTES))

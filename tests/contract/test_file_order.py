@@ -206,7 +206,7 @@ def test_a_turn_whose_lines_cannot_be_written_changes_nothing(
 ) -> None:
     (id,) = add(client)
     with monkeypatch.context() as patch:
-        patch.setattr(order.Order, "_write", full_disk)
+        patch.setattr(order.ReadyIndex, "_write", full_disk)
         with pytest.raises(StoreError, match="No space left"):
             add(client)
         assert client.claim() == [id]

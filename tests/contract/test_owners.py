@@ -305,31 +305,31 @@ def test_owners_that_share_a_handle_hear_of_each_other(client: Client) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
 def test_a_ring_wakes_all_other_owners(client: Client, other: Client, enter: Enter) -> None:
     everyone = client, other, enter("elsewhere")
-    bells = [os.open(each.store.notify_path(each.owner), os.O_RDWR | os.O_NONBLOCK) for each in everyone]
+    pipes = [os.open(each.store.notify_path(each.owner), os.O_RDWR | os.O_NONBLOCK) for each in everyone]
     try:
         client.add(1)
         client.store.notify(client.owner)
         client.store.notify(client.owner)
         rung = select.poll()
-        for bell in bells:
-            rung.register(bell, select.POLLIN)
-        assert sorted(bell for bell, _ in rung.poll(0)) == sorted(bells[1:])
+        for pipe in pipes:
+            rung.register(pipe, select.POLLIN)
+        assert sorted(pipe for pipe, _ in rung.poll(0)) == sorted(pipes[1:])
     finally:
-        for bell in bells:
-            os.close(bell)
+        for pipe in pipes:
+            os.close(pipe)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
 def test_a_ring_waits_for_nobody(client: Client, other: Client) -> None:
     client.add(1)
     client.store.notify(client.owner)  # nobody listens
-    bell = os.open(other.store.notify_path(other.owner), os.O_RDWR | os.O_NONBLOCK)
+    pipe = os.open(other.store.notify_path(other.owner), os.O_RDWR | os.O_NONBLOCK)
     try:
         with contextlib.suppress(BlockingIOError):
             while True:
-                os.write(bell, b"!" * 4096)
+                os.write(pipe, b"!" * 4096)
         client.store.notify(client.owner)  # it is full
     finally:
-        os.close(bell)
+        os.close(pipe)
     other.stop()
     client.store.notify(client.owner)  # it is gone

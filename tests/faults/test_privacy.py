@@ -235,9 +235,9 @@ def test_links_inside_a_store_are_not_followed(backend: Backend, old_store: Path
     victim.write_text("of somebody's")
     client = Client(backend, old_store)
     other = Client(backend, old_store)
-    bell = client.store.notify_path(client.owner)
-    bell.unlink()
-    bell.symlink_to(victim)
+    pipe = client.store.notify_path(client.owner)
+    pipe.unlink()
+    pipe.symlink_to(victim)
     other.store.notify(other.owner)
     for path in [*old_store.parent.rglob("*.lock")]:
         path.unlink()

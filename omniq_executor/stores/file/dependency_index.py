@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from ...model.task import FINISHED, Task, is_waiting
 
 
-class Needs:
+class DependencyIndex:
     """See the module's docstring. Every method is called under the store's lock."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@
     waiting/task-….json      likewise, of what is PENDING and waits for other tasks, instead of in pending
     keys/….json              likewise, by the hash of queue and key
     functions/….json         a function, by its digest
-    runs/….json, sessions/   see file.py
+    runs/….json, sessions/   see runs.py
     owners/                  see owners.py
     broken/                  what was found and is nothing of these
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ...model.task import Status, Task, format_id, is_waiting, parse_id
-from .. import permissions as safety
+from .. import permissions
 from ..base import Problem
 from .records import Damaged, Record, from_text
 
@@ -49,8 +49,8 @@ class Folders:
     def open(self) -> None:
         """Make those that are missing, and get hold of all. Raises StoreError where others can write one."""
         for name in FOLDERS:
-            safety.make_folder(self.root / name)
-            safety.check_private(self.root / name)
+            permissions.make_folder(self.root / name)
+            permissions.check_private(self.root / name)
             if name not in ("owners", "runs", "sessions", "functions"):
                 self._fds[name] = os.open(self.root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
@@ -166,7 +166,7 @@ class Folders:
                 finally:
                     os.close(fd)
         for name in FOLDERS:
-            safety.sync(self.root / name)
+            permissions.sync(self.root / name)
 
     # other files
 
@@ -186,7 +186,7 @@ class Folders:
             fresh.unlink()
         fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
-            safety.have_mode(fd)
+            permissions.have_mode(fd)
             write_all(fd, (json.dumps(content, indent=2) + "\n").encode())
             if self._durable:
                 os.fsync(fd)
@@ -194,7 +194,7 @@ class Folders:
             os.close(fd)
         os.rename(fresh, path)
         if self._durable:
-            safety.sync(path.parent)
+            permissions.sync(path.parent)
 
     def json_names(self, folder: str) -> Iterator[str]:
         """Give the files of a folder, without their suffix."""
@@ -216,20 +216,20 @@ class Folders:
                 if _number(entry.name) is not None and entry.is_file(follow_symlinks=False):
                     tasks.add(entry.name)
                 else:
-                    self.put_aside("tasks", entry.name, "it is not a task")
+                    self.quarantine("tasks", entry.name, "it is not a task")
         linked: dict[str, int] = dict.fromkeys(tasks, 0)
         for folder in _LINK_FOLDERS:
             for name in os.listdir(self._fds[folder]):
                 if not self._is_link(folder, name):
-                    self.put_aside(folder, name, "it is not a link to a task of the same name")
+                    self.quarantine(folder, name, "it is not a link to a task of the same name")
                 elif name in linked:
                     linked[name] += 1
                 else:
-                    self.put_aside(folder, name, "the task that it links to is gone")
+                    self.quarantine(folder, name, "the task that it links to is gone")
         for name in os.listdir(self._fds["keys"]):
             target = self._target("keys", name)
             if target is None or target.removeprefix("../tasks/") not in tasks:
-                self.put_aside("keys", name, "the task that it links to is gone")
+                self.quarantine("keys", name, "the task that it links to is gone")
         for name, links in linked.items():
             if links != 1:
                 self.repairs.append(Problem(f"tasks/{name} had {links or 'no'} links from the folders of states", True))
@@ -247,7 +247,7 @@ class Folders:
         names = {_key_name(*key): number for key, number in keys.items()}
         for name in os.listdir(self._fds["keys"]):
             if name not in names:
-                self.put_aside("keys", name, "the task that it links to has another key")
+                self.quarantine("keys", name, "the task that it links to has another key")
         for name, number in names.items():
             if self._target("keys", name) != f"../tasks/{_name(number)}":
                 self.repairs.append(Problem(f"the key of tasks/{_name(number)} was not linked to it", True))
@@ -267,7 +267,7 @@ class Folders:
                 if content is not None:
                     good.append(name.removesuffix(_SUFFIX))
                 else:
-                    self.put_aside(folder, name, f"it is damaged; {loss}", is_lost=True)
+                    self.quarantine(folder, name, f"it is damaged; {loss}", is_lost=True)
         return good
 
     def relink(self, number: int) -> Record | None:
@@ -275,7 +275,7 @@ class Folders:
         try:
             record = self.read(number)
         except Damaged as error:
-            self.put_aside("tasks", _name(number), str(error), is_lost=True)
+            self.quarantine("tasks", _name(number), str(error), is_lost=True)
             for folder in _LINK_FOLDERS:
                 self._unlink(folder, _name(number))
             return None
@@ -283,7 +283,7 @@ class Folders:
             self.link(record)
         return record
 
-    def put_aside(self, folder: str, name: str, why: str, is_lost: bool = False) -> None:
+    def quarantine(self, folder: str, name: str, why: str, is_lost: bool = False) -> None:
         """Move something to `broken/` under a name that is free, and say so."""
         taken = set(os.listdir(self._fds["broken"]))
         quarantined = next(
@@ -304,7 +304,7 @@ class Folders:
         fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | flags, 0o600, dir_fd=self._fds["tasks"])
         try:
             if flags:
-                safety.have_mode(fd)
+                permissions.have_mode(fd)
             write_all(fd, text)
             if shorter:
                 os.ftruncate(fd, len(text))

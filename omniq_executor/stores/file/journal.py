@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import StoreError, StoreVersionError
-from .. import permissions as safety
+from .. import permissions
 from .records import END
 
 VERSION = 1
@@ -155,7 +155,7 @@ class Journal:
             fresh.unlink()
         fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
-            safety.have_mode(fd)
+            permissions.have_mode(fd)
             os.write(fd, _header(generation, _HEADER_BYTES, self._boot))
             if self._durable:
                 os.fsync(fd)
@@ -163,7 +163,7 @@ class Journal:
             os.close(fd)
         os.rename(fresh, self._path)
         if self._durable:
-            safety.sync(self._path.parent)
+            permissions.sync(self._path.parent)
 
     def _attach(self) -> str:
         """Open the file that is there now; returns the boot it was written in."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...model.task import Task, tier
-from .. import permissions as safety
+from .. import permissions
 from .folders import write_all
 from .journal import read_all
 
@@ -84,7 +84,7 @@ class Places:
             heapq.heappop(self._later)
 
 
-class Order:
+class ReadyIndex:
     """The file; see the module's docstring. Every method is called under the store's lock, and may raise OSError."""
 
     def __init__(self, path: Path) -> None:
@@ -137,7 +137,7 @@ class Order:
     def _open(self) -> None:
         if self._fd == -1:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-            safety.have_mode(self._fd)
+            permissions.have_mode(self._fd)
 
     def _write(self, lines: list[str]) -> None:
         self._open()

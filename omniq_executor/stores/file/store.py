@@ -3,18 +3,15 @@
     ROOT/omniq.json    says that this is a store, and of which version
     ROOT/turn.lock     the lock that each turn holds (filelock)
     ROOT/journal       what makes a turn one transaction, see journal.py
-    ROOT/order         in which order tasks are claimed, see order.py
+    ROOT/order         in which order tasks are claimed, see ready_index.py
     ROOT/tasks/ ...    see folders.py
     ROOT/runs/N.json   the runs, and in sessions/ the processes that have begun some and live
     ROOT/owners/       a file, a lock and a notification pipe for each owner, see owners.py
     ROOT/output/       what calls wrote, see output.py
     ROOT/reserve       some space, see reserve.py
 
-Everything happens under the lock, after a look at what others have done meanwhile. What a process knows
-without reading their files: which tasks are PENDING, in order, by lane, and those that it changed last.
-So a claim reads the files that it takes and lists nothing. Likewise which tasks wait for which others, see
-needs.py: so an end finds those that wait no more. A heap may hold entries that are out of date;
-each is compared with its file when it is taken out.
+tasks.py has what is committed and how it is changed; the verbs are in turns.py, runs.py and upkeep.py, by what
+they are about, and those that only look are here.
 """
 
 import os

@@ -23,13 +23,13 @@ from ...errors import StoreError, StoreVersionError
 from ...interrupts import SafeLock, interrupts
 from ...model import codec, schema
 from ...model.task import FINISHED, Event, Status, Task, format_id, is_waiting, parse_id, source, with_wait
-from .. import permissions as safety
+from .. import permissions
 from ..base import Problem, Store, TaskState
-from .dependency_index import Needs
+from .dependency_index import DependencyIndex
 from .folders import STATUS_FOLDERS, WAITING, Folders
 from .functions import Functions
 from .journal import Entry, Journal
-from .ready_index import Lane, Noted, Order, Places, lane_of, place_of
+from .ready_index import Lane, Noted, Places, ReadyIndex, lane_of, place_of
 from .records import Damaged, Record, from_text, to_text
 
 FORMAT = "omniq-executor file store"
@@ -71,7 +71,7 @@ class Tasks:
         self.durable = durable
         self.folders = Folders(path, durable)
         self.journal = Journal(path / _JOURNAL, durable)
-        self.order = Order(path / ORDER)
+        self.ready_index = ReadyIndex(path / ORDER)
         self.unread: dict[int, list[int]] = {}  # by owner of this process: what others finished
         self.peers: list[int] | None = None  # the registered owners
         self.is_foreign = False  # whether another process has changed something; who looks at it sets it back
@@ -81,7 +81,7 @@ class Tasks:
         self._closed = self._is_open = False
         self._known: dict[int, Record] = {}  # not finished, and last changed by this process
         self._lanes: defaultdict[Lane, Places] | None = None  # None until somebody claims
-        self._needs: Needs | None = None  # None until something ends
+        self._dependencies: DependencyIndex | None = None  # None until something ends
         self._prepare(create)
         self._file_lock = FileLock(path / _LOCK, BUSY_TIMEOUT_S, mode=0o600, thread_local=False, poll_interval=_POLL_S)
         _open.add(self)
@@ -96,12 +96,12 @@ class Tasks:
         """Make the folder, or see that it is one of ours; nothing is put in one that is not."""
         if not create and not (self.path / MARK).exists():
             raise StoreError(f"there is no store at {self.path}")
-        safety.check_place(self.path.parent)
+        permissions.check_place(self.path.parent)
         try:
             for folder in [*reversed(self.path.parents), self.path]:
-                safety.make_folder(folder)
+                permissions.make_folder(folder)
             for path in (self.path, *(self.path / name for name in (MARK, _LOCK, _JOURNAL, ORDER))):
-                safety.check_private(path)
+                permissions.check_private(path)
             if not stat.S_ISDIR(self.path.stat().st_mode):
                 raise StoreError(f"{self.path} is not a folder; give a name that ends in .db, or the path of a folder")
             if not (self.path / MARK).exists():
@@ -111,7 +111,7 @@ class Tasks:
                         f"{self.path} holds other files, {others[0]!r} for one; give the store a folder of its own"
                     )
         except OSError as error:
-            raise StoreError(f"the store {self.path} cannot be created: {safety.explain(error)}") from error
+            raise StoreError(f"the store {self.path} cannot be created: {permissions.explain(error)}") from error
 
     def _open(self) -> None:
         """See to everything, under the lock, the first time."""
@@ -124,7 +124,7 @@ class Tasks:
         else:  # first of all: a folder that holds it is ours, however far the making of it came
             fd = os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
             with open(fd, "w") as file:
-                safety.have_mode(fd)
+                permissions.have_mode(fd)
                 file.write(f'{{"format": "{FORMAT}", "version": {VERSION}}}\n')
         self.folders.open()
         is_new_boot = self.journal.open()
@@ -133,7 +133,7 @@ class Tasks:
         if is_new_boot:
             if self.durable:
                 self.folders.sync(_numbers_in(self.journal.entries()))
-            self.order.rewrite({})  # nobody had its lines synced
+            self.ready_index.rewrite({})  # nobody had its lines synced
             self.journal.mark_boot()
 
     def _check_mark(self, text: bytes) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Tasks:
             self._closed = True
             self.folders.close()
             self.journal.close()
-            self.order.close()
+            self.ready_index.close()
             vars(self).pop("_file_lock", None)  # here, where Ctrl-C is put off, and not in a finalizer
             self._is_open = False
             _open.discard(self)
@@ -192,7 +192,7 @@ class Tasks:
                     f"the store {self.path}: another process has held it for more than {BUSY_TIMEOUT_S:.0f} s"
                 ) from error
             except OSError as error:
-                raise StoreError(f"the store {self.path}: {safety.explain(error)}") from error
+                raise StoreError(f"the store {self.path}: {permissions.explain(error)}") from error
 
     # what others did, and what is left to do
 
@@ -242,14 +242,14 @@ class Tasks:
         for record in records:
             task = record.task
             if record.is_removed:
-                self._needs = None
+                self._dependencies = None
                 continue
             if task.status in FINISHED:
                 self._known.pop(task.id, None)
             elif task.id in self._known or len(self._known) < _KNOWN_TASKS:
                 self._known[task.id] = record
-            if self._needs is not None:
-                self._needs.take_in(task, self.is_finished)
+            if self._dependencies is not None:
+                self._dependencies.take_in(task, self.is_finished)
             if task.status in FINISHED:
                 finished.append(task.id)
             elif self._lanes is not None and is_claimable(task):
@@ -292,7 +292,7 @@ class Tasks:
 
     def forget(self) -> None:
         """Forget what is known of tasks, which somebody may have changed without a word in the journal."""
-        self._lanes = self._needs = None
+        self._lanes = self._dependencies = None
         self._known.clear()
 
     def forget_lanes(self) -> None:
@@ -322,7 +322,7 @@ class Tasks:
     def in_order(self) -> Noted:
         """Return the same by id, as the order has it; the file of a task that is missing there is read."""
         pending = self.folders.names(STATUS_FOLDERS[Status.PENDING])
-        found = self.order.read(set(pending))
+        found = self.ready_index.read(set(pending))
         missing = []
         for number in pending:
             if number not in found and (record := self.load(number)) is not None:
@@ -330,20 +330,20 @@ class Tasks:
                     missing.append(record.task)
                 else:
                     self.folders.link(record)
-        self.order.add(missing)
+        self.ready_index.add(missing)
         found.update((task.id, {(lane_of(task), place_of(task))}) for task in missing)
-        self.order.trim(found)
+        self.ready_index.trim(found)
         return found
 
-    def dependencies(self) -> Needs:
+    def dependencies(self) -> DependencyIndex:
         """Return which tasks wait for which. The first time this reads all tasks that wait, once."""
-        if self._needs is None:
-            self._needs = Needs()
+        if self._dependencies is None:
+            self._dependencies = DependencyIndex()
             for number in self.folders.names(WAITING):
                 record = self.load(number)
                 if record is not None:
-                    self._needs.take_in(record.task, self.is_finished)
-        return self._needs
+                    self._dependencies.take_in(record.task, self.is_finished)
+        return self._dependencies
 
     def is_finished(self, number: int, changes: "Changes | None" = None) -> bool:
         """Return whether a task is, by what is committed and by `changes`. One that is not there is."""
@@ -378,7 +378,7 @@ class Tasks:
             record.size = max(len(text), record.size)
             texts.append(text)
         # Before the commit, so that there is no task that can be claimed and is not in the order.
-        self.order.add(record.task for record in changes.new.values() if is_claimable(record.task))
+        self.ready_index.add(record.task for record in changes.new.values() if is_claimable(record.task))
         self.journal.append(by, texts)
         added: list[Record] = []
         try:
@@ -411,7 +411,7 @@ class Tasks:
             if self.durable:
                 self.folders.sync(_numbers_in(self.journal.entries()))
             self.journal.rotate()
-            if self.order.is_long:
+            if self.ready_index.is_long:
                 self.in_order()
         except OSError as error:
             _log.warning("%s: the journal is begun anew later: %s", self.path, error)
@@ -461,7 +461,7 @@ def _after_fork_in_child() -> None:
         tasks._lock = SafeLock()
         tasks.folders.close()
         tasks.journal.close()
-        tasks.order.close()
+        tasks.ready_index.close()
     _open.clear()
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...model.task import Function, Status, format_id, with_wait
-from .. import permissions as safety
+from .. import permissions
 from ..base import Problem, RunRecord, TaskRow, now, of_the_dead
 from ..output import Output
 from .functions import FUNCTION_FIELDS
@@ -60,9 +60,9 @@ class Upkeep(Runs):
 
     def backup(self, destination: Path) -> int:
         self._check_open()
-        with safety.appearing(destination) as fresh:
-            safety.make_folder(fresh)
-            safety.make_folder(fresh / "tasks")
+        with permissions.appearing(destination) as fresh:
+            permissions.make_folder(fresh)
+            permissions.make_folder(fresh / "tasks")
             # Most of the work without the lock, which others wait for: what changes meanwhile is copied again.
             copied: dict[str, _Seen] = {}
             output = Output(fresh / "output")
@@ -75,7 +75,7 @@ class Upkeep(Runs):
                     if (self.path / name).exists():
                         _copy_file(self.path / name, fresh / name)
                 for folder in ("functions", "runs", "keys"):
-                    safety.make_folder(fresh / folder)
+                    permissions.make_folder(fresh / folder)
                     for entry in os.scandir(self.path / folder):
                         if entry.is_symlink():
                             os.symlink(os.readlink(entry.path), fresh / folder / entry.name)
@@ -108,7 +108,7 @@ class Upkeep(Runs):
                 if task.key is not None and keys.setdefault((task.queue, task.key), task.id) != task.id:
                     first = format_id(keys[task.queue, task.key])
                     repairs.append(Problem(f"{task.task_id} has the key {task.key!r}, and so has {first}", False))
-            self._tasks.order.rewrite(order)
+            self._tasks.ready_index.rewrite(order)
             self._tasks.forget_lanes()
             self._tasks.folders.check_keys(keys)
             self._check_functions(digests)
@@ -189,7 +189,7 @@ class Upkeep(Runs):
             RunRecord(number, **{**run, "continues": tuple(run["continues"])}) for number, run in sorted(runs.items())
         ]
 
-    def begin_filling(self, source: str) -> str | None:
+    def begin_import(self, source: str) -> str | None:
         self.reap(now())
         with self._tasks.locked():
             mark = self._tasks.folders.read_json("", MARK) or {}
@@ -226,13 +226,13 @@ class Upkeep(Runs):
                     changes.change(old, replace(new, version=old.version + 1, size=old.size))
             self._tasks.commit(0, changes)
 
-    def end_filling(self) -> None:
+    def end_import(self) -> None:
         with self._tasks.locked():
             os.sync()  # a file after the other would take minutes
             mark = self._tasks.folders.read_json("", MARK) or {}
             self._tasks.folders.write_json("", MARK, {name: mark[name] for name in mark if name != "migrating"})
-            safety.sync(self.path / MARK)
-            safety.sync(self.path)
+            permissions.sync(self.path / MARK)
+            permissions.sync(self.path)
 
 
 _Seen = tuple[int, int, int]  # inode, time of the last change, size
@@ -261,5 +261,5 @@ def _copy_tasks(source: Path, target: Path, copied: dict[str, _Seen]) -> None:
 
 
 def _copy_file(source: str | Path, target: Path) -> None:
-    safety.make_file(target)
+    permissions.make_file(target)
     shutil.copyfile(source, target)

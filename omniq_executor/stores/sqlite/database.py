@@ -27,7 +27,7 @@ from filelock import Timeout
 from ...errors import StoreError, StoreVersionError, TooLarge
 from ...interrupts import SafeLock, interrupts
 from ...model.schema import VERSION
-from .. import permissions as safety
+from .. import permissions
 from ..owners import Owners
 from . import tables
 from .runs import OWNERS
@@ -74,28 +74,28 @@ class Database:
                 self.connection = self._connect()
         except OSError as error:
             what = "opened" if os.path.exists(path) else "created"
-            raise StoreError(f"the store {path} cannot be {what}: {safety.explain(error)}") from error
+            raise StoreError(f"the store {path} cannot be {what}: {permissions.explain(error)}") from error
         _open.add(self)
 
     # opening and closing
 
     def _prepare_files(self) -> None:
-        safety.check_place(self.path.parent)
+        permissions.check_place(self.path.parent)
         self._check_private()
         for folder in reversed(self.path.parents):
-            safety.make_folder(folder)
+            permissions.make_folder(folder)
         with contextlib.suppress(FileExistsError):
-            safety.make_file(self.path)
+            permissions.make_file(self.path)
         if not stat.S_ISREG(self.path.stat().st_mode):
             raise StoreError(f"{self.path} is not a file; give the path of a database file")
         with explained(self.path), contextlib.closing(self._look()) as connection:
             self._check_format(connection)  # before anything is left beside a file that is not ours
-        safety.make_folder(self._owners.folder)
+        permissions.make_folder(self._owners.folder)
 
     def _check_private(self) -> None:
         """Refuse files that others could have written. SQLite reads those beside the database as part of it."""
         for ending in ("", "-wal", "-shm", "-journal", "-owners", "-owners/open.lock", "-output", "-reserve"):
-            safety.check_private(self._beside(ending))
+            permissions.check_private(self._beside(ending))
 
     def _beside(self, ending: str) -> Path:
         return Path(f"{self.path}{ending}")
@@ -215,7 +215,7 @@ class Database:
                 f"the store {self.path} is being opened by another process for more than {BUSY_TIMEOUT_S:.0f} s"
             ) from error
         except OSError as error:
-            raise StoreError(f"the store {self.path}: {safety.explain(error)}") from error
+            raise StoreError(f"the store {self.path}: {permissions.explain(error)}") from error
 
     # who else is there
 
@@ -294,7 +294,7 @@ def _explain(path: Path, error: Exception) -> StoreError:
         return TooLarge(f"the store {path}: a value is larger than SQLite can hold, which is 1 GB in all for one call")
     hint = {
         "SQLITE_NOTADB": "the file is not an SQLite database; give the store a file of its own",
-        "SQLITE_CANTOPEN": f"it cannot be opened: {safety.why_nothing_opens(path.parent)}",
+        "SQLITE_CANTOPEN": f"it cannot be opened: {permissions.why_nothing_opens(path.parent)}",
         "SQLITE_READONLY": "it cannot be written; check its permissions",
         "SQLITE_FULL": "the disk is full; free some space, nothing that was acknowledged is lost",
         "SQLITE_BUSY": f"another process has held it for more than {BUSY_TIMEOUT_S:.0f} s",

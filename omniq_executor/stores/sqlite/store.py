@@ -20,7 +20,7 @@ from ... import slots
 from ...errors import FunctionLost, StoreError
 from ...model.ids import NODES
 from ...model.task import Call, Function, Status, Task, format_id
-from .. import permissions as safety
+from .. import permissions
 from ..base import (
     NO_RUN,
     Claimed,
@@ -238,7 +238,7 @@ class SQLiteStore(Store):
 
     def backup(self, destination: Path) -> int:
         self._check_open()
-        with safety.appearing(destination) as fresh, explained(destination):
+        with permissions.appearing(destination) as fresh, explained(destination):
             output = Output(Path(f"{fresh}-output"))
             output.take_in(self.output)
             ids = self._copy_to(fresh)
@@ -250,7 +250,7 @@ class SQLiteStore(Store):
 
     def _copy_to(self, fresh: Path) -> list[int]:
         with self._db.lock:
-            safety.make_file(fresh)
+            permissions.make_file(fresh)
             with contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as copy:
                 self._db.opened().backup(copy)  # in one step: in smaller ones it begins again whenever somebody writes
                 copy.execute("PRAGMA synchronous = FULL")
@@ -307,19 +307,19 @@ class SQLiteStore(Store):
             for id, queue, owner, continues, started, ended, clean, settled, *rest in rows
         ]
 
-    def begin_filling(self, source: str) -> str | None:
+    def begin_import(self, source: str) -> str | None:
         self.reap(now())
-        return self._db.write(upkeep.begin_filling(source))
+        return self._db.write(upkeep.begin_import(source))
 
     def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
         with self._db.lock:
             self._db.write(upkeep.put(tasks, runs, gone))
             self._db.count_turn()
 
-    def end_filling(self) -> None:
+    def end_import(self) -> None:
         with self._db.lock, explained(self.path):
             self._db.opened().execute("PRAGMA synchronous = FULL")  # with this commit, all before it are synced
-            self._db.write(upkeep.end_filling())
+            self._db.write(upkeep.end_import())
 
     def _queue(self, name: str) -> int:
         if name not in self._queues:

@@ -46,8 +46,8 @@ def reindex() -> Transaction[None]:
     yield "REINDEX", ()
 
 
-def begin_filling(address: str) -> Transaction[str | None]:
-    """Note that the store is filled from another; returns from which it is. See Store.begin_filling()."""
+def begin_import(address: str) -> Transaction[str | None]:
+    """Note that the store is filled from another; returns from which it is. See Store.begin_import()."""
     if (yield IS_IMPORTING, ()).rows[0][0]:
         return str((yield "SELECT source FROM migration", ()).rows[0][0])
     ((is_used,),), _ = yield (
@@ -85,7 +85,7 @@ def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]
     )
 
 
-def end_filling() -> Transaction[None]:
+def end_import() -> Transaction[None]:
     """Note that nothing is missing any more."""
     yield from rewire()
     yield "DROP TABLE migration", ()
