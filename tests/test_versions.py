@@ -387,8 +387,9 @@ def test_nothing_of_the_old_code_is_left_after_an_edit_however_it_is_reached(scr
 
 
 RELOADED = [
-    "edited.with_helper", "edited.with_table", "edited.with_config", "edited.with_rate",
-    "edited.call, edited.work", "edited.run, edited.Job()", "functools.partial(edited.call, edited.work)",
+    "edited.with_helper", "edited.with_table", "edited.with_config", "edited.with_rate", "edited.with_job",
+    "edited.with_operation", "edited.call, edited.work", "edited.run, edited.Job()",
+    "functools.partial(edited.call, edited.work)",
 ]  # fmt: skip
 
 
@@ -406,6 +407,21 @@ def test_workers_do_not_keep_values_and_arguments_of_before_a_reload(
     function, *args = eval(f"({way},)", names)
     future = executor.submit(function, *args, 1)
     if context.get_start_method() == "fork":  # fresh workers have the old module too
+        assert isinstance(future.exception(WAIT_S), CodeChanged)
+    else:
+        assert future.result(WAIT_S) == "new"
+
+
+def test_what_a_worker_has_imported_on_the_way_is_known_by_what_its_file_was_then(
+    make_executor: MakeExecutor, module: Any, context: Any
+) -> None:
+    module("RATE = 'old'\n", "inner")
+    edited = module("import inner\ndef f(): return 1\ndef g(): return inner.RATE\n")
+    executor = make_executor(1, context)
+    assert executor.submit(edited.f).result(WAIT_S) == 1
+    module("RATE = 'new'\n", "inner")
+    future = executor.submit(edited.g)
+    if context.get_start_method() == "fork":
         assert isinstance(future.exception(WAIT_S), CodeChanged)
     else:
         assert future.result(WAIT_S) == "new"

@@ -86,6 +86,13 @@ def text_digest(name: str) -> bytes | None:
     return known[1]
 
 
+def note_texts() -> None:
+    """Read the files of all modules of the user's own that are loaded: later they may be others."""
+    for name in [*sys.modules]:
+        if is_own(name):
+            text_digest(name)
+
+
 class Mentions(NamedTuple):
     """The names in code, and in the functions within it."""
 
@@ -208,8 +215,7 @@ class Snapshot:
 
     def __init__(self) -> None:
         own = [(name, module) for name, module in list(sys.modules.items()) if name == MAIN or is_own(name)]
-        for name, _ in own:
-            text_digest(name)  # before the fork: later the file may be another
+        note_texts()  # before the fork
         self._names = {name: dict(vars(module)) for name, module in own}
         self._classes = {
             kind: dict(vars(kind)) for kind in self._names[MAIN].values() if isinstance(kind, type) and is_main(kind)

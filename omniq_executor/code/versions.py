@@ -38,6 +38,7 @@ from .modules import (
     is_main,
     is_own,
     mentions,
+    note_texts,
     text_digest,
     text_of_unloaded,
     wrapped,
@@ -102,16 +103,20 @@ class Version:
 
     @functools.cached_property
     def values(self) -> dict[str, bytes]:
-        """Return what stands for the data of each module that is named, as far as it has a stable form."""
+        """Return what stands for the data of each module, as far as it has a stable form, and for the code in it."""
         from .digest import data_digest  # workers need it seldom
 
-        return {module: data_digest(values) for module, values in self.whole._values.items()}
+        codes, values = self.whole.digests, self.whole._values
+        return {
+            module: data_digest(values.get(module, {})) + codes.get(module, b"")
+            for module in codes.keys() | values.keys()
+        }
 
     @functools.cached_property
     def identity(self) -> bytes:
         """Return what stands for all of it; empty where nothing of the user's own modules is reached."""
         texts = [(name, text_of_unloaded(name)) for name in sorted(self.whole._unloaded)]
-        parts = sorted(self.whole.digests.items()), sorted(self.values.items()), texts
+        parts = sorted(self.values.items()), texts
         return blake2b(repr(parts).encode(), digest_size=16).digest() if any(parts) else b""
 
     @functools.cached_property
@@ -121,7 +126,7 @@ class Version:
             module: (
                 self.digests.get(module, b""), text_digest(module), self.values.get(module, b""), _file(module)
             )
-            for module in self.digests.keys() | self.values.keys()
+            for module in self.values
         }  # fmt: skip
 
     def _visit(self, value: Any) -> None:
@@ -330,6 +335,7 @@ def _compare(
     for module in told.keys() - sys.modules.keys():
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    note_texts()
     try:
         definitions = [attrgetter(name)(sys.modules[module]) for module, name in named]
     except (AttributeError, KeyError) as error:
@@ -399,5 +405,6 @@ def check_of(function: Any, named: Iterable[Any] = ()) -> Version | None:
         and not is_own(function.__module__)
     ):  # fmt: skip
         return None
+    note_texts()
     version = Version(function, *named)
     return version if version.identity else None
