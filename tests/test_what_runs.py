@@ -149,6 +149,16 @@ def test_leftovers_are_cancelled_if_that_is_wished(script: Any, open_store: Any)
     assert stand(open_store(script.store)) == {"COMPLETED": 13, "CANCELLED": 7}
 
 
+def test_leftovers_that_were_named_before_are_cancelled_too(script: Any, open_store: Any) -> None:
+    script.write(mended(10))
+    killed(script, "die")
+    script.write(mended(20))
+    assert "PENDING" in ended(script).stderr
+    script.write(mended(30, "{'leftovers': 'cancel'}"))
+    assert "PENDING" not in ended(script).stderr
+    assert stand(open_store(script.store)) == {"COMPLETED": 23, "CANCELLED": 7}
+
+
 def test_leftovers_are_run_if_that_is_wished_with_the_code_they_were_submitted_with(
     script: Any, open_store: Any
 ) -> None:

@@ -83,9 +83,10 @@ def _end(address: str, session: _Session) -> None:
         for run in session.raised if clean else ():
             store.end_run(run, True, now())
         left = store.end_session(session.id, clean, now(), keep_broken=True)
-        for leftover in left:
-            if leftover.queue in session.cancels:
-                store.cancel_run(leftover.run, now())
+        # Also what was left and named by sessions before this one, which did not cancel it.
+        for record in store.runs() if session.cancels else ():
+            if record.settled and record.queue in session.cancels:
+                store.cancel_run(record.id, now())
         tell_of_leftovers(address, [leftover for leftover in left if leftover.queue not in session.cancels])
     except StoreError as error:
         _log.error("the session could not be ended, and its runs will be continued as broken ones: %s", error)
