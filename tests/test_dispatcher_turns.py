@@ -153,7 +153,7 @@ def test_what_is_reported_of_a_claim_that_is_gone_resolves_nothing(
 
 def test_a_call_that_others_cancel_while_it_runs_is_ended(house: House, engine: FakeEngine, other: Store) -> None:
     future, beside = house.submit_and_give(2)
-    house.tell(engine.start, id_of(future))
+    house.tell(engine.start, id_of(future), id_of(beside))
     owner = other.enter("queue")
     assert other.cancel([id_of(future)], now(), running=True)
     other.notify(owner)

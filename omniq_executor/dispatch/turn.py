@@ -20,56 +20,37 @@ from .results import ClaimEnds
 class Situation(NamedTuple):
     """What a turn finds."""
 
-    now: int
-    """Microseconds since 1970."""
-    total: int
-    """For how many more calls the workers have room in all, ..."""
-    best: int
-    """... how many of these the one with the most room takes, ..."""
-    idle: int = 0
-    """... and how many workers have nothing to do."""
-    queued: int = 0
-    """How many calls are claimed and wait for a worker."""
-    is_busy: bool = False
-    """Whether a worker has calls."""
-    has_suspects_only: bool = True
-    """Whether all calls that workers have are such as an owner has died in."""
-    is_visit: bool = False
-    """Whether the turn is of somebody who adds, and may add more."""
-    holds: bool = False
-    """Whether nothing is given to workers by this turn, as in a burst, ..."""
-    is_draining: bool = False
-    """... or by any other."""
-    was_notified: bool = False
-    """Whether others may have added something, or given it back."""
+    now: int  # microseconds since 1970
+    total: int  # for how many more calls the workers have room in all, ...
+    best: int  # ... how many of these the one with the most room takes, ...
+    idle: int = 0  # ... and how many workers have nothing to do
+    queued: int = 0  # how many calls are claimed and wait for a worker
+    is_busy: bool = False  # whether a worker has calls
+    has_suspects_only: bool = True  # whether all calls that workers have are such as an owner has died in
+    is_visit: bool = False  # whether the turn is of somebody who adds, and may add more
+    holds: bool = False  # whether nothing is given to workers by this turn, as in a burst, ...
+    is_draining: bool = False  # ... or by any other
+    was_notified: bool = False  # whether others may have added something, or given it back
 
 
 class Pending(NamedTuple):
     """What is known of the tasks in the store that an owner could claim."""
 
-    some: bool = True
-    """Whether there may be some of the first tier."""
-    due: int | None = None
-    """When the next one is due, in microseconds since 1970, as far as is known."""
-    next_tier: int | None = None
-    """The first of the other tiers that has some."""
-    is_alone: bool = False
-    """Whether a call of the last tier is under way, beside which nothing runs."""
+    some: bool = True  # whether there may be some of the first tier
+    due: int | None = None  # when the next one is due, in microseconds since 1970, as far as is known
+    next_tier: int | None = None  # the first of the other tiers that has some
+    is_alone: bool = False  # whether a call of the last tier is under way, beside which nothing runs
 
 
 class TurnPlan(NamedTuple):
     """What a turn is to do."""
 
-    turn: Turn
-    """What is committed together."""
+    turn: Turn  # what is committed together
     resolutions: Sequence[tuple[Sequence[int], Any]]
     """What whoever waits is told then, as Waiters.resolve_all() takes it."""
-    pending: Pending
-    """What is known now, whether it is committed or not."""
-    gives: bool = False
-    """Whether calls that are claimed as they are added go to a worker at once, past none that waits."""
-    waits: bool = False
-    """Whether another turn is to come when nobody has added anything for a moment."""
+    pending: Pending  # what is known now, whether it is committed or not
+    gives: bool = False  # whether calls that are claimed as they are added go to a worker at once, past none that waits
+    waits: bool = False  # whether another turn is to come when nobody has added anything for a moment
 
 
 def plan(
