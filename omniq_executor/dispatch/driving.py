@@ -107,7 +107,7 @@ class Driver:
         self._visits = 0  # of threads that drive, or add while other things are open
         self._grace = False
         self._thread: threading.Thread | None = None
-        self._running = threading.Lock()  # held for the own thread, until it is about to end
+        self._running = threading.Lock()  # held by the own thread as long as it lives
         self._standby = threading.Event()
         self._stands_by = False  # whether it does so without a clock
 
@@ -127,8 +127,7 @@ class Driver:
     def start(self) -> None:
         """Start the own thread, if it does not run. The lock is held."""
         if self._thread is None:
-            self._running.acquire()
-            self._thread = threading.Thread(target=self._run, name="omniq-dispatcher", daemon=True)
+            self._thread = threading.Thread(target=self._live, name="omniq-dispatcher", daemon=True)
             self._thread.start()
 
     def count_visit(self) -> None:
@@ -271,6 +270,10 @@ class Driver:
 
     # turns
 
+    def _live(self) -> None:
+        with self._running:
+            self._run()
+
     def _run(self) -> None:
         """Take the turns that nobody else takes, and close in the end: the own thread."""
         present = None
@@ -291,11 +294,8 @@ class Driver:
                     self._standby.wait()
                 self._stands_by = False
             present = driver
-        try:
-            self._let_driver_leave()
-            self._work.end()
-        finally:
-            self._running.release()
+        self._let_driver_leave()
+        self._work.end()
 
     def _let_driver_leave(self) -> None:
         """Wait until nobody sleeps in the selector: who does when its file is closed is never woken."""
