@@ -18,7 +18,7 @@ from backends import Backend, Client
 
 import omniq_executor
 from omniq_executor import PersistentExecutor, Status, StoreError
-from omniq_executor.dispatch import dispatcher
+from omniq_executor.dispatch import committing
 from omniq_executor.model.task import Event
 from omniq_executor.stores.reserve import RESERVE_BYTES
 
@@ -260,7 +260,7 @@ def test_on_a_disk_that_stays_full_the_with_block_ends_and_the_next_run_makes_th
     backend: Backend, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Any
 ) -> None:
     """Issue 10: it waited for ever."""
-    monkeypatch.setattr(dispatcher, "REFUSED_S", 2.0)
+    monkeypatch.setattr(committing, "REFUSED_S", 2.0)
     gate, journal = tmp_path / "gate", tmp_path / "journal"
     with PersistentExecutor(1, store=backend.address(disk.folder)) as executor:
         future = executor.submit(jobs.large_after, journal, gate, LARGE)
