@@ -93,7 +93,7 @@ class _Silent:
 
 
 class Lock:
-    """As threading.Lock."""
+    """As threading.Lock, which any thread may let go of."""
 
     _is_reentrant = False
 
@@ -118,7 +118,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        if self._holder is not self._scheduler.current:
+        if self._holder is None or (self._is_reentrant and self._holder is not self._scheduler.current):
             self._scheduler.fail("a lock is let go of that the thread does not have")
         self._count -= 1
         if not self._count:

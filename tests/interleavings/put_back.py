@@ -138,6 +138,12 @@ MUTATIONS: dict[str, Mutation] = {
 -        if (self.dropped and retry_at is None) or engine.reports or peers.was_notified:
 +        if engine.reports or peers.was_notified:
 """,
+        """
+-            self._committer.attempt(self.turn)
++            self.turn()
++        except StoreError:
++            pass
+""",
     ),
     "20: a callback that exits ends the own thread": _of(
         "callbacks_submit_and_ask", ".future",
@@ -195,8 +201,8 @@ MUTATIONS: dict[str, Mutation] = {
     "nobody sees to it that no one sleeps in a selector that is closed": _of(
         "two_submit_and_one_waits", "driving",
         """
--        self._let_driver_leave()
-         self._work.end()
+-            self._let_driver_leave()
+             self._work.end()
 """,
     ),
     "who parks does not look again for what it waits for": _of(
@@ -269,13 +275,6 @@ MUTATIONS: dict[str, Mutation] = {
              if stored is _UNREAD:
                  return
 +            self._stored = _UNREAD
-""",
-    ),
-    "nobody wakes for what was cancelled": _of(
-        "cancels_what_runs", "loop",
-        """
-             self.peers.may_have_changed = self.peers.must_notify = True
--            self.driver.wake()
 """,
     ),
     "reports that a submit took in are left": _of(
