@@ -306,13 +306,14 @@ def interrupt_once(script: Any, wait_until: Any, open_store: Any, method: str, b
     script.write(INTERRUPTED.format(method=method, body=body))
     process = script.start()
     script.journal.wait_for(2)
+    store = open_store(script.store)
+    wait_until(lambda: sum(store.counts()["script"].values()) == 20, what="all to be submitted")  # two may begin before
     os.killpg(process.pid, signal.SIGINT)
     done = script.finished(process, timeout_s=15)
     assert done.returncode in (-signal.SIGINT, 130, 1)
     assert "KeyboardInterrupt" in done.stderr
     assert "BrokenPipe" not in done.stderr
     wait_until(lambda: not script.members(process), timeout_s=5, what="all its processes to end")
-    store = open_store(script.store)
     assert store.counts() == {"script": {Status.PENDING: 20}}
     assert store.owners() == []
     assert script.journal.lines() == ["0", "1"] or sorted(script.journal.lines()) == ["0", "1"]
