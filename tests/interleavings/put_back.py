@@ -201,8 +201,8 @@ MUTATIONS: dict[str, Mutation] = {
     "nobody sees to it that no one sleeps in a selector that is closed": _of(
         "two_submit_and_one_waits", "driving",
         """
--            self._let_driver_leave()
-             self._work.end()
+     def _let_driver_leave(self) -> None:
++        return
 """,
     ),
     "who parks does not look again for what it waits for": _of(

@@ -23,6 +23,7 @@ def test_two_refusals_with_minutes_between_them_do_not_end_the_executor() -> Non
     def play(house: House) -> None:
         house.result(house.submit(1), 1)
         for _ in range(2):
+            house.world.threading.Event().wait(1)  # for the own thread to come to rest
             house.store.refuses = range(house.store.asked + 1, house.store.asked + 2)
             assert house.map([3]) is None
             house.world.threading.Event().wait(120)
