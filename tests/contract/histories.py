@@ -223,7 +223,8 @@ def _outcomes(history: _History, op: Op, number: int, task: Task | None) -> list
     if op.do in ("cancel", "abort", "retry"):
         accepted = number in op.answer["tasks"] if op.answer is not None else None
         is_pending = task is not None and task.status is Status.PENDING
-        event = Event.CANCEL if op.do == "abort" and is_pending else Event(op.do)
+        event = {"cancel": Event.CANCEL, "abort": Event.ABORT, "retry": Event.MANUAL_RETRY}[op.do]
+        event = Event.CANCEL if event is Event.ABORT and is_pending else event
         return _happen(task, event, op.asked["now"], accepted)
     if op.do == "look" and op.answer is not None:
         (saw,) = [rest for seen, *rest in op.answer["tasks"] if seen == number]
