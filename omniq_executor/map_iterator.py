@@ -34,14 +34,14 @@ class _Arrivals:
         self._arrived: dict[int, tuple[int, int, Any]] = {}  # id, count, outcome
         self._kept_bytes = 0
 
-    def put(self, position: int, number: int, count: int, outcome: Any) -> None:
+    def put(self, position: int, id: int, count: int, outcome: Any) -> None:
         """Take what became of `count` positions; beyond _KEPT_BYTES it is left in the store."""
         size = _size(outcome)
         if size and self._kept_bytes + size > _KEPT_BYTES and position != self.position:
             outcome = _IN_STORE
         else:
             self._kept_bytes += size
-        self._arrived[position] = number, count, outcome
+        self._arrived[position] = id, count, outcome
 
     def has_next(self) -> bool:
         """Return whether the next outcome is there."""
@@ -49,10 +49,10 @@ class _Arrivals:
 
     def take(self) -> tuple[int, int, Any]:
         """Return the next outcome, as (id, count, outcome); it may be of several positions."""
-        number, count, outcome = self._arrived.pop(self.position)
+        id, count, outcome = self._arrived.pop(self.position)
         self.position += count
         self._kept_bytes -= _size(outcome)
-        return number, count, outcome
+        return id, count, outcome
 
 
 class Results(Iterator[Any]):
@@ -173,22 +173,22 @@ class Results(Iterator[Any]):
             raise StopIteration
         if not self._arrivals.has_next():
             self._wait()
-        number, count, outcome = self._arrivals.take()
+        id, count, outcome = self._arrivals.take()
         if outcome is _IN_STORE:
             # Several at once are plain JSON, so reading them ahead of their turn cannot fail.
-            outcome, *others = self._dispatcher.read(number, count)
-            self._values.extend(self._value(number, other) for other in others)
+            outcome, *others = self._dispatcher.read(id, count)
+            self._values.extend(self._value(id, other) for other in others)
         if isinstance(outcome, ResultBatch):
             self._values.extend(value for (value,) in codec.decode(outcome.text))
             return self._values.popleft()
-        return self._value(number, outcome)
+        return self._value(id, outcome)
 
-    def _value(self, number: int, outcome: Any) -> Any:
+    def _value(self, id: int, outcome: Any) -> Any:
         """Return the result that the outcome of a task stands for. Raises what it says the call raised."""
         if isinstance(outcome, str | bytes):
             return codec.decode(outcome)
         if isinstance(outcome, ErrorInfo):
-            raise rebuild(outcome, number, self._dispatcher.store)
+            raise rebuild(outcome, id, self._dispatcher.store)
         if isinstance(outcome, BaseException):
             raise outcome
         assert outcome is CANCELLED
