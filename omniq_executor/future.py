@@ -7,7 +7,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import OmniqError, StoreError
-from .interrupts import SafeCondition, Waiters, interrupts
+from .interrupts import SafeCondition, SafeWaiters, interrupts
 from .model import codec, dependencies
 from .model.task import ErrorInfo, Task, format_id
 
@@ -34,7 +34,7 @@ class DurableFuture(concurrent.futures.Future[_T]):
         """`number` is the id of the task; None for a call that could not be stored, which fails at once."""
         super().__init__()
         SafeCondition.protect(self._condition)
-        self._waiters = Waiters()
+        self._waiters: list[Any] = SafeWaiters()
         self._dispatcher = dispatcher
         self._number = number
         self._stored: Any = _UNREAD  # the stored form of the result, until it is read

@@ -225,7 +225,7 @@ class SafeEvent:
         return True
 
 
-class Waiters(list[Any]):
+class SafeWaiters(list[Any]):
     """What wait() and as_completed() have put into a future to be told, under its condition."""
 
     def append(self, waiter: Any) -> None:
