@@ -111,9 +111,15 @@ def sums(ops: Iterable[Op]) -> Counter[str]:
 
 
 class _History:
-    """What happened, by task. What raised is not in it, since it has done nothing."""
+    """What happened, by task. What raised is not in it, since it has done nothing, but for a leave."""
 
     def __init__(self, ops: Iterable[Op]) -> None:
+        ops = list(ops)
+        self.half_left: dict[int, Op] = {}
+        """Owners that could not leave: they are taken for dead from then on, with nothing under way."""
+        for op in ops:
+            if op.do == "leave" and op.raised:
+                self.half_left.setdefault(op.asked["owner"], op)
         self.ops = sorted((op for op in ops if not op.raised), key=lambda op: op.begin)
         self.deaths = {op.asked["owner"]: op for op in self.ops if op.do == "die"}
         self.added: dict[int, Op] = {}
@@ -137,7 +143,7 @@ class _History:
             places |= self._may_have_claimed[self.added[task].asked["queue"]]
         owners = {self.ops[i].asked["owner"] for i in places if self.ops[i].do == "turn"}
         places |= {self._leaves[owner] for owner in owners & self._leaves.keys()}
-        deaths = [self.deaths[owner].begin for owner in owners & self.deaths.keys()]
+        deaths = [ends[owner].begin for ends in (self.deaths, self.half_left) for owner in owners & ends.keys()]
         if deaths:
             places |= {i for i in self._reaps if self.ops[i].end >= min(deaths)}
         return [self.ops[i] for i in sorted(places)]
@@ -233,6 +239,10 @@ def _outcomes(history: _History, op: Op, number: int, task: Task | None) -> list
         return [task]
     if op.do == "leave" and op.asked["owner"] == task.owner:
         return [apply(task, Event.RELEASE, 0, claim=Claim(task.owner, task.attempts))]
+    left = history.half_left.get(task.owner)
+    if op.do == "reap" and left is not None and left.begin <= op.end:
+        released = apply(task, Event.RELEASE, 0, claim=Claim(task.owner, task.attempts))
+        return [released] if left.end < op.begin else [released, task]
     death = history.deaths.get(task.owner)
     if op.do == "reap" and death is not None and death.begin <= op.end:
         # It looked at some time after its begin who is dead.

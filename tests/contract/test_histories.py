@@ -202,6 +202,16 @@ def test_a_living_owner_that_is_robbed_is_seen(story: Story) -> None:
     assert check(story.ops, [task(attempts=2)])  # it left too late
 
 
+def test_what_could_not_leave_is_reaped_uncharged(story: Story) -> None:
+    story.claim(A, 1)
+    story.op("leave", {"raised": "no"}, None, owner=A)
+    story.reap()
+    story.claim(B, 2)
+    story.end(B, 2)
+    assert check(story.ops, [task(attempts=2)]) == []
+    assert check(story.ops, [task(attempts=2, owner_deaths=1)])
+
+
 def test_an_owner_that_is_robbed_before_its_death_is_seen(story: Story) -> None:
     story.claim(A, 1)
     story.reap(during=(10, 20))

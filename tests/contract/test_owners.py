@@ -175,15 +175,17 @@ def test_a_disk_is_of_this_machine_by_the_kind_of_what_is_mounted_next_above_it(
     assert not Owners(folder)._is_of_this_machine
 
 
+@pytest.mark.parametrize("has_slots", [True, False])
 def test_what_could_not_leave_is_dead_and_what_it_had_claimed_released(
-    client: Client, other: Client, monkeypatch: pytest.MonkeyPatch
+    client: Client, other: Client, monkeypatch: pytest.MonkeyPatch, has_slots: bool
 ) -> None:
     """Issue 10: on a full disk, it was taken for one that lives, until its process ended."""
     ids = client.add(1, 2, claimed=True)
-    shared = slots.Slots(1)
-    shared.make(client.store.slots_path(client.owner))
-    began = shared.row(0)
-    began[slots.FIRST], began[slots.TASK], began[slots.STARTED] = 0, ids[0], 0
+    if has_slots:
+        shared = slots.Slots(1)
+        shared.make(client.store.slots_path(client.owner))
+        began = shared.row(0)
+        began[slots.FIRST], began[slots.TASK], began[slots.STARTED] = 0, ids[0], 0
 
     def refuse(*_: object) -> None:
         raise StoreError("refused by the test")
