@@ -22,12 +22,13 @@ from omniq_executor import PersistentExecutor
 METHODS = [name for name in ("fork", "forkserver", "spawn") if name in multiprocessing.get_all_start_methods()]
 WAIT_S = 30.0  # a bound for what is expected at once, on a machine that is busy with other things
 
-# A job that a shell runs in the background ignores Ctrl-C, and one of `nohup` the end of the terminal; the scripts
-# that the tests end by these would, too.
+# A job that a shell runs in the background ignores Ctrl-C and SIGQUIT, and one of `nohup` the end of the terminal; the
+# scripts that the tests end by these would, too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+for _number in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 # Python takes a module from its .pyc file where the source has the size and the second of change that it had then,
 # and tests edit sources faster than that. Processes that they start take it from the environment, forkservers too.

@@ -251,7 +251,9 @@ def test_nothing_is_kept_unless_it_is_asked_for(make: MakeExecutor, place: Path)
         assert future.result(WAIT_S) == "loud"
         assert future.logs() == ""
     assert not files(place)
-    assert {path.name for path in place.parent.iterdir()} <= {place.name, f"{place.name}-owners"}
+    assert {path.name for path in place.parent.iterdir()} <= {
+        place.name, f"{place.name}-owners", f"{place.name}-reserve"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"])
