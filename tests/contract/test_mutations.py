@@ -17,6 +17,7 @@ ALL = [(backend, name) for backend, mutations in MUTATIONS.items() for name in m
 
 
 @pytest.mark.parametrize(("backend", "mutation"), ALL)
+@pytest.mark.timeout(600)  # up to 500 programs, until one shows it
 def test_the_model_sees_a_broken_store(backend: str, mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTATIONS[backend][mutation](monkeypatch.setattr)
     how = settings(
