@@ -14,6 +14,10 @@ comes after it is noted. `set_signal()` takes in what is pending before it chang
 left a signal is either noted or the program's. If it raises there, in place of one that was noted before, the two count
 as one.
 
+Python runs the handler in the main thread, between two steps of it: not while that sleeps, if the signal came just
+before, or to another thread. So while the main thread waits within, the signal itself writes to a pipe, and whoever
+drives an executor and sees it wakes the main thread.
+
 Code of the user's that runs within (callbacks of futures) may take any time, so Ctrl-C interrupts it: `run()`. One that
 came before is not raised there, but still when the block is left: else that code would not be run at all.
 trio's `_core/_ki.py` tells of the same trouble, and solves it by asking in whose frame the signal came.
@@ -21,12 +25,15 @@ trio's `_core/_ki.py` tells of the same trouble, and solves it by asking in whos
 
 import contextlib
 import operator
+import os
+import selectors
 import threading
 
 # The functions behind those of `signal`, which wrap handlers in enums at a tenth of the cost of a whole submit().
-from _signal import SIGINT, getsignal, signal as set_signal  # type: ignore[import-not-found]
+from _signal import SIGINT, getsignal, set_wakeup_fd, signal as set_signal  # type: ignore[import-not-found]
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from threading import get_ident
 from typing import Any
 
 
@@ -43,9 +50,11 @@ class Interrupts(contextlib.ContextDecorator):
         self._before: Any = None  # the program's handler, while it is not set
         self._noted: Any = None  # what it is to be called with
         self._held: BaseException | None = None  # what it, or an exit, has raised in code of the user's
+        self._pipe: tuple[int, int] | None = None  # never closed: the signal writes to it by its number
+        self._wakeup_fd = -1  # that end of it, while signals write to it
 
     def __enter__(self) -> None:
-        if threading.get_ident() != self._main:
+        if get_ident() != self._main:
             return
         if self._depth == 0:
             before = getsignal(SIGINT)
@@ -56,7 +65,7 @@ class Interrupts(contextlib.ContextDecorator):
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
-        if threading.get_ident() != self._main:
+        if get_ident() != self._main:
             return
         self._depth -= 1
         if self._depth or self._before is None:
@@ -73,14 +82,37 @@ class Interrupts(contextlib.ContextDecorator):
 
     def set_wake(self, wake: Callable[[], object] | None) -> Callable[[], object] | None:
         """Set what wakes this thread, if it is the main one; return what did so far."""
-        if threading.get_ident() != self._main:
+        if get_ident() != self._main:
             return None
         before, self.wake = self.wake, wake
+        if self._pipe is not None and (before is None) != (wake is None):
+            fd = -1 if wake is None else self._pipe[1]
+            found = set_wakeup_fd(fd, warn_on_full_buffer=False)
+            if found in (-1, self._wakeup_fd):
+                self._wakeup_fd = fd
+            else:
+                set_wakeup_fd(found)  # an event loop's, which hears of its signals by it
         return before
+
+    def watch(self, selector: selectors.BaseSelector) -> None:
+        """Have whoever waits for the selector's events, with their handlers as its data, wake the main thread."""
+        if self._pipe is None:
+            self._pipe = signal_pipe()
+        selector.register(self._pipe[0], selectors.EVENT_READ, self._on_signal)
+
+    def _on_signal(self, _: int) -> None:
+        assert self._pipe is not None
+        try:
+            os.read(self._pipe[0], 4096)
+        except BlockingIOError:
+            pass  # another executor's has seen it
+        wake = self.wake  # once: the main thread may go on meanwhile
+        if wake is not None:
+            wake()
 
     def is_to_leave(self) -> bool:
         """Return whether a signal was noted, and this is the main thread, which is to raise it."""
-        return self.is_pending and threading.get_ident() == self._main
+        return self.is_pending and get_ident() == self._main
 
     def deliver(self) -> None:
         """Call the program's handler if a signal was noted: in the outermost block, where all is consistent."""
@@ -95,7 +127,7 @@ class Interrupts(contextlib.ContextDecorator):
 
     def run(self, code: Callable[[Any], object], argument: Any) -> None:
         """Run code of the user's, which Ctrl-C interrupts. Raises what that raises."""
-        if self._before is None or threading.get_ident() != self._main:
+        if self._before is None or get_ident() != self._main:
             code(argument)
             return
         depth, self._depth = self._depth, 0
@@ -125,15 +157,22 @@ class Interrupts(contextlib.ContextDecorator):
 
         False in other threads than the main one, where it would end what is not the user's.
         """
-        if self._depth == 0 or threading.get_ident() != self._main:
+        if self._depth == 0 or get_ident() != self._main:
             return False
         self._held, self.is_pending = error, True
         return True
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child, whose one thread may have been any of the parent's."""
-        if self._main != threading.get_ident():
-            self._main, self._depth = threading.get_ident(), 0
+        if self._wakeup_fd != -1:
+            set_wakeup_fd(-1)
+            self._wakeup_fd = -1
+        if self._pipe is not None:
+            os.close(self._pipe[0])
+            os.close(self._pipe[1])
+            self._pipe = None
+        if self._main != get_ident():
+            self._main, self._depth = get_ident(), 0
             if self._before is not None:
                 set_signal(SIGINT, self._before)
                 self._before = None
@@ -143,6 +182,14 @@ class Interrupts(contextlib.ContextDecorator):
         self.is_pending = True  # after it, as whoever sees this takes it
         if self.wake is not None:
             self.wake()
+
+
+def signal_pipe() -> tuple[int, int]:
+    """Make a pipe in which nobody waits."""
+    pipe = os.pipe()
+    for fd in pipe:
+        os.set_blocking(fd, False)
+    return pipe
 
 
 interrupts = Interrupts()

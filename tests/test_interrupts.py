@@ -454,3 +454,46 @@ def test_a_condition_of_a_future_is_not_left_taken() -> None:
     thread.start()
     thread.join()
     assert taken == [True]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("drives", [True, False])
+def test_an_interrupt_that_comes_as_the_main_thread_falls_asleep_wakes_it(tmp_path: Path, drives: bool) -> None:
+    """Issue 10. A signal that another thread of the process gets does not end the sleep either, and can be sent."""
+    is_ready, is_over = threading.Event(), threading.Event()
+    with PersistentExecutor(1, store=tmp_path / "store.db") as executor:
+        quick = executor.submit(pow, 2, 3)
+        assert quick.result() == 8
+        slow = executor.submit(time.sleep, 30)
+
+        def wait_first() -> None:
+            with contextlib.suppress(concurrent.futures.CancelledError, omniq_executor.PoolBroken):
+                slow.result()
+
+        def interrupt_later() -> None:
+            is_ready.wait()
+            while slow._dispatcher.driver._parked == [] if not drives else not slow._dispatcher.driver._sleepers:
+                is_over.wait(0.01)
+            is_over.wait(0.1)
+            interrupt()
+
+        others = [threading.Thread(target=interrupt_later)]
+        if not drives:
+            others.insert(0, threading.Thread(target=wait_first))
+        for other in others:
+            other.start()
+        if not drives:
+            while slow._dispatcher.driver._driver is None:
+                is_over.wait(0.01)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            is_ready.set()
+            begun = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                slow.result()
+            assert time.monotonic() - begun < 5
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            slow.cancel(running=True)
+            for other in others:
+                other.join()

@@ -91,6 +91,7 @@ class Driver:
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
         self.selector.register(self._wake_r, selectors.EVENT_READ, lambda _: self._on_wake())
+        interrupts.watch(self.selector)
         self.waker: Callable[[], object] = functools.partial(os.write, self._wake_w, b"!")
         """Has whoever sleeps look again, until `close()`."""
         self._wanted = False  # a wake

@@ -59,10 +59,13 @@ class World:
     @contextlib.contextmanager
     def installed(self, copy: Copy) -> Iterator[None]:
         """Have the copy's modules, and futures, use it."""
+        files = self.files
         names: dict[str, Any] = {
             "threading": self.threading, "time": self.time, "os": self.os, "selectors": self.selectors,
             "SimpleQueue": lambda: SimpleQueue(self.scheduler), "now": self.now, "getsignal": self._getsignal,
             "set_signal": lambda number, handler: self.scheduler.set_handler(handler), "_log": _Silent(),
+            "get_ident": self.threading.get_ident, "set_wakeup_fd": lambda fd, warn_on_full_buffer: -1,
+            "signal_pipe": lambda: files.pipe(is_kept=True),
             "sessions": SimpleNamespace(leave=lambda address: None), "open_pipe": self._open_pipe,
         }  # fmt: skip
         for module in copy.modules.values():
@@ -221,10 +224,14 @@ class Files:
         self._open: dict[int, _Pipe] = {}
         self._fifos: dict[str, _Pipe] = {}
         self._made = 100
+        self._kept: list[int] = []  # those that are never closed
 
-    def pipe(self) -> tuple[int, int]:
+    def pipe(self, is_kept: bool = False) -> tuple[int, int]:
         pipe = _Pipe()
-        return self._add(pipe), self._add(pipe)
+        ends = self._add(pipe), self._add(pipe)
+        if is_kept:
+            self._kept += ends
+        return ends
 
     def open(self, path: object, flags: int) -> int:
         pipe = self._fifos.setdefault(str(path), _Pipe())
@@ -272,7 +279,7 @@ class Files:
 
     def left_open(self) -> int:
         """How many there are."""
-        return len(self._open)
+        return len(self._open.keys() - self._kept)
 
     def _add(self, pipe: _Pipe) -> int:
         self._made += 1

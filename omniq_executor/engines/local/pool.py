@@ -56,6 +56,7 @@ class LocalEngine:
         self._shared = Slots(max_workers)
         self._launcher = make_launcher(context, self._shared, initializer, tuple(initargs))
         self._workers: list[Record | None] = [None] * max_workers
+        self._alive: list[Record] = []  # those of them that are there
         self._function_ids: dict[tuple[int, bytes, int, int], int] = {}
         self._last_function = 0
         self._has_run = False  # a call, in any worker
@@ -83,9 +84,10 @@ class LocalEngine:
         """What workers have of the script by a fork, as functions are written for them."""
         return self._launcher.snapshot
 
-    @property
-    def _alive(self) -> list[Record]:
-        return [worker for worker in self._workers if worker is not None]
+    def _set_worker(self, slot: int, worker: Record | None) -> None:
+        self._workers[slot] = worker
+        # A new list, as a thread without the lock may be in the old one: see next_check().
+        self._alive = [worker for worker in self._workers if worker is not None]
 
     # giving
 
@@ -199,7 +201,8 @@ class LocalEngine:
         finally:
             theirs.close()
             their_control.close()
-        worker = self._workers[slot] = Record(process, data, control, row)
+        worker = Record(process, data, control, row)
+        self._set_worker(slot, worker)
         self._watch(worker)
         return worker
 
@@ -379,7 +382,7 @@ class LocalEngine:
 
     def _retire(self, worker: Record) -> None:
         """Let a worker go that has done its share; its slot is free at once."""
-        self._workers[self._workers.index(worker)] = None
+        self._set_worker(self._workers.index(worker), None)
         self._close(worker)
 
     def _on_death(self, slot: int, worker: Record) -> None:
@@ -389,7 +392,7 @@ class LocalEngine:
         if worker.broken is not None:  # known now, and told only now: its last log records are out
             self.broken = worker.broken
         if self._workers[slot] is worker:
-            self._workers[slot] = None
+            self._set_worker(slot, None)
             started, end = worker.row[STARTED], min(worker.taken, worker.next)
             ending = worker.ending
             if ending is not None and ending.sequence >= worker.reported:
@@ -465,7 +468,7 @@ class LocalEngine:
             worker.control.close()
         self._launcher.leave_to_parent()
         self._shared.close()
-        self._workers = [None] * self.max_workers
+        self._workers, self._alive = [None] * self.max_workers, []
 
     def pids(self) -> list[int]:
         """The process ids of the workers."""
@@ -486,5 +489,5 @@ class LocalEngine:
         self._shared.close()
         self._terminator.close()
         self.reports.clear()
-        self._workers = [None] * self.max_workers
+        self._workers, self._alive = [None] * self.max_workers, []
         self._selector = None

@@ -9,7 +9,6 @@ from collections.abc import Container, Sequence
 
 from ...slots import SINCE, STARTED
 from ..base import Report
-from ..pacing import earlier
 from . import worker as proc
 from .launch import Process
 from .record import VISIBLE_S, Record
@@ -32,14 +31,13 @@ class Terminator:
 
     def due(self, workers: Sequence[Record]) -> float | None:
         """Return when `go_on_all()` has something to do, or None."""
-        due = None
-        for _, ending in self.orphans:
-            due = earlier(due, ending.due)
+        dues = [ending.due for _, ending in self.orphans]
         for worker in workers:
-            due = earlier(due, worker.timer or None)
+            if worker.timer:
+                dues.append(worker.timer)
             if worker.ending is not None:
-                due = earlier(due, worker.ending.due)
-        return due
+                dues.append(worker.ending.due)
+        return min((due for due in dues if due is not None), default=None) if dues else None
 
     def go_on_all(self, workers: Sequence[Record], now: float) -> None:
         """End calls whose time is over, and go on with those that are being ended."""
