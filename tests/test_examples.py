@@ -18,17 +18,19 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "pipeline"
 KILLS = 100 if os.environ.get("OMNIQ_PROOF") else 12
 PRODUCTS = ("Apple", "pear ", "Plum", "sour  cherry", "quince", "Medlar")
 
-# Found by each process of the pipeline as it starts: in one file of three it is killed as it begins to write it, with
-# the half of it there, before the file has its name, or after it.
+# Found by each process of the pipeline as it starts: with one file of six all are killed, when half of it is written,
+# before it has its name, or after that.
 KILLER = """
 import os, random, signal, tempfile
+first = int(os.environ.setdefault("FIRST", str(os.getpid())))
 make, rename, chance = tempfile.mkstemp, os.replace, random.Random()
 
 def killed(file):
-    return str(file).endswith(".part") and chance.random() < 1 / 9
+    return str(file).endswith(".part") and chance.random() < 1 / 18
 
 def die():
-    os.killpg(0, signal.SIGKILL)
+    os.kill(first, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def mkstemp(*args, **kwargs):
     fd, path = make(*args, **kwargs)
@@ -133,7 +135,7 @@ def test_a_pipeline_that_is_killed_at_any_moment_writes_what_it_writes_undisturb
             assert pipeline.written() == undisturbed
             shutil.rmtree(pipeline.folder / "out")
             ends += 1
-        else:
+        elif process.returncode != 1 or "has happened 3 times" not in err:  # else the next run tries that call again
             assert process.returncode == -signal.SIGKILL, err
             kills += 1
             for name, text in pipeline.written().items() if (pipeline.folder / "out").exists() else ():
