@@ -5,7 +5,7 @@
     SINCE          when it began with its present chunk
     FIRST, TASK    the number of a call of its chunk, and the id of that one's task; the next ones follow both
 
-The numbers of calls are the engine's, see engines/local.py and engines/worker.py, which say who writes what when.
+The numbers of calls are the engine's, see engines/local/record.py and worker.py, which say who writes what when.
 The file lies beside the store. When the owner is dead, whoever takes back its tasks reads there which calls had
 begun: of hundreds that it had claimed, those alone can be what killed it.
 """
@@ -26,11 +26,11 @@ _BYTES = 8  # of a cell
 class Slots:
     """The rows of up to `count` workers. It is pickled as the way to its file."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, path: str | None = None) -> None:
         self.count = count
         self.fd = -1
         """Of the file, from `make()` to `close()`."""
-        self._path: str | None = None
+        self._path = path
         self._map: mmap.mmap | None = None
         self._views: list[memoryview[int]] = []  # that are in use
 
@@ -71,7 +71,7 @@ class Slots:
             self._map = None
 
     def __reduce__(self) -> Any:
-        return _known, (self.count, self._path)
+        return Slots, (self.count, self._path)
 
 
 def row_of(memory: "mmap.mmap | memoryview[Any]", slot: int) -> "memoryview[int]":
@@ -94,9 +94,3 @@ def begun(path: Path) -> set[int] | None:
         if 0 <= row[FIRST] <= row[STARTED]:
             found.add(row[TASK] + row[STARTED] - row[FIRST])
     return found
-
-
-def _known(count: int, path: str | None) -> Slots:
-    slots = Slots(count)
-    slots._path = path
-    return slots

@@ -274,9 +274,11 @@ class _Encoder:
     def _object(self, value: Any) -> bytes:
         """Write any object, by what pickle would be told of it."""
         kind = type(value)
-        if kind.__module__ in _OF_PROCESS or (kind.__module__, kind.__name__) in _OF_PROCESS:
-            return _item(b"O", _text(kind.__module__) + _text(kind.__qualname__))
-        if self._is_plain and not (kind.__module__ in _PLAIN or is_own(kind.__module__)):
+        if (
+            kind.__module__ in _OF_PROCESS
+            or (kind.__module__, kind.__name__) in _OF_PROCESS
+            or (self._is_plain and not (kind.__module__ in _PLAIN or is_own(kind.__module__)))
+        ):
             return _item(b"O", _text(kind.__module__) + _text(kind.__qualname__))
         try:
             reducer = copyreg.dispatch_table.get(kind)

@@ -1,8 +1,7 @@
 """The engine that runs nothing: what is submitted is worked off by other processes, whenever they like."""
 
-import selectors
-from collections.abc import Callable, Container, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from .base import Chunk, Report
 from .pacing import Throughput
@@ -18,12 +17,6 @@ class External:
     def __init__(self) -> None:
         self.reports: list[Report] = []
         self.throughput = Throughput()
-
-    def attach(self, selector: selectors.BaseSelector, wake: Callable[[], None], slots: Path) -> None:
-        """Nothing happens here."""
-
-    def prepare(self) -> None:
-        """Nothing is described for workers of this process."""
 
     def free_capacity(self) -> tuple[int, int]:
         """Return that there is none."""
@@ -54,28 +47,11 @@ class External:
         """Return nothing: nothing runs here."""
         return {}
 
-    def next_check(self, is_idle: Callable[[], bool]) -> float | None:
-        """Return None: never."""
-        return None
-
-    def steal(self, now: float, is_idle: Callable[[], bool]) -> None:
-        """Nothing was given."""
-
-    def recall(self, ids: Container[int]) -> None:
-        """Nothing was given."""
-
-    def end(self, ids: Container[int]) -> None:
-        """Nothing was given."""
-
-    def ask_for_results(self) -> None:
-        """There are none."""
-
     def awaits_results(self) -> bool:
         """Return that nobody was asked."""
         return False
 
-    def close(self, signal_number: int | None = None, grace_s: float | None = None) -> None:
-        """There is nobody to end."""
+    def nothing(self, *_: Any, **__: Any) -> None:
+        """Nothing was given, so there is nothing to do."""
 
-    def leave_to_parent(self) -> None:
-        """There is nothing to let go of."""
+    attach = prepare = next_check = steal = recall = end = ask_for_results = close = leave_to_parent = nothing

@@ -163,6 +163,3 @@ def _is_captured(handler: logging.Handler) -> bool:
         return isinstance(handler, logging.StreamHandler) and handler.stream.fileno() in (_STDOUT, _STDERR)
     except (AttributeError, OSError, ValueError):  # it writes to no file
         return False
-
-
-__all__ = ["Capture"]

@@ -410,19 +410,3 @@ def _traceback_text() -> str:
     import traceback  # most workers never need it
 
     return "".join(traceback.format_exception(*sys.exc_info()))
-
-
-__all__ = [
-    "BLOCK",
-    "BROKEN",
-    "ERROR",
-    "FLUSH",
-    "NEVER",
-    "RESULT",
-    "SHOW",
-    "SKIPPED",
-    "STACK",
-    "STALE",
-    "enter",
-    "enter_slot",
-]
