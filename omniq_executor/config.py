@@ -12,10 +12,12 @@ They come from the environment:
 nothing else.
 """
 
+import contextlib
 import math
 import os
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,13 +35,6 @@ class Address(NamedTuple):
 
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_ALLOWED = {
-    "backend": "'sqlite' or 'file'",
-    "base_dir": "the path of a folder",
-    "max_retries": "a whole number from 0 to 2147483647",
-    "timeout": "a time above 0: seconds, or a number with one of the units s, m, h, d and w, such as 15m",
-    "result_ttl": "a time above 0: seconds, or a number with one of the units s, m, h, d and w, such as 7d",
-}
 
 
 def parse_duration(text: str) -> float:
@@ -48,6 +43,34 @@ def parse_duration(text: str) -> float:
     if found is None:
         raise ValueError(f"{text!r} is not a time: give seconds, or a number and one of the units s, m, h, d and w")
     return float(found[1]) * _UNITS_S[found[2]]
+
+
+class _Rule(NamedTuple):
+    """What a setting can be."""
+
+    said: str
+    holds: Callable[[Any], bool]
+    parse: Callable[[str], Any] = str
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str) and bool(os.fspath(value))
+
+
+def _is_time(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 < value < math.inf)
+
+
+_TIME = "a time above 0: seconds, or a number with one of the units s, m, h, d and w, such as"
+_RULES = {
+    "backend": _Rule("'sqlite' or 'file'", lambda value: isinstance(value, str) and value in ("sqlite", "file")),
+    "base_dir": _Rule("the path of a folder", _is_path),
+    "max_retries": _Rule(
+        "a whole number from 0 to 2147483647", lambda value: type(value) is int and 0 <= value < 1 << 31, int
+    ),
+    "timeout": _Rule(f"{_TIME} 15m", _is_time, parse_duration),
+    "result_ttl": _Rule(f"{_TIME} 7d", _is_time, parse_duration),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,57 +89,30 @@ class Settings:
     result_ttl: float | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not _is_allowed(field.name, value):
-                raise SettingsError(f"the setting {field.name} is {value!r}, and can be {_ALLOWED[field.name]}")
+        for name, rule in _RULES.items():
+            value = getattr(self, name)
+            if not rule.holds(value):
+                raise SettingsError(f"the setting {name} is {value!r}, and can be {rule.said}")
         object.__setattr__(self, "base_dir", Path(self.base_dir))
 
     @classmethod
     def from_env(cls) -> "Settings":
         """Return the settings that the variables OMNIQ_* give; what they leave out is as by default."""
-        given = {}
-        for field in fields(cls):
-            variable = f"OMNIQ_{field.name.upper()}"
+        given: dict[str, Any] = {}
+        for name, rule in _RULES.items():
+            variable = f"OMNIQ_{name.upper()}"
             text = os.environ.get(variable)
             if text is not None:
-                given[field.name] = value = _from_text(field.name, text)
-                if not _is_allowed(field.name, value):
-                    raise SettingsError(
-                        f"the variable {variable} is {text!r}, and can be {_ALLOWED[field.name]}; or unset it"
-                    )
+                with contextlib.suppress(ValueError):
+                    given[name] = rule.parse(text)
+                if name not in given or not rule.holds(given[name]):
+                    raise SettingsError(f"the variable {variable} is {text!r}, and can be {rule.said}; or unset it")
         return cls(**given)
 
     @property
     def address(self) -> Address:
         """The address of the store."""
         return Address(self.backend, self.base_dir / DATABASE if self.backend == "sqlite" else self.base_dir)
-
-
-def _from_text(name: str, text: str) -> Any:
-    """Return the value of a setting that is given as text; the text itself if it says none."""
-    try:
-        match name:
-            case "max_retries":
-                return int(text)
-            case "timeout" | "result_ttl":
-                return parse_duration(text)
-            case _:
-                return text
-    except ValueError:
-        return text
-
-
-def _is_allowed(name: str, value: Any) -> bool:
-    match name:
-        case "backend":
-            return isinstance(value, str) and value in ("sqlite", "file")
-        case "base_dir":
-            return isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str) and bool(os.fspath(value))
-        case "max_retries":
-            return type(value) is int and 0 <= value < 1 << 31
-        case _:
-            return value is None or (type(value) in (int, float) and 0 < value < math.inf)
 
 
 def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:

@@ -149,3 +149,20 @@ def test_a_very_large_value_has_no_digest_and_costs_no_copy() -> None:
 
     with pytest.raises(keys.Uncanonical, match="parts"):
         keys.value_digest([[n] for n in range(600_000)])
+
+
+def test_a_function_that_was_there_by_the_fork_is_there_again_after_another_version_of_it(main: Any) -> None:
+    script = main("def answer(): return 1\ndef ask(): return answer()\n")
+    snapshot, space, forked = Snapshot(), spaces.space_of(0, is_forked=True), script.answer
+    space.enter()
+    as_forked = namespaces.dump(script.ask, snapshot).data
+    main("def answer(): return 2\n")
+    edited = namespaces.dump(script.ask, snapshot).data
+    script.answer = forked  # as in a worker, where no edit is seen
+    records = []
+    for data, expected in ((as_forked, 1), (edited, 2)):
+        ask = codec.load_function(data)
+        records.append(space.take_record())
+        assert ask() == expected
+    space.apply(records[0])
+    assert ask() == 1

@@ -29,7 +29,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -76,21 +76,39 @@ class Kind(NamedTuple):
     tracker: str | None = None  # cloudpickle's number of it, by which who wrote it knows it again
 
 
-class _Class:
-    """A class in a space."""
+class _Names:
+    """The names of a module in a space, or the attributes of a class, and what last arrived under each."""
 
-    def __init__(self, kind: Any, set_state: Any) -> None:
-        self.kind = kind
-        self.set_state = set_state
+    def __init__(self, names: Any, write: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.names = names
+        self._write = write or names.update
         self.tokens: dict[str, bytes] = {}
         self.arrived: dict[str, Any] = {}
-        self.forked: dict[str, Any] = dict(vars(kind))
+        self.forked: dict[str, Any] = {}
+        """What was there, by a fork if it is used, before anything arrived."""
+
+    def lacks(self, name: str, token: bytes) -> bool:
+        """Return whether what is in place under a name has another token."""
+        return self.tokens.get(name, AS_FORKED) != token
+
+    def keep_forked(self, name: str) -> None:
+        """Keep what is there under a name, which is about to be replaced."""
+        if name not in self.tokens and name in self.names:
+            self.forked.setdefault(name, self.names[name])
 
     def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
-        """Set attributes, as (token, value) each."""
-        self.set_state(self.kind, ({name: value for name, (_, value) in values.items()}, {}))
+        """Take in values that have arrived, as (token, value) each."""
+        for name in values:
+            self.keep_forked(name)
+        self._write({name: value for name, (_, value) in values.items()})
         for name, (token, value) in values.items():
             self.tokens[name], self.arrived[name] = token, value
+
+
+class _Class(_Names):
+    def __init__(self, kind: Any, set_state: Any) -> None:
+        super().__init__(vars(kind), lambda values: set_state(kind, (values, {})))
+        self.kind = kind
 
 
 class Record:
@@ -99,8 +117,7 @@ class Record:
     def __init__(self, space: "Space") -> None:
         self.space = space
         self.epoch = -1  # of its space, when it was all in place
-        self.names: list[tuple[Key, bytes, Any]] = []
-        self.attributes: list[tuple[_Class, str, bytes, Any]] = []
+        self.items: list[tuple[_Names, str, bytes, Any]] = []  # whose, name, token, value
 
 
 class Space:
@@ -112,15 +129,11 @@ class Space:
         self.main = sys.modules[MAIN] if is_forked else ModuleType(MAIN)
         self.record: Record | None = None
         """Of the payload that was loaded last."""
-        self.tokens: dict[Key, bytes] = {}
-        self.arrived: dict[Key, Any] = {}
-        self.forked: dict[Key, Any] = {}
-        """What was there by a fork, where something else has arrived since."""
         self.classes: dict[str, _Class] = {}
         self.has_imported = is_forked
         """Whether the script has run here."""
         self.is_forked = is_forked
-        self._dicts: dict[str, dict[str, Any]] = {MAIN: self.main.__dict__}
+        self._modules = {MAIN: _Names(self.main.__dict__)}
         self.main.__dict__.setdefault("__builtins__", builtins)
 
     def take_record(self) -> Record | None:
@@ -128,40 +141,30 @@ class Space:
         record, self.record = self.record, None
         return record
 
-    def globals_of(self, module: str) -> dict[str, Any]:
-        """Return the dict that stands for that of a module."""
-        found = self._dicts.get(module)
+    def names_of(self, module: str) -> _Names:
+        """Return the names that stand for those of a module."""
+        found = self._modules.get(module)
         if found is None:
-            if self.is_forked and module in sys.modules:
-                found = sys.modules[module].__dict__
-            else:
-                found = {"__name__": module, "__builtins__": builtins}
-            self._dicts[module] = found
+            is_there = self.is_forked and module in sys.modules
+            names = vars(sys.modules[module]) if is_there else {"__name__": module, "__builtins__": builtins}
+            found = self._modules[module] = _Names(names)
         return found
 
-    def set(self, key: Key, token: bytes, value: Any) -> None:
-        """Take in a value that has arrived."""
-        names = self.globals_of(key[0])
-        if self.is_forked and key not in self.tokens and key[1] in names:
-            self.forked[key] = names[key[1]]
-        names[key[1]] = value
-        self.tokens[key], self.arrived[key] = token, value
+    def set(self, owner: _Names, values: Mapping[str, tuple[bytes, Any]]) -> None:
+        """Take in values of a module or class, as (token, value) each."""
+        owner.set(values)
         self.epoch += 1
 
     def apply(self, record: Record) -> None:
         """Have the names as the function of the record needs them, where another version has arrived meanwhile."""
         if record.epoch == self.epoch:
             return
-        for key, token, value in record.names:
-            if self.tokens.get(key, AS_FORKED) != token:
-                self.set(key, token, value if token else self.forked.get(key))
-        changed: dict[_Class, dict[str, tuple[bytes, Any]]] = {}
-        for owner, name, token, value in record.attributes:
-            if owner.tokens.get(name, AS_FORKED) != token:
+        changed: dict[_Names, dict[str, tuple[bytes, Any]]] = {}
+        for owner, name, token, value in record.items:
+            if owner.lacks(name, token):
                 changed.setdefault(owner, {})[name] = token, value if token else owner.forked.get(name)
         for owner, values in changed.items():
-            owner.set(values)
-            self.epoch += 1
+            self.set(owner, values)
         record.epoch = self.epoch
 
     def enter(self) -> None:
@@ -179,7 +182,8 @@ class Space:
 
         self.has_imported = True
         code, more = code_of_script(how, what)
-        kept = {name: self.globals_of(MAIN)[name] for module, name in self.tokens if module == MAIN}
+        main = self.names_of(MAIN)
+        kept = {name: main.names[name] for name in main.tokens}
         self.main.__dict__.update(more, __name__="__mp_main__")
         current: Any = process.current_process()
         current._inheriting = True
@@ -220,9 +224,9 @@ class _Loading:
         self._entries = {key: entry for key, entry in entries.items() if entry.token or space.is_forked}
         self._classes = classes
         self._fresh = {
-            key: entry for key, entry in self._entries.items() if space.tokens.get(key, AS_FORKED) != entry.token
+            key: entry for key, entry in self._entries.items() if space.names_of(key[0]).lacks(key[1], entry.token)
         }
-        self._made: set[Key] = set()  # functions
+        self._made: dict[Key, None] = {}  # functions
 
     def run(self) -> None:
         """Load all but the shell."""
@@ -231,47 +235,46 @@ class _Loading:
                 self._make(key, entry.code)
         for number in self._classes:
             self.class_of(number)
-        for is_early in (True, False):
-            if not is_early:
-                for key in list(self._fresh):
-                    if key in self._made:
-                        self._finish(key)
-            for number in self._classes:
-                self._set_attributes(number, is_early)
+        for number in self._classes:
+            self._set_attributes(number, is_early=True)
+        for key in self._made:
+            self._finish(key)
+        for number in self._classes:
+            self._set_attributes(number, is_early=False)
         for key in list(self._fresh):
             self.value(key)
 
     def _make(self, key: Key, code: bytes) -> None:
         made, cells = pickle.loads(code)
-        space = self.space.globals_of(key[0])
-        function = FunctionType(made, space, made.co_name, None, tuple(CellType() for _ in range(cells)) or None)
-        space[key[1]] = function
-        self._made.add(key)
+        module, name = self.space.names_of(key[0]), key[1]
+        module.keep_forked(name)
+        closure = tuple(CellType() for _ in range(cells)) or None
+        module.names[name] = FunctionType(made, module.names, made.co_name, None, closure)
+        self._made[key] = None
 
     def _finish(self, key: Key) -> None:
         entry = self._fresh[key]
-        function = self.space.globals_of(key[0])[key[1]]
+        module, name = self.space.names_of(key[0]), key[1]
+        function = module.names[name]
         set_state, state = _load(entry.data)
         set_state(function, state)
         del self._fresh[key]
-        self.space.set(key, entry.token, function)
+        self.space.set(module, {name: (entry.token, function)})
 
     def value(self, key: Key) -> Any:
         """Return what a name stands for."""
-        names = self.space.globals_of(key[0])
+        module, name = self.space.names_of(key[0]), key[1]
         entry = self._fresh.get(key)
-        if key in self._made and key in self._fresh:
-            return names[key[1]]  # whose state comes later
-        if entry is not None:
-            value = _load(entry.data) if entry.token else self.space.forked.get(key)
+        if entry is not None and key not in self._made:  # of a function the state comes later
+            value = _load(entry.data) if entry.token else module.forked.get(name)
             self._fresh.pop(key, None)
-            self.space.set(key, entry.token, value)
+            self.space.set(module, {name: (entry.token, value)})
             return value
-        if key[1] in names:
-            return names[key[1]]
-        if key in self.space.arrived:  # a call has deleted it
-            return self.space.arrived[key]
-        raise NotInScript(f"{key[0]} has no {key[1]} here")
+        if name in module.names:
+            return module.names[name]
+        if name in module.arrived:  # a call has deleted it
+            return module.arrived[name]
+        raise NotInScript(f"{key[0]} has no {name} here")
 
     def class_of(self, number: str) -> Any:
         """Return a class, which may have no attributes yet."""
@@ -329,21 +332,23 @@ class _Loading:
         values = {
             name: (attribute.token, _load(attribute.data) if attribute.token else known.forked.get(name))
             for name, attribute in self._classes[number].attributes.items()
-            if attribute.is_early is is_early and known.tokens.get(name, AS_FORKED) != attribute.token
+            if attribute.is_early is is_early and known.lacks(name, attribute.token)
         }
         if values:
-            known.set(values)
-            self.space.epoch += 1
+            self.space.set(known, values)
 
     def record(self) -> Record:
         """Return what is needed to have it so again."""
         record, space = Record(self.space), self.space
-        record.names = [(key, entry.token, space.arrived.get(key)) for key, entry in self._entries.items()]
-        record.attributes = [
-            (space.classes[number], name, attribute.token, space.classes[number].arrived.get(name))
+        wanted: list[tuple[_Names, str, bytes]] = [
+            (space.names_of(module), name, entry.token) for (module, name), entry in self._entries.items()
+        ]
+        wanted += [
+            (space.classes[number], name, attribute.token)
             for number, kind in self._classes.items()
             for name, attribute in kind.attributes.items()
         ]
+        record.items = [(owner, name, token, owner.arrived.get(name)) for owner, name, token in wanted]
         record.epoch = space.epoch
         return record
 
@@ -361,7 +366,7 @@ def load(
     for name, lines in sources.items():
         linecache.cache[name] = sum(map(len, lines)), None, list(lines), name
     for module, header in headers.items():
-        names = space.globals_of(module)
+        names = space.names_of(module).names
         for name, value in header.items():
             names.setdefault(name, value)
     before, _here.loading = _here.loading, _Loading(space, entries, classes)
@@ -407,7 +412,8 @@ def global_of(module: str, name: str) -> Any:
 def globals_of(module: str) -> dict[str, Any]:
     """Return the dict of a module's names."""
     assert _here.loading is not None
-    return _here.loading.space.globals_of(module)
+    names: dict[str, Any] = _here.loading.space.names_of(module).names
+    return names
 
 
 def imported_globals(module: str) -> dict[str, Any]:
@@ -417,10 +423,10 @@ def imported_globals(module: str) -> dict[str, Any]:
 
 def imported_global(module: str, name: str) -> Any:
     """Import a module and return what it has under a name."""
-    found = importlib.import_module(module)
-    if name not in found.__dict__:
+    names = imported_globals(module)
+    if name not in names:
         raise NotInScript(f"{module} has no {name} here")
-    return found.__dict__[name]
+    return names[name]
 
 
 def class_of(number: str) -> Any:
