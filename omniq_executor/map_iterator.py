@@ -4,7 +4,7 @@ import itertools
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -107,9 +107,7 @@ class Results(Iterator[Any]):
             size = self._add_calls(rows)
         else:
             size = len(text)
-            batch = Batch(0, len(rows), self._function, text, (), False, *self._call_options)
-            self._dispatcher.add(self._arrivals, self._added, batch)
-            self._added += len(rows)
+            self._add(len(rows), text)
         self._piece = max(1, self._piece // 2) if size > _PIECE_BYTES else min(self._piece * 2, 1024)
 
     def _add_calls(self, rows: Iterable[tuple[Any, ...]]) -> int:
@@ -121,25 +119,26 @@ class Results(Iterator[Any]):
                 call, after = stored_call(self._function, row, {}, self._dispatcher.engine.snapshot)
                 size += len(call.args)
                 if after:  # unlike its neighbours, so by itself
-                    self._add(calls)
+                    self._add(len(calls), calls=calls)
                     calls = []
-                    self._add([call], self._call_options.after(after))
+                    self._add(1, calls=[call], call_options=self._call_options.after(after))
                 else:
                     calls.append(call)
             except CallError as error:
-                self._add(calls)
+                self._add(len(calls), calls=calls)
                 calls = []
                 self._arrivals.put(self._added, 0, 1, error)
                 self._added += 1
-        self._add(calls)
+        self._add(len(calls), calls=calls)
         return size
 
-    def _add(self, calls: list[Call], call_options: CallOptions | None = None) -> None:
-        if calls:
-            call_options = call_options or self._call_options
-            batch = Batch(0, len(calls), self._function, None, calls, False, *call_options)
+    def _add(
+        self, count: int, text: str | None = None, calls: Sequence[Call] = (), call_options: CallOptions | None = None
+    ) -> None:
+        if count:
+            batch = Batch(0, count, self._function, text, calls, False, *(call_options or self._call_options))
             self._dispatcher.add(self._arrivals, self._added, batch)
-            self._added += len(calls)
+            self._added += count
 
     def __iter__(self) -> "Results":
         return self

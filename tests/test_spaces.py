@@ -85,13 +85,13 @@ def test_the_identity_of_a_class_is_the_same_in_each_process(main: Any) -> None:
     source = "class C:\n    x = 1\n    def m(self): return super().__repr__()\n"
     source += "def make():\n    class C: pass\n    return C\n"
     script = main(source)
-    first, again = namespaces.number_of(script.C), namespaces.number_of(script.C)
+    first, again = namespaces.class_id_of(script.C), namespaces.class_id_of(script.C)
     script.C.x = 2
-    assert first == again == namespaces.number_of(script.C)
-    locals_ = [namespaces.number_of(script.make()) for _ in range(2)]
+    assert first == again == namespaces.class_id_of(script.C)
+    locals_ = [namespaces.class_id_of(script.make()) for _ in range(2)]
     assert len({first, *locals_}) == 3
     namespaces_of_another = main(source)
-    assert namespaces.number_of(namespaces_of_another.C).rpartition("/")[0] == first.rpartition("/")[0]
+    assert namespaces.class_id_of(namespaces_of_another.C).rpartition("/")[0] == first.rpartition("/")[0]
 
 
 def test_what_has_not_changed_is_not_written_anew(main: Any) -> None:

@@ -123,14 +123,6 @@ def _digest(encoder: "_Encoder", value: object) -> bytes:
         raise Uncanonical("nested too deep, or changed while it was read") from error
 
 
-def stable_digest(value: object) -> bytes | None:
-    """Return the digest of `value`, or None if it has no stable form."""
-    try:
-        return value_digest(value)
-    except Uncanonical:
-        return None
-
-
 def _hash(data: bytes | memoryview) -> bytes:
     return blake2b(data, digest_size=_DIGEST_BYTES).digest()
 
@@ -251,9 +243,6 @@ class _Encoder:
     def _mapping(self, pairs: Iterable[tuple[object, object]]) -> bytes:
         return b"".join(sorted([self.encode(key) + self.encode(value) for key, value in pairs]))
 
-    def _set(self, values: Iterable[object]) -> bytes:
-        return b"".join(sorted([self.encode(value) for value in values]))
-
     def _named(self, value: Any) -> bytes:
         """Write a function or class by its name, if that is enough to find it; or else `value` by content."""
         is_class = issubclass(type(value), type)
@@ -359,8 +348,8 @@ _COMPOUNDS: dict[type, Callable[[_Encoder, Any], bytes]] = {
     list: lambda encoder, value: _item(b"l", encoder._all(value)),
     dict: lambda encoder, value: _item(b"d", encoder._mapping(value.items())),
     MappingProxyType: lambda encoder, value: _item(b"D", encoder._mapping(value.items())),
-    set: lambda encoder, value: _item(b"S", encoder._set(value)),
-    frozenset: lambda encoder, value: _item(b"Z", encoder._set(value)),
+    set: lambda encoder, value: _item(b"S", b"".join(sorted(map(encoder.encode, value)))),
+    frozenset: lambda encoder, value: _item(b"Z", b"".join(sorted(map(encoder.encode, value)))),
     FunctionType: _Encoder._reference,
     MethodType: lambda encoder, value: _item(b"B", encoder._all((value.__func__, value.__self__))),
     CellType: _Encoder._cell,

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 MAIN = "__main__"
 MAINS = (MAIN, "__mp_main__")  # the second is its name in a process that multiprocessing spawned
+CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
 CACHED: Any = type(functools.lru_cache(lambda: None))
+_LIBRARY = os.path.realpath(os.path.dirname(os.__file__)) + os.sep  # sysconfig takes 20 ms to say as much
 _OF_GLOBALS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 
@@ -47,11 +49,6 @@ def wrapped(value: Any) -> list[Any] | None:
     if isinstance(value, functools.cached_property):
         return [value.func]
     return [value.__wrapped__] if type(value) is CACHED else None
-
-
-@functools.cache
-def _library_folders() -> tuple[str, ...]:
-    return (os.path.realpath(os.path.dirname(os.__file__)) + os.sep,)  # sysconfig takes 20 ms to say as much
 
 
 _known: dict[str, tuple[Any, bool]] = {}
@@ -175,7 +172,7 @@ def file_of(name: str) -> str | None:
 
 def _is_own_file(file: str) -> bool:
     path = os.path.realpath(file)
-    return not path.startswith(_library_folders()) and not {"site-packages", "dist-packages"} & {*path.split(os.sep)}
+    return not path.startswith(_LIBRARY) and not {"site-packages", "dist-packages"} & {*path.split(os.sep)}
 
 
 def script() -> tuple[str, str] | None:

@@ -24,10 +24,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from types import FunctionType, MemberDescriptorType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from . import spaces
-from .modules import MAIN, MAINS, Reduced, Snapshot, is_main, is_own, mentions, wrapped
+from .modules import CONTAINERS, MAIN, MAINS, Reduced, Snapshot, is_main, is_own, mentions, wrapped
 from .pickling import (
     ATOMS,
     HEADER,
@@ -35,20 +35,20 @@ from .pickling import (
     Needs,
     ScriptPickler,
     Unpicklable,
+    class_id_of,
     entry_of,
     is_flat,
     is_named,
     is_same,
     look,
     name_all,
-    number_of,
     parts_of,
     stamp_of,
     type_name,
 )
 from .spaces import Attribute, Entry, Key, Kind, Payload
 
-_CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
+_T = TypeVar("_T")
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
 _INCIDENTAL = frozenset({"__slotnames__", "__weakref__", "__dict__"})
 _LONGEST_SOURCE = 1 << 18
@@ -165,7 +165,7 @@ class _Dump:
         try:
             if type(value) is FunctionType and id(value) not in self.functions:
                 return self._function(value, apart=False).data
-            return self._pickle(value, root=None)
+            return self._pickle(value)
         except Unpicklable:
             raise
         except Exception as error:
@@ -174,7 +174,7 @@ class _Dump:
 
     def _can_pickle(self, value: Any) -> bool:
         try:
-            self._pickle(value, root=None)
+            self._pickle(value)
         except Exception:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
             return False
         return True
@@ -183,8 +183,8 @@ class _Dump:
         digest = blake2b(shell, digest_size=16)
         for key, entry in self._entries.items():
             digest.update(repr(key).encode() + entry.token)
-        for number, kind in self._classes.items():
-            digest.update(number.encode())
+        for class_id, kind in self._classes.items():
+            digest.update(class_id.encode())
             for name, attribute in kind.attributes.items():
                 digest.update(repr(name).encode() + attribute.token)
         return digest.digest()
@@ -269,14 +269,9 @@ class _Dump:
         at = self.functions.get(id(value), self.data.get(id(value), key))
         if at != key:  # another name of it
             return entry_of(pickle.dumps(Reduced(*self.refer(at)), 5))
-        if (
-            kind is FunctionType
-            and value.__globals__ is self.dicts[key[0]]
-            and key == at
-            and id(value) in self.functions
-        ):
+        if kind is FunctionType and value.__globals__ is self.dicts[key[0]] and id(value) in self.functions:
             return self._function(value, apart=True)
-        if kind in _CONTAINERS and is_flat(value):
+        if kind in CONTAINERS and is_flat(value):
             entry = entry_of(pickle.dumps(value, 5))
             self.values.append((value, entry.data))
             return entry
@@ -299,13 +294,9 @@ class _Dump:
                     return
         self.is_fixed = False
 
-    def _write(self, write: Callable[[], Any]) -> Any:
+    def _write(self, write: Callable[[], _T]) -> _T:
         """Write something; what it needs is written later."""
-        outer, self.needs = self.needs, Needs()
-        try:
-            written = write()
-        finally:
-            needs, self.needs = self.needs, outer
+        written, needs = self._collect(write)
         for key in needs.keys:
             if key not in self._seen:
                 self._queue.append(key)
@@ -314,10 +305,18 @@ class _Dump:
             self._source(code.co_filename)
         return written
 
-    def _pickle(self, value: Any, kind: Any = None, root: Any = None) -> bytes:
+    def _collect(self, write: Callable[[], _T]) -> tuple[_T, Needs]:
+        """Write something; return it and what it needs."""
+        outer, self.needs = self.needs, Needs()
+        try:
+            return write(), self.needs
+        finally:
+            self.needs = outer
+
+    def _pickle(self, value: Any, kind: type[ScriptPickler] = ScriptPickler, root: Any = None) -> bytes:
         """Pickle a value; `root` is the global that it is, and so is written by value."""
         buffer = io.BytesIO()
-        (kind or ScriptPickler)(buffer, self, root).dump(value)
+        kind(buffer, self, root).dump(value)
         return buffer.getvalue()
 
     def _function(self, function: FunctionType, apart: bool) -> Entry:
@@ -333,29 +332,26 @@ class _Dump:
             self.module_of(function.__globals__)
             self.needs.add(known.needs)
             return known.entry
-        outer, self.needs = self.needs, Needs()
-        try:
-            if apart:
-                pickler = ScriptPickler(io.BytesIO(), self, function)
-                _, args, state, _, _, set_state = pickler.reduce_function(function)
-                cells = len(args[0].co_freevars)
-                entry = entry_of(self._pickle((set_state, state)), self._pickle((args[0], cells)))
-            else:
-                entry = entry_of(self._pickle(function, root=function))
-        finally:
-            needs, self.needs = self.needs, outer
-            self.needs.add(needs)
+        entry, needs = self._collect(lambda: self._function_entry(function, apart))
+        self.needs.add(needs)
         if stamp is not None:
             if len(_functions) >= _KEPT:
                 _functions.clear()
             _functions[place] = _Written(weakref.ref(function), stamp, len(sys.modules), entry, needs)
         return entry
 
+    def _function_entry(self, function: FunctionType, apart: bool) -> Entry:
+        if not apart:
+            return entry_of(self._pickle(function, root=function))
+        pickler = ScriptPickler(io.BytesIO(), self, function)
+        _, args, state, _, _, set_state = pickler.reduce_function(function)
+        return entry_of(self._pickle((set_state, state)), self._pickle((args[0], len(args[0].co_freevars))))
+
     def _class(self, kind: type) -> None:
-        number = number_of(kind)
-        if number in self._seen:
+        class_id = class_id_of(kind)
+        if class_id in self._seen:
             return
-        self._seen.add(number)
+        self._seen.add(class_id)
         self.kinds.append(kind)
         attributes: dict[str, Attribute] = {}
         tracker = None
@@ -364,7 +360,7 @@ class _Dump:
         make, args, (members, _), _, _, set_state = pickler.reduce_class_by_value(kind)
         if before is None:
             tracker = args[-2]
-            made = make, (*args[:-2], None, args[-1])  # cloudpickle's number is of one process, and so of no use there
+            made = make, (*args[:-2], None, args[-1])  # cloudpickle's tracker is of one process, and so of no use there
             skeleton = self._write(lambda: self._pickle(made))
             members = {**members, "__qualname__": kind.__qualname__}
         else:
@@ -384,7 +380,7 @@ class _Dump:
                     raise Unpicklable(f"attribute `{kind.__qualname__}.{name}` ({type_name(value)})", error) from error
                 is_early = isinstance(value, _CODE) or type(value) in ATOMS
                 attributes[name] = Attribute(entry.token, entry.data, is_early)
-        self._classes[number] = Kind(skeleton, set_state, attributes, tracker)
+        self._classes[class_id] = Kind(skeleton, set_state, attributes, tracker)
 
     def _attribute(self, value: Any) -> Entry:
         kind = type(value)

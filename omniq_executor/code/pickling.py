@@ -24,7 +24,7 @@ ATOMS = frozenset({int, str, float, bool, complex, bytes, type(None), type(...)}
 HEADER = ("__name__", "__package__")
 _DUNDERS = frozenset({"__builtins__", "__annotations__", "__spec__", "__loader__", "__doc__", *HEADER})
 
-_numbers: "weakref.WeakKeyDictionary[type, str]" = weakref.WeakKeyDictionary()
+_class_ids: "weakref.WeakKeyDictionary[type, str]" = weakref.WeakKeyDictionary()
 _ordinals: dict[str, int] = {}
 
 
@@ -62,12 +62,16 @@ def is_same(stamp: tuple[Any, ...] | None, known: tuple[Any, ...]) -> bool:
     return stamp is not None and len(stamp) == len(known) and all(map(operator.is_, stamp, known))
 
 
+def _reduce_code(code: CodeType) -> Any:
+    """Reduce code as cloudpickle does, but with the name of the file, so that tracebacks show its lines."""
+    make, args = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return make, tuple(code.co_filename if arg == "<dynamic-code>" else arg for arg in args)
+
+
 class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Writes references to namespaces, their functions and classes."""
 
-    dispatch_table: ClassVar[Any] = ChainMap(
-        {CodeType: lambda code: _reduce_code(code)}, cloudpickle.Pickler.dispatch_table
-    )
+    dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
 
     def __init__(self, buffer: Any, whole: Any, root: Any) -> None:
         if whole.table is not None:  # seen by what reads it once, when it is made
@@ -131,7 +135,7 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
             if not isinstance(reduced, tuple) or len(reduced) != 6:
                 return reduced
         self._whole.needs.classes[kind] = None
-        return spaces.class_of, (number_of(kind),)
+        return spaces.class_of, (class_id_of(kind),)
 
     def reduce_class_by_value(self, kind: type) -> Any:
         """Reduce a class as cloudpickle does, but with its slots."""
@@ -184,15 +188,18 @@ def stamp_of(function: FunctionType) -> tuple[Any, ...] | None:
     return function.__code__, function.__globals__, *names, *annotations, *values
 
 
-def number_of(kind: type) -> str:
+def class_id_of(kind: type) -> str:
     """Return what identifies a class that travels by value, in each run of the same script."""
-    known = _numbers.get(kind)
+    known = _class_ids.get(kind)
     if known is None:
-        digest = (keys.stable_digest(kind) or uuid.uuid4().bytes).hex()
+        try:
+            digest = keys.value_digest(kind)
+        except keys.Uncanonical:
+            digest = uuid.uuid4().bytes
         module = MAIN if is_main(kind) else kind.__module__
-        stem = f"{module}.{kind.__qualname__}/{digest}"
+        stem = f"{module}.{kind.__qualname__}/{digest.hex()}"
         ordinal = _ordinals[stem] = _ordinals.get(stem, -1) + 1
-        known = _numbers[kind] = f"{stem}/{ordinal}"
+        known = _class_ids[kind] = f"{stem}/{ordinal}"
     return known
 
 
@@ -205,12 +212,6 @@ def type_name(value: Any) -> str:
     """Return what the type of a value is called in messages."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _reduce_code(code: CodeType) -> Any:
-    """Reduce code as cloudpickle does, but with the name of the file, so that tracebacks show its lines."""
-    make, args = cloudpickle.Pickler.dispatch_table[CodeType](code)
-    return make, tuple(code.co_filename if arg == "<dynamic-code>" else arg for arg in args)
 
 
 def name_all(module: str, names: dict[str, Any], functions: dict[int, Key], data: dict[int, Key]) -> None:
@@ -258,7 +259,6 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
 
 def is_flat(value: Any) -> bool:
     """Return whether a container holds nothing but what cannot change, nor hold anything."""
-    items: Iterator[Any] = iter(value)
-    if type(value) is dict:
-        return ATOMS.issuperset(map(type, value)) and ATOMS.issuperset(map(type, value.values()))
-    return ATOMS.issuperset(map(type, items))
+    return ATOMS.issuperset(map(type, value)) and (
+        type(value) is not dict or ATOMS.issuperset(map(type, value.values()))
+    )

@@ -73,7 +73,7 @@ class Kind(NamedTuple):
     skeleton: bytes
     set_state: Any
     attributes: dict[str, Attribute]
-    tracker: str | None = None  # cloudpickle's number of it, by which who wrote it knows it again
+    tracker: str | None = None  # cloudpickle's tracker id of it, by which who wrote it knows it again
 
 
 class _Names:
@@ -201,18 +201,18 @@ class _Here(threading.local):
 
 _here = _Here()
 trackers: "weakref.WeakKeyDictionary[type, str]" = weakref.WeakKeyDictionary()
-"""cloudpickle's numbers of classes that have arrived, for their way back."""
+"""cloudpickle's tracker ids of classes that have arrived, for their way back."""
 _spaces: OrderedDict[int, Space] = OrderedDict()
 
 
-def space_of(number: int, is_forked: bool = False) -> Space:
+def space_of(run: int, is_forked: bool = False) -> Space:
     """Return the space of a run; `is_forked`: the one of the process that this one was forked from."""
-    found = _spaces.get(number)
+    found = _spaces.get(run)
     if found is None:
         if len(_spaces) == SPACES:
             _spaces.popitem(last=False)
-        found = _spaces[number] = Space(is_forked)
-    _spaces.move_to_end(number)
+        found = _spaces[run] = Space(is_forked)
+    _spaces.move_to_end(run)
     return found
 
 
@@ -233,14 +233,14 @@ class _Loading:
         for key, entry in self._fresh.items():
             if entry.code is not None:
                 self._make(key, entry.code)
-        for number in self._classes:
-            self.class_of(number)
-        for number in self._classes:
-            self._set_attributes(number, is_early=True)
+        for class_id in self._classes:
+            self.class_of(class_id)
+        for class_id in self._classes:
+            self._set_attributes(class_id, is_early=True)
         for key in self._made:
             self._finish(key)
-        for number in self._classes:
-            self._set_attributes(number, is_early=False)
+        for class_id in self._classes:
+            self._set_attributes(class_id, is_early=False)
         for key in list(self._fresh):
             self.value(key)
 
@@ -276,26 +276,26 @@ class _Loading:
             return module.arrived[name]
         raise NotInScript(f"{key[0]} has no {name} here")
 
-    def class_of(self, number: str) -> Any:
+    def class_of(self, class_id: str) -> _Class:
         """Return a class, which may have no attributes yet."""
-        known = self.space.classes.get(number)
+        known = self.space.classes.get(class_id)
         if known is None:
-            kind = self._classes[number]
-            known = self._imported(number, kind)
+            kind = self._classes[class_id]
+            known = self._imported(class_id, kind)
             if known is None:
                 make, args = _load(kind.skeleton)
                 if make.__name__ == "_make_skeleton_enum":  # which makes the members, by what the bases say
                     for base, of_base in list(self.space.classes.items()):
                         if base in self._classes and of_base.kind in args[0]:
                             self._set_attributes(base, is_early=True)
-                known = self.space.classes.get(number)  # its bases may have needed it
+                known = self.space.classes.get(class_id)  # its bases may have needed it
             if known is None:
                 with self._silent_bases():
                     known = _Class(make(*args), kind.set_state)
                 if kind.tracker is not None:
                     trackers[known.kind] = kind.tracker
-            self.space.classes[number] = known
-        return known.kind
+            self.space.classes[class_id] = known
+        return known
 
     @contextmanager
     def _silent_bases(self) -> Iterator[None]:
@@ -313,11 +313,11 @@ class _Loading:
             for kind, hook in hooks:
                 kind.__init_subclass__ = hook
 
-    def _imported(self, number: str, kind: Kind) -> _Class | None:
+    def _imported(self, class_id: str, kind: Kind) -> _Class | None:
         """Return a class as the import of the script has made it, if that was done; then its code is the same."""
         if not self.space.has_imported or self.space.is_forked:
             return None
-        found = find(self.space.main, number.partition("/")[0].removeprefix(f"{MAIN}."))
+        found = find(self.space.main, class_id.partition("/")[0].removeprefix(f"{MAIN}."))
         if not isinstance(found, type) or found.__module__ != "__mp_main__":
             return None
         known = _Class(found, kind.set_state)
@@ -326,12 +326,11 @@ class _Loading:
                 known.tokens[name], known.arrived[name] = attribute.token, vars(found).get(name)
         return known
 
-    def _set_attributes(self, number: str, is_early: bool) -> None:
-        self.class_of(number)
-        known = self.space.classes[number]
+    def _set_attributes(self, class_id: str, is_early: bool) -> None:
+        known = self.class_of(class_id)
         values = {
             name: (attribute.token, _load(attribute.data) if attribute.token else known.forked.get(name))
-            for name, attribute in self._classes[number].attributes.items()
+            for name, attribute in self._classes[class_id].attributes.items()
             if attribute.is_early is is_early and known.lacks(name, attribute.token)
         }
         if values:
@@ -344,8 +343,8 @@ class _Loading:
             (space.names_of(module), name, entry.token) for (module, name), entry in self._entries.items()
         ]
         wanted += [
-            (space.classes[number], name, attribute.token)
-            for number, kind in self._classes.items()
+            (space.classes[class_id], name, attribute.token)
+            for class_id, kind in self._classes.items()
             for name, attribute in kind.attributes.items()
         ]
         record.items = [(owner, name, token, owner.arrived.get(name)) for owner, name, token in wanted]
@@ -429,10 +428,10 @@ def imported_global(module: str, name: str) -> Any:
     return names[name]
 
 
-def class_of(number: str) -> Any:
+def class_of(class_id: str) -> Any:
     """Return a class that travels by value."""
     assert _here.loading is not None
-    return _here.loading.class_of(number)
+    return _here.loading.class_of(class_id).kind
 
 
 def cached(function: Any, parameters: dict[str, Any]) -> Any:

@@ -32,6 +32,7 @@ from typing import Any
 
 from .modules import (
     CACHED,
+    CONTAINERS,
     MAIN,
     Reduced,
     file_of,
@@ -48,7 +49,6 @@ _PYTHON = sys.implementation.cache_tag
 _HAS_DOCSTRING = 0x4000000  # a flag of code since 3.14
 _METHODS = (functools.partialmethod, functools.singledispatchmethod)
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property, type, *_METHODS)
-_CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
 _LOOKED_INTO = 10_000  # items of a container, for functions among them
 
 
@@ -149,7 +149,7 @@ class Version:
         elif kind is CellType:
             with contextlib.suppress(ValueError):  # not bound yet
                 self._queue.append(value.cell_contents)
-        elif kind in _CONTAINERS:
+        elif kind in CONTAINERS:
             if self._with_data:
                 self._queue += itertools.islice(value.values() if kind is dict else value, _LOOKED_INTO)
         elif kind is not ModuleType:
@@ -345,11 +345,11 @@ def _compare(
     for module, (code, text, values, _) in told.items():
         is_edited = text is not None and text != text_digest(module)
         if python != _PYTHON:
-            is_same = not is_edited
+            is_other = is_edited
         else:  # values may have been changed by calls, or where it was submitted: they count if the file has changed
-            is_same = version.digests.get(module, b"") == code
-            is_same = is_same and (not is_edited or version.values.get(module, b"") == values)
-        if not is_same:
+            is_other = version.digests.get(module, b"") != code
+            is_other = is_other or (is_edited and version.values.get(module, b"") != values)
+        if is_other:
             different.add(module)
     if different:
         raise _changed(path, told, different, None)

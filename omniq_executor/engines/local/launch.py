@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, reduction, spawn, util
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...code.modules import Snapshot, script
 from ...slots import Slots, row_of
@@ -143,7 +143,7 @@ class Launcher:
                 made.kill()
             self._ended(process)
         self._selector = None
-        self._setup = _Setup(None, (), None)
+        self._setup = _Setup()
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: these are not its processes."""
@@ -293,7 +293,7 @@ def make_launcher(context: BaseContext, slots: Slots, initializer: Initializer, 
     return (ForkServerLauncher if forks else Launcher)(context, slots, initializer, initargs)
 
 
-class _Setup:
+class _Setup(NamedTuple):
     """What a worker needs before its first call, on its way there.
 
     The initializer and its arguments may hold locks and queues of multiprocessing, which can be
@@ -301,10 +301,10 @@ class _Setup:
     value. The worker unpacks them itself, so that it can report what goes wrong there.
     """
 
-    def __init__(self, initializer: Initializer, initargs: Sequence[Any], script: tuple[str, str] | None) -> None:
-        self.initializer = initializer
-        self.initargs = initargs
-        self.script = script  # how a worker can import it, if it must: ("path" or "name", which)
+    initializer: Initializer = None
+    initargs: Sequence[Any] = ()
+    script: tuple[str, str] | None = None  # how a worker can import it, if it must: ("path" or "name", which)
+    is_forked: bool = True  # whether the worker has all that the script had when the executor was made
 
     def __reduce__(self) -> Any:
         if self.initializer is None:
@@ -316,27 +316,21 @@ class _Setup:
         table = reduction.ForkingPickler(io.BytesIO()).dispatch_table
         return _Packed, (namespaces.dump((self.initializer, self.initargs), table=table).data, self.script)
 
-    def unpack(self) -> worker.Setup:
+    def unpack(self) -> Any:
         """It is unpacked where it was inherited by a fork."""
         return self.initializer, self.initargs
 
-    is_forked = True
-    """Whether the worker has all that the script had when the executor was made."""
 
-
-class _Packed:
+class _Packed(NamedTuple):
     """A _Setup that has arrived in a worker."""
 
-    is_forked = False
+    data: bytes
+    script: tuple[str, str] | None
+    is_forked: bool = False
 
-    def __init__(self, data: bytes, script: tuple[str, str] | None) -> None:
-        self._data = data
-        self.script = script
-
-    def unpack(self) -> worker.Setup:
-        """The initializer and its arguments. Raises whatever their loading raises."""
-        setup: worker.Setup = pickle.loads(self._data)
-        return setup
+    def unpack(self) -> Any:
+        """Return the initializer and its arguments. Raises whatever their loading raises."""
+        return pickle.loads(self.data)
 
 
 _starting = threading.local()

@@ -28,12 +28,8 @@ class Termination:
         self.due: float | None = now + ANSWER_S
         """When the next step is to be taken, in seconds of time.monotonic(); None if there is none."""
         self._children: list[psutil.Process] = []
-        self._asked = False
-
-    @property
-    def has_begun(self) -> bool:
+        self.has_begun = False
         """Whether a signal was sent."""
-        return self._asked
 
     def step(self, process: Process, now: float) -> None:
         """Send the next signal."""
@@ -41,9 +37,9 @@ class Termination:
             self.due = now + ANSWER_S  # the fork server is about to tell it
             return
         self._find_children(process)
-        signal_number = signal.SIGKILL if self._asked else signal.SIGTERM
-        self.due = None if self._asked else now + GRACE_S
-        self._asked = True
+        signal_number = signal.SIGKILL if self.has_begun else signal.SIGTERM
+        self.due = None if self.has_begun else now + GRACE_S
+        self.has_begun = True
         process.kill(signal_number)
         _send(self._children, signal_number)
 

@@ -34,7 +34,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...code import spaces
@@ -59,7 +59,6 @@ FLUSH, SHOW = b"!", b"?"  # what the parent may ask for
 BROKEN = "broken"  # traceback of the initializer; the sequence number is 0
 
 
-Setup = tuple[Callable[..., object] | None, Iterable[Any]]  # initializer, initargs
 Output = tuple[str, Sequence[int]]  # the folder where it is kept, and of each call the attempt
 
 
@@ -139,16 +138,12 @@ class _Worker:
         self._flush_at = 0.0
 
     def run(self) -> None:
-        messages: list[Any] = []
         while True:
-            if not messages:
-                if (self._items or self._values) and not self._selector.select(0):
-                    self.flush()
-                messages = self._inbox.read()
-            for message in messages:
+            if (self._items or self._values) and not self._selector.select(0):
+                self.flush()
+            for message in self._inbox.read():
                 if not self._is_stale:
                     self._run_chunk(*message)
-            messages = []
 
     def send_broken(self) -> None:
         self._items.append((BROKEN, 0, _traceback_text()))
