@@ -139,11 +139,7 @@ class AsyncOmniQ:
         func: a function, or the dotted path of one, which need not be importable here.
         args, kwargs: its arguments. They are read at once. `args` may be what `list_tasks()` gives of a task
             whose arguments are pickled, {"pickle": …}: they are stored as they are, without being loaded.
-        eta: when it is due: a datetime with a time zone, such a time as ISO-8601 text, or a timedelta or
-            seconds from now.
-        interval: seconds or a timedelta after which it is due again, until it is cancelled.
-        max_retries: how often it is tried again after it raised. Default: what the Settings say.
-        timeout: how long each try may take, in seconds or as a timedelta. Default: what the Settings say.
+        eta, interval, max_retries, timeout: as of `PersistentExecutor.options()`; `eta` also as ISO-8601 text.
 
         Raises TypeError or ValueError that names what makes no sense, and SerializationError for what can be
         neither written as JSON nor pickled.
@@ -163,10 +159,9 @@ class AsyncOmniQ:
     async def get_result(self, task_id: str, wait: bool = True, timeout: float | None = None) -> Any:
         """Return what the task returned. With `wait`, wait until it is finished, at most `timeout` seconds.
 
-        Raises what the call raised, with the worker's traceback as its `__cause__`, or RemoteError where that
-        is no Exception, as it would mean something else here; concurrent.futures.CancelledError (which is not
-        asyncio's) if the task was cancelled; TimeoutError if it is not finished; TaskNotFound if there is no
-        such task; and ValueError for what is no task id.
+        Raises what `DurableFuture.result()` raises, where concurrent.futures.CancelledError is not asyncio's;
+        but RemoteError where the call raised what is no Exception, as it would mean something else here. Also
+        TaskNotFound if there is no such task, and ValueError for what is no task id.
         """
         number = parse_id(task_id)
         try:
@@ -217,9 +212,8 @@ class AsyncOmniQ:
     async def cancel(self, task_id: str, running: bool = False) -> bool:
         """Cancel the task if it has not started; return True if it is cancelled, now or before.
 
-        With `running` also if it has: its worker, in whichever process, is ended with the child processes of the
-        call, by SIGTERM and two seconds later by SIGKILL. Of a task that recurs the series ends, also when this
-        occurrence is done. Raises TaskNotFound if there is no such task, and ValueError for what is no task id.
+        With `running` also if it has; see `DurableFuture.cancel()`. Raises TaskNotFound if there is no such task, and
+        ValueError for what is no task id.
         """
         number = parse_id(task_id)
         session = await self._session()

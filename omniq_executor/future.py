@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .errors import OmniqError, StoreError
 from .interrupts import SafeCondition, SafeWaiters, interrupts
 from .model import codec, dependencies
+from .model.options import check_whole
 from .model.task import ErrorInfo, Task, format_id
 
 if TYPE_CHECKING:
@@ -64,10 +65,7 @@ class DurableFuture(concurrent.futures.Future[_T]):
         ValueError for what is no number of an attempt.
         """
         if attempt is not None:
-            if not isinstance(attempt, int):
-                raise TypeError(f"attempt is a whole number, not {attempt!r}")
-            if attempt < 1:
-                raise ValueError(f"attempts are counted from 1 on, so there is no {attempt}")
+            check_whole("attempt", attempt, at_least=1)
         if self._number is None:
             return ""  # it could not be stored, so it never ran
         store = self._dispatcher.store

@@ -87,7 +87,7 @@ def value_digest(value: object) -> bytes:
 
     Raise Uncanonical if it has no stable form.
     """
-    return _digest(_Encoder(), value)
+    return _Encoder().digest(value)
 
 
 def digest_and_named(value: object, code_of: Callable[[Any], bytes]) -> tuple[bytes | None, list[Any]]:
@@ -98,13 +98,13 @@ def digest_and_named(value: object, code_of: Callable[[Any], bytes]) -> tuple[by
     encoder = _Encoder(code_of=code_of)
     digest = None
     with contextlib.suppress(Uncanonical):
-        digest = _digest(encoder, value)
+        digest = encoder.digest(value)
     return digest, encoder.named()
 
 
 def without_code(value: object) -> bytes:
     """Return what stands for a value with its functions and classes by name."""
-    return _digest(_Encoder(by_name=True), value)
+    return _Encoder(by_name=True).digest(value)
 
 
 def data_digest(values: dict[str, Any]) -> bytes:
@@ -112,15 +112,8 @@ def data_digest(values: dict[str, Any]) -> bytes:
     parts = []
     for name, value in sorted(values.items()):
         with contextlib.suppress(Uncanonical):
-            parts.append(name.encode() + _digest(_Encoder(by_name=True, is_plain=True), value))
+            parts.append(name.encode() + _Encoder(by_name=True, is_plain=True).digest(value))
     return _hash(b"".join(parts))
-
-
-def _digest(encoder: "_Encoder", value: object) -> bytes:
-    try:
-        return encoder.digest(value)
-    except RuntimeError as error:  # RecursionError is one; so is a dict that another thread changes meanwhile
-        raise Uncanonical("nested too deep, or changed while it was read") from error
 
 
 def _hash(data: bytes | memoryview) -> bytes:
@@ -195,9 +188,12 @@ class _Encoder:
 
     def digest(self, value: object) -> bytes:
         while True:
-            whole = self.encode(value)
-            # The list grows while it is read: a description may refer to definitions not met before.
-            after = {id(each): _hash(self._describe(each)) for each in self._definitions}
+            try:
+                whole = self.encode(value)
+                # The list grows while it is read: a description may refer to definitions not met before.
+                after = {id(each): _hash(self._describe(each)) for each in self._definitions}
+            except RuntimeError as error:  # RecursionError is one; so is a dict that another thread changes meanwhile
+                raise Uncanonical("nested too deep, or changed while it was read") from error
             if len(set(after.values())) == len(set(self._labels.values())):
                 return _hash(whole + b"".join(sorted(set(after.values()))))
             self._labels = after
