@@ -128,7 +128,8 @@ def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:
     if not isinstance(text, str):
         raise TypeError(f"the address of a store is a text or a path, not {address!r}")
     scheme, separator, rest = text.partition("://")
-    if separator or _is_scheme(text.partition(":/")[0], text):
+    word = text.partition(":/")[0]
+    if separator or (word != text and len(word) > 1 and word.isalnum()):  # `word:/` is hardly a folder; C:/ is
         if scheme in ("sqlite", "file") and len(rest) > 1 and rest.startswith("/"):
             return Address(scheme, Path(rest[1:] if scheme == "sqlite" else rest))
         raise StoreError(
@@ -138,8 +139,3 @@ def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:
     if not text:
         raise StoreError("the address of the store is empty: give a path such as runs/etl.db")
     return Address("sqlite" if text.endswith(_SQLITE_ENDINGS) else "file", Path(text))
-
-
-def _is_scheme(word: str, text: str) -> bool:
-    """Return whether a text begins as `word:/`, which is hardly meant as a folder; C:/ is."""
-    return word != text and len(word) > 1 and word.isalnum()

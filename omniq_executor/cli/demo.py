@@ -57,14 +57,12 @@ class Summary:
             self.resumed += 1
         else:
             self.executed += 1
-        if error is None:
-            self._add_analysis(path, future.result())
+        if error is not None:
+            self.failed += 1
+            if len(self.failures) < _NAMED_FAILURES:
+                self.failures.append((self._name(path), f"{type(error).__name__}: {first_line(str(error))}"))
             return
-        self.failed += 1
-        if len(self.failures) < _NAMED_FAILURES:
-            self.failures.append((self._name(path), f"{type(error).__name__}: {first_line(str(error))}"))
-
-    def _add_analysis(self, path: Path, analysis: Analysis) -> None:
+        analysis = future.result()
         self.totals.update(lines=analysis["lines"], functions=analysis["functions"], branches=analysis["branches"])
         self.most_complex += ((path, function) for function in analysis["most_complex"])
         self.most_complex = heapq.nsmallest(
@@ -96,13 +94,11 @@ def python_files(folder: Path | None) -> tuple[Path, list[Path]]:
     """Return the folder in full and its Python files, sorted. Without a folder, take the standard library."""
     root = (folder or Path(sysconfig.get_path("stdlib"))).resolve()
     skipped = () if folder else ("site-packages", "dist-packages")  # installed into the library, not of it
-    return root, sorted(_walk(root, skipped))
-
-
-def _walk(root: Path, skipped: tuple[str, ...]) -> Iterator[Path]:
+    found: list[Path] = []
     for parent, folders, names in os.walk(root):
         folders[:] = (name for name in folders if name not in skipped)
-        yield from (path for name in names if name.endswith(".py") and (path := Path(parent, name)).is_file())
+        found += (path for name in names if name.endswith(".py") and (path := Path(parent, name)).is_file())
+    return root, sorted(found)
 
 
 def queue_of(root: Path) -> str:

@@ -205,7 +205,7 @@ def _pieces(store: Store, id: int, attempt: int | None, follow: bool) -> Iterato
         is_over = not follow or task.status in FINISHED
         if not is_over and time.monotonic() >= look_at_owners:
             look_at_owners = time.monotonic() + _OWNERS_S
-            is_over = _is_left(store, task)
+            is_over = task.status is Status.RUNNING and not any(o.alive for o in store.owners() if o.id == task.owner)
         # After the look at the task: what it wrote before its end is there.
         for which in range(1, task.attempts + 1) if attempt is None else [attempt]:
             while data := store.output.read(id, which, seen.get(which, 0), _PIECE_BYTES):
@@ -218,8 +218,3 @@ def _pieces(store: Store, id: int, attempt: int | None, follow: bool) -> Iterato
             task = store.get(id)
         except TaskNotFound:
             return
-
-
-def _is_left(store: Store, task: Task) -> bool:
-    """Return whether the process that runs the task is dead."""
-    return task.status is Status.RUNNING and not any(o.alive for o in store.owners() if o.id == task.owner)

@@ -113,7 +113,7 @@ class Launcher:
     def start(self, slot: int, data: socket.socket, control: socket.socket, on_death: OnDeath) -> Process:
         """Start the worker of a slot with its ends of the sockets; `on_death` is called when it has ended."""
         made = self._context.Process(  # type: ignore[attr-defined]  # every concrete context has it
-            target=worker.enter_slot, args=(data, control, self._slots, slot, self._setup)
+            target=worker.enter, args=(data, control, functools.partial(self._slots.row, slot), self._setup)
         )
         with _our_start():
             made.start()
@@ -284,7 +284,7 @@ class ForkServerLauncher(Launcher):
         data, control = (socket.socket(fileno=fd) for fd in fds[:2])
         shared = mmap.mmap(fds[2], 0)  # its file was made after the fork server
         os.close(fds[2])
-        worker.enter(data, control, row_of(shared, slot), self._setup)
+        worker.enter(data, control, functools.partial(row_of, shared, slot), self._setup)
 
 
 def make_launcher(context: BaseContext, slots: Slots, initializer: Initializer, initargs: Sequence[Any]) -> Launcher:

@@ -36,33 +36,24 @@ class Termination:
         if process.pid is None:
             self.due = now + ANSWER_S  # the fork server is about to tell it
             return
-        self._find_children(process)
-        signal_number = signal.SIGKILL if self.has_begun else signal.SIGTERM
-        self.due = None if self.has_begun else now + GRACE_S
-        self.has_begun = True
-        process.kill(signal_number)
-        _send(self._children, signal_number)
-
-    def outlived(self) -> bool:
-        """Whether children are left of a worker that has ended."""
-        self._children = [child for child in self._children if _is_running(child)]
-        return bool(self._children) and self.due is not None
-
-    def _find_children(self, process: Process) -> None:
         import psutil  # 20 ms, and most executors never need it
 
         if process.exitcode is None:
             with contextlib.suppress(psutil.Error):
                 found = psutil.Process(process.pid).children(recursive=True)
                 self._children += [child for child in found if child not in self._children]
+        signal_number = signal.SIGKILL if self.has_begun else signal.SIGTERM
+        self.due = None if self.has_begun else now + GRACE_S
+        self.has_begun = True
+        process.kill(signal_number)
+        for child in self._children:
+            with contextlib.suppress(psutil.Error):
+                child.send_signal(signal_number)
 
-
-def _send(processes: "list[psutil.Process]", signal_number: int) -> None:
-    import psutil
-
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(signal_number)
+    def outlived(self) -> bool:
+        """Whether children are left of a worker that has ended."""
+        self._children = [child for child in self._children if _is_running(child)]
+        return bool(self._children) and self.due is not None
 
 
 def _is_running(process: "psutil.Process") -> bool:

@@ -56,12 +56,9 @@ class Inbox:
                 break
             messages.append(pickle.loads(data[_LENGTH.size : end]))
             data = data[end:]
-        if data:
-            self._keep(data)
-        return messages
-
-    def _keep(self, data: memoryview) -> None:
-        """The beginning of a frame, until there is more of it."""
+        if not data:
+            return messages
+        # The beginning of a frame is kept until there is more of it.
         length = _LENGTH.unpack_from(data)[0] if len(data) >= _LENGTH.size else 0
         if length >= _READ_BYTES:  # the rest of a large one is read straight into place
             self._body = memoryview(bytearray(length))
@@ -69,6 +66,7 @@ class Inbox:
             self._body[: self._filled] = data[_LENGTH.size :]
         else:
             self._partial = bytes(data)
+        return messages
 
     def _read_body(self, body: memoryview) -> list[Any]:
         count = self._socket.recv_into(body[self._filled :])

@@ -41,7 +41,7 @@ from ...code import spaces
 from ...errors import CodeChanged, NotImportable, SerializationError
 from ...model import codec
 from ...model.task import log_name
-from ...slots import FIRST, RESUME, SINCE, STARTED, STOP, TASK, Slots
+from ...slots import FIRST, RESUME, SINCE, STARTED, STOP, TASK
 from .wire import Inbox, frame
 
 NEVER = 1 << 62  # a STOP that stops nothing
@@ -62,16 +62,11 @@ BROKEN = "broken"  # traceback of the initializer; the sequence number is 0
 Output = tuple[str, Sequence[int]]  # the folder where it is kept, and of each call the attempt
 
 
-def enter_slot(data: socket.socket, control: socket.socket, slots: Slots, slot: int, setup: Any) -> None:
-    """As `enter()`, in a process that finds its row by the file."""
-    enter(data, control, slots.row(slot), setup)
-
-
-def enter(data: socket.socket, control: socket.socket, slot: "memoryview[int]", setup: Any) -> None:
-    """Run calls until the parent closes its side: the target of a worker process, which shares `slot` with it."""
+def enter(data: socket.socket, control: socket.socket, find_row: Callable[[], "memoryview[int]"], setup: Any) -> None:
+    """Run calls until the parent closes its side: the target of a worker process, which shares a row with it."""
     _leave_group()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may be sent to all; the parent decides what it means
-    worker = _Worker(data, slot)
+    worker = _Worker(data, find_row())
     arguments = control, worker, threading.get_ident()
     threading.Thread(target=_heed_parent, args=arguments, name="omniq-control", daemon=True).start()
     try:
