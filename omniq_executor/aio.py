@@ -21,13 +21,13 @@ import concurrent.futures
 import contextlib
 import datetime
 import functools
-import hashlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from .code.modules import hash_of
 from .config import Settings, parse_address
 from .errors import RemoteError, StoreError, TaskNotFound
 from .executor import PersistentExecutor
@@ -431,7 +431,7 @@ def _call(function: Function, args: Any, kwargs: Any) -> tuple[Call, tuple[int, 
             raise ValueError(f"args is a list or tuple, or the pickle that list_tasks() gives, not {args!r}") from None
         if kwargs:
             raise ValueError(f"kwargs must be empty where args is a pickle, which has them too, and is {kwargs!r}")
-        return Call(pickled, None, hashlib.blake2b(pickled, digest_size=16).digest()), ()
+        return Call(pickled, None, hash_of(pickled)), ()
     if not isinstance(args, list | tuple):
         raise TypeError(f"args is a list or tuple, not {args!r}")
     if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):

@@ -37,18 +37,14 @@ import dis
 import functools
 import pickle
 import struct
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
-from operator import attrgetter
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
-from .modules import MAIN, is_main, is_own
+from .modules import MAIN, hash_of, is_main, is_own, namesake
 
-_DIGEST_BYTES = 16
 _INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level copies what lies below it
 _MAX_DEPTH = 150  # of data; four Python frames a level at most, so reached before the recursion limit of 1000
 _MAX_NODES = 1_000_000  # of one value: beyond, looking at each would take seconds for every submit
@@ -113,30 +109,18 @@ def data_digest(values: dict[str, Any]) -> bytes:
     for name, value in sorted(values.items()):
         with contextlib.suppress(Uncanonical):
             parts.append(name.encode() + _Encoder(by_name=True, is_plain=True).digest(value))
-    return _hash(b"".join(parts))
-
-
-def _hash(data: bytes | memoryview) -> bytes:
-    return blake2b(data, digest_size=_DIGEST_BYTES).digest()
+    return hash_of(b"".join(parts))
 
 
 def _item(tag: bytes, body: bytes | memoryview) -> bytes:
     """Return tag, length and body; no item is the beginning of another, so items can be strung together."""
     if len(body) > _INLINE_BYTES:
-        return tag + b"#" + _hash(body)
+        return tag + b"#" + hash_of(body)
     return b"%b%d:" % (tag, len(body)) + body
 
 
 def _text(text: str) -> bytes:
     return _item(b"s", text.encode("utf-8", "surrogatepass"))
-
-
-def _namesake(value: Any) -> Any:
-    """Return what an importable module holds under the name of `value`: itself, its decorated form, or nothing."""
-    try:
-        return None if is_main(value) else attrgetter(value.__qualname__)(sys.modules[value.__module__])
-    except (AttributeError, ImportError, KeyError, TypeError):  # of the module's own __getattr__, too
-        return None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -191,11 +175,11 @@ class _Encoder:
             try:
                 whole = self.encode(value)
                 # The list grows while it is read: a description may refer to definitions not met before.
-                after = {id(each): _hash(self._describe(each)) for each in self._definitions}
+                after = {id(each): hash_of(self._describe(each)) for each in self._definitions}
             except RuntimeError as error:  # RecursionError is one; so is a dict that another thread changes meanwhile
                 raise Uncanonical("nested too deep, or changed while it was read") from error
             if len(set(after.values())) == len(set(self._labels.values())):
-                return _hash(whole + b"".join(sorted(set(after.values()))))
+                return hash_of(whole + b"".join(sorted(set(after.values()))))
             self._labels = after
             self._nodes = 0
             self._memo.clear()  # its entries may hold labels of the round before
@@ -245,7 +229,7 @@ class _Encoder:
         if not is_class and type(value) is not FunctionType:
             return self.encode(value)
         # A compiled class may be in its module under another name, or in none: FunctionType, NoneType.
-        if _namesake(value) is value or (is_class and not value.__flags__ & _HEAP_TYPE):
+        if namesake(value) is value or (is_class and not value.__flags__ & _HEAP_TYPE):
             return _item(b"n", _text(value.__module__) + _text(value.__qualname__) + self._version(value))
         return self._reference(value)
 
@@ -292,7 +276,7 @@ class _Encoder:
         if label is None:
             if self._round > 1 or len(self._definitions) == _MAX_DEFINITIONS:
                 raise Uncanonical("too many functions, or others every time that an object is reduced")
-            label = self._labels[id(definition)] = bytes(_DIGEST_BYTES)
+            label = self._labels[id(definition)] = bytes(16)
             self._definitions.append(definition)
         return _item(b"r", label)
 
@@ -304,7 +288,7 @@ class _Encoder:
             return _item(b"C", name + self._all((type(definition), definition.__bases__, members)))
         code, names = _code(definition.__code__)
         own = self._all((definition.__defaults__, definition.__kwdefaults__, definition.__closure__))
-        if _namesake(definition) is not None:
+        if namesake(definition) is not None:
             return _item(b"F", name + code + own + self._version(definition))
         known = definition.__globals__
         read = [_text(each) + self._named(known[each]) for each in sorted(names & known.keys())]

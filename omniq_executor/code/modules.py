@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from hashlib import blake2b
+from operator import attrgetter
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -38,6 +39,25 @@ def find(place: Any, qualname: str) -> Any:
     for name in qualname.split("."):
         place = getattr(place, name, None)
     return place
+
+
+def namesake(value: Any) -> Any:
+    """Return what an importable module has under the name of `value`: itself, its decorated form, or None."""
+    try:
+        return None if is_main(value) else attrgetter(value.__qualname__)(sys.modules[value.__module__])
+    except (AttributeError, ImportError, KeyError, TypeError):  # of the module's own __getattr__, too
+        return None
+
+
+def type_name(value: Any) -> str:
+    """Return what the type of a value is called in messages."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def hash_of(data: bytes | memoryview) -> bytes:
+    """Return 16 bytes that stand for these."""
+    return blake2b(data, digest_size=16).digest()
 
 
 def wrapped(value: Any) -> list[Any] | None:
@@ -78,7 +98,7 @@ def text_digest(name: str) -> bytes | None:
     if known is None or known[0] is not spec:
         digest = None
         with contextlib.suppress(OSError), open(getattr(module, "__file__", None) or "", "rb") as file:
-            digest = blake2b(file.read(), digest_size=16).digest()
+            digest = hash_of(file.read())
         known = _texts[name] = spec, digest
     return known[1]
 

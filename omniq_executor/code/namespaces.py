@@ -27,7 +27,7 @@ from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from . import spaces
-from .modules import CONTAINERS, MAIN, MAINS, Reduced, Snapshot, is_main, is_own, mentions, wrapped
+from .modules import CONTAINERS, MAIN, MAINS, Reduced, Snapshot, is_main, is_own, mentions, namesake, type_name, wrapped
 from .pickling import (
     ATOMS,
     HEADER,
@@ -38,13 +38,11 @@ from .pickling import (
     class_id_of,
     entry_of,
     is_flat,
-    is_named,
     is_same,
     look,
     name_all,
     parts_of,
     stamp_of,
-    type_name,
 )
 from .spaces import Attribute, Entry, Key, Kind, Payload
 
@@ -386,7 +384,7 @@ class _Dump:
         kind = type(value)
         if kind in ATOMS:
             return entry_of(pickle.dumps(value, 5))
-        if kind is FunctionType and id(value) not in self.functions and not is_named(value):
+        if kind is FunctionType and id(value) not in self.functions and namesake(value) is not value:
             return self._function(value, apart=False)
         if isinstance(value, staticmethod | classmethod | property):
             for part in wrapped(value) or ():

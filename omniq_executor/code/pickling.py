@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import operator
-import sys
 import types
 import typing
 import uuid
@@ -17,7 +16,7 @@ from typing import Any, ClassVar
 import cloudpickle
 
 from . import digest as keys, spaces
-from .modules import CACHED, MAIN, Reduced, find, is_main, mentions
+from .modules import CACHED, MAIN, Reduced, is_main, mentions, namesake, type_name
 from .spaces import Entry, Key
 
 ATOMS = frozenset({int, str, float, bool, complex, bytes, type(None), type(...)})
@@ -151,7 +150,7 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
     def _reduce_cached(self, wrapper: Any) -> Any:
         whole = self._whole
         function = getattr(wrapper, "__wrapped__", None)
-        if type(function) is not FunctionType or is_named(wrapper):
+        if type(function) is not FunctionType or namesake(wrapper) is wrapper:
             return NotImplemented
         whole.module_of(function.__globals__)
         key = whole.functions.get(id(wrapper))
@@ -203,17 +202,6 @@ def class_id_of(kind: type) -> str:
     return known
 
 
-def is_named(value: Any) -> bool:
-    """Return whether a function or class can be imported."""
-    return not is_main(value) and find(sys.modules.get(value.__module__), value.__qualname__) is value
-
-
-def type_name(value: Any) -> str:
-    """Return what the type of a value is called in messages."""
-    kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
 def name_all(module: str, names: dict[str, Any], functions: dict[int, Key], data: dict[int, Key]) -> None:
     """Note what the names of a module stand for, by id."""
     # Those of an interactive shell's own begin with "_", and change with every line.
@@ -224,7 +212,7 @@ def name_all(module: str, names: dict[str, Any], functions: dict[int, Key], data
             continue
         if kind is FunctionType or kind is CACHED:
             function = value if kind is FunctionType else getattr(value, "__wrapped__", None)
-            if getattr(function, "__globals__", None) is names and (module == MAIN or not is_named(value)):
+            if getattr(function, "__globals__", None) is names and (module == MAIN or namesake(value) is not value):
                 functions.setdefault(id(value), (module, name))
         elif not isinstance(value, type):
             data.setdefault(id(value), (module, name))

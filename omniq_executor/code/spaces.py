@@ -79,7 +79,7 @@ class Kind(NamedTuple):
 class _Names:
     """The names of a module in a space, or the attributes of a class, and what last arrived under each."""
 
-    def __init__(self, names: Any, write: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(self, names: dict[str, Any], write: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.names = names
         self._write = write or names.update
         self.tokens: dict[str, bytes] = {}
@@ -114,10 +114,10 @@ class _Class(_Names):
 class Record:
     """What a function came with."""
 
-    def __init__(self, space: "Space") -> None:
+    def __init__(self, space: "Space", epoch: int = -1, items: Sequence[tuple[_Names, str, bytes, Any]] = ()) -> None:
         self.space = space
-        self.epoch = -1  # of its space, when it was all in place
-        self.items: list[tuple[_Names, str, bytes, Any]] = []  # whose, name, token, value
+        self.epoch = epoch  # of its space, when it was all in place
+        self.items = items  # whose, name, token, value
 
 
 class Space:
@@ -338,7 +338,7 @@ class _Loading:
 
     def record(self) -> Record:
         """Return what is needed to have it so again."""
-        record, space = Record(self.space), self.space
+        space = self.space
         wanted: list[tuple[_Names, str, bytes]] = [
             (space.names_of(module), name, entry.token) for (module, name), entry in self._entries.items()
         ]
@@ -347,9 +347,8 @@ class _Loading:
             for class_id, kind in self._classes.items()
             for name, attribute in kind.attributes.items()
         ]
-        record.items = [(owner, name, token, owner.arrived.get(name)) for owner, name, token in wanted]
-        record.epoch = space.epoch
-        return record
+        items = [(owner, name, token, owner.arrived.get(name)) for owner, name, token in wanted]
+        return Record(space, space.epoch, items)
 
 
 def load(
@@ -411,8 +410,7 @@ def global_of(module: str, name: str) -> Any:
 def globals_of(module: str) -> dict[str, Any]:
     """Return the dict of a module's names."""
     assert _here.loading is not None
-    names: dict[str, Any] = _here.loading.space.names_of(module).names
-    return names
+    return _here.loading.space.names_of(module).names
 
 
 def imported_globals(module: str) -> dict[str, Any]:

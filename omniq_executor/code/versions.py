@@ -25,7 +25,6 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from hashlib import blake2b
 from operator import attrgetter
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
@@ -36,6 +35,7 @@ from .modules import (
     MAIN,
     Reduced,
     file_of,
+    hash_of,
     is_main,
     is_own,
     mentions,
@@ -89,10 +89,7 @@ class Version:
     @functools.cached_property
     def digests(self) -> dict[str, bytes]:
         """Return what stands for the code of each module."""
-        return {
-            module: blake2b(repr(sorted(items)).encode(), digest_size=16).digest()
-            for module, items in self.items.items()
-        }
+        return {module: hash_of(repr(sorted(items)).encode()) for module, items in self.items.items()}
 
     @functools.cached_property
     def whole(self) -> "Version":
@@ -117,7 +114,7 @@ class Version:
         """Return what stands for all of it; empty where nothing of the user's own modules is reached."""
         texts = [(name, text_of_unloaded(name)) for name in sorted(self.whole._unloaded)]
         parts = sorted(self.values.items()), texts
-        return blake2b(repr(parts).encode(), digest_size=16).digest() if any(parts) else b""
+        return hash_of(repr(parts).encode()) if any(parts) else b""
 
     @functools.cached_property
     def told(self) -> dict[str, tuple[bytes, bytes | None, bytes, str]]:
@@ -385,7 +382,7 @@ def _code_digest(code: CodeType) -> bytes:
         code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_exceptiontable,
         [_constant(each) for each in constants],
     )  # fmt: skip
-    return blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hash_of(repr(parts).encode("utf-8", "surrogatepass"))
 
 
 def _constant(value: Any) -> str:

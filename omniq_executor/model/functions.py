@@ -5,7 +5,6 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from ..code import digest as keys, modules, spaces, versions
@@ -65,7 +64,7 @@ class Functions:
         digest = digest or self._digest_of_pickle(written)
         version = versions.check_of(function, named)
         if version is not None:
-            digest = _hash(digest + version.identity)
+            digest = modules.hash_of(digest + version.identity)
         known = _Known(Function(digest, _path(function), b""), version, named)
         described = self._checked(known, written)
         if written.signature is not None:
@@ -88,7 +87,7 @@ class Functions:
         """
         is_by_name = codec.names_script(written.data) if written.signature is None else self._snapshot is not None
         if not is_by_name:
-            return _hash(written.data)
+            return modules.hash_of(written.data)
         return self._of_this_process.setdefault(written.signature or written.data, os.urandom(16))
 
     def _checked(self, known: _Known, written: spaces.Payload) -> Function:
@@ -97,10 +96,6 @@ class Functions:
         if version is None:
             return function._replace(pickle=written.data)
         return function._replace(pickle=versions.check_function(written.data, function.path, version, named))
-
-
-def _hash(data: bytes) -> bytes:
-    return blake2b(data, digest_size=16).digest()
 
 
 def named(path: str) -> Function:
@@ -118,7 +113,7 @@ def named(path: str) -> Function:
             raise ValueError(f"{path!r} is no function of this script, and workers have no other")
         return Functions().describe(found)
     pickled = codec.dump_path(path)
-    return Function(_hash(pickled), path, pickled)
+    return Function(modules.hash_of(pickled), path, pickled)
 
 
 def stored_call(
@@ -144,7 +139,7 @@ def stored_call(
         after = tuple(dict.fromkeys(noted))
         identity, named = keys.digest_and_named((args, kwargs), versions.code_of)
         if identity is None:
-            identity = _UNSTABLE + _hash(pickled)
+            identity = _UNSTABLE + modules.hash_of(pickled)
         elif has_key:
             identity = keys.without_code((args, kwargs)) + identity
         if named:
@@ -170,11 +165,11 @@ def too_large(
     error: TooLarge, function: Function, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> TooLarge:
     """Return the error of a call that a store cannot hold, with what of it is the largest."""
-    from ..code.pickling import parts_of, type_name  # 30 ms of imports
+    from ..code.pickling import parts_of  # 30 ms of imports
 
     parts = [(_size(value), what) for what, value in parts_of((args, kwargs))]
     for (module, name), size in codec.write(called).sizes.items():
-        parts.append((size, f"global `{name}` ({type_name(vars(sys.modules[module]).get(name))})"))
+        parts.append((size, f"global `{name}` ({modules.type_name(vars(sys.modules[module]).get(name))})"))
     if not parts:
         return TooLarge(f"{function.path}: {error}")
     size, what = max(parts)

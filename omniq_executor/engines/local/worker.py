@@ -38,6 +38,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...code import spaces
+from ...code.modules import type_name
 from ...errors import CodeChanged, NotImportable, SerializationError
 from ...model import codec
 from ...model.task import log_name
@@ -391,9 +392,7 @@ def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
         data = codec.encode(error.with_traceback(None), in_worker=True)
     except Exception:  # noqa: BLE001 - and so may its __reduce__
         data = None
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return name, message, text, data if isinstance(data, bytes) else None
+    return type_name(error), message, text, data if isinstance(data, bytes) else None
 
 
 def _traceback_text() -> str:
