@@ -171,7 +171,9 @@ class Results(Iterator[Any]):
         if self._arrivals.position == self._added:
             raise StopIteration
         if not self._arrivals.has_next():
-            self._wait()
+            left = None if self._deadline is None else self._deadline - time.monotonic()
+            if not self._dispatcher.wait_until(self._arrivals.has_next, left):
+                raise TimeoutError
         id, count, outcome = self._arrivals.take()
         if outcome is _IN_STORE:
             # Several at once are plain JSON, so reading them ahead of their turn cannot fail.
@@ -192,11 +194,6 @@ class Results(Iterator[Any]):
             raise outcome
         assert outcome is CANCELLED
         raise CancelledError
-
-    def _wait(self) -> None:
-        left = None if self._deadline is None else self._deadline - time.monotonic()
-        if not self._dispatcher.wait_until(self._arrivals.has_next, left):
-            raise TimeoutError
 
 
 _IN_STORE = object()  # an outcome that is to be read from there

@@ -79,21 +79,24 @@ class Kind(NamedTuple):
 class _Names:
     """The names of a module in a space, or the attributes of a class, and what last arrived under each."""
 
-    def __init__(self, names: dict[str, Any], write: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self, names: dict[str, Any], is_forked: bool, write: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         self.names = names
+        self._is_forked = is_forked
         self._write = write or names.update
         self.tokens: dict[str, bytes] = {}
         self.arrived: dict[str, Any] = {}
         self.forked: dict[str, Any] = {}
-        """What was there, by a fork if it is used, before anything arrived."""
+        """What was there by a fork, where something else has arrived since."""
 
     def lacks(self, name: str, token: bytes) -> bool:
         """Return whether what is in place under a name has another token."""
         return self.tokens.get(name, AS_FORKED) != token
 
     def keep_forked(self, name: str) -> None:
-        """Keep what is there under a name, which is about to be replaced."""
-        if name not in self.tokens and name in self.names:
+        """Keep what a fork brought under a name, which is about to be replaced."""
+        if self._is_forked and name not in self.tokens and name in self.names:
             self.forked.setdefault(name, self.names[name])
 
     def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
@@ -106,8 +109,8 @@ class _Names:
 
 
 class _Class(_Names):
-    def __init__(self, kind: Any, set_state: Any) -> None:
-        super().__init__(vars(kind), lambda values: set_state(kind, (values, {})))
+    def __init__(self, kind: Any, set_state: Any, is_forked: bool) -> None:
+        super().__init__(vars(kind), is_forked, lambda values: set_state(kind, (values, {})))
         self.kind = kind
 
 
@@ -133,7 +136,7 @@ class Space:
         self.has_imported = is_forked
         """Whether the script has run here."""
         self.is_forked = is_forked
-        self._modules = {MAIN: _Names(self.main.__dict__)}
+        self._modules = {MAIN: _Names(self.main.__dict__, is_forked)}
         self.main.__dict__.setdefault("__builtins__", builtins)
 
     def take_record(self) -> Record | None:
@@ -147,7 +150,7 @@ class Space:
         if found is None:
             is_there = self.is_forked and module in sys.modules
             names = vars(sys.modules[module]) if is_there else {"__name__": module, "__builtins__": builtins}
-            found = self._modules[module] = _Names(names)
+            found = self._modules[module] = _Names(names, is_there)
         return found
 
     def set(self, owner: _Names, values: Mapping[str, tuple[bytes, Any]]) -> None:
@@ -291,7 +294,7 @@ class _Loading:
                 known = self.space.classes.get(class_id)  # its bases may have needed it
             if known is None:
                 with self._silent_bases():
-                    known = _Class(make(*args), kind.set_state)
+                    known = _Class(make(*args), kind.set_state, self.space.is_forked)
                 if kind.tracker is not None:
                     trackers[known.kind] = kind.tracker
             self.space.classes[class_id] = known
@@ -320,7 +323,7 @@ class _Loading:
         found = find(self.space.main, class_id.partition("/")[0].removeprefix(f"{MAIN}."))
         if not isinstance(found, type) or found.__module__ != "__mp_main__":
             return None
-        known = _Class(found, kind.set_state)
+        known = _Class(found, kind.set_state, is_forked=False)
         for name, attribute in kind.attributes.items():
             if attribute.is_early:
                 known.tokens[name], known.arrived[name] = attribute.token, vars(found).get(name)

@@ -226,22 +226,20 @@ class ForkServerLauncher(Launcher):
             return
         if self._theirs is not None:  # there never was a fork server
             self._theirs.close()
-            self._socket.close()
-            super().close()
-            return
-        self._socket.shutdown(socket.SHUT_WR)
-        self._socket.settimeout(kill_after_s)
-        receiving = True
-        while receiving:
-            try:
-                receiving = self._receive()
-            except TimeoutError:
-                self._socket.settimeout(None)
-                for process in self._numbers.values():
-                    process.kill(signal.SIGKILL)
+        else:
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(kill_after_s)
+            receiving = True
+            while receiving:
+                try:
+                    receiving = self._receive()
+                except TimeoutError:
+                    self._socket.settimeout(None)
+                    for process in self._numbers.values():
+                        process.kill()
+            self._nursery.join()
+            self._nursery.close()
         self._socket.close()
-        self._nursery.join()
-        self._nursery.close()
         super().close()
 
     def leave_to_parent(self) -> None:
