@@ -29,7 +29,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -79,39 +79,40 @@ class Kind(NamedTuple):
 class _Names:
     """The names of a module in a space, or the attributes of a class, and what last arrived under each."""
 
-    def __init__(
-        self, names: dict[str, Any], is_forked: bool, write: Callable[[dict[str, Any]], None] | None = None
-    ) -> None:
+    def __init__(self, names: dict[str, Any], is_forked: bool) -> None:
         self.names = names
-        self._is_forked = is_forked
-        self._write = write or names.update
+        self.is_forked = is_forked
         self.tokens: dict[str, bytes] = {}
         self.arrived: dict[str, Any] = {}
         self.forked: dict[str, Any] = {}
         """What was there by a fork, where something else has arrived since."""
 
-    def lacks(self, name: str, token: bytes) -> bool:
-        """Return whether what is in place under a name has another token."""
-        return self.tokens.get(name, AS_FORKED) != token
-
     def keep_forked(self, name: str) -> None:
         """Keep what a fork brought under a name, which is about to be replaced."""
-        if self._is_forked and name not in self.tokens and name in self.names:
+        if self.is_forked and name not in self.tokens and name in self.names:
             self.forked.setdefault(name, self.names[name])
 
     def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
         """Take in values that have arrived, as (token, value) each."""
-        for name in values:
-            self.keep_forked(name)
-        self._write({name: value for name, (_, value) in values.items()})
         for name, (token, value) in values.items():
-            self.tokens[name], self.arrived[name] = token, value
+            if self.is_forked:
+                self.keep_forked(name)
+            self.names[name] = self.arrived[name] = value
+            self.tokens[name] = token
 
 
 class _Class(_Names):
     def __init__(self, kind: Any, set_state: Any, is_forked: bool) -> None:
-        super().__init__(vars(kind), is_forked, lambda values: set_state(kind, (values, {})))
+        super().__init__(vars(kind), is_forked)
         self.kind = kind
+        self._set_state = set_state
+
+    def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
+        for name in values:
+            self.keep_forked(name)
+        self._set_state(self.kind, ({name: value for name, (_, value) in values.items()}, {}))
+        for name, (token, value) in values.items():
+            self.tokens[name], self.arrived[name] = token, value
 
 
 class Record:
@@ -164,7 +165,7 @@ class Space:
             return
         changed: dict[_Names, dict[str, tuple[bytes, Any]]] = {}
         for owner, name, token, value in record.items:
-            if owner.lacks(name, token):
+            if owner.tokens.get(name, AS_FORKED) != token:
                 changed.setdefault(owner, {})[name] = token, value if token else owner.forked.get(name)
         for owner, values in changed.items():
             self.set(owner, values)
@@ -227,7 +228,9 @@ class _Loading:
         self._entries = {key: entry for key, entry in entries.items() if entry.token or space.is_forked}
         self._classes = classes
         self._fresh = {
-            key: entry for key, entry in self._entries.items() if space.names_of(key[0]).lacks(key[1], entry.token)
+            key: entry
+            for key, entry in self._entries.items()
+            if space.names_of(key[0]).tokens.get(key[1], AS_FORKED) != entry.token
         }
         self._made: dict[Key, None] = {}  # functions
 
@@ -334,7 +337,7 @@ class _Loading:
         values = {
             name: (attribute.token, _load(attribute.data) if attribute.token else known.forked.get(name))
             for name, attribute in self._classes[class_id].attributes.items()
-            if attribute.is_early is is_early and known.lacks(name, attribute.token)
+            if attribute.is_early is is_early and known.tokens.get(name, AS_FORKED) != attribute.token
         }
         if values:
             self.space.set(known, values)
