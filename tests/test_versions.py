@@ -12,6 +12,7 @@ import calls
 import pytest
 
 from omniq_executor import CodeChanged, PersistentExecutor, Status
+from omniq_executor.code.versions import Version
 from omniq_executor.model.functions import Functions
 
 WAIT_S = 30.0
@@ -156,6 +157,16 @@ def test_docstrings_and_lines_are_no_code(make_executor: MakeExecutor, module: A
     edited = module('def f():\n    "old"\n    return 1\n')
     module('# moved\n\ndef f():\n    "new text"\n    return 1\n', load=False)
     assert make_executor(1).submit(edited.f).result(WAIT_S) == 1
+
+
+def test_the_line_of_a_class_within_a_function_is_no_code(module: Any) -> None:
+    """Since Python 3.13 its body stores it."""
+    source = "def f(n):\n    class C:\n        value = {}\n    return C.value + n\n"
+    digests = [
+        Version(module(moved + source.format(value)).f, own=["edited"]).digests
+        for moved, value in (("", 1), ("# moved\n", 1), ("", 2), ("\n", 3), ("", 3))
+    ]
+    assert digests[0] == digests[1] != digests[2] != digests[3] == digests[4]
 
 
 def test_a_function_that_was_replaced_here_alone_is_not_run(

@@ -17,6 +17,7 @@ Byte code says nothing between two versions of Python; there the texts of the fi
 """
 
 import contextlib
+import dis
 import functools
 import importlib
 import importlib.util
@@ -47,6 +48,7 @@ from .modules import (
 
 _PYTHON = sys.implementation.cache_tag
 _HAS_DOCSTRING = 0x4000000  # a flag of code since 3.14
+_FIRST_LINE = "__firstlineno__"
 _METHODS = (functools.partialmethod, functools.singledispatchmethod)
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property, type, *_METHODS)
 _LOOKED_INTO = 10_000  # items of a container, for functions among them
@@ -377,12 +379,28 @@ def _code_digest(code: CodeType) -> bytes:
     constants = list(code.co_consts)
     if constants and type(constants[0]) is str and code.co_name[:1] != "<":
         constants[0] = None  # the docstring
+    steps = code.co_code
+    if _FIRST_LINE in code.co_names:
+        steps = _without_first_line(code, constants)
     parts = (
         code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & (_HAS_DOCSTRING - 1),
-        code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_exceptiontable,
+        steps, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_exceptiontable,
         [_constant(each) for each in constants],
     )  # fmt: skip
     return hash_of(repr(parts).encode("utf-8", "surrogatepass"))
+
+
+def _without_first_line(code: CodeType, constants: list[Any]) -> bytes:
+    """Return the steps of the body of a class without its line number, which it stores since 3.13."""
+    steps = [*dis.get_instructions(code)]
+    loads = [step.arg for step in steps if step.opcode in dis.hasconst]
+    for load, store in itertools.pairwise(steps):
+        if store.opname == "STORE_NAME" and store.argval == _FIRST_LINE:
+            if load.opname == "LOAD_SMALL_INT":  # since 3.14
+                return code.co_code[: load.offset + 1] + b"\0" + code.co_code[load.offset + 2 :]
+            if load.arg is not None and loads.count(load.arg) == 1:  # else it is a constant of the user's, too
+                constants[load.arg] = None
+    return code.co_code
 
 
 def _constant(value: Any) -> str:
