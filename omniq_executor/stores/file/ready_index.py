@@ -21,7 +21,6 @@ from typing import Any
 
 from ...model.task import Task, tier
 from .. import permissions
-from .folders import write_all
 from .journal import read_all
 
 Place = tuple[int, int, int]  # minus the priority, eta, id
@@ -141,7 +140,8 @@ class ReadyIndex:
 
     def _write(self, lines: list[str]) -> None:
         self._open()
-        write_all(self._fd, "".join(["\n", *lines]).encode())  # the line end first: half a line may stand before it
+        # The line end first: half a line may stand before it.
+        permissions.write_all(self._fd, "".join(["\n", *lines]).encode())
 
 
 def _line(lane: Lane, place: Place) -> str:
