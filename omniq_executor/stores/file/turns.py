@@ -109,8 +109,7 @@ class Turns(OfFiles):
             heapq.heapify(heap)
             while heap and len(claimed) < enough:
                 place, lane = heapq.heappop(heap)
-                known[lane].pop(now)
-                if (next_place := known[lane].first(now)) is not None:
+                if (next_place := known[lane].drop_first(now)) is not None:
                     heapq.heappush(heap, (next_place, lane))
                 record = changes.new.get(place[-1]) or self._tasks.load(place[-1])
                 if record is not None and self._is_at(record, lane, place):
@@ -129,7 +128,7 @@ class Turns(OfFiles):
     def _lanes_of(self, changes: Changes, run: Run, work: Turn) -> list[Lane]:
         """Return the lanes that a turn claims from, those of a queue beside each other, and the queues in any order."""
         known = self._tasks.lanes()
-        for lane in [lane for lane, places in known.items() if places.next() is None]:
+        for lane in [lane for lane, places in known.items() if not places]:
             del known[lane]
         names = (run.queue,) if work.queues is None else work.queues
         found = {*known, *(lane_of(record.task) for record in changes.new.values() if is_claimable(record.task))}
@@ -140,22 +139,22 @@ class Turns(OfFiles):
         order = {queue: random.random() for queue, _, _ in lanes}
         return sorted(lanes, key=lambda lane: (order[lane[0]], lane))
 
-    def _next_of(self, lane: Lane) -> Place | None:
-        """Return the next place of a lane, due or not; those before it that are out of date are taken out."""
+    def _has_tasks(self, lane: Lane) -> bool:
+        """Return whether a lane has tasks, due or not; places that are out of date are taken out until one is right."""
         places = self._tasks.lanes()[lane]
-        while (place := places.next()) is not None:
-            places.drop_next()
+        while places:
+            place = places.take()
             record = self._tasks.load(place[-1])
             if record is not None and self._is_at(record, lane, place):
                 places.push(place)
-                return place
-        return None
+                return True
+        return False
 
     def _next_tier(self, run: Run, work: Turn) -> int | None:
         """Return the next tier that has PENDING tasks of what the turn claims from."""
         for tier in range(work.tier + 1, LAST_TIER + 1):
             while lanes := self._lanes_of(Changes(), run, replace(work, tier=tier)):
-                if any(self._next_of(lane) is not None for lane in lanes):
+                if any(map(self._has_tasks, lanes)):
                     return tier
         return None
 
