@@ -36,7 +36,7 @@ def load() -> Callable[[int, bytes], Any]:
         space = spaces.space_of(number)
         space.enter()
         try:
-            return codec.load_function(data)
+            return codec.decode(data)
         finally:
             sys.modules["__main__"], sys.modules["__mp_main__"] = before[0], before[1] or before[0]
             spaces._here.space = None

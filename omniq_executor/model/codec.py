@@ -29,8 +29,8 @@ from .schema import OPTIONS, ErrorInfo, Kind, Options
 
 _PROTOCOL = 5
 _MAX_DEPTH = 60  # deeper values are pickled; SQLite's own JSON parser stops at 1000
-_SCALARS = frozenset({int, str, float, bool, type(None)})
-_BY_NAME = b"__main__"  # stands in every pickle that names something of the script
+SCALARS = frozenset({int, str, float, bool, type(None)})
+BY_NAME = b"__main__"  # stands in every pickle that names something of the script
 _SCRIPT_NAMES = tuple(name.encode() for name in modules.MAINS)
 
 _TUPLES = {name for name, field in OPTIONS.items() if field.kind in (Kind.TEXTS, Kind.IDS)}
@@ -64,9 +64,11 @@ def _encode_plain(value: Any) -> str | None:
     """Do as `encode_json`, for what is made of JSON's own types; a tuple is written as a list."""
     try:
         text = _encode_json(value)
-    except ValueError:  # NaN, an infinity, or an int of more digits than Python converts
+        if not text.isascii():
+            text.encode()
+    except ValueError:  # NaN, an infinity, an int of more digits than Python converts, or a lone surrogate
         return None
-    return text if _is_unicode(text) else None
+    return text
 
 
 def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | bytes, str | None]:
@@ -100,14 +102,9 @@ def encode_rows(rows: Sequence[Sequence[Any]]) -> str | None:
     Only for scalars: a look at the types, a column at a time, is all it costs beyond the encoder.
     """
     for column in zip(*rows, strict=True):
-        if not _SCALARS.issuperset(map(type, column)):
+        if not SCALARS.issuperset(map(type, column)):
             return None
     return _encode_plain(rows)
-
-
-def is_scalar(value: Any) -> bool:
-    """Return whether the value is of a type that `encode_rows` takes."""
-    return type(value) in _SCALARS
 
 
 def join(texts: Iterable[str]) -> str:
@@ -130,7 +127,7 @@ def write(value: Any, snapshot: Any = None) -> spaces.Payload:
     plain = None
     try:
         plain = pickle.dumps(value, _PROTOCOL)
-        if _BY_NAME not in plain:
+        if BY_NAME not in plain:
             return spaces.Payload(plain)
     except Exception:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
         pass
@@ -144,16 +141,6 @@ def write(value: Any, snapshot: Any = None) -> spaces.Payload:
         return spaces.Payload(pickle.dumps(modules.Reduced(spaces.by_name, (plain, str(error))), _PROTOCOL))
 
 
-def names_script(data: bytes) -> bool:
-    """Return whether a pickle may name something of the script."""
-    return _BY_NAME in data
-
-
-def dump_path(path: str) -> bytes:
-    """Return as a pickle a function by its dotted path, which need not be importable here."""
-    return pickle.dumps(modules.Reduced(imported, (path,)), _PROTOCOL)
-
-
 def imported(path: str) -> Any:
     """Return what has a dotted path, which does not say where the module ends. Raise ImportError if nothing has it."""
     import pkgutil
@@ -162,11 +149,6 @@ def imported(path: str) -> Any:
         return pkgutil.resolve_name(path)
     except AttributeError as error:  # of a function that is not there; workers look for others in the script then
         raise ImportError(f"there is no {path}: {error}") from error
-
-
-def load_function(data: bytes) -> Any:
-    """Return the function of a stored pickle."""
-    return pickle.loads(data)
 
 
 def encode_error(error: ErrorInfo) -> str:
@@ -203,20 +185,9 @@ def decode_options(text: str | None) -> Options | None:
     return Options(**fields).or_none()
 
 
-def _is_unicode(text: str) -> bool:
-    """Return whether the text can be written as UTF-8: lone surrogates cannot."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _is_plain(value: Any, seen: set[int], depth: int) -> bool:
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in SCALARS:
         return True
     if kind is list:
         items = value
@@ -227,7 +198,7 @@ def _is_plain(value: Any, seen: set[int], depth: int) -> bool:
     if id(value) in seen or depth == _MAX_DEPTH:
         return False
     seen.add(id(value))
-    if _SCALARS.issuperset(map(type, items)):
+    if SCALARS.issuperset(map(type, items)):
         return True
     return all(_is_plain(item, seen, depth + 1) for item in items)
 

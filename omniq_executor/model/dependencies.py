@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..code import modules
 from ..errors import DependencyFailed
 from . import codec
 from .task import format_id, parse_id
@@ -84,17 +85,7 @@ class Reference:
 
 def bind(args: str | bytes, kwargs: str | None, results: Mapping[int, str | bytes]) -> bytes:
     """The stored form of a call whose arguments refer to results, from its own and theirs."""
-    return pickle.dumps(_Bound(args, kwargs, results), 5)
-
-
-class _Bound:
-    """Pickles as the arguments that it makes."""
-
-    def __init__(self, *parts: Any) -> None:
-        self._parts = parts
-
-    def __reduce__(self) -> Any:
-        return load_bound, self._parts
+    return pickle.dumps(modules.Reduced(load_bound, (args, kwargs, results)), 5)
 
 
 def load_bound(args: str | bytes, kwargs: str | None, results: Mapping[int, str | bytes]) -> Any:

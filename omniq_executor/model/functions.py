@@ -71,7 +71,8 @@ class Functions:
             self._keep(
                 written.signature, known._replace(function=described) if len(written.data) < _LARGEST_KEPT else known
             )
-        elif type(function) in _NAMED and _is_by_name(function, written.data):
+        elif type(function) in _NAMED and function.__module__ != "__main__" and written.data == _pickled(function):
+            # By value or by name after all, a function of the script is never cached; see the class.
             self._keep(function, known._replace(function=described))
         return described
 
@@ -85,7 +86,7 @@ class Functions:
 
         One that names what is the script's would be the same after an edit: it is another one in each process.
         """
-        is_by_name = codec.names_script(written.data) if written.signature is None else self._snapshot is not None
+        is_by_name = codec.BY_NAME in written.data if written.signature is None else self._snapshot is not None
         if not is_by_name:
             return modules.hash_of(written.data)
         return self._of_this_process.setdefault(written.signature or written.data, os.urandom(16))
@@ -112,7 +113,7 @@ def named(path: str) -> Function:
         if not callable(found):
             raise ValueError(f"{path!r} is no function of this script, and workers have no other")
         return Functions().describe(found)
-    pickled = codec.dump_path(path)
+    pickled = pickle.dumps(modules.Reduced(codec.imported, (path,)), 5)  # it need not be importable here
     return Function(modules.hash_of(pickled), path, pickled)
 
 
@@ -181,7 +182,7 @@ def _size(value: Any) -> int:
     size = getattr(value, "nbytes", None)
     if isinstance(size, int):
         return size
-    return len(value) if isinstance(value, str | bytes | bytearray) else len(_dumps_or_none(value) or b"")
+    return len(value) if isinstance(value, str | bytes | bytearray) else len(_pickled(value) or b"")
 
 
 def _shown(size: int) -> str:
@@ -194,12 +195,7 @@ def _shown(size: int) -> str:
 _NAMED = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
 
 
-def _is_by_name(function: Any, pickled: bytes) -> bool:
-    # By value or by name after all, a function of the script is never cached; see the class.
-    return getattr(function, "__module__", None) != "__main__" and pickled == _dumps_or_none(function)
-
-
-def _dumps_or_none(function: Any) -> bytes | None:
+def _pickled(function: Any) -> bytes | None:
     try:
         return pickle.dumps(function, 5)
     except (pickle.PicklingError, AttributeError, TypeError):

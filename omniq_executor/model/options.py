@@ -83,7 +83,10 @@ def retry_at(options: Options, error: ErrorInfo, now: int) -> int | None:
         backoff, retry_on = (None, Exception) if options.policy is None else pickle.loads(options.policy)
         if not _is_among(error, retry_on):
             return None
-        delay_s = backoff_s(retry, random.random()) if backoff is None else float(_call(backoff, retry))
+        if backoff is None:
+            delay_s = backoff_s(retry, random.random())
+        else:
+            delay_s = float(backoff(retry) if callable(backoff) else backoff)
         if not 0 <= delay_s < math.inf:
             raise ValueError(f"{delay_s} is no number of seconds to wait")
     except Exception:  # noqa: BLE001 - both are the user's, and so is what unpickling them runs
@@ -99,10 +102,6 @@ def _is_among(error: ErrorInfo, kinds: RetryOn) -> bool:
     except Exception:  # noqa: BLE001 - what cannot be rebuilt is some exception of the call's all the same
         raised = Exception()
     return isinstance(raised, kinds) and not isinstance(raised, NotImportable | CodeChanged | DependencyFailed)
-
-
-def _call(backoff: Backoff, retry: int) -> float:
-    return backoff(retry) if callable(backoff) else backoff
 
 
 def _policy(backoff: Backoff | None, retry_on: RetryOn) -> bytes | None:

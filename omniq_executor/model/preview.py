@@ -58,14 +58,10 @@ class _StandIn(metaclass=_Named):
         made.given = [*given, *named.values()]
         return made
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
     def __setstate__(self, state: Any) -> None:
         self.given.append(state)
 
-    def append(self, item: Any) -> None:
-        self.given.append(item)
+    append = __setstate__
 
     def extend(self, items: Any) -> None:
         self.given.extend(items)
@@ -75,9 +71,6 @@ class _StandIn(metaclass=_Named):
 
     def __call__(self, *given: Any) -> Any:
         return type(self)(*given)
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def __repr__(self) -> str:
         return f"{self.label}({', '.join(map(_shorten.repr, self.given[:4]))})"
@@ -97,6 +90,3 @@ _OF_PAYLOADS: dict[str, Any] = {
 
 def _stand_in(label: str) -> Any:
     return _Named("StandIn", (_StandIn,), {"label": label})
-
-
-__all__ = ["MOST_BYTES", "preview", "shown_arguments"]

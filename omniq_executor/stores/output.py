@@ -37,11 +37,9 @@ class Output:
 
     def prepare(self) -> Path:
         """Make the folder, unless it is there; returns it. Raises StoreError where that is not possible."""
-        try:
+        with permissions.explained(f"{self.folder} cannot be made"):
             permissions.make_folder(self.folder)
             permissions.check_private(self.folder)
-        except OSError as error:
-            raise StoreError(f"{self.folder} cannot be made: {permissions.explain(error)}") from error
         return self.folder
 
     def attempts(self, number: int, most: int | None = None) -> list[int]:
@@ -52,10 +50,8 @@ class Output:
         if most is not None:
             candidates: Iterable[int] = range(1, most + 1)
         else:
-            try:
+            with permissions.explained(f"{self.folder} cannot be looked at"):
                 candidates = sorted(self._index().get(number, ()))
-            except OSError as error:
-                raise StoreError(f"{self.folder} cannot be looked at: {permissions.explain(error)}") from error
         return [attempt for attempt in candidates if self._size(log_name(number, attempt))]
 
     def read(self, number: int, attempt: int, start: int = 0, most: int = -1) -> bytes:
@@ -96,7 +92,7 @@ class Output:
         What was copied before, and has not grown since, is not copied again. Raises StoreError.
         """
         copied = False
-        try:
+        with permissions.explained(f"{other.folder} cannot be copied to {self.folder}"):
             for _, _, name in list(other._files()):
                 if other._size(name) != self._size(name):
                     self.prepare()
@@ -105,21 +101,13 @@ class Output:
                         copied = True
             if copied:
                 os.sync()  # a file after the other would take minutes
-        except OSError as error:
-            raise StoreError(
-                f"{other.folder} cannot be copied to {self.folder}: {permissions.explain(error)}"
-            ) from error
 
     def move_to(self, other: "Output") -> None:
         """Move all files to another folder on the same disk; those of the same name there are replaced."""
-        try:
+        with permissions.explained(f"{self.folder} cannot be moved to {other.folder}"):
             for _, _, name in list(self._files()):
                 other.prepare()
                 os.replace(self.folder / name, other.folder / name)
-        except OSError as error:
-            raise StoreError(
-                f"{self.folder} cannot be moved to {other.folder}: {permissions.explain(error)}"
-            ) from error
 
     def _index(self) -> dict[int, list[int]]:
         """Return the attempts of all tasks, which is kept until the folder changes."""

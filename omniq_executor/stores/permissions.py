@@ -12,8 +12,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import Timeout
+
 from ..errors import StoreError
 
+BUSY_TIMEOUT_S = 30.0  # how long a store's locks are waited for
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH  # with an access list, the group's bits show what it grants at most
 
 
@@ -72,6 +75,12 @@ def make_folder(folder: Path) -> None:
             folder.chmod(0o700)  # an umask can only take away; here it may have taken too much
 
 
+def make_folders(folder: Path) -> None:
+    """Make such a folder with all that it is in."""
+    for parent in reversed((folder, *folder.parents)):
+        make_folder(parent)
+
+
 def make_file(path: Path) -> None:
     """Make an empty file that only its user can read, whatever the umask. Raises FileExistsError if it is there."""
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -87,6 +96,39 @@ def have_mode(fd: int) -> None:
         os.fchmod(fd, 0o600)
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, where the system may take a part at a time."""
+    written = os.write(fd, data)
+    while written < len(data):
+        written += os.write(fd, memoryview(data)[written:])
+
+
+def write_whole(path: Path, data: bytes, durable: bool) -> None:
+    """Have a file hold this, whole or not at all: it is written beside it, and takes its place."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        have_mode(fd)
+        write_all(fd, data)
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(fresh, path)
+    if durable:
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Raise the system's errors, and those of locks, as a StoreError that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{what}: {explain(error)}") from error
+
+
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """Give the path to make something at that appears at `path`, whole, when the block is left without an error.
@@ -98,9 +140,8 @@ def appearing(path: Path) -> Iterator[Path]:
         raise StoreError(taken)
     path = path.absolute()
     check_place(path.parent)
-    try:
-        for folder in reversed(path.parents):
-            make_folder(folder)
+    with explained(f"{path} cannot be made"):
+        make_folders(path.parent)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as where:
             fresh = Path(where, path.name)
             yield fresh
@@ -110,14 +151,10 @@ def appearing(path: Path) -> Iterator[Path]:
             sync(fresh)
             try:
                 os.link(fresh, path)  # unlike a renaming, it replaces nothing
-            except FileExistsError:
-                raise
+            except FileExistsError as error:
+                raise StoreError(taken) from error
             except OSError:  # not every file system has such links
                 os.rename(fresh, path)
-    except FileExistsError as error:
-        raise StoreError(taken) from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be made: {explain(error)}") from error
 
 
 def sync(path: Path) -> None:
@@ -130,7 +167,9 @@ def sync(path: Path) -> None:
 
 
 def explain(error: OSError) -> str:
-    """Say what an error of the system's was about, and what can be done."""
+    """Say what an error of the system's, or of a lock, was about, and what can be done."""
+    if isinstance(error, Timeout):
+        return f"another process has held it for more than {BUSY_TIMEOUT_S:.0f} s"
     remedy = {
         errno.EMFILE: "close some, or raise the limit (`ulimit -n`)",
         errno.ENFILE: "close some, or raise the system's limit",

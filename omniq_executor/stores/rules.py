@@ -22,17 +22,31 @@ def shares(queues: Sequence[_Queue], most: int, claimed: Sequence[object]) -> It
 
 
 class PastRun(NamedTuple):
-    """A run of a queue and a context whose owner is gone, as a later one sees it that may continue it."""
+    """A run, as one that begins or ends sees it."""
 
     id: int
+    likeness: tuple[object, str]  # its queue and context, which it has in common with those that continue and settle it
+    continues: Sequence[int]
     session: int
     is_broken: bool  # it did not end, or not clean
     settled: bool
-    continues: Sequence[int]
+    is_over: bool  # its owner is gone, and so is its session
+
+
+def ended(past: Iterable[PastRun], own: Collection[int], keep_broken: bool) -> tuple[set[int], set[int]]:
+    """Return which runs are clean and which are settled as these end clean: themselves, and those like them.
+
+    With `keep_broken` those of them that are broken stay as they are, and all that are like them.
+    """
+    unsettled = [run for run in past if not run.settled]
+    kept = [run for run in unsettled if keep_broken and run.is_broken and run.id in own]
+    alike = {run.likeness for run in unsettled if run.id in own}.difference(run.likeness for run in kept)
+    settled = {run.id for run in unsettled if run.likeness in alike and (run.is_over or run.id in own)}
+    return set(own).difference(run.id for run in kept), settled
 
 
 def continued(past: Iterable[PastRun], resume: Resume, session: int) -> set[int]:
-    """Return which of these runs a run of `session` continues; those of other sessions are over."""
+    """Return which of these runs, which are alike and over, a run of `session` continues."""
     newest = sorted(past, reverse=True)
     found: list[PastRun] = []
     if resume != "never":

@@ -12,7 +12,7 @@ from omniq_executor.stores.base import Run, Turn
 from omniq_executor.stores.owners import Owners
 from omniq_executor.stores.sqlite import runs, turns
 from omniq_executor.stores.sqlite.store import SQLiteStore
-from omniq_executor.stores.sqlite.tables import PENDING, RUNNING, Transaction
+from omniq_executor.stores.sqlite.tables import PENDING, RUNNING
 
 SetAttr = Callable[[Any, str, Any], None]
 Mutation = Callable[[SetAttr], None]
@@ -61,11 +61,12 @@ def _forgetting_adopted(setattr: SetAttr) -> None:
 
 
 def _not_settling(setattr: SetAttr) -> None:
-    def only_itself(ids: Any, like: Any) -> Transaction:
-        return (yield from settle(ids, []))
+    def only_itself(past: Any, own: Any, keep_broken: bool) -> tuple[set[int], set[int]]:
+        clean, settled = ended(past, own, keep_broken)
+        return clean, settled.intersection(own)
 
-    settle = runs._settle_runs
-    setattr(runs, "_settle_runs", only_itself)
+    ended = runs.ended
+    setattr(runs, "ended", only_itself)
 
 
 def _continuing(change: Callable[[Any], Any]) -> Mutation:

@@ -220,7 +220,7 @@ class _Worker:
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
                 self._put_error(sequence, error, self._functions[function_id], row if text is not None else None)
             else:
-                if codec.is_scalar(value):
+                if type(value) in codec.SCALARS:
                     with self._lock:
                         if not self._values:
                             self._first = sequence
@@ -264,7 +264,7 @@ class _Worker:
     def _load(self, function_id: int, function: bytes) -> Any:
         self._space.take_record()  # of arguments, or of the initializer
         try:
-            loaded = codec.load_function(function)
+            loaded = codec.decode(function)
         except AttributeError as error:
             if self.script is None or self._space.has_imported or self._space.record is not None:
                 raise
@@ -274,7 +274,7 @@ class _Worker:
             except (Exception, SystemExit) as second:  # whatever the script does
                 failure = f"{error}; that import failed: {type(second).__name__}: {second}"
                 raise SerializationError(failure) from second
-            loaded = codec.load_function(function)
+            loaded = codec.decode(function)
         record = self._space.take_record()
         if record is not None:
             self._records[function_id] = record

@@ -63,9 +63,10 @@ class Folders:
     def read(self, number: int) -> Record | None:
         """Return a task, or None if there is none. Raises Damaged."""
         try:
-            return from_text(number, self._read("tasks", _name(number)))
+            fd = os.open(_name(number), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._fds["tasks"])
         except FileNotFoundError:
             return None
+        return from_text(number, _read_and_close(fd))
 
     def create(self, record: Record, text: bytes) -> None:
         """Write a new task and its links, or nothing."""
@@ -77,13 +78,10 @@ class Folders:
                 made.append((folder, name))
                 if folder == "tasks":
                     self._write(name, text, os.O_CREAT | os.O_EXCL)
-        except FileExistsError:
-            for folder, name in made if len(made) > 1 else []:  # not a task that was there before
-                self._unlink(folder, name)
-            raise
-        except OSError:
-            for folder, name in made:
-                self._unlink(folder, name)
+        except OSError as error:
+            if len(made) > 1 or not isinstance(error, FileExistsError):  # not a task that was there before
+                for folder, name in made:
+                    self._unlink(folder, name)
             raise
 
     def remove(self, record: Record) -> None:
@@ -180,21 +178,8 @@ class Folders:
 
     def write_json(self, folder: str, name: str, content: Any) -> None:
         """Write a file whole or not at all."""
-        path = self.root / folder / name
-        fresh = path.with_name(f"{name}.{os.getpid()}.new")
-        with contextlib.suppress(FileNotFoundError):
-            fresh.unlink()
-        fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        try:
-            permissions.have_mode(fd)
-            write_all(fd, (json.dumps(content, indent=2) + "\n").encode())
-            if self._durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(fresh, path)
-        if self._durable:
-            permissions.sync(path.parent)
+        text = json.dumps(content, indent=2) + "\n"
+        permissions.write_whole(self.root / folder / name, text.encode(), self._durable)
 
     def json_names(self, folder: str) -> Iterator[str]:
         """Give the files of a folder, without their suffix."""
@@ -261,13 +246,11 @@ class Folders:
             if name.endswith(".new"):  # somebody died over it
                 (self.root / folder / name).unlink()
             elif name.endswith(_SUFFIX):
-                content = None
                 with contextlib.suppress(OSError):
-                    content = self.read_json(folder, name, fields)
-                if content is not None:
-                    good.append(name.removesuffix(_SUFFIX))
-                else:
-                    self.quarantine(folder, name, f"it is damaged; {loss}", is_lost=True)
+                    if self.read_json(folder, name, fields) is not None:
+                        good.append(name.removesuffix(_SUFFIX))
+                        continue
+                self.quarantine(folder, name, f"it is damaged; {loss}", is_lost=True)
         return good
 
     def relink(self, number: int) -> Record | None:
@@ -295,9 +278,6 @@ class Folders:
 
     # underneath
 
-    def _read(self, folder: str, name: str) -> bytes:
-        return _read_and_close(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._fds[folder]))
-
     def _write(self, name: str, text: bytes, flags: int, shorter: bool = False) -> None:
         # In place, by one write: to rename a new file over the old one costs ten times as much. A reader
         # without the lock may find half of it, and a process may die there; the journal has it whole.
@@ -305,7 +285,7 @@ class Folders:
         try:
             if flags:
                 permissions.have_mode(fd)
-            write_all(fd, text)
+            permissions.write_all(fd, text)
             if shorter:
                 os.ftruncate(fd, len(text))
         finally:
@@ -351,19 +331,9 @@ def _key_name(queue: str, key: str) -> str:
 
 def _read_and_close(fd: int) -> bytes:
     try:
-        data = os.read(fd, _READ_BYTES)
-        if len(data) < _READ_BYTES:
-            return data
-        pieces = [data]
-        while piece := os.read(fd, _READ_BYTES):
-            pieces.append(piece)
+        pieces = [os.read(fd, _READ_BYTES)]
+        while len(pieces[-1]) == _READ_BYTES:
+            pieces.append(os.read(fd, _READ_BYTES))
         return b"".join(pieces)
     finally:
         os.close(fd)
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of it, where the system may take a part at a time."""
-    written = os.write(fd, data)
-    while written < len(data):
-        written += os.write(fd, memoryview(data)[written:])

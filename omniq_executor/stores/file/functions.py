@@ -15,15 +15,11 @@ class Functions:
 
     def __init__(self, folders: Folders) -> None:
         self._folders = folders
-        self._known: dict[bytes, Function] = {}
-
-    def known(self, digest: bytes) -> Function | None:
-        """Return a function without a look at its file."""
-        return self._known.get(digest)
+        self.known: dict[bytes, Function] = {}  # those found without a look at a file
 
     def keep(self, function: Function) -> None:
         """Have a function on disk."""
-        if function.digest not in self._known:
+        if function.digest not in self.known:
             name = f"{function.digest.hex()}.json"
             if self._folders.read_json("functions", name, FUNCTION_FIELDS) is None:
                 content = {"path": function.path, "pickle": base64.b64encode(function.pickle).decode()}
@@ -32,7 +28,7 @@ class Functions:
 
     def read(self, digest: bytes) -> Function:
         """Return a function. Raises FunctionLost if there is none."""
-        found = self._known.get(digest)
+        found = self.known.get(digest)
         if found is None:
             content = self._folders.read_json("functions", f"{digest.hex()}.json", FUNCTION_FIELDS)
             if content is None:
@@ -43,9 +39,9 @@ class Functions:
 
     def forget(self) -> None:
         """Take no function for stored: some may have been purged."""
-        self._known.clear()
+        self.known.clear()
 
     def _remember(self, function: Function) -> None:
-        if len(self._known) == _KNOWN:
-            self._known.clear()
-        self._known[function.digest] = function
+        if len(self.known) == _KNOWN:
+            self.known.clear()
+        self.known[function.digest] = function

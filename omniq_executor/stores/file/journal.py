@@ -19,7 +19,6 @@ one open reads its rest first; whoever missed more than one has to look at every
 Every method is called under the store's lock.
 """
 
-import contextlib
 import os
 import zlib
 from pathlib import Path
@@ -64,7 +63,7 @@ class Journal:
             boot = self._attach()
         except (FileNotFoundError, ValueError):  # there is none, or a cut of power left half of one
             self.close()
-            self._begin(generation=1)
+            permissions.write_whole(self._path, _header(1, _HEADER_BYTES, self._boot), self._durable)
             boot = self._attach()
         self._read_to = self._applied
         if boot == self._boot:
@@ -144,26 +143,10 @@ class Journal:
 
     def rotate(self) -> None:
         """Begin anew. All entries must be applied, and with `durable` all files that they name be synced."""
-        self._begin(self._generation + 1)
+        permissions.write_whole(self._path, _header(self._generation + 1, _HEADER_BYTES, self._boot), self._durable)
         os.close(self._fd)
         self._attach()
         self._read_to = self._applied
-
-    def _begin(self, generation: int) -> None:
-        fresh = self._path.with_name(self._path.name + ".new")
-        with contextlib.suppress(FileNotFoundError):
-            fresh.unlink()
-        fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        try:
-            permissions.have_mode(fd)
-            os.write(fd, _header(generation, _HEADER_BYTES, self._boot))
-            if self._durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(fresh, self._path)
-        if self._durable:
-            permissions.sync(self._path.parent)
 
     def _attach(self) -> str:
         """Open the file that is there now; returns the boot it was written in."""

@@ -21,7 +21,6 @@ from typing import Any
 
 from ...model.task import Task, tier
 from .. import permissions
-from .folders import write_all
 from .journal import read_all
 
 Place = tuple[int, int, int]  # minus the priority, eta, id
@@ -62,26 +61,21 @@ class Places:
             heapq.heappush(self._later, (place[1], place))
         return self._due[0] if self._due else None
 
-    def pop(self, now: int) -> Place | None:
-        """Take out the first place that is due."""
-        return None if self.first(now) is None else heapq.heappop(self._due)
+    def drop_first(self, now: int) -> Place | None:
+        """Take out what `first()` gave; returns what it gives then."""
+        heapq.heappop(self._due)
+        return self.first(now)
 
     def next_due(self) -> int | None:
         """Return when the next place is due, if none is now."""
         return self._later[0][0] if self._later else None
 
-    def next(self) -> Place | None:
-        """Return a place, due or not, or None if there is none."""
-        if self._due:
-            return self._due[0]
-        return self._later[0][1] if self._later else None
+    def __len__(self) -> int:
+        return len(self._due) + len(self._later)
 
-    def drop_next(self) -> None:
-        """Take out what `next()` gives."""
-        if self._due:
-            heapq.heappop(self._due)
-        else:
-            heapq.heappop(self._later)
+    def take(self) -> Place:
+        """Take out one place, due or not. There must be one."""
+        return heapq.heappop(self._due) if self._due else heapq.heappop(self._later)[1]
 
 
 class ReadyIndex:
@@ -141,7 +135,8 @@ class ReadyIndex:
 
     def _write(self, lines: list[str]) -> None:
         self._open()
-        write_all(self._fd, "".join(["\n", *lines]).encode())  # the line end first: half a line may stand before it
+        # The line end first: half a line may stand before it.
+        permissions.write_all(self._fd, "".join(["\n", *lines]).encode())
 
 
 def _line(lane: Lane, place: Place) -> str:

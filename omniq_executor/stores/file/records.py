@@ -58,14 +58,6 @@ class Record:
         """Return the record after its next claim."""
         return self.after(Event.CLAIM, now, claim=Claim(owner, self.task.attempts + 1))
 
-    def release(self, now: int) -> "Record":
-        """Return the record after its claim is taken back from its owner."""
-        return self.after(Event.RELEASE, now, claim=Claim(self.task.owner or 0, self.task.attempts))
-
-    def orphan(self, now: int) -> "Record":
-        """Return the record after the death of the owner of its claim."""
-        return self.after(Event.ORPHAN, now)
-
     def changed(self, task: Task) -> "Record":
         """Return the record with the task changed otherwise; it is this one if that is the same."""
         return self if task is self.task else replace(self, task=task, version=self.version + 1)
@@ -174,15 +166,11 @@ def from_text(number: int, data: bytes) -> Record:
         fields = json.loads(data)
         if fields["id"] != format_id(number):
             raise Damaged(f"it speaks of {fields['id']}")
-        return _record(fields, len(data))
+        identity = None if (text := fields.get("identity")) is None else bytes.fromhex(text)
+        version, digest = _checked(fields["version"], int), bytes.fromhex(fields["function"])
+        return Record(_read(fields), digest, identity, version, len(data), fields.get("removed", False))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
-
-
-def _record(fields: dict[str, Any], size: int) -> Record:
-    identity = None if (text := fields.get("identity")) is None else bytes.fromhex(text)
-    version, digest = _checked(fields["version"], int), bytes.fromhex(fields["function"])
-    return Record(_read(fields), digest, identity, version, size, fields.get("removed", False))
 
 
 def _values(fields: dict[str, Field], usual: dict[str, Any]) -> Iterator[str]:

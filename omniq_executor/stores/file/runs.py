@@ -3,20 +3,22 @@
 import contextlib
 import logging
 import os
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ... import slots
-from ...model.task import FINISHED, Call, Event, Function, Status, Task
+from ...errors import StoreError
+from ...model.task import FINISHED, Call, Claim, Event, Function, Status, Task
 from ..base import Leftover, Owner, Run, TaskState, now
 from ..owners import new_owner_id
-from ..rules import PastRun, Resume, continued
+from ..rules import PastRun, Resume, continued, ended
 from .folders import WAITING
 from .records import Record
-from .tasks import Changes, OfFiles, found
+from .tasks import OfFiles, found
 
 RUN_FIELDS = {"queue", "owner", "continues", "started_at", "ended_at", "clean", "settled"}
+_Changes = dict[int, dict[str, Any]]  # by run
 OWNER_FIELDS = {"queue", "host", "pid", "opened_at"}
 SESSION_FIELDS = {"host", "pid", "started_at"}
 
@@ -70,7 +72,7 @@ class Runs(OfFiles):
             dead = self._suspects(owner.id for owner in self._registered() if not owner.alive)
             sessions = self._dead_sessions()
             orphaned = self._unregister(dead) if dead else 0
-            self._forget_sessions(sessions)
+            self._forget("sessions", sessions)
         for id in [*dead, *sessions]:
             self._owners.forget(id)
         return orphaned
@@ -86,14 +88,17 @@ class Runs(OfFiles):
             return {"queue": "", "host": self._owners.host, "pid": 0, "opened_at": 0}
         return about
 
-    def _forget_sessions(self, sessions: Iterable[int]) -> None:
+    def _forget(self, folder: str, ids: Iterable[int]) -> None:
+        """Remove the files of owners or sessions that are gone."""
         try:
-            for session in sessions:
-                with contextlib.suppress(FileNotFoundError):
-                    (self.path / "sessions" / f"{session}.json").unlink()
+            for id in ids:
+                (self.path / folder / f"{id}.json").unlink(missing_ok=True)
+            if folder == "owners":
+                self._tasks.journal.append(0, [])  # not marked as applied: files of the one before may not be written
         except OSError as error:
-            # What was done before is committed. As soon as its process is dead, so is a session.
-            _log.warning("%s: sessions that are over are forgotten later: %s", self.path, error)
+            # What was done before is committed, and must not look as if it were not: the tasks of an owner are
+            # released, and a session is over as soon as its process is dead.
+            _log.warning("%s: %s that are gone are forgotten later: %s", self.path, folder, error)
 
     def _suspects(self, dead: Iterable[int]) -> dict[int, Collection[int] | None]:
         """Return of each dead owner the tasks that it had begun, or None if any may have been."""
@@ -104,34 +109,24 @@ class Runs(OfFiles):
 
         The tasks that are given with an owner are orphaned, all if it is None; others are released.
         """
-        changes = Changes()
-        for record in self._tasks.of(Status.RUNNING):
-            if record.task.owner in owners:
-                begun = owners[record.task.owner or 0]
-                is_suspect = begun is None or record.task.id in begun
-                changes.change(record, record.orphan(now()) if is_suspect else record.release(now()))
-        self._tasks.apply_waits(changes)
-        self._tasks.commit(0, changes)
+        returned = self._take_back(lambda owner: owner in owners, owners)
         self._tasks.peers = None
-        try:
-            for owner in owners:
-                with contextlib.suppress(FileNotFoundError):
-                    (self.path / "owners" / f"{owner}.json").unlink()
-            self._tasks.journal.append(0, [])  # not marked as applied: files of the one before may not be written
-        except OSError as error:
-            # What they had claimed is released, and must not look as if it were not.
-            _log.warning("%s: owners that are gone are forgotten later: %s", self.path, error)
-        return len(changes.new)
+        self._forget("owners", owners)
+        return returned
 
     def _release_unowned(self, but: Collection[int] = ()) -> int:
         """RELEASE what is RUNNING without a registered owner, or one of `but`; return how many tasks."""
         here = {*self._tasks.folders.numbers("owners"), *but}
-        changes = Changes()
-        for record in self._tasks.of(Status.RUNNING):
-            if record.task.owner not in here:
-                changes.change(record, record.release(now()))
-        self._tasks.apply_waits(changes)
-        self._tasks.commit(0, changes)
+        return self._take_back(lambda owner: owner not in here, {})
+
+    def _take_back(self, is_gone: Callable[[int], bool], suspects: Mapping[int, Collection[int] | None]) -> int:
+        with self._tasks.changing() as changes:
+            for record in self._tasks.all(Status.RUNNING):
+                task, owner = record.task, record.task.owner or 0
+                if is_gone(owner):
+                    begun = suspects.get(owner, ())
+                    event = Event.ORPHAN if begun is None or task.id in begun else Event.RELEASE
+                    changes.change(record, record.after(event, now(), claim=Claim(owner, task.attempts)))
         return len(changes.new)
 
     def notify(self, owner: int) -> None:
@@ -157,31 +152,26 @@ class Runs(OfFiles):
         with self._tasks.locked():
             runs = self._read_runs()
             own = {id for id, run in runs.items() if run["session"] == session and not run["settled"]}
-            changes: dict[int, dict[str, Any]] = {}
             if clean:
-                broken = {id for id in own if keep_broken and _is_broken(runs[id])}
-                kept = {_likeness(runs[id]) for id in broken}
-                changes = {id: {"clean": True} for id in own - broken}
-                changes |= self._settled(runs, {id for id in own if _likeness(runs[id]) not in kept})
+                changes = self._ended(runs, own, keep_broken)
             else:
                 changes = {id: {"clean": False} for id in own if runs[id]["clean"] is None}
             left = self._change_runs(runs, changes)
             # Last: whoever dies before that leaves a session that is over, and runs that are continued.
-            self._forget_sessions([session])
+            self._forget("sessions", [session])
         self._owners.let_go(session)
         return left
 
-    def _settled(self, runs: dict[int, dict[str, Any]], own: Collection[int]) -> dict[int, dict[str, Any]]:
-        """Return what changes of which runs as these are settled, which end clean, and those like them that are over.
+    def _ended(self, runs: dict[int, dict[str, Any]], own: Collection[int], keep_broken: bool) -> _Changes:
+        """Return what changes of which runs as these end clean.
 
-        Those that end clean are the last: whoever dies before that leaves them to be continued.
+        Those are the last: whoever dies before that leaves them to be continued.
         """
-        like = {_likeness(runs[id]) for id in own}
-        others = (id for id in self._over(runs) if id not in own and _likeness(runs[id]) in like)
-        settled = {id: {"settled": True} for id in others if not runs[id]["settled"]}
-        return {**settled, **{id: {"settled": True, "clean": True} for id in own}}
+        clean, settled = ended(self._past(runs), own, keep_broken)
+        others: _Changes = {id: {"settled": True} for id in settled - clean}
+        return others | {id: {"clean": True, "settled": id in settled} for id in clean}
 
-    def _change_runs(self, runs: dict[int, dict[str, Any]], changes: dict[int, dict[str, Any]]) -> list[Leftover]:
+    def _change_runs(self, runs: dict[int, dict[str, Any]], changes: _Changes) -> list[Leftover]:
         """Write these changes of runs; returns what those have left that are settled by it."""
         settled = [id for id, change in changes.items() if change.get("settled")]
         left = self._left_by(settled)
@@ -199,20 +189,17 @@ class Runs(OfFiles):
 
     def _left_by(self, runs: Collection[int]) -> dict[int, int]:
         """Return by run how many PENDING tasks it has, of those that have some."""
-        counts: dict[int, int] = {}
+        counts: Counter[int] = Counter()
         unsure = self._tasks.folders.names(WAITING)
         if any(run in runs for _, run, _ in self._tasks.lanes()):
             for number, places in self._tasks.in_order().items():
                 of = {run for (_, run, _), _ in places}
                 if len(of) > 1:
                     unsure.append(number)
-                elif (run := of.pop()) in runs:  # without a look into its file: there may be very many
-                    counts[run] = counts.get(run, 0) + 1
-        for number in unsure:
-            record = self._tasks.load(number)
-            if record is not None and record.task.status is Status.PENDING and record.task.run in runs:
-                counts[record.task.run] = counts.get(record.task.run, 0) + 1
-        return counts
+                else:  # without a look into its file: there may be very many
+                    counts[of.pop()] += 1
+        counts.update(it.task.run for it in self._tasks.records(unsure) if it.task.status is Status.PENDING)
+        return {run: counts[run] for run in runs if counts[run]}
 
     def _pending_of(self, is_meant: Callable[[str, int], bool]) -> list[Task]:
         """Return what is PENDING of certain queues and runs, waiting or not. It reads hardly any other files."""
@@ -221,14 +208,21 @@ class Runs(OfFiles):
             for number, places in self._tasks.in_order().items():
                 if any(is_meant(queue, run) for (queue, run, _), _ in places):
                     numbers.append(number)
-        tasks = [record.task for number in sorted(numbers) if (record := self._tasks.load(number)) is not None]
+        tasks = [record.task for record in self._tasks.records(sorted(numbers))]
         return [task for task in tasks if task.status is Status.PENDING and is_meant(task.queue, task.run)]
 
-    def _over(self, runs: dict[int, dict[str, Any]], session: int = 0) -> list[int]:
-        """Return those of the runs that have no registered owner and no session that goes on, but for `session`."""
+    def _past(self, runs: dict[int, dict[str, Any]], but: int = 0) -> list[PastRun]:
+        """Return the runs as rules.py has them. The session `but` counts as one that is over."""
         owners = set(self._tasks.folders.numbers("owners"))
-        sessions = set(self._tasks.folders.numbers("sessions")) - {session}
-        return [id for id, run in runs.items() if run["owner"] not in owners and run["session"] not in sessions]
+        sessions = set(self._tasks.folders.numbers("sessions")) - {but}
+        return [
+            PastRun(
+                id, (run["queue"], run["context"]), run["continues"], run["session"],
+                run["clean"] is False or run["ended_at"] is None, run["settled"],
+                run["owner"] not in owners and run["session"] not in sessions,
+            )
+            for id, run in runs.items()
+        ]  # fmt: skip
 
     def begin_run(
         self, queue: str, owner: int, resume: Resume, now: int, *,
@@ -237,11 +231,7 @@ class Runs(OfFiles):
         self.reap(now)  # so that who is registered is alive
         with self._tasks.locked():
             runs = self._read_runs()
-            alike = {id: run for id, run in runs.items() if _likeness(run) == (queue, context)}
-            past = [
-                PastRun(id, alike[id]["session"], _is_broken(alike[id]), alike[id]["settled"], alike[id]["continues"])
-                for id in self._over(alike, session)
-            ]
+            past = [it for it in self._past(runs, session) if it.likeness == (queue, context) and it.is_over]
             continues = continued(past, resume, session)
             continues -= self._older(runs, continues, since)
             number = max(self._tasks.folders.numbers("runs"), default=0) + 1
@@ -253,10 +243,12 @@ class Runs(OfFiles):
             resumable = self._resumable[number] = defaultdict(deque)
             done = total = 0
             for record in self._tasks.all() if continues else ():
-                if record.task.run in continues and record.task.status is not Status.CANCELLED:
-                    resumable[_call_of(record)].append(record.task.id)
+                task = record.task
+                if task.run in continues and task.status is not Status.CANCELLED:
+                    call = Call(task.args, task.kwargs, record.identity)
+                    resumable[record.digest, call.likeness].append(task.id)
                     total += 1
-                    done += record.task.status is Status.COMPLETED
+                    done += task.status is Status.COMPLETED
             return Run(number, queue, tuple(sorted(continues)), done, total)
 
     def _read_runs(self) -> dict[int, dict[str, Any]]:
@@ -282,18 +274,17 @@ class Runs(OfFiles):
             self._resumable.pop(run.id, None)
             runs = self._read_runs()
             fields = runs[run.id]
-            changes: dict[int, dict[str, Any]] = {run.id: {"clean": None if clean else False}}
+            changes: _Changes = {run.id: {"clean": None if clean else False}}
             if clean and not fields["session"]:
-                changes = self._settled(runs, {run.id}) if not fields["settled"] else {run.id: {"clean": True}}
+                changes = self._ended(runs, {run.id}, False) if not fields["settled"] else {run.id: {"clean": True}}
             changes[run.id]["ended_at"] = now
             return self._change_runs(runs, changes)
 
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
-        with self._tasks.locked():
-            given: list[Record | None] = []
-            changes = Changes()
-            taken: list[tuple[deque[int], int]] = []
-            try:
+        taken: list[tuple[deque[int], int]] = []
+        try:
+            with self._tasks.changing() as changes:
+                given: list[Record | None] = []
                 for call in calls:
                     left = self._resumable[run.id][function.digest, call.likeness]
                     record = None
@@ -305,19 +296,16 @@ class Runs(OfFiles):
                     if record is not None and record.task.status is Status.PENDING and record.task.run != run.id:
                         record = changes.change(record, record.changed(record.task._replace(run=run.id)))
                     given.append(record)
-                self._tasks.apply_waits(changes)
-                self._tasks.commit(0, changes)
-            except OSError:
-                for left, number in reversed(taken):
-                    left.appendleft(number)
-                raise
-            return [None if record is None else found(record) for record in given]
+        except StoreError:
+            for left, number in reversed(taken):
+                left.appendleft(number)
+            raise
+        return [None if record is None else found(record) for record in given]
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
-        with self._tasks.locked():
+        with self._tasks.changing() as changes:
             owners = set(self._tasks.folders.numbers("owners"))
             busy = {id for id, fields in self._read_runs().items() if fields["owner"] in owners} | {run.id}
-            changes = Changes()
             left, seen = list(ids or ()), set[int]()
             if ids is None:
                 left = [it.id for it in self._pending_of(lambda queue, of: queue == run.queue and of not in busy)]
@@ -330,26 +318,10 @@ class Runs(OfFiles):
                 task = record.task
                 if ids is not None and task.options is not None:
                     left += task.options.after
-                is_meant = ids is not None or task.queue == run.queue
-                if task.status is Status.PENDING and task.run not in busy and is_meant:
-                    changes.change(record, record.changed(record.task._replace(run=run.id)))
-            self._tasks.commit(0, changes)
-            return len(changes.new)
+                if task.status is Status.PENDING and task.run not in busy:
+                    changes.change(record, record.changed(task._replace(run=run.id)))
+        return len(changes.new)
 
     def cancel_run(self, run: int, now: int) -> list[int]:
         with self._tasks.locked():
             return self.cancel([task.id for task in self._pending_of(lambda _, of: of == run)], now)
-
-
-def _is_broken(run: dict[str, Any]) -> bool:
-    """Return whether a run did not end, or not clean."""
-    return run["clean"] is False or run["ended_at"] is None
-
-
-def _likeness(run: dict[str, Any]) -> tuple[str, str]:
-    """Return what a run has in common with those that continue and settle it."""
-    return run["queue"], run["context"]
-
-
-def _call_of(record: Record) -> tuple[bytes, str | bytes]:
-    return record.digest, Call(record.task.args, record.task.kwargs, record.identity).likeness

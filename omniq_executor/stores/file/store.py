@@ -14,13 +14,14 @@ tasks.py has what is committed and how it is changed; the verbs are in turns.py,
 they are about, and those that only look are here.
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from ...model.schema import USUAL
 from ...model.task import Function, Status, Task
 from ..base import TaskState
-from .folders import STATUS_FOLDERS
 from .functions import Functions
 from .tasks import Tasks, found
 from .turns import Turns
@@ -53,7 +54,7 @@ class FileStore(Turns, Upkeep):
     # looking
 
     def function(self, digest: bytes) -> Function:
-        found = self._functions.known(digest)
+        found = self._functions.known.get(digest)
         if found is None:
             with self._tasks.locked():
                 found = self._functions.read(digest)
@@ -61,7 +62,7 @@ class FileStore(Turns, Upkeep):
 
     def states(self, ids: Iterable[int]) -> list[TaskState]:
         with self._tasks.locked():
-            return [found(record) for number in ids if (record := self._tasks.load(number)) is not None]
+            return list(map(found, self._tasks.records(ids)))
 
     def by_key(self, queue: str, key: str) -> TaskState | None:
         with self._tasks.locked():
@@ -84,19 +85,10 @@ class FileStore(Turns, Upkeep):
         tags: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> list[Task]:
-        tasks: list[Task] = []
         with self._tasks.locked():
-            if status is Status.PENDING:
-                numbers = self._tasks.pending()
-            else:
-                numbers = self._tasks.folders.names("tasks" if status is None else STATUS_FOLDERS[status])
-            for number in reversed(numbers):
-                if limit is not None and len(tasks) >= limit:
-                    break
-                record = self._tasks.load(number)
-                if record is None or (status is not None and record.task.status is not status):
-                    continue
-                given = () if record.task.options is None else record.task.options.tags
-                if (queue is None or record.task.queue == queue) and set(tags or ()) <= set(given):
-                    tasks.append(self._task(record))
-        return tasks[::-1]
+            matching = (
+                record
+                for record in self._tasks.all(*(() if status is None else (status,)), newest_first=True)
+                if queue in (None, record.task.queue) and set(tags or ()) <= set((record.task.options or USUAL).tags)
+            )
+            return list(map(self._task, itertools.islice(matching, limit)))[::-1]

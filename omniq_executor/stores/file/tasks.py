@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from ...errors import StoreError, StoreVersionError
 from ...interrupts import SafeLock, interrupts
@@ -25,6 +25,7 @@ from ...model import codec, schema
 from ...model.task import FINISHED, Event, Status, Task, format_id, is_waiting, parse_id, source, with_wait
 from .. import permissions
 from ..base import Problem, Store, TaskState
+from ..permissions import BUSY_TIMEOUT_S
 from .dependency_index import DependencyIndex
 from .folders import STATUS_FOLDERS, WAITING, Folders
 from .functions import Functions
@@ -34,7 +35,6 @@ from .records import Damaged, Record, from_text, to_text
 
 FORMAT = "omniq-executor file store"
 VERSION = schema.VERSION - 1  # the first one has what the tables of SQLite have since their second
-BUSY_TIMEOUT_S = 30.0
 _POLL_S = 0.001  # how often filelock tries; a turn takes about that long
 MARK = "omniq.json"
 ORDER = "order"
@@ -97,9 +97,8 @@ class Tasks:
         if not create and not (self.path / MARK).exists():
             raise StoreError(f"there is no store at {self.path}")
         permissions.check_place(self.path.parent)
-        try:
-            for folder in [*reversed(self.path.parents), self.path]:
-                permissions.make_folder(folder)
+        with permissions.explained(f"the store {self.path} cannot be created"):
+            permissions.make_folders(self.path)
             for path in (self.path, *(self.path / name for name in (MARK, _LOCK, _JOURNAL, ORDER))):
                 permissions.check_private(path)
             if not stat.S_ISDIR(self.path.stat().st_mode):
@@ -110,8 +109,6 @@ class Tasks:
                     raise StoreError(
                         f"{self.path} holds other files, {others[0]!r} for one; give the store a folder of its own"
                     )
-        except OSError as error:
-            raise StoreError(f"the store {self.path} cannot be created: {permissions.explain(error)}") from error
 
     def _open(self) -> None:
         """See to everything, under the lock, the first time."""
@@ -157,13 +154,16 @@ class Tasks:
     def close(self) -> None:
         """Let go of all files."""
         with self._lock:
-            self._closed = True
-            self.folders.close()
-            self.journal.close()
-            self.ready_index.close()
+            self._let_go()
             vars(self).pop("_file_lock", None)  # here, where Ctrl-C is put off, and not in a finalizer
             self._is_open = False
             _open.discard(self)
+
+    def _let_go(self) -> None:
+        self._closed = True
+        self.folders.close()
+        self.journal.close()
+        self.ready_index.close()
 
     def check_open(self) -> None:
         """Raise StoreError after close()."""
@@ -187,12 +187,17 @@ class Tasks:
                 finally:
                     self._depth = 0
                     self._file_lock.release()
-            except Timeout as error:
-                raise StoreError(
-                    f"the store {self.path}: another process has held it for more than {BUSY_TIMEOUT_S:.0f} s"
-                ) from error
             except OSError as error:
                 raise StoreError(f"the store {self.path}: {permissions.explain(error)}") from error
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Changes]:
+        """Hold the lock, and commit the changes that are made meanwhile, with what they mean for what waits."""
+        with self.locked():
+            changes = Changes()
+            yield changes
+            self.apply_waits(changes)
+            self.commit(0, changes)
 
     # what others did, and what is left to do
 
@@ -276,38 +281,23 @@ class Tasks:
                 record = self.folders.relink(number)
         return record
 
-    def of(self, status: Status) -> Iterator[Record]:
-        """Give what is in a state, oldest first; of what is PENDING only what does not wait."""
-        for number in self.folders.names(STATUS_FOLDERS[status]):
-            record = self.load(number)
-            if record is not None and record.task.status is status:
-                yield record
+    def records(self, numbers: Iterable[int]) -> Iterator[Record]:
+        """Give those of these tasks that are there."""
+        return filter(None, map(self.load, numbers))
 
-    def unfinished(self) -> Iterator[Record]:
-        """Give what is PENDING, waiting or not, and what is RUNNING."""
-        for number in [*self.pending(), *self.folders.names(STATUS_FOLDERS[Status.RUNNING])]:
-            record = self.load(number)
-            if record is not None and record.task.status not in FINISHED:
+    def all(self, *statuses: Status, newest_first: bool = False) -> Iterator[Record]:
+        """Give what is in these states, or in any if none is named, oldest first."""
+        numbers = {number for status in statuses for number in self.folders.names(STATUS_FOLDERS[status])}
+        if Status.PENDING in statuses:
+            numbers.update(self.folders.names(WAITING))
+        for record in self.records(sorted(numbers if statuses else self.folders.names("tasks"), reverse=newest_first)):
+            if not statuses or record.task.status in statuses:
                 yield record
 
     def forget(self) -> None:
         """Forget what is known of tasks, which somebody may have changed without a word in the journal."""
         self._lanes = self._dependencies = None
         self._known.clear()
-
-    def forget_lanes(self) -> None:
-        """Forget what is PENDING in which order."""
-        self._lanes = None
-
-    def pending(self) -> list[int]:
-        """Return what is PENDING, waiting or not, oldest first."""
-        return sorted([*self.folders.names(STATUS_FOLDERS[Status.PENDING]), *self.folders.names(WAITING)])
-
-    def all(self) -> Iterator[Record]:
-        for number in self.folders.names("tasks"):
-            record = self.load(number)
-            if record is not None:
-                yield record
 
     def lanes(self) -> defaultdict[Lane, Places]:
         """Return what is PENDING and does not wait."""
@@ -339,36 +329,38 @@ class Tasks:
         """Return which tasks wait for which. The first time this reads all tasks that wait, once."""
         if self._dependencies is None:
             self._dependencies = DependencyIndex()
-            for number in self.folders.names(WAITING):
-                record = self.load(number)
-                if record is not None:
-                    self._dependencies.take_in(record.task, self.is_finished)
+            for record in self.records(self.folders.names(WAITING)):
+                self._dependencies.take_in(record.task, self.is_finished)
         return self._dependencies
 
-    def is_finished(self, number: int, changes: "Changes | None" = None) -> bool:
+    def is_finished(self, number: int, changes: Changes | None = None) -> bool:
         """Return whether a task is, by what is committed and by `changes`. One that is not there is."""
         record = (changes.new.get(number) if changes is not None else None) or self.load(number)
         return record is None or record.task.status in FINISHED
 
     # changes
 
-    def apply_waits(self, changes: "Changes") -> bool:
+    def apply_waits(self, changes: Changes) -> bool:
         """Have those wait that should, after `changes`, and nobody else; returns whether some wait no more."""
         finished = [number for number, record in changes.new.items() if record.task.status in FINISHED]
         freed = False
         for number in [*changes.new, *(self.dependencies().waiting_for(finished) if finished else ())]:
             record = changes.new.get(number) or self.load(number)
-            if record is None or record.task.status is not Status.PENDING:
-                continue
-            after = record.task.options.after if record.task.options is not None else ()
-            waits = not all(self.is_finished(needed, changes) for needed in reversed(after))
-            settled = record.changed(with_wait(record.task, waits=waits))
-            if settled is not record:
-                changes.change(record, settled)
-                freed = freed or is_waiting(record.task)
+            if record is not None and record.task.status is Status.PENDING:
+                freed = self.apply_wait(changes, record) or freed
         return freed
 
-    def commit(self, by: int, changes: "Changes") -> None:
+    def apply_wait(self, changes: Changes, record: Record) -> bool:
+        """Likewise have one that is PENDING wait, or not; returns whether it waits no more."""
+        after = record.task.options.after if record.task.options is not None else ()
+        waits = not all(self.is_finished(needed, changes) for needed in reversed(after))
+        settled = record.changed(with_wait(record.task, waits=waits))
+        if settled is record:
+            return False
+        changes.change(record, settled)
+        return is_waiting(record.task)
+
+    def commit(self, by: int, changes: Changes) -> None:
         """Commit changes. Raises OSError, with nothing changed, where that is not possible."""
         if not changes.new:
             return
@@ -457,11 +449,8 @@ def _numbers_in(entries: Iterable[Entry]) -> set[int]:
 
 def _after_fork_in_child() -> None:
     for tasks in list(_open):
-        tasks._closed = True
         tasks._lock = SafeLock()
-        tasks.folders.close()
-        tasks.journal.close()
-        tasks.ready_index.close()
+        tasks._let_go()
     _open.clear()
 
 

@@ -4,13 +4,13 @@ import contextlib
 import heapq
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ...errors import StoreError, TaskNotFound
 from ...model import codec
 from ...model.task import LAST_TIER, Call, Claim, Event, Function, Refused, Status, Task, format_id, last, succeed
-from ..base import Batch, Claimed, Outcome, ResultBatch, Run, Turn, TurnResult
+from ..base import Batch, Claimed, Outcome, Run, Turn, TurnResult
 from ..rules import shares
 from .ready_index import Lane, Place, lane_of, place_of
 from .records import Record
@@ -26,10 +26,11 @@ class Turns(OfFiles):
             for batch in work.adds:
                 self._add(changes, owner, run, batch, work.now)
             for block in work.blocks:
-                for number, outcome in _outcomes(block):
-                    self._end(changes, refused, owner, number, outcome, work.now)
+                for number, text in enumerate(codec.split(block.text), block.first):
+                    end = Outcome(number, block.attempt, Event.COMPLETE, text[1:-1])
+                    self._end(changes, refused, owner, end, work.now)
             for end in work.outcomes:
-                self._end(changes, refused, owner, end.id, end, work.now)
+                self._end(changes, refused, owner, end, work.now)
             freed = self._tasks.apply_waits(changes)
             claimed: list[Record] = []
             lanes: list[Lane] = []
@@ -39,12 +40,13 @@ class Turns(OfFiles):
                     claimed = self._claim(changes, owner, lanes, work.claim, work.now)
                 self._tasks.commit(owner, changes)
             except OSError:
-                self._tasks.forget_lanes()  # what was taken out of them is still PENDING
+                self._tasks.forget()  # what was taken out of them is still PENDING
                 raise
             foreign, self._tasks.is_foreign = self._tasks.is_foreign, False
             turned = TurnResult([_claimed(record) for record in claimed], refused, foreign, freed=freed)
             if len(claimed) < work.claim:
-                turned.due = self._next_due(lanes)
+                dues = (self._tasks.lanes()[lane].next_due() for lane in lanes)
+                turned.due = min((due for due in dues if due is not None), default=None)
                 turned.next_tier = self._next_tier(run, work)
         return turned
 
@@ -55,7 +57,7 @@ class Turns(OfFiles):
             self._add(changes, owner, run, batch, now)
             self._tasks.commit(owner, changes)
 
-    def _add(self, changes: "Changes", owner: int, run: Run, batch: Batch, now: int) -> None:
+    def _add(self, changes: Changes, owner: int, run: Run, batch: Batch, now: int) -> None:
         function = batch.function
         self._functions.keep(function)
         if batch.key is not None and self._tasks.folders.by_key(run.queue, batch.key) is not None:
@@ -75,23 +77,23 @@ class Turns(OfFiles):
             )  # fmt: skip
             changes.new[number] = Record(task, function.digest, call.identity, 1 + batch.claimed)
 
-    def _end(self, changes: "Changes", refused: set[int], owner: int, number: int, end: Outcome, now: int) -> None:
-        record = changes.new.get(number) or self._tasks.load(number)
+    def _end(self, changes: Changes, refused: set[int], owner: int, end: Outcome, now: int) -> None:
+        record = changes.new.get(end.id) or self._tasks.load(end.id)
         if record is None:
-            refused.add(number)
+            refused.add(end.id)
             return
         try:
             claim = Claim(owner, end.attempt)
             ended = record.after(end.event, now, claim=claim, result=end.result, error=end.error, eta=end.eta)
         except Refused:
-            refused.add(number)
+            refused.add(end.id)
         else:
             changes.change(record, ended)
             if end.successor is not None and record.task.recurs:
                 task = succeed(record.task, end.successor, now)
                 changes.new[task.id] = Record(task, record.digest, record.identity, 1)
 
-    def _claim(self, changes: "Changes", owner: int, lanes: Sequence[Lane], most: int, now: int) -> list[Record]:
+    def _claim(self, changes: Changes, owner: int, lanes: Sequence[Lane], most: int, now: int) -> list[Record]:
         """Claim the first tasks of these lanes. Those of a queue are as one, and each queue gives its share."""
         claimed: list[Record] = []
         known, of_queue = self._tasks.lanes(), defaultdict[str, list[Lane]](list)
@@ -107,8 +109,7 @@ class Turns(OfFiles):
             heapq.heapify(heap)
             while heap and len(claimed) < enough:
                 place, lane = heapq.heappop(heap)
-                known[lane].pop(now)
-                if (next_place := known[lane].first(now)) is not None:
+                if (next_place := known[lane].drop_first(now)) is not None:
                     heapq.heappush(heap, (next_place, lane))
                 record = changes.new.get(place[-1]) or self._tasks.load(place[-1])
                 if record is not None and self._is_at(record, lane, place):
@@ -124,10 +125,10 @@ class Turns(OfFiles):
             self._tasks.lanes()[right[0]].push(right[1])
         return right == (lane, place)
 
-    def _lanes_of(self, changes: "Changes", run: Run, work: Turn) -> list[Lane]:
+    def _lanes_of(self, changes: Changes, run: Run, work: Turn) -> list[Lane]:
         """Return the lanes that a turn claims from, those of a queue beside each other, and the queues in any order."""
         known = self._tasks.lanes()
-        for lane in [lane for lane, places in known.items() if places.next() is None]:
+        for lane in [lane for lane, places in known.items() if not places]:
             del known[lane]
         names = (run.queue,) if work.queues is None else work.queues
         found = {*known, *(lane_of(record.task) for record in changes.new.values() if is_claimable(record.task))}
@@ -138,45 +139,39 @@ class Turns(OfFiles):
         order = {queue: random.random() for queue, _, _ in lanes}
         return sorted(lanes, key=lambda lane: (order[lane[0]], lane))
 
-    def _next_due(self, lanes: Sequence[Lane]) -> int | None:
-        known = self._tasks.lanes()
-        return min((due for lane in lanes if (due := known[lane].next_due()) is not None), default=None)
-
-    def _next_of(self, lane: Lane) -> Place | None:
-        """Return the next place of a lane, due or not; those before it that are out of date are taken out."""
+    def _has_tasks(self, lane: Lane) -> bool:
+        """Return whether a lane has tasks, due or not; places that are out of date are taken out until one is right."""
         places = self._tasks.lanes()[lane]
-        while (place := places.next()) is not None:
-            places.drop_next()
+        while places:
+            place = places.take()
             record = self._tasks.load(place[-1])
             if record is not None and self._is_at(record, lane, place):
                 places.push(place)
-                return place
-        return None
+                return True
+        return False
 
     def _next_tier(self, run: Run, work: Turn) -> int | None:
         """Return the next tier that has PENDING tasks of what the turn claims from."""
         for tier in range(work.tier + 1, LAST_TIER + 1):
             while lanes := self._lanes_of(Changes(), run, replace(work, tier=tier)):
-                if any(self._next_of(lane) is not None for lane in lanes):
+                if any(map(self._has_tasks, lanes)):
                     return tier
         return None
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
-        with self._tasks.locked():
+        with self._tasks.changing() as changes:
             record = self._tasks.load(number)
             if record is None or not is_claimable(record.task):
                 return None
-            changes = Changes()
-            claimed = changes.change(record, record.claim(owner, now))
-            self._tasks.commit(owner, changes)
-            return _claimed(claimed)
+            return _claimed(changes.change(record, record.claim(owner, now)))
 
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
-        with self._tasks.locked():
-            changes = Changes()
-            records = list(filter(None, map(self._tasks.load, ids)))
+        with self._tasks.changing() as changes:
+            records = list(self._tasks.records(ids))
             series = {record.task.series for record in records if record.task.recurs}
-            records += self._occurrences(series) if series else ()
+            if series:
+                unfinished = self._tasks.all(Status.PENDING, Status.RUNNING)
+                records += [it for it in unfinished if it.task.recurs and it.task.series in series]
             cancelled = self._change(changes, records, Event.CANCEL, now)
             if running:
                 cancelled += self._change(changes, records, Event.ABORT, now)
@@ -184,36 +179,19 @@ class Turns(OfFiles):
                 task = record.task
                 if task.id not in changes.new and task.status is Status.RUNNING and task.recurs:
                     changes.change(record, record.changed(last(record.task)))
-            self._tasks.apply_waits(changes)
-            self._tasks.commit(0, changes)
             return cancelled
 
-    def _occurrences(self, series: set[int]) -> Iterator[Record]:
-        """Give what is PENDING or RUNNING of the given series."""
-        for record in self._tasks.unfinished():
-            if record.task.recurs and record.task.series in series:
-                yield record
-
     def retry(self, ids: Sequence[int], now: int) -> list[int]:
-        with self._tasks.locked():
-            changes = Changes()
-            retried = self._change(changes, filter(None, map(self._tasks.load, ids)), Event.MANUAL_RETRY, now)
-            self._tasks.apply_waits(changes)
-            self._tasks.commit(0, changes)
-            return retried
+        with self._tasks.changing() as changes:
+            return self._change(changes, self._tasks.records(ids), Event.MANUAL_RETRY, now)
 
-    def _change(self, changes: "Changes", records: Iterable[Record], event: Event, now: int) -> list[int]:
+    def _change(self, changes: Changes, records: Iterable[Record], event: Event, now: int) -> list[int]:
         """Let an event happen to those to which it may; returns which."""
         before = len(changes.new)
         for record in records:
             with contextlib.suppress(Refused):
                 changes.change(record, record.after(event, now))
         return list(changes.new)[before:]
-
-
-def _outcomes(block: ResultBatch) -> Iterator[tuple[int, Outcome]]:
-    for number, text in enumerate(codec.split(block.text), block.first):
-        yield number, Outcome(number, block.attempt, Event.COMPLETE, text[1:-1])
 
 
 def _claimed(record: Record) -> Claimed:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ...model.task import Function, Status, format_id, with_wait
+from ...model.task import Function, Status, format_id
 from .. import permissions
 from ..base import Problem, RunRecord, TaskRow, now, of_the_dead
 from ..output import Output
@@ -25,22 +25,18 @@ class Upkeep(Runs):
     def _purge(self, before: int, statuses: Collection[Status], queue: str | None) -> int:
         with self._tasks.locked():
             changes = Changes()
-            needed = self._needed()
-            for status in statuses:
-                for record in self._tasks.of(status):
-                    task = record.task
-                    is_meant = (task.finished_at or 0) < before and (queue is None or task.queue == queue)
-                    if is_meant and task.id not in needed:
-                        changes.change(record, record.removed())
+            # What those come after that are not finished stays.
+            unfinished = [record.task.options for record in self._tasks.all(Status.PENDING, Status.RUNNING)]
+            needed = {number for given in unfinished if given is not None for number in given.after}
+            for record in self._tasks.all(*statuses) if statuses else ():
+                task = record.task
+                is_meant = (task.finished_at or 0) < before and (queue is None or task.queue == queue)
+                if is_meant and task.id not in needed:
+                    changes.change(record, record.removed())
             self._tasks.commit(0, changes)
             if changes.new:
                 self._drop_unused()
         return len(changes.new)
-
-    def _needed(self) -> set[int]:
-        """Return what those come after that are not finished."""
-        options = [record.task.options for record in self._tasks.unfinished()]
-        return {number for given in options if given is not None for number in given.after}
 
     def _drop_unused(self) -> None:
         """Remove the functions and the runs that no task needs. See Store.purge()."""
@@ -109,7 +105,7 @@ class Upkeep(Runs):
                     first = format_id(keys[task.queue, task.key])
                     repairs.append(Problem(f"{task.task_id} has the key {task.key!r}, and so has {first}", False))
             self._tasks.ready_index.rewrite(order)
-            self._tasks.forget_lanes()
+            self._tasks.forget()
             self._tasks.folders.check_keys(keys)
             self._check_functions(digests)
             self._check_waiting()
@@ -123,13 +119,8 @@ class Upkeep(Runs):
     def _check_waiting(self) -> None:
         """Have those wait that should, and nobody else."""
         changes = Changes()
-        for record in self._tasks.all():
-            after = record.task.options.after if record.task.options is not None else ()
-            if record.task.status is Status.PENDING and after:
-                waits = not all(map(self._tasks.is_finished, after))
-                settled = record.changed(with_wait(record.task, waits=waits))
-                if settled is not record:
-                    changes.change(record, settled)
+        for record in self._tasks.all(Status.PENDING):
+            self._tasks.apply_wait(changes, record)
         self._tasks.commit(0, changes)
         if changes.new:
             what = f"{len(changes.new)} tasks waited for what is finished, or did not wait for what is not"
@@ -145,7 +136,7 @@ class Upkeep(Runs):
     def _check_sessions(self) -> None:
         """Write again what is damaged of those whose process lives, and forget the others."""
         dead = self._dead_sessions()
-        self._forget_sessions(dead)
+        self._forget("sessions", dead)
         for session in self._tasks.folders.numbers("sessions"):
             if self._tasks.folders.read_json("sessions", f"{session}.json", SESSION_FIELDS) is None:
                 fresh = {"host": self._owners.host, "pid": 0, "started_at": 0}
@@ -179,7 +170,7 @@ class Upkeep(Runs):
 
     def stored(self, ids: Sequence[int]) -> list[TaskRow]:
         with self._tasks.locked():
-            records = [record for number in ids if (record := self._tasks.load(number)) is not None]
+            records = self._tasks.records(ids)
             return [TaskRow(self._task(record), record.digest, record.identity) for record in records]
 
     def runs(self) -> list[RunRecord]:
@@ -196,11 +187,8 @@ class Upkeep(Runs):
             if "migrating" in mark:
                 found: str = mark["migrating"]
                 return found
-            if (
-                self._tasks.folders.names("tasks")
-                or self._tasks.folders.numbers("runs")
-                or self._tasks.folders.numbers("owners")
-            ):
+            folders = self._tasks.folders
+            if folders.names("tasks") or folders.numbers("runs") or folders.numbers("owners"):
                 return None
             self._tasks.folders.write_json("", MARK, {**mark, "migrating": source})
             return source
@@ -208,9 +196,8 @@ class Upkeep(Runs):
     def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
         with self._tasks.locked():
             changes = Changes()
-            for number in gone:
-                if (record := self._tasks.load(number)) is not None:
-                    changes.change(record, record.removed())
+            for record in self._tasks.records(gone):
+                changes.change(record, record.removed())
             self._tasks.commit(0, changes)
             for run in runs:
                 fields = run._asdict()

@@ -46,7 +46,7 @@ async def open_awaited(address: str | Settings) -> "AwaitedStore":
         if not isinstance(store, SQLiteStore):
             return AwaitedStore(store, thread)
         # One of its connections is opened in the same way as the other, which is in aiosqlite's own thread.
-        connection = aiosqlite.Connection(store.connect, 64)
+        connection = aiosqlite.Connection(store.db.connect, 64)
         worker: Any = getattr(connection, "_thread", connection)  # before aiosqlite 0.22 it is a thread itself
         worker.daemon = True  # so that a program ends which does not close it
         try:
@@ -229,7 +229,7 @@ class AwaitedSQLite(AwaitedStore):
                         self._store.notify_all(self._peers, notifies)
         self._turns += 1
         if self._turns % LOOK_AT_LOG_EVERY == 0 and not self._closed:
-            await self._call(self._store.work_off_log)
+            await self._call(self._store.db.work_off_log)
         return result
 
     async def _drive(self, transaction: Transaction[_T]) -> _T:

@@ -22,13 +22,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from filelock import Timeout
-
 from ...errors import StoreError, StoreVersionError, TooLarge
 from ...interrupts import SafeLock, interrupts
 from ...model.schema import VERSION
 from .. import permissions
 from ..owners import Owners
+from ..permissions import BUSY_TIMEOUT_S
 from . import tables
 from .runs import OWNERS
 from .tables import Many, Reply, Statement, Transaction
@@ -37,7 +36,6 @@ from .upkeep import IS_IMPORTING
 _T = TypeVar("_T")
 Durability = Literal["process", "power"]
 
-BUSY_TIMEOUT_S = 30.0
 CHECKPOINT_BYTES = 64 << 20  # of write-ahead log; a checkpoint syncs the disk, so the fewer the better
 _CHECKPOINT_TIMEOUT_S = 1.0
 LOOK_AT_LOG_EVERY = 64  # turns
@@ -82,8 +80,7 @@ class Database:
     def _prepare_files(self) -> None:
         permissions.check_place(self.path.parent)
         self._check_private()
-        for folder in reversed(self.path.parents):
-            permissions.make_folder(folder)
+        permissions.make_folders(self.path.parent)
         with contextlib.suppress(FileExistsError):
             permissions.make_file(self.path)
         if not stat.S_ISREG(self.path.stat().st_mode):
@@ -95,10 +92,7 @@ class Database:
     def _check_private(self) -> None:
         """Refuse files that others could have written. SQLite reads those beside the database as part of it."""
         for ending in ("", "-wal", "-shm", "-journal", "-owners", "-owners/open.lock", "-output", "-reserve"):
-            permissions.check_private(self._beside(ending))
-
-    def _beside(self, ending: str) -> Path:
-        return Path(f"{self.path}{ending}")
+            permissions.check_private(Path(f"{self.path}{ending}"))
 
     def _look(self) -> sqlite3.Connection:
         return sqlite3.connect(
@@ -134,9 +128,8 @@ class Database:
         connection = self._look()
         try:
             self._check_format(connection)
-            connection.execute(
-                "PRAGMA page_size = 2048"
-            )  # a lone commit writes a page or two: half the bytes of the default
+            # A lone commit writes a page or two: half the bytes of the default.
+            connection.execute("PRAGMA page_size = 2048")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {'FULL' if self._durability == 'power' else 'NORMAL'}")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -207,15 +200,8 @@ class Database:
     @contextlib.contextmanager
     def one_at_a_time(self) -> Iterator[None]:
         """Keep other processes from opening the store, and from finding out who is alive."""
-        try:
-            with interrupts, self._owners.gate(BUSY_TIMEOUT_S):
-                yield
-        except Timeout as error:
-            raise StoreError(
-                f"the store {self.path} is being opened by another process for more than {BUSY_TIMEOUT_S:.0f} s"
-            ) from error
-        except OSError as error:
-            raise StoreError(f"the store {self.path}: {permissions.explain(error)}") from error
+        with permissions.explained(f"the store {self.path}"), interrupts, self._owners.gate(BUSY_TIMEOUT_S):
+            yield
 
     # who else is there
 
@@ -241,25 +227,19 @@ class Database:
     def work_off_log(self) -> None:
         """Bring what is in the write-ahead log into the database, if that is much."""
         try:
-            with self.lock:
-                self._checkpoint()
+            with self.lock, explained(self.path), contextlib.suppress(FileNotFoundError):
+                if os.stat(f"{self.path}-wal").st_size >= CHECKPOINT_BYTES:
+                    self._checkpoint(self.opened())
         except StoreError as error:
             # What is in it is committed, and must not look as if it were not. The log is as good as before.
             _log.warning("%s: its log is worked off later", error)
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {int(_CHECKPOINT_TIMEOUT_S * 1000)}")
         try:
-            if os.stat(f"{self.path}-wal").st_size < CHECKPOINT_BYTES:
-                return
-        except FileNotFoundError:
-            return
-        with explained(self.path):
-            connection = self.opened()
-            connection.execute(f"PRAGMA busy_timeout = {int(_CHECKPOINT_TIMEOUT_S * 1000)}")
-            try:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            finally:
-                connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 
 
 def drive(connection: sqlite3.Connection, transaction: Transaction[_T]) -> _T:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ...model.task import Call, Event, Status
 from ..base import Leftover, Run, TaskState
-from ..rules import PastRun, Resume, continued
+from ..rules import PastRun, Resume, continued, ended
 from .looking import FOUND, found
 from .tables import GIVEN, PENDING, RUNNING, Many, Transaction, changes
 from .turns import cancel, retry
@@ -44,17 +44,13 @@ def release_dead(suspects: Mapping[int, Collection[int] | None], dead_sessions: 
     returned = 0
     for owner, begun in suspects.items():
         returned += yield from _take_back(_ORPHAN_ALL, owner, begun)
-    returned += yield from _forget_owners(list(suspects))
+    returned += yield from forget_owners(list(suspects))
     yield "DELETE FROM session WHERE id = ?", Many((id,) for id in dead_sessions)
     return returned
 
 
-def leave(owner: int) -> Transaction[int]:
-    """RELEASE the tasks of an owner that is alive, and forget it."""
-    return (yield from _forget_owners([owner]))
-
-
-def _forget_owners(owners: Sequence[int]) -> Transaction[int]:
+def forget_owners(owners: Sequence[int]) -> Transaction[int]:
+    """RELEASE the tasks of owners that leave or left, and forget them; returns how many tasks."""
     returned = 0
     for owner in owners:
         returned += yield from _take_back(_RELEASE_ALL, owner)
@@ -99,43 +95,30 @@ _IS_BROKEN = "(clean IS 0 OR ended_at IS NULL)"
 _PENDING_OF = f"{PENDING} AND task.queue IN (SELECT id FROM queue) AND task.run ="
 
 
-def begin_session(id: int, host: str, pid: int, now: int) -> Transaction[None]:
-    """Register a session. See Store.begin_session()."""
-    yield "INSERT INTO session VALUES (?, ?, ?, ?)", (id, host, pid, now)
-
-
 def end_session(session: int, clean: bool, keep_broken: bool) -> Transaction[list[Leftover]]:
     """End a session, and settle what is to be settled; returns a list of Leftover. See Store.end_session()."""
     yield "DELETE FROM session WHERE id = ?", (session,)
     if not clean:
         yield "UPDATE run SET clean = 0 WHERE session = ? AND clean IS NULL", (session,)
         return []
+    own, _ = yield "SELECT id FROM run WHERE session = ? AND settled = 0", (session,)
+    return (yield from _settle([id for (id,) in own], keep_broken))
+
+
+def _past(where: str, *parameters: object) -> Transaction[list[PastRun]]:
     rows, _ = yield (
-        f"SELECT id, queue, context, {_IS_BROKEN} FROM run WHERE session = ? AND settled = 0",
-        (session,),
+        f"SELECT id, queue, context, continues, session, {_IS_BROKEN}, settled, {_IS_OVER} AND {_HAS_NO_SESSION}"
+        f" FROM run WHERE {where}",
+        parameters,
     )
-    kept = {(queue, context) for _, queue, context, is_broken in rows if keep_broken and is_broken}
-    yield (
-        f"UPDATE run SET clean = 1 WHERE session = ? AND NOT (? AND {_IS_BROKEN})",
-        (session, keep_broken),
-    )
-    ending = [(id, (queue, context)) for id, queue, context, _ in rows if (queue, context) not in kept]
-    return (yield from _settle_runs([id for id, _ in ending], {like for _, like in ending}))
+    return [PastRun(id, (queue, context), json.loads(chain), *rest) for id, queue, context, chain, *rest in rows]
 
 
-def _settle_runs(ids: Sequence[int], like: Collection[tuple[int, str]]) -> Transaction[list[Leftover]]:
-    """Settle these runs, and those like them that are over; returns what they have left, as a list of Leftover.
-
-    `like` are queues with contexts. A run that was left by an exception in a session that goes on is kept.
-    """
-    settled = set(ids)
-    for queue, context in like:
-        rows, _ = yield (
-            f"SELECT id FROM run WHERE {_ALIKE} AND settled = 0 AND {_IS_OVER} AND {_HAS_NO_SESSION}",
-            (queue, context),
-        )
-        settled.update(id for (id,) in rows)
-    text = json.dumps(sorted(settled))
+def _settle(own: Sequence[int], keep_broken: bool) -> Transaction[list[Leftover]]:
+    """Have these runs end clean, and settle what is settled by that; returns what that has left."""
+    clean, settled = ended((yield from _past("settled = 0")), own, keep_broken)
+    yield f"UPDATE run SET clean = 1 WHERE id IN {GIVEN}", (json.dumps(list(clean)),)
+    text = json.dumps(list(settled))
     yield f"UPDATE run SET settled = 1 WHERE id IN {GIVEN}", (text,)
     rows, _ = yield (
         f"SELECT r.id, q.name, r.started_at, (SELECT count(*) FROM task WHERE {_PENDING_OF} r.id)"
@@ -149,14 +132,8 @@ def begin_run(
     queue: int, queue_name: str, owner: int, resume: Resume, now: int, session: int, context: str, since: int
 ) -> Transaction[Run]:
     """Open a run; returns a Run. See Store.begin_run()."""
-    rows, _ = yield (
-        f"SELECT id, session, {_IS_BROKEN}, settled, continues FROM run"
-        f" WHERE {_ALIKE} AND {_IS_OVER} AND ({_HAS_NO_SESSION} OR session = ?)",
-        (queue, context, session),
-    )
-    past = [
-        PastRun(id, of, bool(is_broken), bool(settled), json.loads(chain)) for id, of, is_broken, settled, chain in rows
-    ]
+    where = f"{_ALIKE} AND {_IS_OVER} AND ({_HAS_NO_SESSION} OR session = ?)"
+    past = yield from _past(where, queue, context, session)
     continues = continued(past, resume, session)
     if continues and since:
         continues.difference_update((yield from _older(continues, since)))
@@ -205,11 +182,8 @@ def end_run(run: Run, clean: bool, now: int) -> Transaction[list[Leftover]]:
     """Close a run; returns a list of Leftover. See Store.end_run()."""
     yield f"DROP TABLE IF EXISTS temp.resumable_{run.id}", ()
     yield "UPDATE run SET ended_at = ?, clean = ? WHERE id = ?", (now, None if clean else 0, run.id)
-    rows, _ = yield "SELECT queue, context FROM run WHERE id = ? AND session = 0 AND settled = 0", (run.id,)
-    if not (rows and clean):
-        return []
-    yield "UPDATE run SET clean = 1 WHERE id = ?", (run.id,)
-    return (yield from _settle_runs([run.id], rows))
+    own, _ = yield "SELECT id FROM run WHERE id = ? AND session = 0 AND settled = 0", (run.id,)
+    return (yield from _settle([run.id], keep_broken=False)) if own and clean else []
 
 
 def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[list[TaskState | None]]:

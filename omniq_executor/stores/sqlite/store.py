@@ -65,51 +65,43 @@ class SQLiteStore(Store):
         self._functions: dict[bytes, int] = {}
         self._queues: dict[str, int] = {}
         self._adopted: dict[int, set[int]] = {}  # by run: the other queues that it has adopted tasks of
-        self._db = Database(self.path, self._owners, durability, create, importing)
+        self.db = Database(self.path, self._owners, durability, create, importing)
 
     def close(self) -> None:
-        self._db.close()
+        self.db.close()
 
     def _check_open(self) -> None:
-        self._db.opened()
-
-    def connect(self) -> sqlite3.Connection:
-        """Return another connection like the store's own, for who drives transactions otherwise, and closes it."""
-        return self._db.connect()
-
-    def work_off_log(self) -> None:
-        """Bring what is in the write-ahead log into the database, if that is much."""
-        self._db.work_off_log()
+        self.db.opened()
 
     # who is there
 
     def enter(self, queue: str) -> int:
         self.reserve.take()
-        with self._db.lock:
+        with self.db.lock:
             while True:
-                owner = new_owner_id(id for (id,) in self._db.read(runs.OWNERS))
+                owner = new_owner_id(id for (id,) in self.db.read(runs.OWNERS))
                 self._owners.hold(owner)
                 self._functions.clear()  # while no owner was registered, some may have been purged
-                if self._db.write(runs.enter(owner, NODES, queue, self._owners.host, os.getpid(), now())):
-                    self._db.forget_peers()  # this connection's own change of the owners does not count there
+                if self.db.write(runs.enter(owner, NODES, queue, self._owners.host, os.getpid(), now())):
+                    self.db.forget_peers()  # this connection's own change of the owners does not count there
                     return owner
                 self._owners.let_go(owner)  # another was faster with such an id
 
     def _leave(self, owner: int) -> None:
-        self._db.write(runs.leave(owner))
-        self._db.forget_peers()
+        self.db.write(runs.forget_owners([owner]))
+        self.db.forget_peers()
 
     def owners(self) -> list[Owner]:
-        rows = self._db.read("SELECT id, queue, host, pid, opened_at FROM owner ORDER BY opened_at, id")
+        rows = self.db.read("SELECT id, queue, host, pid, opened_at FROM owner ORDER BY opened_at, id")
         # One process at a time: a lock that another one is trying just now looks like that of a living owner.
-        with self._db.one_at_a_time():
+        with self.db.one_at_a_time():
             return [
                 Owner(id, queue, host, pid, opened_at, self._owners.is_alive(id, host))
                 for id, queue, host, pid, opened_at in rows
             ]
 
     def peers(self, owner: int) -> list[int]:
-        return [id for (id,) in self._db.read("SELECT id FROM owner WHERE id <> ?", (owner,))]
+        return [id for (id,) in self.db.read("SELECT id FROM owner WHERE id <> ?", (owner,))]
 
     def reap(self, now: int) -> int:
         dead = [owner.id for owner in self.owners() if not owner.alive]
@@ -117,23 +109,22 @@ class SQLiteStore(Store):
         if not dead and not sessions:
             return 0
         suspects = {id: slots.begun(self._owners.slots_path(id)) for id in dead}
-        orphaned = self._db.write(runs.release_dead(suspects, sessions))
-        self._db.forget_peers()
+        orphaned = self.db.write(runs.release_dead(suspects, sessions))
+        self.db.forget_peers()
         for id in [*dead, *sessions]:
             self._owners.forget(id)
         return orphaned
 
     def _dead_sessions(self) -> list[int]:
-        rows = self._db.read(runs.SESSIONS)
+        rows = self.db.read(runs.SESSIONS)
         if not rows:
             return []
-        with self._db.one_at_a_time():
+        with self.db.one_at_a_time():
             return [id for id, host in rows if not self._owners.is_alive(id, host)]
 
     def notify(self, owner: int) -> None:
-        """Wake the other owners: something that they may wait for is committed."""
         self._check_open()
-        self.notify_all(self._db.peers, owner)
+        self.notify_all(self.db.peers, owner)
 
     def notify_all(self, owners: Iterable[int], but: int) -> None:
         """Wake these owners, all but one."""
@@ -142,20 +133,18 @@ class SQLiteStore(Store):
                 self._owners.notify(owner)
 
     def read_changes(self, owner: int) -> list[int]:
-        """Return the tasks that other owners finished since the last call."""
-        if not self._db.read(
-            runs.HAS_CHANGES, (owner, owner)
-        ):  # without the writer's lock: most notifications are for others
-            return []
-        return self._db.write(runs.read_changes(owner))
+        # Without the writer's lock: most notifications are for others.
+        return self.db.write(runs.read_changes(owner)) if self.db.read(runs.HAS_CHANGES, (owner, owner)) else []
 
     # sessions and runs
 
     def _register_session(self, session: int, now: int) -> None:
-        self._db.write(runs.begin_session(session, self._owners.host, os.getpid(), now))
+        about = session, self._owners.host, os.getpid(), now
+        with self.db.lock:
+            self.db.execute(("INSERT INTO session VALUES (?, ?, ?, ?)", about))
 
     def end_session(self, session: int, clean: bool, now: int, *, keep_broken: bool = False) -> list[Leftover]:
-        left = self._db.write(runs.end_session(session, clean, keep_broken))
+        left = self.db.write(runs.end_session(session, clean, keep_broken))
         self._owners.let_go(session)
         return left
 
@@ -165,32 +154,32 @@ class SQLiteStore(Store):
     ) -> Run:  # fmt: skip
         self.reap(now)  # so that who is registered is alive
         text = runs.begin_run(self._queue(queue), queue, owner, resume, now, session, context, since)
-        run = self._db.write(text)
+        run = self.db.write(text)
         self._adopted[run.id] = set()
         return run
 
     def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
-        left = self._db.write(runs.end_run(run, clean, now))
+        left = self.db.write(runs.end_run(run, clean, now))
         self._adopted.pop(run.id, None)
         return left
 
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
-        return self._db.write(runs.take_over(run.id, self._function(function), calls))
+        return self.db.write(runs.take_over(run.id, self._function(function), calls))
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
         queue = self._queue(run.queue)
-        count, queues = self._db.write(runs.adopt(run.id, queue, ids))
+        count, queues = self.db.write(runs.adopt(run.id, queue, ids))
         self._adopted_by(run.id, queue).update(queues - {queue})
         return int(count)
 
     def _adopted_by(self, run: int, queue: int) -> set[int]:
         """Return the other queues that a run has adopted tasks of; of one begun elsewhere, as they are now."""
         if run not in self._adopted:
-            self._adopted[run] = self._db.ask(runs.queues_of(run)) - {queue}
+            self._adopted[run] = self.db.ask(runs.queues_of(run)) - {queue}
         return self._adopted[run]
 
     def cancel_run(self, run: int, now: int) -> list[int]:
-        return self._db.write(runs.cancel_run(run, now))
+        return self.db.write(runs.cancel_run(run, now))
 
     # the work
 
@@ -199,42 +188,42 @@ class SQLiteStore(Store):
         if queue is None or known is None:
             queue, known = self._queue(run.queue), self._function(function)
         statement = turns.add_claimed(owner, run.id, queue, known, number, call, now)
-        with self._db.lock:
-            self._db.execute(statement)
-            self._db.count_turn()
+        with self.db.lock:
+            self.db.execute(statement)
+            self.db.count_turn()
 
     def turn(self, owner: int, run: Run, work: Turn) -> TurnResult:
         queue = self._queue(run.queue) if run is not NO_RUN else 0
         for batch in work.adds:
             self._function(batch.function)
-        with self._db.lock:
-            statement = turns.lone_end(owner, work) if len(self._db.peers) == 1 else None
-            if statement is not None and self._db.execute(statement).rowcount == 1:
-                self._db.count_turn()
+        with self.db.lock:
+            statement = turns.lone_end(owner, work) if len(self.db.peers) == 1 else None
+            if statement is not None and self.db.execute(statement).rowcount == 1:
+                self.db.count_turn()
                 return TurnResult()
-            about = owner, run, queue, self._functions, work, self._db.peers
+            about = owner, run, queue, self._functions, work, self.db.peers
             adopted = self._adopted_by(run.id, queue) if work.of_run else ()
             try:
-                turned = self._db.write(turns.turn(*about, adopted=adopted))
+                turned = self.db.write(turns.turn(*about, adopted=adopted))
             except turns.Inexact:
-                turned = self._db.write(turns.turn(*about, exact=True, adopted=adopted))
-            turned.foreign, self._db.is_foreign = self._db.is_foreign, False
-            self._db.count_turn()
+                turned = self.db.write(turns.turn(*about, exact=True, adopted=adopted))
+            turned.foreign, self.db.is_foreign = self.db.is_foreign, False
+            self.db.count_turn()
         return turned
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
-        return self._db.write(turns.claim(owner, number, now))
+        return self.db.write(turns.claim(owner, number, now))
 
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
-        return self._db.write(turns.cancel(ids, now, running))
+        return self.db.write(turns.cancel(ids, now, running))
 
     def retry(self, ids: Sequence[int], now: int) -> list[int]:
-        return self._db.write(turns.retry(ids))
+        return self.db.write(turns.retry(ids))
 
     # upkeep
 
     def _purge(self, before: int, statuses: Collection[Status], queue: str | None) -> int:
-        return self._db.write(upkeep.purge(before, statuses, queue))
+        return self.db.write(upkeep.purge(before, statuses, queue))
 
     def backup(self, destination: Path) -> int:
         self._check_open()
@@ -249,10 +238,10 @@ class SQLiteStore(Store):
         return len(ids)
 
     def _copy_to(self, fresh: Path) -> list[int]:
-        with self._db.lock:
+        with self.db.lock:
             permissions.make_file(fresh)
             with contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as copy:
-                self._db.opened().backup(copy)  # in one step: in smaller ones it begins again whenever somebody writes
+                self.db.opened().backup(copy)  # in one step: in smaller ones it begins again whenever somebody writes
                 copy.execute("PRAGMA synchronous = FULL")
                 copy.execute("BEGIN IMMEDIATE")
                 drive(copy, upkeep.abandon())
@@ -264,41 +253,40 @@ class SQLiteStore(Store):
         problems: list[Problem] = []
         damage = self._damage()
         if damage:
-            with contextlib.suppress(StoreError):  # the next look tells what it could not do
-                self._db.write(upkeep.reindex())
+            with contextlib.suppress(StoreError), self.db.lock:  # the next look tells what it could not do
+                self.db.execute(("REINDEX", ()))
             left = self._damage()
             problems = [Problem(text, not left) for text in damage]
             if left:
                 return problems  # the rest is left as it is, so that what can be saved still can
         owners = self.owners()
-        problems += of_the_dead(owners, self.reap(now()) + self._db.write(runs.release_unowned()))
+        problems += of_the_dead(owners, self.reap(now()) + self.db.write(runs.release_unowned()))
         problems += self._check_output()
         for condition, what in tables.CHECKS:
-            ids = [id for (id,) in self._db.read(f"SELECT id FROM {condition} LIMIT 1")]
-            if ids:
-                ((count,),) = self._db.read(f"SELECT count(*) FROM {condition}")
-                problems.append(Problem(f"{count} tasks, {format_id(ids[0])} for one, {what}", False))
-        if self._db.write(waits.rewire()):
+            ((count, first),) = self.db.read(f"SELECT count(*), min(id) FROM {condition}")
+            if count:
+                problems.append(Problem(f"{count} tasks, {format_id(first)} for one, {what}", False))
+        if self.db.write(waits.rewire()):
             problems.append(Problem("it was not as it should be which tasks wait for others", True))
         return problems
 
     def _damage(self) -> list[str]:
         """Return what SQLite finds wrong with its file."""
         try:
-            return [text for (text,) in self._db.read("PRAGMA integrity_check") if text != "ok"]
+            return [text for (text,) in self.db.read("PRAGMA integrity_check") if text != "ok"]
         except StoreError as error:
             return [str(error)]
 
     # moving to another store
 
     def ids(self) -> list[int]:
-        return [id for (id,) in self._db.read("SELECT id FROM task ORDER BY id")]
+        return [id for (id,) in self.db.read("SELECT id FROM task ORDER BY id")]
 
     def stored(self, ids: Sequence[int]) -> list[TaskRow]:
-        return self._db.ask(looking.stored(ids))
+        return self.db.ask(looking.stored(ids))
 
     def runs(self) -> list[RunRecord]:
-        rows = self._db.read(
+        rows = self.db.read(
             "SELECT r.id, q.name, owner, continues, started_at, ended_at, clean, settled, session, context"
             " FROM run r JOIN queue q ON q.id = r.queue ORDER BY r.id"
         )
@@ -309,21 +297,21 @@ class SQLiteStore(Store):
 
     def begin_import(self, source: str) -> str | None:
         self.reap(now())
-        return self._db.write(upkeep.begin_import(source))
+        return self.db.write(upkeep.begin_import(source))
 
     def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
-        with self._db.lock:
-            self._db.write(upkeep.put(tasks, runs, gone))
-            self._db.count_turn()
+        with self.db.lock:
+            self.db.write(upkeep.put(tasks, runs, gone))
+            self.db.count_turn()
 
     def end_import(self) -> None:
-        with self._db.lock, explained(self.path):
-            self._db.opened().execute("PRAGMA synchronous = FULL")  # with this commit, all before it are synced
-            self._db.write(upkeep.end_import())
+        with self.db.lock, explained(self.path):
+            self.db.opened().execute("PRAGMA synchronous = FULL")  # with this commit, all before it are synced
+            self.db.write(upkeep.end_import())
 
     def _queue(self, name: str) -> int:
         if name not in self._queues:
-            self._queues[name] = self._db.write(turns.ensure_queue(name))
+            self._queues[name] = self.db.write(turns.ensure_queue(name))
         return self._queues[name]
 
     def _function(self, function: Function) -> int:
@@ -331,25 +319,25 @@ class SQLiteStore(Store):
         if number is None:
             if len(self._functions) == _KNOWN_FUNCTIONS:
                 self._functions.clear()
-            number = self._functions[function.digest] = self._db.write(turns.ensure_function(function))
+            number = self._functions[function.digest] = self.db.write(turns.ensure_function(function))
         return number
 
     # looking
 
     def function(self, digest: bytes) -> Function:
-        rows = self._db.read("SELECT digest, path, pickle FROM function WHERE digest = ?", (digest,))
+        rows = self.db.read("SELECT digest, path, pickle FROM function WHERE digest = ?", (digest,))
         if not rows:
             raise FunctionLost(f"{self.path} holds no function {digest.hex()}: submit its calls again")
         return Function(*rows[0])
 
     def states(self, ids: Iterable[int]) -> list[TaskState]:
-        return self._db.ask(looking.states(ids))
+        return self.db.ask(looking.states(ids))
 
     def by_key(self, queue: str, key: str) -> TaskState | None:
-        return self._db.ask(looking.by_key(self._queue(queue), key))
+        return self.db.ask(looking.by_key(self._queue(queue), key))
 
     def counts(self) -> dict[str, dict[Status, int]]:
-        return self._db.ask(looking.counts())
+        return self.db.ask(looking.counts())
 
     def find(
         self,
@@ -358,7 +346,7 @@ class SQLiteStore(Store):
         tags: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> list[Task]:
-        return self._db.ask(looking.find(status, queue, tags, limit))
+        return self.db.ask(looking.find(status, queue, tags, limit))
 
 
 def _flags(clean: int | None, settled: int) -> tuple[bool | None, bool]:

@@ -35,15 +35,9 @@ def purge(before: int, statuses: Collection[Status], queue: str | None) -> Trans
 
 def abandon() -> Transaction[None]:
     """Make of a copy a store without owners."""
-    yield "DELETE FROM owner", ()
-    yield "DELETE FROM session", ()
-    yield "DELETE FROM news", ()
+    for table in ("owner", "session", "news"):
+        yield f"DELETE FROM {table}", ()
     yield from release_unowned()
-
-
-def reindex() -> Transaction[None]:
-    """Make the indexes anew from the tables."""
-    yield "REINDEX", ()
 
 
 def begin_import(address: str) -> Transaction[str | None]:
