@@ -53,10 +53,17 @@ def context(method: str) -> BaseContext:
     return multiprocessing.get_context(method)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have what is marked `each_store` run on SQLite with every Python, and on a folder of files with one."""
+    if "store" in metafunc.fixturenames and metafunc.definition.get_closest_marker("each_store"):
+        names = ["store.db", pytest.param("store", marks=pytest.mark.once)]
+        metafunc.parametrize("store", names, indirect=True)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    """The path of a store that is not there yet: SQLite, or what the environment says."""
-    return tmp_path / os.environ.get("OMNIQ_TEST_STORE", "store.db")
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The path of a store that is not there yet: SQLite, where the test is not told otherwise."""
+    return tmp_path / getattr(request, "param", "store.db")
 
 
 @pytest.fixture

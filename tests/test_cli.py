@@ -1,7 +1,6 @@
 """The command line, as a user runs it: real processes on real stores."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,6 @@ import pytest
 from omniq_executor import PersistentExecutor
 
 pytestmark = pytest.mark.once
-
-STORE = os.environ.get("OMNIQ_TEST_STORE", "a.db")
 
 SCRIPT = """
 import sys
@@ -40,21 +37,22 @@ class Trap:
 class Store:
     """A store with one task of each kind, and the command line on it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
+        self.name = name
         self.marker = folder / "unpickled"
-        with PersistentExecutor(1, store=folder / STORE, queue="first") as executor:
+        with PersistentExecutor(1, store=folder / name, queue="first") as executor:
             self.plain = executor.submit(pow, 2, 5)
             self.pickled = executor.submit(complex, 1, 2)
             self.failed = executor.submit(int, "seven")
-        with PersistentExecutor(1, store=folder / STORE, queue="second") as executor:
+        with PersistentExecutor(1, store=folder / name, queue="second") as executor:
             self.trap = executor.submit(repr, Trap(self.marker))
             self.rude = executor.submit(exec, "raise ValueError('\\x1b[31m[bold]\\udc80')")
         self.marker.unlink()  # the worker had to unpickle it
         self.tasks = [self.plain, self.pickled, self.failed, self.trap, self.rude]
 
     def run(self, *args: str) -> str:
-        done = omniq(self.folder, *args, "--store", STORE)
+        done = omniq(self.folder, *args, "--store", self.name)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
@@ -67,9 +65,9 @@ def omniq(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
+@pytest.fixture(scope="module", params=["a.db", "a"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"), request.param)
 
 
 def test_importing_the_package_loads_nothing_of_the_terminal() -> None:
@@ -144,11 +142,12 @@ def test_show_tells_everything_about_a_task(store: Store) -> None:
     assert store.json("show", store.failed.task_id) in store.json("list")
 
 
-def test_show_tells_for_whose_results_a_task_waits(tmp_path: Path) -> None:
-    executor = PersistentExecutor(1, store=tmp_path / STORE)
+@pytest.mark.parametrize("name", ["a.db", "a"])
+def test_show_tells_for_whose_results_a_task_waits(tmp_path: Path, name: str) -> None:
+    executor = PersistentExecutor(1, store=tmp_path / name)
     first = executor.options(eta=3600).submit(pow, 2, 3)
     later = executor.submit(pow, first, 2)
-    command = ["show", str(later.task_id), "--store", STORE]
+    command = ["show", str(later.task_id), "--store", name]
     fields = json.loads(omniq(tmp_path, *command, "--json").stdout)
     assert (fields["status"], fields["after"], fields["eta"]) == ("PENDING", [first.task_id], None)
     assert f"<result of {first.task_id}>, 2" in omniq(tmp_path, *command, "--load").stdout
@@ -198,15 +197,15 @@ def test_a_file_that_is_no_store_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_is_an_error_and_a_malformed_id_a_usage_error(store: Store) -> None:
-    unknown = omniq(store.folder, "show", "task-0000000000000", "--store", STORE)
+    unknown = omniq(store.folder, "show", "task-0000000000000", "--store", store.name)
     assert (unknown.returncode, unknown.stdout, unknown.stderr.count("\n")) == (1, "", 1)
     assert "task-0000000000000" in unknown.stderr
-    malformed = omniq(store.folder, "show", "seven", "--store", STORE)
+    malformed = omniq(store.folder, "show", "seven", "--store", store.name)
     assert malformed.returncode == 2
     assert "'seven' is not a task id" in malformed.stderr
 
 
 def test_a_reader_that_leaves_early_is_no_error_of_ours(store: Store) -> None:
-    command = f"'{sys.executable}' -m omniq_executor list --store {STORE} | true"  # it has left before we begin
+    command = f"'{sys.executable}' -m omniq_executor list --store {store.name} | true"  # it has left before we begin
     done = subprocess.run(["bash", "-c", command], cwd=store.folder, capture_output=True, timeout=60, check=True)
     assert done.stderr == b""

@@ -60,7 +60,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [pytest.param(it, marks=pytest.mark.once if it else []) for it in SEEDS])
 def test_every_process_gets_the_results_of_its_own_code(script: Any, seed: int) -> None:
     chance = random.Random(seed)
     store = chance.choice(["store.db", "store"])

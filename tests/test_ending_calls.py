@@ -168,8 +168,6 @@ def test_a_timeout_that_makes_no_sense_is_refused(
 
 
 def settings_of(store: Path, **given: Any) -> Settings:
-    if os.environ.get("OMNIQ_TEST_STORE"):
-        return Settings("file", store, **given)
     return Settings("sqlite", store.parent, **given)
 
 

@@ -18,6 +18,8 @@ import pytest
 
 from omniq_executor import DurableFuture, PersistentExecutor, PoolBroken, Status, TaskNotFound
 
+pytestmark = pytest.mark.each_store
+
 WAIT_S = 30.0
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from omniq_executor import PersistentExecutor, Status, WorkerCrashed
 
+pytestmark = pytest.mark.each_store
+
 WAIT_S = 30.0
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc")

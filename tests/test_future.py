@@ -13,6 +13,8 @@ import pytest
 
 from omniq_executor import CallError, PersistentExecutor, RemoteError, SerializationError, Status, TaskNotFound
 
+pytestmark = pytest.mark.each_store
+
 WAIT_S = 30.0
 
 

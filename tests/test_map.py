@@ -16,6 +16,8 @@ import pytest
 
 from omniq_executor import PersistentExecutor, SerializationError, Status, map_iterator
 
+pytestmark = pytest.mark.each_store
+
 WAIT_S = 30.0
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import omniq_executor
 
 ROOT = Path(omniq_executor.__file__).parent
@@ -74,6 +76,7 @@ except ImportError:
     assert run(code) == "gone\n"
 
 
+@pytest.mark.once
 def test_each_module_can_be_imported_by_itself_without_posix() -> None:
     assert len(MODULES) > 20
     code = f"""

@@ -11,6 +11,8 @@ import pytest
 
 from omniq_executor import Status
 
+pytestmark = pytest.mark.each_store
+
 WAIT_S = 30.0
 ANNOUNCED = re.compile(
     r"WARNING:omniq_executor:.*continuing a run that did not end clean: (\d+) of (\d+) calls are done"
@@ -83,6 +85,7 @@ def ended_as_it_may(done: Any) -> str:
     return "killed" if done.returncode else "done"
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize("form", BODIES)
 def test_a_job_killed_at_random_moments_repeats_at_most_four_calls_a_kill(

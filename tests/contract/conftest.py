@@ -18,9 +18,9 @@ Enter = Callable[..., Client]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=[pytest.param(name, marks=[] if name == "sqlite" else pytest.mark.once) for name in BACKENDS])
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each backend in turn."""
+    """Each backend in turn: what brings a module of Python along with every Python, else with one."""
     reason = DEVIATIONS.get((request.param, request.node.originalname))
     if reason is not None:
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))

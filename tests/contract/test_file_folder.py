@@ -23,6 +23,8 @@ from omniq_executor.stores.file import journal
 from omniq_executor.stores.file.store import FileStore
 from omniq_executor.stores.file.tasks import VERSION
 
+pytestmark = pytest.mark.once
+
 FOLDERS = ("pending", "running", "completed", "failed", "cancelled")
 Enter = Callable[..., Client]
 

@@ -16,6 +16,8 @@ from omniq_executor.stores.file import journal, ready_index as order
 from omniq_executor.stores.file.folders import Folders
 from omniq_executor.stores.file.store import FileStore
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def backend() -> Backend:

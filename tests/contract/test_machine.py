@@ -10,7 +10,7 @@ tries other programs, also in CI. There are 500, and 10,000 where the environmen
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -577,33 +577,78 @@ def found_of(task: Task) -> TaskState:
     return TaskState(task.id, task.status, task.owner, task.result, task.error)
 
 
-def tell(machine: StoreMachine) -> None:
+def look(machine: StoreMachine) -> None:
+    """Compare the store and the model, as hypothesis does after each step."""
+    machine.holds_the_same_tasks()
+    machine.holds_the_same_runs()
+    machine.loses_and_invents_nothing_and_changes_by_the_table()
+
+
+def adds_some(machine: StoreMachine, client: Client, count: int, claimed: bool = False) -> list[GivenClaim]:
+    batch = machine.batch(SQUARE, [call(0)] * count, claimed=claimed)
+    machine.turn(client, adds=[batch])
+    return machine.add(client, batch)
+
+
+def tell_of_late_and_foreign(machine: StoreMachine) -> None:
+    """Do what is refused: ends that are late or foreign, changes of what runs or is over, claims of another queue."""
+    first, other, second = machine.first_enters(), machine.enter("play"), machine.enter("work")
+    adds_some(machine, first, 3)
+    assert machine.give_claimed(other, machine.turn(other, claim=2), 2) == []
+    (claim,) = machine.give_claimed(first, machine.turn(first, claim=1), 1)
+    look(machine)
+    place = [machine.next_id - 1 - claim.id]
+    machine.cancels(place, False)
+    machine.claim_by_id(second, place)
+    machine.end(second, [(claim, Event.COMPLETE, 1)])
+    machine.end(first, [(claim, Event.RELEASE, None)])
+    look(machine)
+    (again,) = machine.claim_by_id(first, place)
+    machine.end(first, [(claim, Event.COMPLETE, 1)])
+    machine.end(first, [(again, Event.CRASH, None)])
+    look(machine)
+    (last,) = machine.claim_by_id(first, place)
+    look(machine)
+    for value in 1, 2:
+        machine.end(first, [(last, Event.COMPLETE, value)])
+    machine.retries_by_hand(place)
+    machine.cancels(place, True)
+    look(machine)
+    # Who leaves gives back what it had, and nobody is charged; what another runs by then is not adopted.
+    machine.claim_by_id(second, [0])
+    machine.leaves(second)
+    look(machine)
+    gone = machine.enter("work")
+    adds_some(machine, gone, 1)
+    machine.leaves_its_last_task_to_another(gone, first, False, True)
+    look(machine)
+    # Neither a run of a session that goes on is continued from without, nor one of another context.
+    session = machine.begins_a_session(first)
+    for how in (session, ""), (0, "warm"):
+        gone = machine.enter("play", "crashed", *how)
+        adds_some(machine, gone, 1)
+        machine.leaves(gone)
+        machine.enter("play", "crashed")
+    look(machine)
+
+
+def tell_of_deaths_and_sessions(machine: StoreMachine) -> None:
     """Do what chance does seldom: deaths one after the other, adoption, and sessions with several runs."""
-
-    def look() -> None:
-        machine.holds_the_same_tasks()
-        machine.holds_the_same_runs()
-        machine.loses_and_invents_nothing_and_changes_by_the_table()
-
-    def adds(client: Client, count: int, claimed: bool = False) -> list[GivenClaim]:
-        batch = machine.batch(SQUARE, [call(0)] * count, claimed=claimed)
-        machine.turn(client, adds=[batch])
-        return machine.add(client, batch)
 
     def enters(queue: str = "work", session: int = 0) -> Client:
         return machine.enter(queue, "crashed", session)
 
     first, second, other = machine.first_enters(), enters(), enters("play")
     # Owners die over a task once, and over others until nobody would try again.
-    adds(first, 3)
+    adds_some(machine, first, 3)
     machine.owners_die_over_some_tasks(first, [0], 3, False)
     machine.owners_die_over_some_tasks(first, [1], 2, False)
     machine.owners_die_over_some_tasks(first, [2], 1, True)
-    look()
+    look(machine)
     for tier in range(LAST_TIER + 1):
         machine.claims_some(second, 4, tier, False)
     # One that waits is in a later tier.
-    (needed,) = adds(first, 1, claimed=True)
+    (needed,) = adds_some(machine, first, 1, claimed=True)
     machine.end(first, [(needed, Event.FAIL, None)])
     machine.adds_what_comes_after_others(first, 0, [0])
     victim = enters("play")
@@ -612,38 +657,46 @@ def tell(machine: StoreMachine) -> None:
     machine.dies(victim)
     machine.reaps(first)
     machine.claims_some(first, 4, 0, True)
-    look()
+    look(machine)
     # The runs of a queue are claimed together; what is of the living is not adopted, and what was left is.
     for client in (second, first, second):
-        adds(client, 2)
+        adds_some(machine, client, 2)
     machine.adopts(first, None)
-    look()
+    look(machine)
     machine.claims_some(first, 5, 0, False)
-    adds(other, 2)
+    adds_some(machine, other, 2)
     machine.adds_what_comes_after_others(other, 0, [0])
     machine.leaves(other)
     machine.adopts(first, [0])
-    look()
+    look(machine)
     machine.claims_some(first, 4, 0, True)
     # Of a session, one run breaks, and one never ends.
     session = machine.begins_a_session(first)
     machine.stops(enters(session=session), False)
     machine.leaves(enters(session=session))
     fine = enters(session=session)
-    adds(fine, 1)
+    adds_some(machine, fine, 1)
     machine.stops(fine, True)
     machine.ends_a_session(session, True, True)
-    look()
+    look(machine)
     machine.stops(enters(), True)
-    look()
+    look(machine)
 
 
-def test_what_chance_does_seldom_is_as_the_model_has_it(backend: Backend) -> None:
+TOLD = [tell_of_late_and_foreign, tell_of_deaths_and_sessions]
+
+
+def play(program: Callable[[StoreMachine], None], backend: Backend) -> None:
     machine = StoreMachine(backend)
     try:
-        tell(machine)
+        program(machine)
     finally:
         machine.teardown()
+
+
+@pytest.mark.parametrize("program", TOLD)
+def test_a_told_program_does_what_the_model_does(program: Callable[[StoreMachine], None], backend: Backend) -> None:
+    play(program, backend)
 
 
 @pytest.mark.timeout(120 + EXAMPLES // 2)

@@ -22,6 +22,8 @@ from omniq_executor.dispatch import committing
 from omniq_executor.model.task import Event
 from omniq_executor.stores.reserve import RESERVE_BYTES
 
+pytestmark = pytest.mark.once
+
 WAIT_S = 30.0
 FULL = r"full|No space|no more files"
 LARGE = 2 * RESERVE_BYTES

@@ -17,7 +17,10 @@ from omniq_executor.model.task import Event, Function, format_id
 NOBODY = 65534
 WAIT_S = 30.0
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no users and modes here")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no users and modes here"),
+]
 as_root = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() != 0, reason="only root can give files away")
 
 

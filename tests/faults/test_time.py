@@ -21,6 +21,8 @@ from omniq_executor import PersistentExecutor, Status, StoreError
 from omniq_executor.stores.file import tasks as file
 from omniq_executor.stores.sqlite import database as sqlite
 
+pytestmark = pytest.mark.once
+
 WAIT_S = 30.0
 DAY_S = 24 * 3600
 

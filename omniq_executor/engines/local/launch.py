@@ -72,11 +72,12 @@ class Process:
         """End it by SIGTERM."""
         self.kill(signal.SIGTERM)
 
-    def kill(self, signal_number: int = signal.SIGKILL) -> None:
+    def kill(self, signal_number: int | None = None) -> None:
         """Send a signal, SIGKILL if none is named, if it lives."""
         if self.pid is not None and self.exitcode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal_number)
+                # Named here, not as the default: the module is imported where there is no SIGKILL too.
+                os.kill(self.pid, signal.SIGKILL if signal_number is None else signal_number)
 
 
 def describe_exit(code: int | None) -> str:
