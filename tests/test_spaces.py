@@ -161,7 +161,7 @@ def test_a_function_that_was_there_by_the_fork_is_there_again_after_another_vers
     script.answer = forked  # as in a worker, where no edit is seen
     records = []
     for data, expected in ((as_forked, 1), (edited, 2)):
-        ask = codec.load_function(data)
+        ask = codec.decode(data)
         records.append(space.take_record())
         assert ask() == expected
     space.apply(records[0])
