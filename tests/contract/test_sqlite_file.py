@@ -348,7 +348,7 @@ def test_the_log_does_not_grow_for_ever(
     for _ in range(64):
         client.add(1)
         sizes.append(log.stat().st_size)
-    assert 0 in sizes
+    assert min(sizes[65:]) < sizes[0], "all but the mark that says that there is a log was worked off"
     assert len(other.claim(200)) == 129
 
 

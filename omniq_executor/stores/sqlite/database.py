@@ -10,13 +10,18 @@ Rules that keep it whole:
   automatic checkpoints are off, and ours is of a kind that holds the writer's lock.
 - A connection never crosses a fork: the child keeps it open and unused, since closing it would
   run SQLite's own clean-up on files that the parent is using.
+- What is in the log and not in the database yet is lost to whoever copies that alone. So the database says that there
+  is a log (the table `log`), and the log that there need be none: it is written right after that into the
+  log alone. An orderly close, which works the log off, brings that into the database.
 """
 
 import contextlib
 import logging
+import math
 import os
 import sqlite3
 import stat
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +44,16 @@ Durability = Literal["process", "power"]
 CHECKPOINT_BYTES = 64 << 20  # of write-ahead log; a checkpoint syncs the disk, so the fewer the better
 _CHECKPOINT_TIMEOUT_S = 1.0
 LOOK_AT_LOG_EVERY = 64  # turns
+MARK_AFTER_S = 2.0  # since it was opened: it syncs the disk, and what is that short is soon done again
 _ERRORS = (sqlite3.Error, OverflowError)  # the latter of a value of more than 2 GB
+
+_HAS_MARK = "SELECT count(*) FROM sqlite_master WHERE name = 'log'"
+_PUT_MARK = (
+    "CREATE TABLE IF NOT EXISTS log (is_apart INTEGER NOT NULL)",
+    "DELETE FROM log",
+    "INSERT INTO log VALUES (1)",
+)
+_TAKE_MARK = "UPDATE log SET is_apart = 0 WHERE is_apart"
 
 _log = logging.getLogger("omniq_executor")
 _open: "weakref.WeakSet[Database]" = weakref.WeakSet()
@@ -61,23 +75,34 @@ class Database:
         self._owners = owners
         self._version = -1  # of PRAGMA data_version: changes when another connection has committed
         self._turns = 0
+        self._mark_at = time.monotonic() + MARK_AFTER_S  # when the database is to say that there is a log
         self._is_importing = importing  # whether a migration may be under way in it
         self._durability = durability
         self._lent: list[sqlite3.Connection] = []  # to others, see connect()
         try:
             if not create and not path.exists():
                 raise StoreError(f"there is no store at {path}")
-            self._prepare_files()
+            has_log = self._has_log()  # before it is looked into, by which it may be worked off
+            is_hollow = self._prepare_files()
             with explained(path), self.one_at_a_time():
+                is_alone = not (has_log or self._has_log())
                 self.connection = self._connect()
+                is_lost = (self._take_mark(self.connection) or is_hollow) and is_alone
         except OSError as error:
             what = "opened" if os.path.exists(path) else "created"
             raise StoreError(f"the store {path} cannot be {what}: {permissions.explain(error)}") from error
         _open.add(self)
+        if is_lost:
+            _log.warning(
+                "%s: calls and results may be missing. It was in use when it was copied or its process was killed, and"
+                " the log that was beside it then, %s-wal, is not there any more",
+                path, path.name,
+            )  # fmt: skip
 
     # opening and closing
 
-    def _prepare_files(self) -> None:
+    def _prepare_files(self) -> bool:
+        """Make what is missing; return whether the database is there and holds nothing, as while all is in its log."""
         permissions.check_place(self.path.parent)
         self._check_private()
         permissions.make_folders(self.path.parent)
@@ -85,9 +110,11 @@ class Database:
             permissions.make_file(self.path)
         if not stat.S_ISREG(self.path.stat().st_mode):
             raise StoreError(f"{self.path} is not a file; give the path of a database file")
+        is_made = self.path.stat().st_size > 0
         with explained(self.path), contextlib.closing(self._look()) as connection:
-            self._check_format(connection)  # before anything is left beside a file that is not ours
+            version = self._check_format(connection)  # before anything is left beside a file that is not ours
         permissions.make_folder(self._owners.folder)
+        return is_made and not version
 
     def _check_private(self) -> None:
         """Refuse files that others could have written. SQLite reads those beside the database as part of it."""
@@ -99,7 +126,7 @@ class Database:
             self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
         )
 
-    def _check_format(self, connection: sqlite3.Connection) -> None:
+    def _check_format(self, connection: sqlite3.Connection) -> int:
         ((version,),) = connection.execute("PRAGMA user_version").fetchall()
         ((count,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
         ((application,),) = connection.execute("PRAGMA application_id").fetchall()
@@ -115,6 +142,14 @@ class Database:
             raise StoreError(
                 f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
             )
+        return int(version)
+
+    def _has_log(self) -> bool:
+        return os.path.exists(f"{self.path}-wal")
+
+    def _take_mark(self, connection: sqlite3.Connection) -> bool:
+        """Return whether the database says that there is a log, and have it say so no more."""
+        return bool(connection.execute(_HAS_MARK).fetchone()[0]) and connection.execute(_TAKE_MARK).rowcount > 0
 
     def connect(self) -> sqlite3.Connection:
         """Return another connection like the store's own, for who drives transactions otherwise, and closes it."""
@@ -150,6 +185,8 @@ class Database:
         """Close the connection, if it is open."""
         with self.lock:
             if self.connection is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    self._take_mark(self.connection)  # of a process that died as it worked off the log
                 with explained(self.path):
                     self.connection.close()
                 self.connection = None
@@ -221,14 +258,16 @@ class Database:
 
     def count_turn(self) -> None:
         self._turns += 1
-        if self._turns % LOOK_AT_LOG_EVERY == 0:
+        if self._turns % LOOK_AT_LOG_EVERY == 0 or time.monotonic() >= self._mark_at:
             self.work_off_log()
 
     def work_off_log(self) -> None:
-        """Bring what is in the write-ahead log into the database, if that is much."""
+        """Bring what is in the write-ahead log into the database, if that is much, or must say that there is a log."""
         try:
             with self.lock, explained(self.path), contextlib.suppress(FileNotFoundError):
-                if os.stat(f"{self.path}-wal").st_size >= CHECKPOINT_BYTES:
+                must_mark = time.monotonic() >= self._mark_at
+                if must_mark or os.stat(f"{self.path}-wal").st_size >= CHECKPOINT_BYTES:
+                    self._mark_at = math.inf
                     self._checkpoint(self.opened())
         except StoreError as error:
             # What is in it is committed, and must not look as if it were not. The log is as good as before.
@@ -237,8 +276,15 @@ class Database:
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {int(_CHECKPOINT_TIMEOUT_S * 1000)}")
         try:
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _PUT_MARK:
+                connection.execute(statement)
+            connection.execute("COMMIT")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._take_mark(connection)
         finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 
 
