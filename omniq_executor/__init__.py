@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .errors import *  # noqa: F403
     from .executor import PersistentExecutor as PersistentExecutor
     from .future import DurableFuture as DurableFuture
+    from .inputs import InputFile as InputFile
     from .model.task import Status as Status, Task as Task
     from .stores import open_store as open_store
     from .stores.base import Store as Store
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ERRORS = (
-    "CallError CodeChanged DependencyFailed FunctionLost KeyConflict NotImportable OmniqError PoolBroken RemoteError"
-    " SerializationError SettingsError StoreError StoreVersionError TaskNotFound TaskTimeout TooLarge WorkerCrashed"
+    "CallError CodeChanged DependencyFailed FunctionLost InputError InputIsFolder InputNotFound KeyConflict"
+    " NotImportable OmniqError PoolBroken RemoteError SerializationError SettingsError StoreError StoreVersionError"
+    " TaskNotFound TaskTimeout TooLarge WorkerCrashed"
 )
 _HOMES = {
     "PersistentExecutor": "executor",
     "AsyncOmniQ": "aio",
     "DurableFuture": "future",
+    "InputFile": "inputs",
     "Status": "model.task",
     "Task": "model.task",
     "Settings": "config",

@@ -10,6 +10,9 @@
      |    +-- RemoteError          it raised what cannot be rebuilt in this process
      |    +-- SerializationError   it, or its result, cannot be stored (also a PicklingError)
      |    +-- DependencyFailed     a call whose result it was to be given failed or was cancelled
+     |    +-- InputError           an InputFile of it cannot be read  (also an OSError)
+     |         +-- InputNotFound   there is no such file           (also a FileNotFoundError)
+     |         +-- InputIsFolder   it is a folder                  (also an IsADirectoryError)
      +-- PoolBroken                no worker can be started        (also a BrokenProcessPool)
      +-- StoreError                the store cannot do its work: disk, permissions, format
      |    +-- StoreVersionError    the store was written by a newer version
@@ -59,6 +62,18 @@ class SerializationError(CallError, pickle.PicklingError):
 
 class DependencyFailed(CallError):
     """The call was to be given the result of another, which failed, was cancelled or is gone; it was not run."""
+
+
+class InputError(CallError, OSError):
+    """A file cannot be read whose content is part of what identifies the call. The call was not stored."""
+
+
+class InputNotFound(InputError, FileNotFoundError):
+    """There is no file at the path of an InputFile, or nothing at a path in `depends`. The call was not stored."""
+
+
+class InputIsFolder(InputError, IsADirectoryError):
+    """The path of an InputFile is a folder. The call was not stored."""
 
 
 class PoolBroken(OmniqError, BrokenProcessPool):

@@ -17,7 +17,7 @@ How far it looks: a function that can be imported is its name, its code, its def
 closes over. One that cannot (of `__main__`, a lambda, a local function) is also the globals it reads:
 plain data and other such functions and classes by content, modules and what can be imported by name.
 A class is its name if it can be imported; else its bases and attributes count too. All else is what
-`__reduce_ex__(5)` says of it.
+`__reduce_ex__(5)` says of it, but a file that is given as an InputFile, whose content counts.
 
 Not promised: a digest in another version of Python, whose byte code differs, or of a library that
 reduces its objects in another way; an object that caches in itself is another one after use. What does
@@ -43,6 +43,8 @@ from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
+from ..errors import InputError
+from ..inputs import InputFile, file_digest
 from .modules import MAIN, hash_of, is_main, is_own, namesake
 
 _INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level copies what lies below it
@@ -294,6 +296,16 @@ class _Encoder:
         read = [_text(each) + self._named(known[each]) for each in sorted(names & known.keys())]
         return _item(b"L", name + code + own + b"".join(read))
 
+    def _input(self, file: InputFile) -> bytes:
+        """Write a file by its path and content. Of what modules hold none need be there: it may be written later."""
+        try:
+            content = file_digest(file.path)
+        except InputError:
+            if not self._is_plain:
+                raise
+            content = b""
+        return _item(b"I", _text(file.path) + content)
+
     def _buffer(self, value: Any) -> bytes:
         """Write bytes that an object hands to pickle without a copy."""
         try:
@@ -333,6 +345,7 @@ _COMPOUNDS: dict[type, Callable[[_Encoder, Any], bytes]] = {
     FunctionType: _Encoder._reference,
     MethodType: lambda encoder, value: _item(b"B", encoder._all((value.__func__, value.__self__))),
     CellType: _Encoder._cell,
+    InputFile: _Encoder._input,
     pickle.PickleBuffer: _Encoder._buffer,
     # Parts of classes that pickle does not reduce.
     staticmethod: lambda encoder, value: _item(b"T", encoder.encode(value.__func__)),
