@@ -17,6 +17,7 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
+from .code.depends import Dependency, Depends
 from .code.run_context import context_of
 from .config import Settings
 from .dispatch import sessions
@@ -33,7 +34,7 @@ from .interrupts import interrupts
 from .map_iterator import Results
 from .model.functions import Functions, stored_call, too_large
 from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
-from .model.task import Options, Status, format_id, parse_id
+from .model.task import Function, Options, Status, format_id, parse_id
 from .stores import open_store
 from .stores.base import Resume, now
 
@@ -60,6 +61,7 @@ class _Submitter(concurrent.futures.Executor):
     _dispatcher: Dispatcher
     _functions: Functions
     _call_options: CallOptions  # of each call
+    _depends: Depends | None = None  # what counts beside the code
 
     @overload
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> DurableFuture[_T]: ...
@@ -91,7 +93,7 @@ class _Submitter(concurrent.futures.Executor):
         """
         future: DurableFuture[_T]
         try:
-            function = self._functions.describe(fn)
+            function = self._describe(fn)
             has_key = self._call_options.key is not None
             call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot, has_key)
         except CallError as error:
@@ -132,12 +134,18 @@ class _Submitter(concurrent.futures.Executor):
                 raise TypeError("buffersize must be an integer or None")
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
-        function = self._functions.describe(fn)
+        function = self._describe(fn)
         rows = zip(*iterables, strict=False)
         try:
             return Results(self._dispatcher, function, rows, timeout, buffersize, self._call_options)
         except TooLarge as error:
             raise too_large(error, function, fn, (), {}) from error
+
+    def _describe(self, fn: Callable[..., Any]) -> Function:
+        """Return the stored form of a function, with what its calls depend on beside its code."""
+        function = self._functions.describe(fn)
+        depends = self._depends
+        return function if depends is None else function._replace(digest=depends.joined_to(function.digest))
 
 
 class PersistentExecutor(_Submitter):
@@ -276,7 +284,7 @@ class PersistentExecutor(_Submitter):
         self._max_workers = max_workers  # the name under which dask and others read it from a process pool
         self._mp_context = context  # likewise
         self._dispatcher = dispatcher
-        self._functions = Functions(dispatcher.prepare)
+        self._functions = Functions(dispatcher.prepare, names_unstable=resume != "never")
         options = Options(settings.max_retries, timeout=settings.timeout).or_none()
         self._call_options = USUAL if options is None else CallOptions(options=options)
 
@@ -292,6 +300,8 @@ class PersistentExecutor(_Submitter):
         eta: datetime.datetime | datetime.timedelta | float | None = None,
         interval: datetime.timedelta | float | None = None,
         tags: Iterable[str] = (),
+        version: str | int | None = None,
+        depends: Iterable[Dependency] = (),
     ) -> "_WithOptions":
         """Return an executor on the same pool whose calls have options.
 
@@ -314,8 +324,15 @@ class PersistentExecutor(_Submitter):
             next one is a task of its own that carries the first one's id as its series. They keep the
             schedule: one that comes late does not move the next, and times that are over are left out.
         tags: texts to find tasks by.
+        version: a text or number that counts as part of the function's code: with another one its calls run again
+            in a run that is resumed.
+        depends: what counts likewise, though it cannot be seen in the code: modules, or their dotted names, and
+            paths of files and folders. Of a module of your own, and of a path, all files count by their content, of
+            an installed one its version. They are looked at for each submit() and map(). With a key neither counts:
+            the key says which call it is.
 
-        Raises TypeError or ValueError that names the option and value that make no sense.
+        Raises TypeError or ValueError that names the option and value that make no sense, and InputNotFound, a
+        FileNotFoundError, for what is neither a module nor a path.
         """
         usual = self._call_options.options or Options()
         call_options = make_options(
@@ -323,7 +340,7 @@ class PersistentExecutor(_Submitter):
             retry_on=retry_on, timeout=usual.timeout if timeout is None else timeout, priority=priority, eta=eta,
             interval=interval, tags=tags,
         )  # fmt: skip
-        return _WithOptions(self, call_options)
+        return _WithOptions(self, call_options, Depends(version, depends) or None)
 
     def future(self, task_id: str) -> DurableFuture[Any]:
         """Return a future for the task of that id, whoever submitted it.
@@ -393,11 +410,12 @@ class PersistentExecutor(_Submitter):
 class _WithOptions(_Submitter):
     """What `PersistentExecutor.options()` returns: it submits to the same pool, with options of its own."""
 
-    def __init__(self, executor: PersistentExecutor, call_options: CallOptions) -> None:
+    def __init__(self, executor: PersistentExecutor, call_options: CallOptions, depends: Depends | None) -> None:
         self._executor = executor
         self._dispatcher = executor._dispatcher
         self._functions = executor._functions
         self._call_options = call_options
+        self._depends = depends
         self._max_workers = executor._max_workers
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -83,7 +83,7 @@ def is_own(name: str) -> bool:
     file = getattr(module, "__file__", None)
     own = module is not None and name.partition(".")[0] not in sys.stdlib_module_names
     if own and isinstance(file, str):
-        own = _is_own_file(file)
+        own = is_own_file(file)
     _known[name] = module, own
     return own
 
@@ -187,10 +187,11 @@ def file_of(name: str) -> str | None:
         if path is None and place < len(parts) - 1:
             return None
     origin = spec.origin if spec is not None else None
-    return origin if origin is not None and origin.endswith(".py") and _is_own_file(origin) else None
+    return origin if origin is not None and origin.endswith(".py") and is_own_file(origin) else None
 
 
-def _is_own_file(file: str) -> bool:
+def is_own_file(file: str) -> bool:
+    """Return whether a file is the user's own: neither of the standard library nor installed."""
     path = os.path.realpath(file)
     return not path.startswith(_LIBRARY) and not {"site-packages", "dist-packages"} & {*path.split(os.sep)}
 

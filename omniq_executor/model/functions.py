@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..code import digest as keys, modules, spaces, versions
 from ..errors import SerializationError, TooLarge
 from ..model.task import Call, Function
-from . import codec, dependencies
+from . import codec, dependencies, unstable
 from .task import Task
 
 _CACHE_SIZE = 1024
@@ -34,9 +34,13 @@ class Functions:
     Of what travels by value only what identifies it: what it carries may have changed since.
     """
 
-    def __init__(self, prepare: Callable[[], Any] | None = None) -> None:
-        """`prepare` is called before a function is first described, and returns what workers have of the script."""
+    def __init__(self, prepare: Callable[[], Any] | None = None, names_unstable: bool = False) -> None:
+        """`prepare` is called before a function is first described, and returns what workers have of the script.
+
+        `names_unstable` says whether arguments are to be named that keep calls from being resumed.
+        """
         self._prepare = prepare
+        self._names_unstable = names_unstable
         self._snapshot: Any = None
         self._of_this_process: dict[bytes, bytes] = {}  # digests that no other process is to know again
         self._known: dict[Any, _Known] = {}  # by the function, or by the signature of all that is carried by value
@@ -66,6 +70,8 @@ class Functions:
         if version is not None:
             digest = modules.hash_of(digest + version.identity)
         known = _Known(Function(digest, _path(function), b""), version, named)
+        if self._names_unstable:
+            unstable.watch(known.function.path, function)
         described = self._checked(known, written)
         if written.signature is not None:
             self._keep(
@@ -140,7 +146,9 @@ def stored_call(
         after = tuple(dict.fromkeys(noted))
         identity, named = keys.digest_and_named((args, kwargs), versions.code_of)
         if identity is None:
-            identity = _UNSTABLE + modules.hash_of(pickled)
+            identity = _UNSTABLE + os.urandom(16)  # even an equal pickle may name what is another thing now
+            if not has_key:
+                unstable.name(function.path, args, kwargs)
         elif has_key:
             identity = keys.without_code((args, kwargs)) + identity
         if named:

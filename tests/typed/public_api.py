@@ -7,12 +7,23 @@ import asyncio
 import concurrent.futures
 import datetime
 from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, assert_type, cast
 
 import omniq_executor
-from omniq_executor import AsyncOmniQ, DurableFuture, PersistentExecutor, Settings, Status, Store, Task, open_store
+from omniq_executor import (
+    AsyncOmniQ,
+    DurableFuture,
+    InputFile,
+    PersistentExecutor,
+    Settings,
+    Status,
+    Store,
+    Task,
+    open_store,
+)
 from omniq_executor.config import Settings as SettingsByItsModule
 
 FOLDER = Path("runs")
@@ -152,6 +163,24 @@ def maps(executor: PersistentExecutor) -> None:
     executor.options(priority=1).map(word, [1], chunks=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
+def length(path: PathLike[str], limit: int = 0) -> int:
+    return len(str(path)) + limit
+
+
+def gives_files(executor: PersistentExecutor) -> None:
+    file = InputFile(InputFile(FOLDER))
+    assert_type(file.path, str)
+    assert_type(executor.submit(length, file, limit=1), DurableFuture[int])
+    assert_type(executor.map(length, [InputFile("a"), InputFile("b")]), Iterator[int])
+    with open(file) as opened:
+        assert_type(opened.read(), str)
+    file.path = "other"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    InputFile(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    missing: FileNotFoundError = omniq_executor.InputNotFound()
+    of_one_call: omniq_executor.CallError = omniq_executor.InputIsFolder()
+    raise missing from of_one_call
+
+
 def gives_options(executor: PersistentExecutor) -> None:
     careful = executor.options(
         key="k", max_retries=3, backoff=lambda retry: 2.0 * retry, retry_on=(OSError, ValueError), timeout=90,
@@ -165,6 +194,10 @@ def gives_options(executor: PersistentExecutor) -> None:
     careful.shutdown(wait=False)
 
     careful.submit(add, "1")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    executor.options(version=3, depends=["numpy", FOLDER, datetime, InputFile("table.csv")])
+    executor.options(version="2024-05", depends=(name for name in ["settings"]))
+    executor.options(version=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    executor.options(depends=[3])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     executor.options(max_retries="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     executor.options(retries=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     executor.options(3)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
