@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from omniq_executor import PersistentExecutor
 from omniq_executor.model import unstable
+from omniq_executor.model.functions import same_arguments
+from omniq_executor.model.task import Call
 
 MakeExecutor = Callable[..., PersistentExecutor]
 
@@ -117,3 +120,13 @@ def test_what_has_a_stable_form_is_not_looked_at_for_a_name(
     monkeypatch.setattr(unstable, "name", lambda *args: asked.append(args))
     assert executor.submit(size, (1, 2)).result(30) == 2
     assert asked == []
+
+
+def test_a_digest_that_begins_like_arguments_without_a_stable_form_is_one_all_the_same() -> None:
+    """Each 256th does."""
+    known, other = b"?" + bytes(15), b"?" + bytes(14) + b"1"
+    task: Any = types.SimpleNamespace(options=None)
+    for more in (b"", bytes(16)):  # of a call with a key
+        assert same_arguments(task, known + more, Call(b"", None, known + more))
+        assert not same_arguments(task, known + more, Call(b"", None, other + more))
+    assert same_arguments(task, known + b"1", Call(b"", None, other))

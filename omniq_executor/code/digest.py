@@ -45,7 +45,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..inputs import InputFile, file_digest
-from .modules import MAIN, hash_of, is_main, is_own, namesake
+from .modules import MAIN, hash_of, is_hash_of_attrs, is_main, is_own, namesake
 
 _INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level copies what lies below it
 _MAX_DEPTH = 150  # of data; four Python frames a level at most, so reached before the recursion limit of 1000
@@ -140,6 +140,8 @@ def _code(code: CodeType) -> tuple[bytes, frozenset[str]]:
             if type(step.argval) is CodeType:
                 constant, inner_names = _code(step.argval)
                 names |= inner_names
+            elif type(step.argval) is int and is_hash_of_attrs(code):
+                constant = b""
             else:
                 constant = _Encoder().encode(step.argval)
             steps.append(b"%d %b" % (step.opcode, constant))

@@ -110,6 +110,11 @@ def note_texts() -> None:
             text_digest(name)
 
 
+def is_hash_of_attrs(code: CodeType) -> bool:
+    """Return whether code is the `__hash__` that attrs writes: it holds the hash of a text, which no run has again."""
+    return code.co_name == "__hash__" and code.co_filename.startswith("<attrs generated ")
+
+
 class Mentions(NamedTuple):
     """The names in code, and in the functions within it."""
 

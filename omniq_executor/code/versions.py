@@ -37,6 +37,7 @@ from .modules import (
     Reduced,
     file_of,
     hash_of,
+    is_hash_of_attrs,
     is_main,
     is_own,
     mentions,
@@ -382,6 +383,8 @@ def _code_digest(code: CodeType) -> bytes:
     steps = code.co_code
     if _FIRST_LINE in code.co_names:
         steps = _without_first_line(code, constants)
+    if is_hash_of_attrs(code):
+        constants = [each for each in constants if type(each) is not int]
     parts = (
         code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & (_HAS_DOCSTRING - 1),
         steps, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_exceptiontable,

@@ -15,7 +15,7 @@ from .task import Task
 
 _CACHE_SIZE = 1024
 _LARGEST_KEPT = 1 << 18  # bytes of a pickle
-_UNSTABLE = b"?"  # begins the identity of arguments that have no stable form
+_UNSTABLE = b"?"  # begins the identity of arguments that have no stable form, which is longer than a digest by it
 _WITHOUT_CODE = 16  # bytes at the beginning of the identity of a call with a key; the rest says what code is in it
 
 
@@ -163,11 +163,15 @@ def same_arguments(task: Task, identity: bytes | None, call: Call) -> bool:
     """
     if call.identity is None or identity is None:
         return (call.args, call.kwargs, call.identity) == (task.args, task.kwargs, identity)
-    if call.identity.startswith(_UNSTABLE) or identity.startswith(_UNSTABLE):
+    if _is_unstable(call.identity) or _is_unstable(identity):
         return True
     return call.identity[:_WITHOUT_CODE] == identity[:_WITHOUT_CODE] or bool(
         task.options is not None and task.options.after
     )
+
+
+def _is_unstable(identity: bytes) -> bool:
+    return len(identity) == 17 and identity.startswith(_UNSTABLE)
 
 
 def too_large(
