@@ -108,9 +108,12 @@ def without_code(value: object) -> bytes:
 def data_digest(values: dict[str, Any]) -> bytes:
     """Return what stands for data of a module: plain data, and objects of classes of the user's own."""
     parts = []
+    encoder = _Encoder(by_name=True, is_plain=True)
     for name, value in sorted(values.items()):
-        with contextlib.suppress(Uncanonical):
-            parts.append(name.encode() + _Encoder(by_name=True, is_plain=True).digest(value))
+        try:
+            parts.append(name.encode() + encoder.digest(value))
+        except Uncanonical:  # it stopped in the midst of a value
+            encoder = _Encoder(by_name=True, is_plain=True)
     return hash_of(b"".join(parts))
 
 
@@ -175,6 +178,7 @@ class _Encoder:
         self._definitions: list[Any] = []
 
     def digest(self, value: object) -> bytes:
+        self._nodes = 0
         while True:
             try:
                 whole = self.encode(value)

@@ -25,8 +25,9 @@ import itertools
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from operator import attrgetter
+from operator import attrgetter, is_
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
@@ -53,70 +54,87 @@ _FIRST_LINE = "__firstlineno__"
 _METHODS = (functools.partialmethod, functools.singledispatchmethod)
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property, type, *_METHODS)
 _LOOKED_INTO = 10_000  # items of a container, for functions among them
+_FEW = 200  # functions, which are looked at for each call
+_PART = 50  # of the time is spent on looking at more, at most
+_code_of = attrgetter("__code__")
 
 
 class Version:
     """The code that functions, classes and what they are part of reach."""
 
-    def __init__(self, *roots: Any, own: Collection[str] | None = None, with_data: bool = False) -> None:
+    def __init__(self, *roots: Any, own: Collection[str] | None = None) -> None:
         """`own` are the modules that count; by default those that are neither installed nor of Python.
 
-        `with_data` says whether data that is named counts, and what code that holds. Not where workers compare:
-        theirs is what calls have made of it.
+        What data holds is looked at when `values` are asked for. Workers compare without: theirs is what calls have
+        made of it.
         """
-        self.items: dict[str, set[tuple[str, bytes]]] = {}
-        """By module, its functions and the digests of their code."""
-        self._roots = roots
-        self._own = own
-        self._with_data = with_data
+        self._items: dict[str, set[tuple[str, bytes]]] = {}  # by module, its functions and the digests of their code
         self._values: dict[str, dict[str, Any]] = {}  # by module, what its data is called
         self._unloaded: set[str] = set()  # modules that functions import when they are called
         self._is_own: Callable[[str], bool] = is_own if own is None else own.__contains__
-        self._names: list[tuple[Mapping[str, Any], str, Any]] = []
-        self._codes: list[tuple[FunctionType, CodeType]] = []
+        self._names: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}  # names that were read, and their values
+        self._loads: list[tuple[Mapping[str, Any], Any]] = []  # names of modules, and what each load makes anew
+        self._look_at = 0.0  # when to look at names again
+        self._functions: list[FunctionType] = []
+        self._codes: list[CodeType] = []
         self._seen: set[int] = set()
+        self._read: dict[int, dict[str, ModuleType | None]] = {}  # by names, which were read, with those of modules
+        self._with_data = False
+        self._data: list[Any] = []  # to look at when data counts
         self._queue: list[Any] = [*roots]
+        self._visit_all()
+
+    def _visit_all(self) -> None:
         while self._queue:
             self._visit(self._queue.pop())
 
     def still_holds(self) -> bool:
-        """Return whether it is as it was, by what is cheap to look at."""
-        for function, code in self._codes:
-            if function.__code__ is not code:
+        """Return whether it is as it was: whether modules were loaded anew, and what stands under each name now.
+
+        It is asked for each call, and in a project of 200 modules there are thousands of names. Where there are many
+        they are looked at for a small part of the time only, so that what is put in their place is seen a moment later.
+        """
+        for names, spec in self._loads:
+            if names.get("__spec__") is not spec:
                 return False
-        for names, name, value in self._names:  # noqa: SIM110  # a loop takes half of what all() does
-            if names.get(name) is not value:
-                return False
-        return True
+        moment = time.monotonic()
+        if moment < self._look_at:
+            return True
+        holds = all(map(is_, map(_code_of, self._functions), self._codes)) and all(
+            all(map(is_, map(names.get, known), known.values())) for names, known in self._names.values()
+        )
+        if len(self._functions) > _FEW:
+            self._look_at = moment + _PART * (time.monotonic() - moment)
+        return holds
 
     @functools.cached_property
     def digests(self) -> dict[str, bytes]:
-        """Return what stands for the code of each module."""
-        return {module: hash_of(repr(sorted(items)).encode()) for module, items in self.items.items()}
+        """Return what stands for the code of each module, without what its data holds."""
+        return self._hashed()
 
-    @functools.cached_property
-    def whole(self) -> "Version":
-        """Return the same with its data, which counts from now on in `still_holds()`."""
-        whole = Version(*self._roots, own=self._own, with_data=True)
-        self._names, self._codes = whole._names, whole._codes
-        return whole
+    def _hashed(self) -> dict[str, bytes]:
+        return {module: hash_of(repr(sorted(items)).encode()) for module, items in self._items.items()}
 
     @functools.cached_property
     def values(self) -> dict[str, bytes]:
         """Return what stands for the data of each module, as far as it has a stable form, and for the code in it."""
         from .digest import data_digest  # workers need it seldom
 
-        codes, values = self.whole.digests, self.whole._values
+        self.digests  # noqa: B018  # before there is more
+        self._with_data = True
+        self._queue, self._data = self._data, []
+        self._visit_all()
+        codes = self._hashed()
         return {
-            module: data_digest(values.get(module, {})) + codes.get(module, b"")
-            for module in codes.keys() | values.keys()
+            module: data_digest(self._values.get(module, {})) + codes.get(module, b"")
+            for module in codes.keys() | self._values.keys()
         }
 
     @functools.cached_property
     def identity(self) -> bytes:
         """Return what stands for all of it; empty where nothing of the user's own modules is reached."""
-        texts = [(name, text_of_unloaded(name)) for name in sorted(self.whole._unloaded)]
-        parts = sorted(self.values.items()), texts
+        values = sorted(self.values.items())
+        parts = values, [(name, text_of_unloaded(name)) for name in sorted(self._unloaded) if file_of(name)]
         return hash_of(repr(parts).encode()) if any(parts) else b""
 
     @functools.cached_property
@@ -152,6 +170,9 @@ class Version:
         elif kind in CONTAINERS:
             if self._with_data:
                 self._queue += itertools.islice(value.values() if kind is dict else value, _LOOKED_INTO)
+            else:
+                self._seen.discard(id(value))
+                self._data.append(value)
         elif kind is not ModuleType:
             attributes = getattr(value, "__dict__", None)
             if self._counts(kind.__module__):
@@ -167,13 +188,14 @@ class Version:
             if not hasattr(function, "__wrapped__"):
                 return
         elif module != MAIN:
-            self.items.setdefault(module, set()).add((function.__qualname__, _code_digest(function.__code__)))
+            self._items.setdefault(module, set()).add((function.__qualname__, _code_digest(function.__code__)))
             self._named(function.__globals__, function)
-            if self._with_data:
-                carried = function.__defaults__, function.__kwdefaults__, function.__closure__
+            carried = function.__defaults__, function.__kwdefaults__, function.__closure__
+            if any(carried):
                 self._values.setdefault(module, {})[f"{function.__qualname__}()"] = carried
-                self._queue += [*(carried[0] or ()), *(carried[1] or {}).values(), *(carried[2] or ())]
-        self._codes.append((function, function.__code__))
+                self._hold(*(carried[0] or ()), *(carried[1] or {}).values(), *(carried[2] or ()))
+        self._functions.append(function)
+        self._codes.append(function.__code__)
         if hasattr(function, "__wrapped__"):
             self._queue.append(function.__wrapped__)
         if isinstance(registry := getattr(function, "registry", None), MappingProxyType):  # of a singledispatch
@@ -182,39 +204,50 @@ class Version:
             return
         mentioned = mentions(function.__code__)
         seen: set[int] = set()
-        for name in mentioned.names:
-            if name in function.__globals__:
-                self._name(function.__globals__, name, mentioned.attributes, seen)
+        self._read_names(function.__globals__, mentioned.names, mentioned.attributes, seen)
         for level, name in mentioned.imports:
             self._import(level, name, function.__globals__, mentioned.attributes, seen)
 
-    def _name(self, names: dict[str, Any], name: str, attributes: Collection[str], seen: set[int]) -> None:
+    def _read_names(
+        self, names: dict[str, Any], mentioned: Collection[str], attributes: frozenset[str], seen: set[int]
+    ) -> None:
+        """Look at what stands under the names that are mentioned, in modules under them at these attributes."""
+        read = self._read.setdefault(id(names), {})
+        found = names.keys() & mentioned
+        for name in found - read.keys():  # most were read for another function
+            read[name] = self._name(names, name)
+        for name in found:
+            if (module := read[name]) is not None:
+                self._attributes(module, attributes, seen)
+
+    def _name(self, names: dict[str, Any], name: str) -> ModuleType | None:
+        """Look at what stands under a name; return it if it is a module that counts."""
         value = names[name]
         kind = type(value)
         if kind is ModuleType:
             if value.__name__ != MAIN and self._is_own(value.__name__):
-                self._names.append((names, name, value))
-                self._attributes(value, attributes, seen)
+                self._note(names, name, value)
+                return value  # type: ignore[no-any-return]
         elif kind is FunctionType or kind is CACHED or isinstance(value, type):
-            self._names.append((names, name, value))
+            self._note(names, name, value)
             self._queue.append(value)
         elif (module := names.get("__name__")) != MAIN:
+            # As it is now, until the module is loaded anew: what this process makes of it meanwhile does not reach
+            # workers, and a counter would make each call another one.
             self._note_load(names)
-            if self._with_data:
-                self._values.setdefault(str(module), {})[name] = value
-                self._queue.append(value)
+            self._values.setdefault(str(module), {})[name] = value
+            self._hold(value)
+        return None
 
-    def _attributes(self, module: ModuleType, attributes: Collection[str], seen: set[int]) -> None:
+    def _attributes(self, module: ModuleType, attributes: frozenset[str], seen: set[int]) -> None:
         """Look at what a module has of the names; each module once for a function."""
         if id(module) not in seen:
             seen.add(id(module))
-            self.items.setdefault(module.__name__, set())
-            for name in attributes:
-                if name in module.__dict__:
-                    self._name(module.__dict__, name, attributes, seen)
+            self._items.setdefault(module.__name__, set())
+            self._read_names(module.__dict__, attributes, attributes, seen)
 
     def _import(
-        self, level: int, name: str, names: Mapping[str, Any], attributes: Collection[str], seen: set[int]
+        self, level: int, name: str, names: Mapping[str, Any], attributes: frozenset[str], seen: set[int]
     ) -> None:
         """Look at a module that a function imports when it is called."""
         if level:
@@ -224,8 +257,7 @@ class Version:
                 return
         module = sys.modules.get(name)
         if module is None:
-            if self._with_data and file_of(name) is not None:
-                self._unloaded.add(name)
+            self._unloaded.add(name)
         elif name != MAIN and self._is_own(name):
             self._attributes(module, attributes, seen)
 
@@ -235,29 +267,36 @@ class Version:
             return
         self._queue += kind.__bases__
         if module != MAIN and module in sys.modules:
-            self.items.setdefault(module, set())
+            self._items.setdefault(module, set())
             self._named(vars(sys.modules[module]), kind)
         for name, value in vars(kind).items():
             if isinstance(value, _CODE):
                 self._queue.append(value)
-            elif self._with_data and name[:2] != "__":
-                self._queue.append(value)
+            elif name[:2] != "__":
+                self._hold(value)
                 if module != MAIN:
                     self._values.setdefault(module, {})[f"{kind.__qualname__}.{name}"] = value
 
     def _named(self, names: Mapping[str, Any], definition: FunctionType | type) -> None:
         """Note a function or class, which may be replaced under its name, as by a reload."""
         if names.get(definition.__qualname__) is definition:
-            self._names.append((names, definition.__qualname__, definition))
+            self._note(names, definition.__qualname__, definition)
 
-    def _note_load(self, names: Mapping[str, Any]) -> None:
-        """Note that data of a module counts: as it is now, until the module is loaded anew.
+    def _note(self, names: Mapping[str, Any], name: str, value: Any) -> None:
+        """Note what stands under a name: while it does, and the like, the version holds."""
+        self._note_load(names)[name] = value
 
-        What this process makes of it meanwhile does not reach workers, and a counter would make each call another one.
-        """
-        if id(names) not in self._seen:
-            self._seen.add(id(names))
-            self._names.append((names, "__spec__", names.get("__spec__")))
+    def _note_load(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Note which load of a module counts, and return what was read of its names."""
+        known = self._names.get(id(names))
+        if known is None:
+            known = self._names[id(names)] = names, {}
+            self._loads.append((names, names.get("__spec__")))
+        return known[1]
+
+    def _hold(self, *values: Any) -> None:
+        """Look at data, now or when it counts."""
+        (self._queue if self._with_data else self._data).extend(values)
 
     def _counts(self, module: str) -> bool:
         return module == MAIN or self._is_own(module)
@@ -374,7 +413,7 @@ def _file(module: str) -> str:
     return getattr(sys.modules.get(module), "__file__", None) or ""
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1 << 16)
 def _code_digest(code: CodeType) -> bytes:
     """Return what stands for byte code, whatever its lines, file and docstring are."""
     constants = list(code.co_consts)
@@ -424,5 +463,7 @@ def check_of(function: Any, named: Iterable[Any] = ()) -> Version | None:
     ):  # fmt: skip
         return None
     note_texts()
-    version = Version(function, *named)
+    definitions = {id(each): each for each in named}
+    is_named = id(function) in definitions  # else it is not kept, nor what it carries
+    version = version_of(*definitions.values()) if is_named else Version(function, *named)
     return version if version.identity else None
