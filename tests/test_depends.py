@@ -274,3 +274,21 @@ def test_looking_again_reads_nothing(folder: Path, monkeypatch: pytest.MonkeyPat
     depends = Depends(None, ["data"])
     assert len({depends.joined_to(CODE) for _ in range(50)}) == 1
     assert len(opened) == 20
+
+
+def test_data_whose_change_is_not_seen_is_named_once(
+    executor: PersistentExecutor, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "tables_d.py").write_text(
+        "RING = [1]\nRING.append(RING)\nTABLE = {'a': 1}\ndef first(n, ring=RING): return n + TABLE['a']\n"
+        "def second(n): return n + len(RING)\n"
+    )
+    module = importlib.import_module("tables_d")
+    for function in (module.first, module.second) * 2:
+        assert executor.submit(function, 1).result(30) in (2, 3)
+    said = [record.getMessage() for record in caplog.records if "will not be seen" in record.getMessage()]
+    assert [text.partition(" will")[0] for text in said] == [
+        "a change of what first holds in module tables_d", "a change of RING in module tables_d"
+    ]  # fmt: skip
+    assert "within itself" in said[0]
+    assert "options(depends=['tables_d'])" in said[0]

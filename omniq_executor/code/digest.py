@@ -105,15 +105,19 @@ def without_code(value: object) -> bytes:
     return _Encoder(by_name=True).digest(value)
 
 
-def data_digest(values: dict[str, Any]) -> bytes:
-    """Return what stands for data of a module: plain data, and objects of classes of the user's own."""
+def data_digest(values: dict[str, Any], leave_out: Callable[[str, Uncanonical], object]) -> bytes:
+    """Return what stands for data of a module: plain data, and objects of classes of the user's own.
+
+    `leave_out` is told of each that has no stable form, which does not count.
+    """
     parts = []
     encoder = _Encoder(by_name=True, is_plain=True)
     for name, value in sorted(values.items()):
         try:
             parts.append(name.encode() + encoder.digest(value))
-        except Uncanonical:  # it stopped in the midst of a value
-            encoder = _Encoder(by_name=True, is_plain=True)
+        except Uncanonical as error:
+            leave_out(name, error)
+            encoder = _Encoder(by_name=True, is_plain=True)  # that one stopped in the midst of a value
     return hash_of(b"".join(parts))
 
 

@@ -22,6 +22,7 @@ import functools
 import importlib
 import importlib.util
 import itertools
+import logging
 import os
 import pickle
 import sys
@@ -56,6 +57,7 @@ _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_pro
 _LOOKED_INTO = 10_000  # items of a container, for functions among them
 _FEW = 200  # functions, which are looked at for each call
 _PART = 50  # of the time is spent on looking at more, at most
+_log = logging.getLogger("omniq_executor")
 _code_of = attrgetter("__code__")
 
 
@@ -126,7 +128,8 @@ class Version:
         self._visit_all()
         codes = self._hashed()
         return {
-            module: data_digest(self._values.get(module, {})) + codes.get(module, b"")
+            module: data_digest(self._values.get(module, {}), functools.partial(_leave_out, module))
+            + codes.get(module, b"")
             for module in codes.keys() | self._values.keys()
         }
 
@@ -302,6 +305,18 @@ class Version:
         return module == MAIN or self._is_own(module)
 
 
+def _leave_out(module: str, name: str, why: Exception) -> None:
+    """Say once that a change of some data will not be seen."""
+    if (module, name) not in _left_out:
+        _left_out.add((module, name))
+        what = f"what {name[:-2]} holds" if name.endswith("()") else name
+        _log.warning(
+            "a change of %s in module %s will not be seen, so results of before are reused then: it has no stable form"
+            " (%s). options(depends=[%r]) has the text of the module count", what, module, why, module,
+        )  # fmt: skip
+
+
+_left_out: set[tuple[str, str]] = set()
 _known: dict[tuple[int, ...], Version] = {}
 _MOST_KNOWN = 4096
 
