@@ -105,6 +105,16 @@ class _Submitter(concurrent.futures.Executor):
             raise too_large(error, function, fn, args, kwargs) from error
         return future
 
+    @overload
+    def map(
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1,
+        buffersize: int | None = None, return_exceptions: Literal[False] = False,
+    ) -> Iterator[_T]: ...  # fmt: skip
+    @overload
+    def map(
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1,
+        buffersize: int | None = None, return_exceptions: bool,
+    ) -> Iterator[_T | BaseException]: ...  # fmt: skip
     def map(
         self,
         fn: Callable[..., _T],
@@ -112,19 +122,55 @@ class _Submitter(concurrent.futures.Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
-    ) -> Iterator[_T]:
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
         """Return the results of `fn` for each item, in order, as a lazy iterator. Every item is a task of its own.
 
         All items are stored before `map()` returns, or, with `buffersize`, so many that at most
         that number of results are outstanding. `timeout` is in seconds, counted from this call, and
         its end makes the iterator raise TimeoutError. `chunksize` changes nothing: how many calls
         travel together is decided from how long they take. Raises ValueError with a key, which names one call.
+
+        The iterator ends with the first exception of a call, which it raises. With `return_exceptions` it
+        goes on, and gives the exception in place of the result: CancelledError for a call that was cancelled,
+        SerializationError for one that cannot be stored. What says nothing of a call is raised all the same: the end
+        of the timeout, StoreError, PoolBroken, and what the iterables raise.
         """
-        if self._call_options.key is not None:
-            raise ValueError("a key names one call: use submit() with options(key=...) for each item")
-        if "submit" in vars(self) and buffersize is None:
+        self._check_map(chunksize, buffersize)
+        if "submit" in vars(self) and buffersize is None and not return_exceptions:
             # Somebody has put a function of its own there and relies on being called for each item, as tqdm does.
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
+        return self._results(fn, iterables, timeout, buffersize, return_exceptions, in_order=True)
+
+    @overload
+    def map_unordered(
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None,
+        buffersize: int | None = None, return_exceptions: Literal[False] = False,
+    ) -> Iterator[_T]: ...  # fmt: skip
+    @overload
+    def map_unordered(
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None,
+        buffersize: int | None = None, return_exceptions: bool,
+    ) -> Iterator[_T | BaseException]: ...  # fmt: skip
+    def map_unordered(
+        self,
+        fn: Callable[..., _T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """As `map()`, but each result comes as soon as it is there, whichever item it is of.
+
+        Like those of multiprocessing's imap_unordered(), results come alone: have `fn` return what tells the
+        item, where that matters.
+        """
+        self._check_map(1, buffersize)
+        return self._results(fn, iterables, timeout, buffersize, return_exceptions, in_order=False)
+
+    def _check_map(self, chunksize: int, buffersize: int | None) -> None:
+        if self._call_options.key is not None:
+            raise ValueError("a key names one call: use submit() with options(key=...) for each item")
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None:
@@ -132,10 +178,22 @@ class _Submitter(concurrent.futures.Executor):
                 raise TypeError("buffersize must be an integer or None")
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
+
+    def _results(
+        self,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        buffersize: int | None,
+        returns_exceptions: bool,
+        in_order: bool,
+    ) -> Iterator[Any]:
         function = self._functions.describe(fn)
         rows = zip(*iterables, strict=False)
         try:
-            return Results(self._dispatcher, function, rows, timeout, buffersize, self._call_options)
+            return Results(
+                self._dispatcher, function, rows, timeout, buffersize, self._call_options, in_order, returns_exceptions
+            )
         except TooLarge as error:
             raise too_large(error, function, fn, (), {}) from error
 

@@ -1,4 +1,4 @@
-"""The iterator of `map()`: results in order, without a future for each."""
+"""The iterators of `map()` and `map_unordered()`: results without a future for each."""
 
 import itertools
 import sys
@@ -23,8 +23,8 @@ _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
 _KEPT_BYTES = 16 << 20  # of results that arrived before their turn
 
 
-class _Arrivals:
-    """Outcomes that came before their turn, by position, as they came.
+class _InOrder:
+    """Outcomes by the position of their items, those that came before their turn as they came.
 
     The dispatcher holds this, and not the iterator, so that it is seen when the iterator is dropped.
     """
@@ -36,12 +36,7 @@ class _Arrivals:
 
     def put(self, position: int, id: int, count: int, outcome: Any) -> None:
         """Take what became of `count` positions; beyond _KEPT_BYTES it is left in the store."""
-        size = _size(outcome)
-        if size and self._kept_bytes + size > _KEPT_BYTES and position != self.position:
-            outcome = _IN_STORE
-        else:
-            self._kept_bytes += size
-        self._arrived[position] = id, count, outcome
+        self._arrived[position] = id, count, self._kept(outcome, position == self.position)
 
     def has_next(self) -> bool:
         """Return whether the next outcome is there."""
@@ -49,18 +44,50 @@ class _Arrivals:
 
     def take(self) -> tuple[int, int, Any]:
         """Return the next outcome, as (id, count, outcome); it may be of several positions."""
-        id, count, outcome = self._arrived.pop(self.position)
+        return self._taken(self._arrived.pop(self.position))
+
+    def _kept(self, outcome: Any, is_next: bool) -> Any:
+        size = _size(outcome)
+        if size and self._kept_bytes + size > _KEPT_BYTES and not is_next:
+            return _IN_STORE
+        self._kept_bytes += size
+        return outcome
+
+    def _taken(self, found: tuple[int, int, Any]) -> tuple[int, int, Any]:
+        _, count, outcome = found
+        size = _size(outcome)  # before the lines below, between whose steps another thread may put something
+        self._kept_bytes -= size
         self.position += count
-        self._kept_bytes -= _size(outcome)
-        return id, count, outcome
+        return found
+
+
+class _AsTheyCome(_InOrder):
+    """Outcomes in the order in which they came. The position only counts those that were taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: deque[tuple[int, int, Any]] = deque()
+
+    def put(self, position: int, id: int, count: int, outcome: Any) -> None:
+        """Take what became of `count` positions, wherever they are."""
+        self._waiting.append((id, count, self._kept(outcome, not self._waiting)))
+
+    def has_next(self) -> bool:
+        """Return whether any outcome is there."""
+        return bool(self._waiting)
+
+    def take(self) -> tuple[int, int, Any]:
+        """Return the outcome that came first."""
+        return self._taken(self._waiting.popleft())
 
 
 class Results(Iterator[Any]):
-    """Results of a map in the order of its items, waiting for each as long as it takes.
+    """Results of a map, in the order of its items or as they come, waiting for each as long as it takes.
 
     Results that arrive early are kept in their stored form, and beyond a limit they are read from
     the store again. Like ProcessPoolExecutor's, the iterator ends with the first error that it
-    raises, and then, or when it is dropped, cancels what has not started.
+    raises, and then, or when it is dropped, cancels what has not started. With `returns_exceptions`
+    what became of a call is no such error, whatever it is.
     """
 
     def __init__(
@@ -71,6 +98,8 @@ class Results(Iterator[Any]):
         timeout_s: float | None,
         buffersize: int | None,
         call_options: CallOptions,
+        in_order: bool = True,
+        returns_exceptions: bool = False,
     ) -> None:
         self._dispatcher = dispatcher
         self._function = function
@@ -80,7 +109,8 @@ class Results(Iterator[Any]):
         self._call_options = call_options
         self._piece = _PIECE
         self._added = 0
-        self._arrivals = _Arrivals()
+        self._arrivals = _InOrder() if in_order else _AsTheyCome()
+        self._returns_exceptions = returns_exceptions
         self._values: deque[Any] = deque()  # read, to be given next
         self._exhausted = False
         self._ended = False
@@ -185,22 +215,35 @@ class Results(Iterator[Any]):
         return self._value(id, outcome)
 
     def _value(self, id: int, outcome: Any) -> Any:
-        """Return the result that the outcome of a task stands for. Raises what it says the call raised."""
+        """Return the result that the outcome of a task stands for. Raises, or returns, what it says the call raised."""
+        error: BaseException
         if isinstance(outcome, str | bytes):
-            return codec.decode(outcome)
-        if isinstance(outcome, ErrorInfo):
-            raise rebuild(outcome, id, self._dispatcher.store)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        assert outcome is CANCELLED
-        raise CancelledError
+            try:
+                return codec.decode(outcome)
+            except KeyboardInterrupt:  # it is of this process
+                raise
+            except BaseException as raised:  # noqa: BLE001 - loading is code of the user's
+                error = raised
+        elif isinstance(outcome, ErrorInfo):
+            error = rebuild(outcome, id, self._dispatcher.store)
+        elif outcome is CANCELLED:
+            error = CancelledError()
+        else:
+            error = outcome
+            if not isinstance(error, CallError):  # the executor's end, which says nothing of any call
+                raise error
+        if self._returns_exceptions:
+            return error
+        raise error
 
 
 _IN_STORE = object()  # an outcome that is to be read from there
 
 
 def _size(outcome: Any) -> int:
-    """Return how many bytes a result has, as it is kept; 0 for what is no result."""
+    """Return how many bytes a result or an error has, as it is kept; 0 for what is neither, or is in no store."""
     if isinstance(outcome, ResultBatch):
         return len(outcome.text)
+    if isinstance(outcome, ErrorInfo):
+        return len(outcome.traceback) + len(outcome.message) + len(outcome.pickle or b"")
     return len(outcome) if isinstance(outcome, str | bytes) else 0

@@ -147,9 +147,25 @@ def maps(executor: PersistentExecutor) -> None:
     assert_type([text.upper() for text in executor.map(word, [1, 2])], list[str])
     assert_type(executor.options(tags=["t"]).map(word, [1, 2], buffersize=1), Iterator[str])
 
-    executor.map(word, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    executor.map(word, [1], timeout="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    executor.options(priority=1).map(word, [1], chunks=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    executor.map(word, 3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    executor.map(word, [1], timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    executor.options(priority=1).map(word, [1], chunks=2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+def maps_what_may_fail(executor: PersistentExecutor, is_bold: bool) -> None:
+    assert_type(executor.map(word, [1], return_exceptions=False), Iterator[str])
+    assert_type(executor.map(word, [1], timeout=3, return_exceptions=True), Iterator[str | BaseException])
+    assert_type(executor.map(word, [1], return_exceptions=is_bold), Iterator[str | BaseException])
+    good = [text for text in executor.map(word, [1], return_exceptions=True) if not isinstance(text, BaseException)]
+    assert_type(good, list[str])
+
+    assert_type(executor.map_unordered(add, [1, 2], range(2)), Iterator[int])
+    assert_type(executor.options(priority=1).map_unordered(word, [1], timeout=3, buffersize=4), Iterator[str])
+    assert_type(executor.map_unordered(word, [1], return_exceptions=True), Iterator[str | BaseException])
+
+    executor.map_unordered(word, 3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    executor.map_unordered(word, [1], chunksize=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    _: Iterator[str] = executor.map(word, [1], return_exceptions=True)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
 
 def gives_options(executor: PersistentExecutor) -> None:
