@@ -1,26 +1,24 @@
 """The executor: `concurrent.futures.ProcessPoolExecutor`, with calls and results kept in a store."""
 
-import atexit
 import concurrent.futures
 import contextlib
 import datetime
-import functools
 import logging
 import multiprocessing
-import multiprocessing.util  # before our own exit handler is registered, so that ours runs first
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
+from .attached import find_all, find_one
 from .code.run_context import context_of
 from .config import Settings
 from .dispatch import sessions
-from .dispatch.dispatcher import Dispatcher, open_dispatchers
+from .dispatch.dispatcher import Dispatcher
+from .dispatch.lifetimes import close_with_multiprocessing
 from .dispatch.loop import USUAL
 from .dispatch.stranded import SESSION, stranded
 from .engines.external import External
@@ -33,15 +31,13 @@ from .interrupts import interrupts
 from .map_iterator import Results
 from .model.functions import Functions, stored_call, too_large
 from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
-from .model.task import Options, Status, format_id, parse_id
+from .model.task import Options, Status, format_id
 from .stores import open_store
 from .stores.base import Resume, now
 
 _log = logging.getLogger("omniq_executor")
 
 RESUME_WITHIN = datetime.timedelta(days=7)
-
-FORK_WAIT_S = 1.0  # for the end of turns in other threads, each
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -50,8 +46,6 @@ _B = TypeVar("_B")
 _C = TypeVar("_C")
 _Given = DurableFuture[_T] | Collection[DurableFuture[Any]] | Mapping[Any, DurableFuture[Any]]
 """What a call may be given in place of a value: its future, or futures in a list, tuple, set or dict."""
-
-_held = threading.local()  # what a thread that is forking keeps from taking turns
 
 
 class _Submitter(concurrent.futures.Executor):
@@ -93,7 +87,9 @@ class _Submitter(concurrent.futures.Executor):
         try:
             function = self._functions.describe(fn)
             has_key = self._call_options.key is not None
-            call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot, has_key)
+            call, after = stored_call(
+                function, args, kwargs, self._dispatcher.store.url, self._dispatcher.engine.snapshot, has_key
+            )
         except CallError as error:
             future = DurableFuture(self._dispatcher, None)
             future.set_exception(error)
@@ -319,7 +315,7 @@ class PersistentExecutor(_Submitter):
                 undo.pop_all()
                 undo.callback(dispatcher.close, wait=False)
                 dispatcher.close_with(self)
-                _close_with_multiprocessing()
+                close_with_multiprocessing()
             undo.pop_all()
         if lost:
             _log.warning(
@@ -383,19 +379,36 @@ class PersistentExecutor(_Submitter):
         )  # fmt: skip
         return _WithOptions(self, call_options)
 
-    def future(self, task_id: str) -> DurableFuture[Any]:
-        """Return a future for the task of that id, whoever submitted it.
+    @overload
+    def future(self, task_id: str) -> DurableFuture[Any]: ...
+    @overload
+    def future(self, *, key: str) -> DurableFuture[Any]: ...
+    def future(self, task_id: str | None = None, *, key: str | None = None) -> DurableFuture[Any]:
+        """Return a future for the task of that id, whoever submitted it, or of that key in this queue.
 
+        A task that nobody else would run is run here. `attach()` gives futures that are only looked at.
         Raises TaskNotFound if the store has none, and ValueError for what is no task id.
         """
-        future: DurableFuture[Any] | None = self._dispatcher.future(parse_id(task_id))
-        if future is None:
-            raise TaskNotFound(f"{self.store.address} holds no {task_id}; `omniq-executor list` shows what it holds")
-        return future
+        return self._of(find_one(self.store, self.queue, task_id, key))
 
-    def futures(self, status: Status | None = None, tags: Sequence[str] | None = None) -> list[DurableFuture[Any]]:
-        """Return futures for all tasks of this queue that match, oldest first."""
-        return [self.future(format_id(task.id)) for task in self.store.find(status, self.queue, tags)]
+    def futures(
+        self,
+        status: Status | None = None,
+        tags: Sequence[str] | None = None,
+        *,
+        function: str | Callable[..., Any] | None = None,
+    ) -> list[DurableFuture[Any]]:
+        """Return futures for all tasks of this queue that match all that is given, oldest first.
+
+        function: a function, or the name under which the store has it, such as "etl.parse" or "__main__.parse".
+        """
+        return [self._of(id) for id in find_all(self.store, self.queue, status, tags, function)]
+
+    def _of(self, id: int) -> DurableFuture[Any]:
+        future: DurableFuture[Any] | None = self._dispatcher.future(id)
+        if future is None:
+            raise TaskNotFound(f"{self.store.address} holds no {format_id(id)} any more")
+        return future
 
     def stacks(self, timeout: float = 1.0) -> dict[str, str]:
         """Return the Python stack of each running call, by task id, innermost line last.
@@ -502,47 +515,3 @@ def _refuse_in_worker_start() -> None:
             "a PersistentExecutor is being made by the import of the main script in a process that multiprocessing"
             " is starting: put what the script does under `if __name__ == '__main__':`"
         )
-
-
-def _close_at_exit() -> None:
-    """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
-    for dispatcher in list(open_dispatchers):
-        if isinstance(sessions.ended_by(), KeyboardInterrupt):
-            dispatcher.stop(signal.SIGTERM, "the script was interrupted")
-        else:
-            dispatcher.close(wait=True)
-    open_dispatchers.clear()  # nothing is to be done when their executors are dropped
-    sessions.end_all()
-
-
-def _before_fork() -> None:
-    """Let no turn be under way in another thread: a child in which one is cut off may stand still in SQLite."""
-    _held.dispatchers = [dispatcher for dispatcher in list(open_dispatchers) if dispatcher.driver.hold(FORK_WAIT_S)]
-
-
-def _after_fork_in_parent() -> None:
-    for dispatcher in _held.__dict__.pop("dispatchers", ()):
-        dispatcher.driver.let_go()
-
-
-def _after_fork_in_child() -> None:
-    _held.__dict__.pop("dispatchers", None)
-    interrupts.leave_to_parent()
-    for dispatcher in list(open_dispatchers):
-        dispatcher.leave_to_parent()
-    open_dispatchers.clear()
-    _close_with_multiprocessing.cache_clear()
-
-
-atexit.register(_close_at_exit)
-
-
-@functools.cache
-def _close_with_multiprocessing() -> None:
-    """In a process that multiprocessing has started, do it at its end: what `atexit` knows may not be heeded there."""
-    if multiprocessing.parent_process() is not None:
-        multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=0)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -146,7 +146,9 @@ class Results(Iterator[Any]):
         size = 0
         for row in rows:
             try:
-                call, after = stored_call(self._function, row, {}, self._dispatcher.engine.snapshot)
+                call, after = stored_call(
+                    self._function, row, {}, self._dispatcher.store.url, self._dispatcher.engine.snapshot
+                )
                 size += len(call.args)
                 if after:  # unlike its neighbours, so by itself
                     self._add(len(calls), calls=calls)
@@ -225,7 +227,7 @@ class Results(Iterator[Any]):
             except BaseException as raised:  # noqa: BLE001 - loading is code of the user's
                 error = raised
         elif isinstance(outcome, ErrorInfo):
-            error = rebuild(outcome, id, self._dispatcher.store)
+            error = rebuild(outcome, id, lambda: self._dispatcher.store.get(id))
         elif outcome is CANCELLED:
             error = CancelledError()
         else:

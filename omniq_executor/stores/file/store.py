@@ -35,6 +35,8 @@ class FileStore(Turns, Upkeep):
     also through a cut of the machine's power, at one fsync a turn.
     """
 
+    scheme = "file://"
+
     def __init__(
         self,
         path: str | os.PathLike[str],

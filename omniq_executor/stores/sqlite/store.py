@@ -53,6 +53,8 @@ class SQLiteStore(Store):
     also through a cut of the machine's power, at about ten times the cost of a lone commit.
     """
 
+    scheme = "sqlite:///"
+
     def __init__(
         self,
         path: str | os.PathLike[str],
