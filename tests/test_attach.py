@@ -431,14 +431,6 @@ def test_a_call_of_its_own_store_is_given_the_result_and_one_of_another_the_futu
     assert back.result(WAIT_S) == 9
 
 
-def test_a_function_that_closes_over_a_future_is_refused(local: Any) -> None:
-    executor = local()
-    future = executor.submit(calls.square, 3)
-    error = executor.submit(lambda: future).exception(WAIT_S)
-    assert isinstance(error, omniq_executor.SerializationError)
-    assert "future" in str(error)
-
-
 def test_a_future_of_a_call_that_could_not_be_stored_cannot_be_pickled(local: Any) -> None:
     with pytest.raises(TypeError, match="could not be stored"):
         pickle.dumps(local().submit(calls.echo, threading.Lock()))
