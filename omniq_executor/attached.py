@@ -104,4 +104,4 @@ def find_all(
 ) -> list[int]:
     """Return the numbers of the tasks that match all that is given, oldest first."""
     path = function if function is None or isinstance(function, str) else path_of(function)
-    return [task.id for task in store.find(status, queue, tags) if path is None or task.func_path == path]
+    return [task.id for task in store.find(status, queue, tags, function=path)]

@@ -36,7 +36,12 @@ class _InOrder:
 
     def put(self, position: int, id: int, count: int, outcome: Any) -> None:
         """Take what became of `count` positions; beyond _KEPT_BYTES it is left in the store."""
-        self._arrived[position] = id, count, self._kept(outcome, position == self.position)
+        size = _size(outcome)
+        if size and self._kept_bytes + size > _KEPT_BYTES and position != self.position:
+            outcome = _IN_STORE
+        else:
+            self._kept_bytes += size
+        self._arrived[position] = id, count, outcome
 
     def has_next(self) -> bool:
         """Return whether the next outcome is there."""
@@ -44,41 +49,24 @@ class _InOrder:
 
     def take(self) -> tuple[int, int, Any]:
         """Return the next outcome, as (id, count, outcome); it may be of several positions."""
-        return self._taken(self._arrived.pop(self.position))
-
-    def _kept(self, outcome: Any, is_next: bool) -> Any:
-        size = _size(outcome)
-        if size and self._kept_bytes + size > _KEPT_BYTES and not is_next:
-            return _IN_STORE
-        self._kept_bytes += size
-        return outcome
-
-    def _taken(self, found: tuple[int, int, Any]) -> tuple[int, int, Any]:
-        _, count, outcome = found
-        size = _size(outcome)  # before the lines below, between whose steps another thread may put something
-        self._kept_bytes -= size
+        id, count, outcome = self._arrived.pop(self.position)
         self.position += count
-        return found
+        size = _size(outcome)  # a line by itself: during a call another thread may put something
+        self._kept_bytes -= size
+        return id, count, outcome
 
 
 class _AsTheyCome(_InOrder):
-    """Outcomes in the order in which they came. The position only counts those that were taken."""
+    """Outcomes in the order in which they came, which is what they are given for a position."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting: deque[tuple[int, int, Any]] = deque()
+        self._came = 0
 
     def put(self, position: int, id: int, count: int, outcome: Any) -> None:
-        """Take what became of `count` positions, wherever they are."""
-        self._waiting.append((id, count, self._kept(outcome, not self._waiting)))
-
-    def has_next(self) -> bool:
-        """Return whether any outcome is there."""
-        return bool(self._waiting)
-
-    def take(self) -> tuple[int, int, Any]:
-        """Return the outcome that came first."""
-        return self._taken(self._waiting.popleft())
+        """Take what became of `count` positions, wherever they are. The dispatcher's lock is held."""
+        super().put(self._came, id, count, outcome)
+        self._came += count
 
 
 class Results(Iterator[Any]):
@@ -159,7 +147,8 @@ class Results(Iterator[Any]):
             except CallError as error:
                 self._add(len(calls), calls=calls)
                 calls = []
-                self._arrivals.put(self._added, 0, 1, error)
+                with self._dispatcher.driver:
+                    self._arrivals.put(self._added, 0, 1, error)
                 self._added += 1
         self._add(len(calls), calls=calls)
         return size
@@ -246,6 +235,8 @@ def _size(outcome: Any) -> int:
     """Return how many bytes a result or an error has, as it is kept; 0 for what is neither, or is in no store."""
     if isinstance(outcome, ResultBatch):
         return len(outcome.text)
+    if isinstance(outcome, str | bytes):
+        return len(outcome)
     if isinstance(outcome, ErrorInfo):
         return len(outcome.traceback) + len(outcome.message) + len(outcome.pickle or b"")
-    return len(outcome) if isinstance(outcome, str | bytes) else 0
+    return 0

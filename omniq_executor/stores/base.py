@@ -530,6 +530,7 @@ class Store(abc.ABC):
         queue: str | None = None,
         tags: Sequence[str] | None = None,
         limit: int | None = None,
+        function: str | None = None,
     ) -> list[Task]:
         """Return tasks that match all that is given, oldest first; with `limit` the newest that many of them."""
 

@@ -347,8 +347,9 @@ class SQLiteStore(Store):
         queue: str | None = None,
         tags: Sequence[str] | None = None,
         limit: int | None = None,
+        function: str | None = None,
     ) -> list[Task]:
-        return self.db.ask(looking.find(status, queue, tags, limit))
+        return self.db.ask(looking.find(status, queue, tags, limit, function))
 
 
 def _flags(clean: int | None, settled: int) -> tuple[bool | None, bool]:
