@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -434,6 +435,24 @@ def test_a_call_of_its_own_store_is_given_the_result_and_one_of_another_the_futu
 def test_a_future_of_a_call_that_could_not_be_stored_cannot_be_pickled(local: Any) -> None:
     with pytest.raises(TypeError, match="could not be stored"):
         pickle.dumps(local().submit(calls.echo, threading.Lock()))
+
+
+def test_the_examples_of_the_docs_run(script: Any, start_worker: Any, wait_until: Any, open_store: Any) -> None:
+    page = Path(__file__).parents[1] / "docs" / "futures.md"
+    submits, looks, maps = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    outputs = []
+    for example in (submits, looks, maps):
+        script.write(example)
+        done = script.run()
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    assert re.fullmatch(r"task-\w{13}\n", outputs[0])
+    assert outputs[1:] == ["False\n", "invalid literal for int() with base 10: 'two'\n[1, 2, 3]\n"]
+    start_worker("-n", 1, "--store", script.folder / "runs" / "etl.db")
+    store = open_store(script.folder / "runs" / "etl.db")
+    wait_until(lambda: store.find(Status.COMPLETED))
+    script.write(looks)
+    assert script.run().stdout == "True\n"
 
 
 # --- Ends --------------------------------------------------------------------------------------------------------
