@@ -521,6 +521,25 @@ print(future.done(), flush=True)
     assert onlookers(address) == []
 
 
+def test_what_an_executor_finishes_at_the_end_of_the_process_is_told_to_who_waits_in_it(
+    address: Path, script: Any
+) -> None:
+    script.write(
+        """
+import pickle, sys, time
+from omniq_executor import PersistentExecutor
+def nap(n):
+    time.sleep(0.2)
+    return n
+executor = PersistentExecutor(1, store=sys.argv[1])
+future = pickle.loads(pickle.dumps(executor.submit(nap, 5)))
+future.add_done_callback(lambda done: print(done.result()))
+"""
+    )
+    done = script.run(str(address))
+    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
+
+
 @pytest.mark.parametrize("form", ["future.result()", "concurrent.futures.wait([future])", "asyncio.run(aio(future))"])
 def test_ctrl_c_ends_the_wait_and_leaves_no_owner(
     submitted: Any, address: Path, script: Any, wait_until: Any, form: str

@@ -77,6 +77,8 @@ class Onlooker(Dispatcher):
             if self.driver.is_closed:
                 return
             self._loop.is_closing = self.driver.is_ending = True
+            self.driver.poll()  # for what has finished just now
+            self._loop.turn_or_later()
             self._waiters.fail_all(StoreError(f"{self.store.address} is not looked into any more by this process"))
         super().close(wait)
 

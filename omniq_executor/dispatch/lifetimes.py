@@ -19,7 +19,8 @@ _held = threading.local()  # what a thread that is forking keeps from taking tur
 
 def _close_at_exit() -> None:
     """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
-    for dispatcher in list(open_dispatchers):
+    # Those of no run come last: they only wait, and what they wait for may be finished by the others meanwhile.
+    for dispatcher in sorted(open_dispatchers, key=lambda one: not one.run.id):
         if isinstance(sessions.ended_by(), KeyboardInterrupt):
             dispatcher.stop(signal.SIGTERM, "the script was interrupted")
         else:

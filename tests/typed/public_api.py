@@ -5,6 +5,7 @@ Each `ignore` is an error that has to be there: both checkers refuse one that su
 
 import asyncio
 import concurrent.futures
+import copy
 import datetime
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,18 @@ from types import TracebackType
 from typing import Any, assert_type, cast
 
 import omniq_executor
-from omniq_executor import AsyncOmniQ, DurableFuture, PersistentExecutor, Settings, Status, Store, Task, open_store
+from omniq_executor import (
+    AsyncOmniQ,
+    Attached,
+    DurableFuture,
+    PersistentExecutor,
+    Settings,
+    Status,
+    Store,
+    Task,
+    attach,
+    open_store,
+)
 from omniq_executor.config import Settings as SettingsByItsModule
 
 FOLDER = Path("runs")
@@ -205,6 +217,9 @@ def asks_a_future(executor: PersistentExecutor) -> None:
     assert_type(executor.future("task-0123456789abc"), DurableFuture[Any])
     assert_type(executor.futures(), list[DurableFuture[Any]])
     assert_type(executor.futures(Status.FAILED, tags=["t"])[0].result(), Any)
+    assert_type(executor.future(key="k"), DurableFuture[Any])
+    assert_type(executor.futures(function=word), list[DurableFuture[Any]])
+    assert_type(copy.deepcopy(future), DurableFuture[str])
 
     as_one_of_any: concurrent.futures.Future[str] = future
     as_one_of_any.add_done_callback(lambda done: done.result().upper())
@@ -214,7 +229,24 @@ def asks_a_future(executor: PersistentExecutor) -> None:
 
     future.result("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     _: int = future.result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
-    executor.future(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    executor.future(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    executor.future()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    executor.future("task-0123456789abc", key="k")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+def looks_from_elsewhere() -> None:
+    calls = attach("runs/etl.db", queue="etl")
+    assert_type(calls, Attached)
+    assert_type(attach(open_store("runs/etl.db")).store, Store)
+    assert_type(calls.queue, str | None)
+    assert_type(calls.future("task-0123456789abc"), DurableFuture[Any])
+    assert_type(calls.future(key="k").result(timeout=3), Any)
+    assert_type(calls.futures(Status.FAILED, ["t"], function="etl.parse"), list[DurableFuture[Any]])
+
+    calls.future()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    calls.nonsense()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    calls.future(key="k").nonsense()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    attach(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def awaits_futures(executor: PersistentExecutor) -> None:
