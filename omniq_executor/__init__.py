@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .aio import AsyncOmniQ as AsyncOmniQ
+    from .attached import Attached as Attached, attach as attach
     from .config import Settings as Settings
     from .errors import *  # noqa: F403
     from .executor import PersistentExecutor as PersistentExecutor
@@ -32,11 +33,13 @@ _ERRORS = (
 _HOMES = {
     "PersistentExecutor": "executor",
     "AsyncOmniQ": "aio",
+    "Attached": "attached",
     "DurableFuture": "future",
     "InputFile": "inputs",
     "Status": "model.task",
     "Task": "model.task",
     "Settings": "config",
+    "attach": "attached",
     "open_store": "stores",
     "Store": "stores.base",
     **dict.fromkeys(_ERRORS.split(), "errors"),

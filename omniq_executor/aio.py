@@ -145,7 +145,7 @@ class AsyncOmniQ:
         neither written as JSON nor pickled.
         """
         function = named(func) if isinstance(func, str) else self._functions.describe(func)
-        call, after = _call(function, args, {} if kwargs is None else kwargs)
+        call, after = _call(function, args, {} if kwargs is None else kwargs, self._address)
         call_options = make_options(
             now(), key=None, max_retries=self._settings.max_retries if max_retries is None else max_retries,
             backoff=None, retry_on=Exception, timeout=self._settings.timeout if timeout is None else timeout,
@@ -422,7 +422,7 @@ def _has_failed(task: "asyncio.Task[Any]") -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-def _call(function: Function, args: Any, kwargs: Any) -> tuple[Call, tuple[int, ...]]:
+def _call(function: Function, args: Any, kwargs: Any, store: str) -> tuple[Call, tuple[int, ...]]:
     """Return the stored form of a call, of arguments as enqueue() takes them, and the tasks that it comes after."""
     if isinstance(args, Mapping):
         try:
@@ -436,7 +436,7 @@ def _call(function: Function, args: Any, kwargs: Any) -> tuple[Call, tuple[int, 
         raise TypeError(f"args is a list or tuple, not {args!r}")
     if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
         raise TypeError(f"kwargs is a mapping of names to values, not {kwargs!r}")
-    return stored_call(function, tuple(args), dict(kwargs))
+    return stored_call(function, tuple(args), dict(kwargs), store)
 
 
 def _moment(eta: Any) -> Any:

@@ -1,27 +1,25 @@
 """The executor: `concurrent.futures.ProcessPoolExecutor`, with calls and results kept in a store."""
 
-import atexit
 import concurrent.futures
 import contextlib
 import datetime
-import functools
 import logging
 import multiprocessing
-import multiprocessing.util  # before our own exit handler is registered, so that ours runs first
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
+from .attached import find_all, find_one
 from .code.depends import Dependency, Depends
 from .code.run_context import context_of
 from .config import Settings
 from .dispatch import sessions
-from .dispatch.dispatcher import Dispatcher, open_dispatchers
+from .dispatch.dispatcher import Dispatcher
+from .dispatch.lifetimes import close_with_multiprocessing
 from .dispatch.loop import USUAL
 from .dispatch.stranded import SESSION, stranded
 from .engines.external import External
@@ -34,15 +32,13 @@ from .interrupts import interrupts
 from .map_iterator import Results
 from .model.functions import Functions, stored_call, too_large
 from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
-from .model.task import Function, Options, Status, format_id, parse_id
+from .model.task import Function, Options, Status, format_id
 from .stores import open_store
 from .stores.base import Resume, now
 
 _log = logging.getLogger("omniq_executor")
 
 RESUME_WITHIN = datetime.timedelta(days=7)
-
-FORK_WAIT_S = 1.0  # for the end of turns in other threads, each
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -51,8 +47,6 @@ _B = TypeVar("_B")
 _C = TypeVar("_C")
 _Given = DurableFuture[_T] | Collection[DurableFuture[Any]] | Mapping[Any, DurableFuture[Any]]
 """What a call may be given in place of a value: its future, or futures in a list, tuple, set or dict."""
-
-_held = threading.local()  # what a thread that is forking keeps from taking turns
 
 
 class _Submitter(concurrent.futures.Executor):
@@ -95,7 +89,9 @@ class _Submitter(concurrent.futures.Executor):
         try:
             function = self._describe(fn)
             has_key = self._call_options.key is not None
-            call, after = stored_call(function, args, kwargs, self._dispatcher.engine.snapshot, has_key)
+            call, after = stored_call(
+                function, args, kwargs, self._dispatcher.store.url, self._dispatcher.engine.snapshot, has_key
+            )
         except CallError as error:
             future = DurableFuture(self._dispatcher, None)
             future.set_exception(error)
@@ -107,6 +103,16 @@ class _Submitter(concurrent.futures.Executor):
             raise too_large(error, function, fn, args, kwargs) from error
         return future
 
+    @overload
+    def map(
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1,
+        buffersize: int | None = None, return_exceptions: Literal[False] = False,
+    ) -> Iterator[_T]: ...  # fmt: skip
+    @overload
+    def map(
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1,
+        buffersize: int | None = None, return_exceptions: bool,
+    ) -> Iterator[_T | BaseException]: ...  # fmt: skip
     def map(
         self,
         fn: Callable[..., _T],
@@ -114,19 +120,55 @@ class _Submitter(concurrent.futures.Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
-    ) -> Iterator[_T]:
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
         """Return the results of `fn` for each item, in order, as a lazy iterator. Every item is a task of its own.
 
         All items are stored before `map()` returns, or, with `buffersize`, so many that at most
         that number of results are outstanding. `timeout` is in seconds, counted from this call, and
         its end makes the iterator raise TimeoutError. `chunksize` changes nothing: how many calls
         travel together is decided from how long they take. Raises ValueError with a key, which names one call.
+
+        The iterator ends with the first exception of a call, which it raises. With `return_exceptions` it
+        goes on, and gives the exception in place of the result: CancelledError for a call that was cancelled,
+        SerializationError for one that cannot be stored. What says nothing of a call is raised all the same: the end
+        of the timeout, StoreError, PoolBroken, and what the iterables raise.
         """
-        if self._call_options.key is not None:
-            raise ValueError("a key names one call: use submit() with options(key=...) for each item")
-        if "submit" in vars(self) and buffersize is None:
+        self._check_map(chunksize, buffersize)
+        if "submit" in vars(self) and buffersize is None and not return_exceptions:
             # Somebody has put a function of its own there and relies on being called for each item, as tqdm does.
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
+        return self._results(fn, iterables, timeout, buffersize, return_exceptions, in_order=True)
+
+    @overload
+    def map_unordered(
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None,
+        buffersize: int | None = None, return_exceptions: Literal[False] = False,
+    ) -> Iterator[_T]: ...  # fmt: skip
+    @overload
+    def map_unordered(
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None,
+        buffersize: int | None = None, return_exceptions: bool,
+    ) -> Iterator[_T | BaseException]: ...  # fmt: skip
+    def map_unordered(
+        self,
+        fn: Callable[..., _T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """As `map()`, but each result comes as soon as it is there, whichever item it is of.
+
+        Like those of multiprocessing's imap_unordered(), results come alone: have `fn` return what tells the
+        item, where that matters.
+        """
+        self._check_map(1, buffersize)
+        return self._results(fn, iterables, timeout, buffersize, return_exceptions, in_order=False)
+
+    def _check_map(self, chunksize: int, buffersize: int | None) -> None:
+        if self._call_options.key is not None:
+            raise ValueError("a key names one call: use submit() with options(key=...) for each item")
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None:
@@ -134,10 +176,22 @@ class _Submitter(concurrent.futures.Executor):
                 raise TypeError("buffersize must be an integer or None")
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
+
+    def _results(
+        self,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        buffersize: int | None,
+        returns_exceptions: bool,
+        in_order: bool,
+    ) -> Iterator[Any]:
         function = self._describe(fn)
         rows = zip(*iterables, strict=False)
         try:
-            return Results(self._dispatcher, function, rows, timeout, buffersize, self._call_options)
+            return Results(
+                self._dispatcher, function, rows, timeout, buffersize, self._call_options, in_order, returns_exceptions
+            )
         except TooLarge as error:
             raise too_large(error, function, fn, (), {}) from error
 
@@ -269,7 +323,7 @@ class PersistentExecutor(_Submitter):
                 undo.pop_all()
                 undo.callback(dispatcher.close, wait=False)
                 dispatcher.close_with(self)
-                _close_with_multiprocessing()
+                close_with_multiprocessing()
             undo.pop_all()
         if lost:
             _log.warning(
@@ -342,19 +396,36 @@ class PersistentExecutor(_Submitter):
         )  # fmt: skip
         return _WithOptions(self, call_options, Depends(version, depends) or None)
 
-    def future(self, task_id: str) -> DurableFuture[Any]:
-        """Return a future for the task of that id, whoever submitted it.
+    @overload
+    def future(self, task_id: str) -> DurableFuture[Any]: ...
+    @overload
+    def future(self, *, key: str) -> DurableFuture[Any]: ...
+    def future(self, task_id: str | None = None, *, key: str | None = None) -> DurableFuture[Any]:
+        """Return a future for the task of that id, whoever submitted it, or of that key in this queue.
 
+        A task that nobody else would run is run here. `attach()` gives futures that are only looked at.
         Raises TaskNotFound if the store has none, and ValueError for what is no task id.
         """
-        future: DurableFuture[Any] | None = self._dispatcher.future(parse_id(task_id))
-        if future is None:
-            raise TaskNotFound(f"{self.store.address} holds no {task_id}; `omniq-executor list` shows what it holds")
-        return future
+        return self._of(find_one(self.store, self.queue, task_id, key))
 
-    def futures(self, status: Status | None = None, tags: Sequence[str] | None = None) -> list[DurableFuture[Any]]:
-        """Return futures for all tasks of this queue that match, oldest first."""
-        return [self.future(format_id(task.id)) for task in self.store.find(status, self.queue, tags)]
+    def futures(
+        self,
+        status: Status | None = None,
+        tags: Sequence[str] | None = None,
+        *,
+        function: str | Callable[..., Any] | None = None,
+    ) -> list[DurableFuture[Any]]:
+        """Return futures for all tasks of this queue that match all that is given, oldest first.
+
+        function: a function, or the name under which the store has it, such as "etl.parse" or "__main__.parse".
+        """
+        return [self._of(id) for id in find_all(self.store, self.queue, status, tags, function)]
+
+    def _of(self, id: int) -> DurableFuture[Any]:
+        future: DurableFuture[Any] | None = self._dispatcher.future(id)
+        if future is None:
+            raise TaskNotFound(f"{self.store.address} holds no {format_id(id)} any more")
+        return future
 
     def stacks(self, timeout: float = 1.0) -> dict[str, str]:
         """Return the Python stack of each running call, by task id, innermost line last.
@@ -462,47 +533,3 @@ def _refuse_in_worker_start() -> None:
             "a PersistentExecutor is being made by the import of the main script in a process that multiprocessing"
             " is starting: put what the script does under `if __name__ == '__main__':`"
         )
-
-
-def _close_at_exit() -> None:
-    """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
-    for dispatcher in list(open_dispatchers):
-        if isinstance(sessions.ended_by(), KeyboardInterrupt):
-            dispatcher.stop(signal.SIGTERM, "the script was interrupted")
-        else:
-            dispatcher.close(wait=True)
-    open_dispatchers.clear()  # nothing is to be done when their executors are dropped
-    sessions.end_all()
-
-
-def _before_fork() -> None:
-    """Let no turn be under way in another thread: a child in which one is cut off may stand still in SQLite."""
-    _held.dispatchers = [dispatcher for dispatcher in list(open_dispatchers) if dispatcher.driver.hold(FORK_WAIT_S)]
-
-
-def _after_fork_in_parent() -> None:
-    for dispatcher in _held.__dict__.pop("dispatchers", ()):
-        dispatcher.driver.let_go()
-
-
-def _after_fork_in_child() -> None:
-    _held.__dict__.pop("dispatchers", None)
-    interrupts.leave_to_parent()
-    for dispatcher in list(open_dispatchers):
-        dispatcher.leave_to_parent()
-    open_dispatchers.clear()
-    _close_with_multiprocessing.cache_clear()
-
-
-atexit.register(_close_at_exit)
-
-
-@functools.cache
-def _close_with_multiprocessing() -> None:
-    """In a process that multiprocessing has started, do it at its end: what `atexit` knows may not be heeded there."""
-    if multiprocessing.parent_process() is not None:
-        multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=0)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

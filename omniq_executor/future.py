@@ -1,20 +1,31 @@
-"""The future of a durable call."""
+"""The future of a durable call: of this process's own, or of any task of a store.
+
+    submit()  ------------------>  DurableFuture        resolved by the dispatcher of its executor
+    pickle, attach()  ---------->  a reference to it: address of the store and id of the task, and nothing else
+    first look at a reference -->  resolved from the store, or by dispatch/attachment.py when it is finished
+
+A reference is there once in a process, however often it is unpickled, so that all who look see one future.
+"""
 
 import concurrent.futures
+import contextlib
 import logging
-from collections.abc import Generator
+import os
+import time
+import weakref
+from collections.abc import Callable, Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from .dispatch.attachment import Attachment, Onlooker, attachment
 from .errors import OmniqError, StoreError
-from .interrupts import SafeCondition, SafeWaiters, interrupts
+from .interrupts import SafeCondition, SafeEvent, SafeLock, SafeWaiters, interrupts
 from .model import codec, dependencies
 from .model.options import check_whole
-from .model.task import ErrorInfo, Task, format_id
+from .model.task import ErrorInfo, Task, format_id, parse_id
 
 if TYPE_CHECKING:
     from .dispatch.dispatcher import Dispatcher
-    from .stores.base import Store
 
 _log = logging.getLogger("concurrent.futures")  # the name under which callbacks that raise are looked for
 _T = TypeVar("_T")
@@ -29,6 +40,8 @@ class DurableFuture(concurrent.futures.Future[_T]):
     It is a real one: `wait()`, `as_completed()`, callbacks and `asyncio.wrap_future()` take it, and
     in a coroutine it can be awaited itself. A result is kept in its stored form and read by the
     thread that asks for it, so that whatever its loading does happens there and nowhere else.
+
+    It can be pickled, and is a future of the same task wherever it is loaded: see docs/futures.md.
     """
 
     def __init__(self, dispatcher: "Dispatcher", number: int | None) -> None:
@@ -120,10 +133,22 @@ class DurableFuture(concurrent.futures.Future[_T]):
         return True, False, self._result, self._exception
 
     def __reduce__(self) -> Any:
-        """Refer to the result, as an argument of a call; elsewhere it cannot be pickled, like any future."""
+        """Refer to the result, as an argument of a call of the same store; elsewhere to the future."""
         if self._number is None:
             raise TypeError("the call of this future could not be stored, so there will be no result to pass on")
-        return dependencies.refer(self._number)
+        url = self._url()
+        return dependencies.refer(self._number, url) or (reference, (url, format_id(self._number)))
+
+    def __copy__(self) -> Self:
+        """Return the future itself: there is one of a task."""
+        return self
+
+    def __deepcopy__(self, _: object) -> Self:
+        """Return the future itself."""
+        return self
+
+    def _url(self) -> str:
+        return self._dispatcher.store.url
 
     def __await__(self) -> Generator[Any, None, _T]:
         import asyncio
@@ -146,7 +171,7 @@ class DurableFuture(concurrent.futures.Future[_T]):
                 return
             try:
                 if isinstance(stored, ErrorInfo):
-                    self._exception = rebuild(stored, self._number, self._dispatcher.store)
+                    self._exception = rebuild(stored, self._number, self.task)
                 else:
                     self._result = codec.decode(stored)
             except KeyboardInterrupt:  # whoever asks the next time reads it anew
@@ -204,11 +229,124 @@ class DurableFuture(concurrent.futures.Future[_T]):
             self.set_running_or_notify_cancel()
 
 
-def rebuild(error: ErrorInfo, number: int | None, store: "Store | None" = None) -> BaseException:
+class _Reference(DurableFuture[_T]):
+    """A future of a task of a store, whoever runs it, of which nothing is known before somebody looks.
+
+    Until then it has none of the attributes of a future. The first that anybody asks for, wait() and as_completed()
+    of the standard library too, has it begin: `__getattr__()` is called for what is not there alone.
+    """
+
+    def __init__(self, to: Attachment, number: int) -> None:
+        self._attachment = to
+        self._number: int = number
+        self._forget()
+
+    def _forget(self) -> None:
+        self._joined = SafeEvent()  # set when the next line holds
+        self._onlooker: Onlooker | None = None  # what resolves it, if it was not finished
+        for name in _OF_ANY:
+            vars(self).pop(name, None)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in _OF_ANY:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            self._begin()
+            return vars(self)[name]
+
+    def _begin(self) -> None:
+        """Be a future from now on. One that cannot be looked up fails; nothing is raised here."""
+        with interrupts:
+            with _beginning:
+                if "_condition" in vars(self):
+                    return
+                # All at once: other threads look at its attributes without the lock.
+                vars(self).update(vars(DurableFuture[Any](self._attachment, self._number)))  # type: ignore[arg-type]
+            # Not under the lock: others may be told of their results meanwhile.
+            try:
+                self._onlooker = self._attachment.join(self._number, self)
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever because of it
+                _references.pop((self._attachment.address, self._number), None)  # another one is to look anew
+                self._fail(error)
+            finally:
+                self._joined.set()
+
+    def _wait(self, timeout: float | None) -> None:
+        if self.done():
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._joined.wait(timeout) and self._onlooker is not None:
+            self._onlooker.wait_until(self.done, None if deadline is None else deadline - time.monotonic())
+        if not self.done():
+            raise TimeoutError
+
+    def cancel(self, running: bool = False) -> bool:
+        if not self.done() and self._joined.wait() and self._onlooker is not None:
+            self._onlooker.cancel([self._number], running)
+        return self.cancelled()
+
+    def __await__(self) -> Generator[Any, None, _T]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> _T:
+        """Wait, and leave the call alone if the wait is cancelled: it is another's."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        told = asyncio.Event()
+
+        def tell(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(told.set)
+
+        self.add_done_callback(tell)
+        await told.wait()
+        if self.cancelled():
+            raise asyncio.CancelledError
+        return self.result(0)
+
+    def _url(self) -> str:
+        return self._attachment.address
+
+    def __repr__(self) -> str:
+        if "_condition" in vars(self):
+            return super().__repr__()
+        return f"<{type(self).__name__} of {self.task_id} in {self._attachment.address}>"
+
+
+_OF_ANY = frozenset(vars(DurableFuture[Any](None, None))) - {"_number"}  # type: ignore[arg-type]  # it is not used
+_beginning = SafeLock()
+_references: weakref.WeakValueDictionary[tuple[str, int], _Reference[Any]] = weakref.WeakValueDictionary()
+
+
+def reference(url: str, task_id: str) -> DurableFuture[Any]:
+    """Return the future of a task of the store at that url. Nothing is opened before something of it is asked for."""
+    key = url, parse_id(task_id)
+    with _beginning:
+        found = _references.get(key)
+        if found is None:
+            found = _references[key] = _Reference(attachment(url), key[1])
+    return found
+
+
+def _after_fork_in_child() -> None:
+    global _beginning
+    _beginning = SafeLock()  # another thread of the parent's may have held it
+    for future in list(_references.values()):
+        if vars(future).get("_state") == PENDING:  # what would resolve it is the parent's
+            future._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def rebuild(error: ErrorInfo, number: int | None, look: Callable[[], Task] | None = None) -> BaseException:
     """Return the exception that a task's stored error tells of, with the worker's traceback as its cause.
 
     A note on it names the task and its call. Where the error does not say the call, as of a worker that has died,
-    it is the function alone, if the store is given and open.
+    it is the function alone, if `look` is given and finds the task.
     """
     # The same class of cause as ProcessPoolExecutor's, which is what test suites and loggers look for.
     from concurrent.futures.process import _RemoteTraceback
@@ -228,16 +366,16 @@ def rebuild(error: ErrorInfo, number: int | None, store: "Store | None" = None) 
     BaseException.__setattr__(exception, "__cause__", _RemoteTraceback(error.traceback))  # type: ignore[arg-type]
     if number is not None:
         try:
-            BaseException.add_note(exception, _note(number, error.call, store))
+            BaseException.add_note(exception, _note(number, error.call, look))
         except Exception:  # noqa: BLE001 - the class may have made of __notes__ what it likes; it goes without one
             pass
     return exception
 
 
-def _note(number: int, call: str, store: "Store | None") -> str:
-    if not call and store is not None:
+def _note(number: int, call: str, look: Callable[[], Task] | None) -> str:
+    if not call and look is not None:
         try:
-            call = store.get(number).func_path
+            call = look().func_path
         except OmniqError:  # it is closed, or the task was purged
             pass
     return f"{format_id(number)}: {call}" if call else format_id(number)

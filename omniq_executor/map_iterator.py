@@ -1,4 +1,4 @@
-"""The iterator of `map()`: results in order, without a future for each."""
+"""The iterators of `map()` and `map_unordered()`: results without a future for each."""
 
 import itertools
 import sys
@@ -23,8 +23,8 @@ _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
 _KEPT_BYTES = 16 << 20  # of results that arrived before their turn
 
 
-class _Arrivals:
-    """Outcomes that came before their turn, by position, as they came.
+class _InOrder:
+    """Outcomes by the position of their items, those that came before their turn as they came.
 
     The dispatcher holds this, and not the iterator, so that it is seen when the iterator is dropped.
     """
@@ -51,16 +51,31 @@ class _Arrivals:
         """Return the next outcome, as (id, count, outcome); it may be of several positions."""
         id, count, outcome = self._arrived.pop(self.position)
         self.position += count
-        self._kept_bytes -= _size(outcome)
+        size = _size(outcome)  # a line by itself: during a call another thread may put something
+        self._kept_bytes -= size
         return id, count, outcome
 
 
+class _AsTheyCome(_InOrder):
+    """Outcomes in the order in which they came, which is what they are given for a position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._came = 0
+
+    def put(self, position: int, id: int, count: int, outcome: Any) -> None:
+        """Take what became of `count` positions, wherever they are. The dispatcher's lock is held."""
+        super().put(self._came, id, count, outcome)
+        self._came += count
+
+
 class Results(Iterator[Any]):
-    """Results of a map in the order of its items, waiting for each as long as it takes.
+    """Results of a map, in the order of its items or as they come, waiting for each as long as it takes.
 
     Results that arrive early are kept in their stored form, and beyond a limit they are read from
     the store again. Like ProcessPoolExecutor's, the iterator ends with the first error that it
-    raises, and then, or when it is dropped, cancels what has not started.
+    raises, and then, or when it is dropped, cancels what has not started. With `returns_exceptions`
+    what became of a call is no such error, whatever it is.
     """
 
     def __init__(
@@ -71,6 +86,8 @@ class Results(Iterator[Any]):
         timeout_s: float | None,
         buffersize: int | None,
         call_options: CallOptions,
+        in_order: bool = True,
+        returns_exceptions: bool = False,
     ) -> None:
         self._dispatcher = dispatcher
         self._function = function
@@ -80,7 +97,8 @@ class Results(Iterator[Any]):
         self._call_options = call_options
         self._piece = _PIECE
         self._added = 0
-        self._arrivals = _Arrivals()
+        self._arrivals = _InOrder() if in_order else _AsTheyCome()
+        self._returns_exceptions = returns_exceptions
         self._values: deque[Any] = deque()  # read, to be given next
         self._exhausted = False
         self._ended = False
@@ -116,7 +134,9 @@ class Results(Iterator[Any]):
         size = 0
         for row in rows:
             try:
-                call, after = stored_call(self._function, row, {}, self._dispatcher.engine.snapshot)
+                call, after = stored_call(
+                    self._function, row, {}, self._dispatcher.store.url, self._dispatcher.engine.snapshot
+                )
                 size += len(call.args)
                 if after:  # unlike its neighbours, so by itself
                     self._add(len(calls), calls=calls)
@@ -127,7 +147,8 @@ class Results(Iterator[Any]):
             except CallError as error:
                 self._add(len(calls), calls=calls)
                 calls = []
-                self._arrivals.put(self._added, 0, 1, error)
+                with self._dispatcher.driver:
+                    self._arrivals.put(self._added, 0, 1, error)
                 self._added += 1
         self._add(len(calls), calls=calls)
         return size
@@ -185,22 +206,37 @@ class Results(Iterator[Any]):
         return self._value(id, outcome)
 
     def _value(self, id: int, outcome: Any) -> Any:
-        """Return the result that the outcome of a task stands for. Raises what it says the call raised."""
+        """Return the result that the outcome of a task stands for. Raises, or returns, what it says the call raised."""
+        error: BaseException
         if isinstance(outcome, str | bytes):
-            return codec.decode(outcome)
-        if isinstance(outcome, ErrorInfo):
-            raise rebuild(outcome, id, self._dispatcher.store)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        assert outcome is CANCELLED
-        raise CancelledError
+            try:
+                return codec.decode(outcome)
+            except KeyboardInterrupt:  # it is of this process
+                raise
+            except BaseException as raised:  # noqa: BLE001 - loading is code of the user's
+                error = raised
+        elif isinstance(outcome, ErrorInfo):
+            error = rebuild(outcome, id, lambda: self._dispatcher.store.get(id))
+        elif outcome is CANCELLED:
+            error = CancelledError()
+        else:
+            error = outcome
+            if not isinstance(error, CallError):  # the executor's end, which says nothing of any call
+                raise error
+        if self._returns_exceptions:
+            return error
+        raise error
 
 
 _IN_STORE = object()  # an outcome that is to be read from there
 
 
 def _size(outcome: Any) -> int:
-    """Return how many bytes a result has, as it is kept; 0 for what is no result."""
+    """Return how many bytes a result or an error has, as it is kept; 0 for what is neither, or is in no store."""
     if isinstance(outcome, ResultBatch):
         return len(outcome.text)
-    return len(outcome) if isinstance(outcome, str | bytes) else 0
+    if isinstance(outcome, str | bytes):
+        return len(outcome)
+    if isinstance(outcome, ErrorInfo):
+        return len(outcome.traceback) + len(outcome.message) + len(outcome.pickle or b"")
+    return 0

@@ -390,3 +390,16 @@ class Unstable:
 def size_of(path: Path) -> int:
     """The size of a file. Raises FileNotFoundError if it is not there."""
     return path.stat().st_size
+
+
+def print_and_wait(text: str, gate: Path) -> str:
+    """Print a line, then wait until a file is there."""
+    print(text, flush=True)  # noqa: T201 - that is the point
+    return wait_for(gate)
+
+
+def result_of(future: Any) -> tuple[str, Any]:
+    """What a future that is given as itself has for a kind, and its result."""
+    return next(kind.__name__ for kind in type(future).__mro__ if kind.__name__ == "DurableFuture"), future.result(
+        WAIT_S
+    )

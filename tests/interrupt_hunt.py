@@ -18,6 +18,7 @@ import faulthandler
 import json
 import multiprocessing
 import os
+import pickle
 import queue
 import random
 import signal
@@ -137,7 +138,8 @@ class Session:
         self._store = store
         self._random = random.Random(seed)
         self._steps = [
-            self.construct, self.submit, self.submit_many, self.result, self.map, self.map_lazily, self.drop_iterator,
+            self.construct, self.submit, self.submit_many, self.result, self.map, self.map_lazily, self.map_unordered,
+            self.drop_iterator, self.look_from_elsewhere,
             self.wait, self.as_completed, self.cancel, self.callback, self.callback_that_takes_time, self.exception,
             self.look, self.shutdown, self.with_block,
         ]  # fmt: skip
@@ -200,6 +202,18 @@ class Session:
 
     def map_lazily(self) -> None:
         assert list(self.executor.map(square, range(50), timeout=LOST_S, buffersize=7)) == [n * n for n in range(50)]
+
+    def map_unordered(self) -> None:
+        found = self.executor.map_unordered(square, range(50), timeout=LOST_S, return_exceptions=True)
+        assert sorted(found) == [n * n for n in range(50)]
+
+    def look_from_elsewhere(self) -> None:
+        """As another process does: by an owner of its own."""
+        future = pickle.loads(pickle.dumps(self._submit(square, 6, 36)))
+        future.add_done_callback(self._called.append)
+        self._asked.append(future)
+        if self._random.random() < 0.7:
+            assert future.result(LOST_S) == 36
 
     def drop_iterator(self) -> None:
         for place, value in enumerate(self.executor.map(nap, [1] * 20)):

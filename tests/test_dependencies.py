@@ -2,8 +2,7 @@
 
 import asyncio
 import collections
-import copy
-import pickle
+import functools
 import signal
 import threading
 from concurrent.futures import CancelledError
@@ -239,13 +238,21 @@ def test_a_call_is_released_if_what_it_needs_was_revived_meanwhile() -> None:
 # --- Which futures ---
 
 
-def test_a_future_of_another_store_is_refused(executor: PersistentExecutor, tmp_path: Path) -> None:
+def test_a_future_of_another_store_is_a_future_there(executor: PersistentExecutor, tmp_path: Path) -> None:
     with PersistentExecutor(1, store=tmp_path / "other.db") as other:
         foreign = other.submit(calls.square, 2)
-        with pytest.raises(TaskNotFound, match=f"{foreign.task_id}.*another store"):
-            executor.submit(calls.square, foreign)
+        future = executor.submit(calls.result_of, foreign)
+        assert future.result(WAIT_S) == ("DurableFuture", 4)
+    assert future.task().options is None  # it did not wait for a task of that id in its own store
+
+
+def test_a_future_whose_task_is_gone_is_refused(executor: PersistentExecutor) -> None:
+    future = executor.submit(calls.square, 2)
+    assert future.result(WAIT_S) == 4
+    assert executor.store.purge(10**17) == 1
+    with pytest.raises(TaskNotFound, match=future.task_id):
+        executor.submit(calls.square, future)
     assert executor.submit(calls.square, 3).result(WAIT_S) == 9
-    assert executor.store.find() == [executor.store.find()[0]]
 
 
 def test_a_future_of_another_executor_on_the_store_is_taken(make_executor: Any, gate: Path) -> None:
@@ -281,12 +288,12 @@ def test_a_future_of_a_call_that_was_not_stored_makes_another_such(executor: Per
     assert isinstance(executor.submit(calls.echo, unstored).exception(WAIT_S), SerializationError)
 
 
-def test_a_future_is_pickled_nowhere_else(executor: PersistentExecutor) -> None:
+def test_a_function_that_closes_over_a_future_is_refused(executor: PersistentExecutor) -> None:
     future = executor.submit(calls.square, 2)
-    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match="argument"):
-            attempt(future)
-    assert isinstance(executor.submit(lambda: future).exception(WAIT_S), SerializationError)
+    for function in (lambda: future, functools.partial(calls.echo, future), [future].count):
+        error = executor.submit(function).exception(WAIT_S)
+        assert isinstance(error, SerializationError)
+        assert "a future can be an argument" in str(error)
 
 
 # --- Other processes ---

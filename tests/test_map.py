@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 import calls
 import pytest
 
-from omniq_executor import PersistentExecutor, SerializationError, Status, map_iterator
+from omniq_executor import PersistentExecutor, PoolBroken, SerializationError, Status, map_iterator
 
 pytestmark = pytest.mark.each_store
 
@@ -372,3 +373,263 @@ def test_long_calls_are_spread_over_the_workers(executor: PersistentExecutor, jo
     assert len(journal.wait_for(2, timeout_s=10)) == 2
     gate.touch()
     assert list(results) == [0, 1, 2, 3]
+
+
+# --- return_exceptions -------------------------------------------------------------------------------------------
+
+FORMS = ["map", "map_unordered"]
+
+
+def test_exceptions_come_in_place_of_results_and_the_map_goes_on(executor: PersistentExecutor) -> None:
+    def odd(n: int) -> int:
+        if n % 3 == 0:
+            raise ValueError(f"item {n}")
+        return n
+
+    found = list(executor.map(odd, range(300), timeout=WAIT_S, return_exceptions=True))
+    assert len(found) == 300
+    for n, value in enumerate(found):
+        if n % 3:
+            assert value == n
+        else:
+            assert isinstance(value, ValueError)
+            assert str(value) == f"item {n}"
+            assert "in odd" in str(value.__cause__)
+    assert statuses(executor) == {"COMPLETED": 200, "FAILED": 100}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whatever_becomes_of_a_call_is_returned(executor: PersistentExecutor, form: str) -> None:
+    def act(what: Any) -> Any:
+        match what:
+            case "exit":
+                raise SystemExit(3)
+            case "interrupt":
+                raise KeyboardInterrupt("of the call")
+            case "own":
+                raise calls.TwoArguments("one", "two")
+            case "unloadable":
+                return calls.make_unloadable()
+            case "exits on load":
+                return calls.make_exit_on_load()
+            case "die":
+                calls.kill_self()
+            case "stop":
+                raise StopIteration("of the call")
+        return what
+
+    items = [1, "exit", "interrupt", "own", "unloadable", "exits on load", "die", "stop", (n for n in ()), 2]
+    results = getattr(executor, form)(act, items, timeout=WAIT_S, return_exceptions=True)
+    found = [type(value).__name__ for value in results]
+    expected = [
+        "int", "SystemExit", "KeyboardInterrupt", "RemoteError", "ValueError", "SystemExit", "WorkerCrashed",
+        "StopIteration", "SerializationError", "int",
+    ]  # fmt: skip
+    assert found == expected if form == "map" else sorted(found) == sorted(expected)
+    assert executor.submit(calls.square, 3).result(WAIT_S) == 9
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_calls_that_were_cancelled_are_returned_as_cancelled_errors(
+    make_executor: Any, journal: Any, tmp_path: Path, form: str
+) -> None:
+    executor = make_executor(1)
+    gates = [tmp_path / "gate"] * 10
+    results = getattr(executor, form)(calls.noted_wait, [journal.path] * 10, range(10), gates, return_exceptions=True)
+    journal.wait_for(1)
+    executor.shutdown(wait=False, cancel_futures=True)
+    gates[0].touch()
+    found = list(results)
+    assert len(found) == 10
+    assert sorted(value for value in found if not isinstance(value, CancelledError)) == [0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_says_nothing_of_a_call_is_raised_all_the_same(
+    make_executor: Any, journal: Any, tmp_path: Path, form: str
+) -> None:
+    executor = make_executor(1, initializer=calls.fail_to_start, initargs=(journal.path,))
+    with pytest.raises(PoolBroken):
+        next(getattr(executor, form)(calls.square, range(3), timeout=WAIT_S, return_exceptions=True))
+    executor = make_executor(1)
+    results = getattr(executor, form)(calls.wait_for, [tmp_path / "gate"] * 3, timeout=0.1, return_exceptions=True)
+    with pytest.raises(TimeoutError):
+        next(results)
+    assert list(results) == []
+    (tmp_path / "gate").touch()
+
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the items end here")
+
+    results = getattr(executor, form)(calls.square, items(), timeout=WAIT_S, buffersize=1, return_exceptions=True)
+    assert next(results) == 1
+    with pytest.raises(OSError, match="the items end here"):
+        next(results)
+    assert list(results) == []
+
+
+def test_errors_that_come_early_are_kept_within_bounds(
+    executor: PersistentExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(map_iterator, "_KEPT_BYTES", 3000)
+    results = executor.map(calls.raise_value_error, map(str, range(50)), timeout=WAIT_S, return_exceptions=True)
+    executor.shutdown()
+    arrived = results._arrivals._arrived.values()  # type: ignore[attr-defined]
+    assert len(arrived) == 50
+    assert 0 < sum(outcome is not map_iterator._IN_STORE for _, _, outcome in arrived) < 10
+    assert [str(error) for error in results] == [str(n) for n in range(50)]
+
+
+# --- map_unordered -----------------------------------------------------------------------------------------------
+
+
+def test_unordered_results_come_as_soon_as_they_are_there(executor: PersistentExecutor, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    results = executor.map_unordered(
+        calls.gated, [tmp_path / "journal"] * 300, [gate] * 300, [0] * 300, range(300), timeout=WAIT_S
+    )
+    assert sorted(next(results) for _ in range(299)) == list(range(1, 300))
+    gate.touch()
+    assert list(results) == [0]
+    assert list(results) == []
+
+
+def test_unordered_results_of_all_kinds_are_all_there(context: BaseContext, make_executor: Any) -> None:
+    executor = make_executor(2, context)
+    assert Counter(executor.map_unordered(calls.square, range(5000), timeout=WAIT_S)) == Counter(
+        n * n for n in range(5000)
+    )
+    found = list(executor.map_unordered(calls.echo, VALUES * 3, timeout=WAIT_S))
+    assert Counter(map(repr, found)) == Counter(map(repr, VALUES * 3))
+    assert list(executor.map_unordered(calls.square, [], timeout=WAIT_S)) == []
+    assert sorted(executor.map_unordered(calls.add, range(3), itertools.count(10), timeout=WAIT_S)) == [10, 12, 14]
+
+
+@pytest.mark.parametrize("buffersize", [1, 3, 100])
+def test_unordered_items_are_taken_only_so_far_ahead(executor: PersistentExecutor, buffersize: int) -> None:
+    items = Counted(itertools.count())
+    results = executor.map_unordered(calls.square, items, timeout=WAIT_S, buffersize=buffersize)
+    assert items.taken <= buffersize
+    found = set()
+    for n in range(50):
+        found.add(next(results))
+        assert items.taken <= n + 1 + buffersize
+    assert len(found) == 50
+    assert found <= {n * n for n in range(50 + buffersize)}
+
+
+def test_an_item_that_is_slow_holds_up_no_other_beyond_the_buffer(executor: PersistentExecutor, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    count = 200
+    results = executor.map_unordered(
+        calls.gated, [tmp_path / "journal"] * count, [gate] * count, [0] * count, range(count), timeout=WAIT_S,
+        buffersize=4,
+    )  # fmt: skip
+    assert sorted(next(results) for _ in range(count - 1)) == list(range(1, count))
+    gate.touch()
+    assert next(results) == 0
+
+
+def test_an_exception_ends_an_unordered_map_and_cancels_the_rest(make_executor: Any, tmp_path: Path) -> None:
+    executor = make_executor(1)
+    gate = tmp_path / "gate"
+
+    def run(gate: Path, n: int) -> int:
+        if n == 0:
+            raise ValueError("the first")
+        calls.wait_for(gate)
+        return n
+
+    results = executor.map_unordered(run, [gate] * 50, range(50), timeout=WAIT_S)
+    with pytest.raises(ValueError, match="the first"):
+        next(results)
+    assert list(results) == []
+    gate.touch()
+    executor.submit(calls.square, 1).result(WAIT_S)
+    assert statuses(executor)["CANCELLED"] >= 40
+
+
+def test_dropping_an_unordered_iterator_cancels_what_has_not_started(
+    make_executor: Any, journal: Any, tmp_path: Path, wait_until: Any
+) -> None:
+    executor = make_executor(1)
+    held = executor.submit(calls.noted_wait, journal.path, "held", tmp_path / "gate")
+    journal.wait_for(1)
+    results = executor.map_unordered(calls.noted, [journal.path] * 30, range(30), return_exceptions=True)
+    del results
+    gc.collect()
+    wait_until(lambda: statuses(executor) == {"RUNNING": 1, "CANCELLED": 30})
+    (tmp_path / "gate").touch()
+    assert held.result(WAIT_S) == "held"
+
+
+@pytest.mark.parametrize("name", ["store.db", "store"])
+def test_unordered_results_beyond_what_is_kept_are_read_from_the_store(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(map_iterator, "_KEPT_BYTES", 100)
+    with PersistentExecutor(2, store=tmp_path / name) as executor:
+        results = executor.map_unordered(calls.echo, ["x" * 50, b"y" * 50] * 10)
+    assert Counter(results) == {"x" * 50: 10, b"y" * 50: 10}
+
+
+@pytest.mark.parametrize("buffersize", [0, "2"])
+def test_what_map_refuses_map_unordered_does(executor: PersistentExecutor, buffersize: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="buffersize"):
+        executor.map_unordered(calls.square, range(3), buffersize=buffersize)
+    with pytest.raises(ValueError, match="key"):
+        executor.options(key="k").map_unordered(calls.square, range(3))
+
+
+# --- Resumed item by item ----------------------------------------------------------------------------------------
+
+RESUMED = """
+import os, sys, time
+from omniq_executor import PersistentExecutor
+
+def note(line):
+    fd = os.open("journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{line}\\n".encode())
+    os.close(fd)
+
+def work(n):
+    note(n)
+    if n % 10 == 7 and not os.path.exists("mended"):
+        raise ValueError(n)
+    return [n]
+
+if __name__ == "__main__":
+    form, kind, buffersize, items = sys.argv[1:5]
+    with PersistentExecutor(2, store=kind) as executor:
+        results = getattr(executor, form)(
+            work, eval(items), buffersize=eval(buffersize), return_exceptions=True
+        )
+        found = []
+        for result in results:
+            found.append(str(result) if isinstance(result, ValueError) else result)
+            if len(found) == 40 and "die" in sys.argv:
+                os.kill(os.getpid(), 9)
+                time.sleep(60)
+        print(found if form == "map" else sorted(found, key=str))
+"""
+
+
+@pytest.mark.parametrize("kind", ["store.db", "store"])
+@pytest.mark.parametrize(("form", "buffersize"), [("map", "None"), ("map", "8"), ("map_unordered", "8")])
+def test_a_map_of_other_items_in_another_order_runs_only_what_is_new_or_had_failed(
+    script: Any, form: str, buffersize: str, kind: str, open_store: Any
+) -> None:
+    script.write(RESUMED)
+    assert script.run(form, kind, buffersize, "range(100)", "die").returncode == -9
+    before = Counter(map(int, script.journal.lines()))
+    completed = {json.loads(task.args)[0] for task in open_store(script.folder / kind).find(Status.COMPLETED)}
+    (script.folder / "mended").touch()
+    wanted = [n for n in range(-5, 120) if n % 4][::-1]
+    done = script.run(form, kind, buffersize, "[n for n in range(-5, 120) if n % 4][::-1]")
+    expected = [[n] for n in wanted]
+    assert eval(done.stdout) == (expected if form == "map" else sorted(expected, key=str)), done.stderr
+    again = Counter(map(int, script.journal.lines())) - before
+    assert len(completed) >= 30
+    assert {7, 17} <= set(before) - completed  # these had failed
+    assert again == Counter(set(wanted) - completed)

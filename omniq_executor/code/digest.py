@@ -283,7 +283,7 @@ class _Encoder:
     def _reference(self, definition: Any) -> bytes:
         """Write the label of a function or class, which is described elsewhere."""
         if self._by_name:
-            return _item(b"n", _text(definition.__module__) + _text(definition.__qualname__))
+            return _item(b"n", _text(definition.__module__ or "") + _text(definition.__qualname__))  # "" of an eval()
         label = self._labels.get(id(definition))
         if label is None:
             if self._round > 1 or len(self._definitions) == _MAX_DEFINITIONS:

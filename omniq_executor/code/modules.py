@@ -80,14 +80,20 @@ def wrapped(value: Any) -> list[Any] | None:
 _known: dict[str, tuple[Any, bool]] = {}
 
 
+_NOBODYS = sys.stdlib_module_names | {__name__.partition(".")[0]}
+
+
 def is_own(name: str) -> bool:
-    """Return whether a module is neither the standard library's nor installed; of the latter nobody edits the code."""
+    """Return whether a module is neither the standard library's nor installed; of the latter nobody edits the code.
+
+    Nor is it this package's, however that is installed: a future among arguments refers to it.
+    """
     module = sys.modules.get(name)
     known = _known.get(name)
     if known is not None and known[0] is module:
         return known[1]
     file = getattr(module, "__file__", None)
-    own = module is not None and name.partition(".")[0] not in sys.stdlib_module_names
+    own = module is not None and name.partition(".")[0] not in _NOBODYS
     if own and isinstance(file, str):
         own = is_own_file(file)
     _known[name] = module, own

@@ -424,9 +424,9 @@ class Loop:
             if self.driver.is_closed:
                 return
             self._engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
-            sessions.leave(self._store.address)
             try:
                 if self._run.id:
+                    sessions.leave(self._store.address)
                     self._store.end_run(self._run, self.clean, now())
             except StoreError as error:
                 _log.error("the run could not be closed, and will be continued as a broken one: %s", error)

@@ -1,4 +1,4 @@
-"""Results as arguments: a future in the arguments of a call stands for what its task will return.
+"""Results as arguments: a future in the arguments of a call of its store stands for what its task will return.
 
     submit(fn, [future])        the pickle of the arguments has result_of("task-...") where the future was
     stored                      with the ids of those tasks in its options: the call waits for them
@@ -7,10 +7,12 @@
 
 Where in the arguments a future is makes no difference, as long as pickle comes by it: so nobody
 looks for them, and a call without any is not looked through. Results travel as they are stored and are
-loaded by the worker alone, each call's own copy of them.
+loaded by the worker alone, each call's own copy of them. Everywhere else, also in the arguments of a call of another
+store, a future is pickled as one: see future.py.
 """
 
 import contextlib
+import os
 import pickle
 import threading
 from collections.abc import Iterator, Mapping
@@ -25,30 +27,44 @@ from .task import format_id, parse_id
 class _Here(threading.local):
     """What the pickling or unpickling of a call's arguments in this thread is to know."""
 
-    noted: list[int] | None = None  # the tasks that were referred to, while arguments are being pickled
+    noted: list[int] | None = None  # the tasks that were referred to, while arguments are being pickled, ...
+    store = ""  # ... which are of the store of that url
+    is_function = False  # whether it is a function that is being pickled
     results: Mapping[int, str | bytes] | None = None  # their results, while arguments are being loaded
     is_looking = False  # whether arguments are loaded to be looked at alone
 
 
-_here = _Here()
+here = _Here()
 
 
 @contextlib.contextmanager
-def noting() -> Iterator[list[int]]:
-    """Have futures be pickled as references; gives the list to which their tasks' numbers are added."""
-    before, _here.noted = _here.noted, []
+def noting(store: str) -> Iterator[list[int]]:
+    """Have futures of a store be pickled as their results; gives the list to which their tasks' numbers are added."""
+    before = here.noted, here.store
+    noted: list[int] = []
+    here.noted, here.store = noted, store
     try:
-        yield _here.noted
+        yield noted
     finally:
-        _here.noted = before
+        here.noted, here.store = before
 
 
-def refer(number: int) -> Any:
-    """How the future of a task is pickled. Raises TypeError anywhere but in the arguments of a call."""
-    if _here.noted is None:
-        raise TypeError("a future can be an argument of a call; other than that it cannot be pickled")
-    _here.noted.append(number)
+def refer(number: int, store: str) -> Any:
+    """How the future of a task is pickled where it stands for its result, or None where it does not.
+
+    Raises TypeError in a function: what that closes over is no argument, so a call would wait for it in a worker.
+    """
+    if here.is_function:
+        raise TypeError("a future can be an argument of a call, and not a part of its function")
+    if here.noted is None or not _is_same(here.store, store):
+        return None
+    here.noted.append(number)
     return result_of, (format_id(number),)
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Return whether two addresses are of one store, which may have been opened by several names."""
+    return one == other or os.path.realpath(one.partition("//")[2]) == os.path.realpath(other.partition("//")[2])
 
 
 def result_of(task_id: str) -> Any:
@@ -56,21 +72,21 @@ def result_of(task_id: str) -> Any:
 
     Raises DependencyFailed if the call does not wait for that task, as one whose arguments were stored anew.
     """
-    if _here.is_looking:
+    if here.is_looking:
         return Reference(task_id)
-    if _here.results is None:
+    if here.results is None:
         raise DependencyFailed(f"the arguments refer to the result of {task_id}, which the call does not wait for")
-    return codec.decode(_here.results[parse_id(task_id)])
+    return codec.decode(here.results[parse_id(task_id)])
 
 
 @contextlib.contextmanager
 def looking() -> Iterator[None]:
     """Have arguments be loaded with what stands for results."""
-    _here.is_looking = True
+    here.is_looking = True
     try:
         yield
     finally:
-        _here.is_looking = False
+        here.is_looking = False
 
 
 class Reference:
@@ -90,8 +106,8 @@ def bind(args: str | bytes, kwargs: str | None, results: Mapping[int, str | byte
 
 def load_bound(args: str | bytes, kwargs: str | None, results: Mapping[int, str | bytes]) -> Any:
     """The arguments, with the results in place."""
-    before, _here.results = _here.results, results
+    before, here.results = here.results, results
     try:
         return codec.decode_call(args, kwargs)
     finally:
-        _here.results = before
+        here.results = before

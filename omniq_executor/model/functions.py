@@ -58,7 +58,11 @@ class Functions:
             raise TypeError(f"{function!r} cannot be called")
         if self._prepare is not None:
             self._snapshot, self._prepare = self._prepare(), None
-        written = codec.write(function, self._snapshot)
+        dependencies.here.is_function = True  # no block of `with`: this is on the way of each submit
+        try:
+            written = codec.write(function, self._snapshot)
+        finally:
+            dependencies.here.is_function = False
         if written.signature is not None:
             known = self._known.get(written.signature)
             if known is not None and known.still_holds():
@@ -69,7 +73,7 @@ class Functions:
         version = versions.check_of(function, named)
         if version is not None:
             digest = modules.hash_of(digest + version.identity)
-        known = _Known(Function(digest, _path(function), b""), version, named)
+        known = _Known(Function(digest, path_of(function), b""), version, named)
         if self._names_unstable:
             unstable.watch(known.function.path, function)
         described = self._checked(known, written)
@@ -124,9 +128,14 @@ def named(path: str) -> Function:
 
 
 def stored_call(
-    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], snapshot: Any = None, has_key: bool = False
+    function: Function,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    store: str,
+    snapshot: Any = None,
+    has_key: bool = False,
 ) -> tuple[Call, tuple[int, ...]]:
-    """Return the stored form of a call's arguments, and the tasks whose futures are among them.
+    """Return the stored form of a call's arguments, and the tasks whose futures are among them, if of that store.
 
     `snapshot` says what workers have of the script by a fork. With `has_key` it is known whether the arguments are
     others, whatever code they hold: see `same_arguments()`. Raise SerializationError if they have none.
@@ -134,7 +143,7 @@ def stored_call(
     plain = codec.encode_plain_call(args, kwargs)
     if plain is not None:
         return Call(*plain), ()
-    with dependencies.noting() as noted:
+    with dependencies.noting(store) as noted:
         try:
             pickled = codec.write((args, kwargs), snapshot).data
         except SerializationError as error:
@@ -214,7 +223,8 @@ def _pickled(function: Any) -> bytes | None:
         return None
 
 
-def _path(function: Any) -> str:
+def path_of(function: Any) -> str:
+    """Return what a function is called in the store."""
     inner = getattr(function, "func", function)  # of a functools.partial
     module, name = getattr(inner, "__module__", None), getattr(inner, "__qualname__", None)
     return f"{module}.{name}" if module and name else type(function).__qualname__

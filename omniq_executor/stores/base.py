@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ..errors import StoreError, TaskNotFound
 from ..model.codec import split
@@ -208,11 +208,14 @@ class Problem(NamedTuple):
 class Store(abc.ABC):
     """A place that keeps tasks. See the module's docstring for what holds of every method."""
 
+    scheme: ClassVar[str]  # of addresses that say the kind of store too
+
     def __init__(self, path: str | os.PathLike[str], durability: str, beside: tuple[str, str, str]) -> None:
         if durability not in ("process", "power"):
             raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
         self.path = Path(path).absolute()  # its database file, or its folder
         self.address = str(self.path)
+        self.url = f"{self.scheme}{self.path}"  # under which open_store() finds it from any folder, whatever its name
         owners, output, reserve = (Path(f"{self.path}{ending}") for ending in beside)
         self._owners = Owners(owners)
         self.output = Output(output)  # what its calls wrote, in files beside it
@@ -527,6 +530,7 @@ class Store(abc.ABC):
         queue: str | None = None,
         tags: Sequence[str] | None = None,
         limit: int | None = None,
+        function: str | None = None,
     ) -> list[Task]:
         """Return tasks that match all that is given, oldest first; with `limit` the newest that many of them."""
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import SQUARE, Backend, Client, call, new_ids, tick
+from backends import CUBE, SQUARE, Backend, Client, call, new_ids, tick
 
 from omniq_executor import StoreError, TaskNotFound
 from omniq_executor.model.task import Event, Status, format_id
-from omniq_executor.stores.base import Run, Store, TaskState, Turn
+from omniq_executor.stores.base import Batch, Run, Store, TaskState, Turn
 
 Enter = Callable[..., Client]
 
@@ -97,6 +97,22 @@ def test_find_gives_what_matches_all_filters_oldest_first(client: Client, enter:
 def test_find_by_a_tag_that_no_task_has_finds_nothing(client: Client) -> None:
     client.add(1)
     assert client.store.find(tags=["nightly"]) == []
+
+
+def test_find_by_a_function_goes_by_its_whole_path(client: Client, enter: Enter) -> None:
+    (square,) = client.add(1)
+    (cube,) = new_ids(1)
+    client.turn(adds=[Batch(cube, 1, CUBE, text="[[2]]")])
+    (other,) = enter("elsewhere").add(3)
+
+    def found(**filters: Any) -> list[int]:
+        return [task.id for task in client.store.find(**filters)]
+
+    assert found(function=SQUARE.path) == [square, other]
+    assert found(function=CUBE.path) == [cube]
+    assert found(function=SQUARE.path, queue="elsewhere", status=Status.PENDING) == [other]
+    assert found(function=SQUARE.path, limit=1) == [other]
+    assert found(function=SQUARE.path.rpartition(".")[2]) == []
 
 
 # --- Closing ---

@@ -5,6 +5,7 @@ Each `ignore` is an error that has to be there: both checkers refuse one that su
 
 import asyncio
 import concurrent.futures
+import copy
 import datetime
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
@@ -15,6 +16,7 @@ from typing import Any, assert_type, cast
 import omniq_executor
 from omniq_executor import (
     AsyncOmniQ,
+    Attached,
     DurableFuture,
     InputFile,
     PersistentExecutor,
@@ -22,6 +24,7 @@ from omniq_executor import (
     Status,
     Store,
     Task,
+    attach,
     open_store,
 )
 from omniq_executor.config import Settings as SettingsByItsModule
@@ -158,9 +161,25 @@ def maps(executor: PersistentExecutor) -> None:
     assert_type([text.upper() for text in executor.map(word, [1, 2])], list[str])
     assert_type(executor.options(tags=["t"]).map(word, [1, 2], buffersize=1), Iterator[str])
 
-    executor.map(word, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    executor.map(word, [1], timeout="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    executor.options(priority=1).map(word, [1], chunks=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    executor.map(word, 3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    executor.map(word, [1], timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    executor.options(priority=1).map(word, [1], chunks=2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+def maps_what_may_fail(executor: PersistentExecutor, is_bold: bool) -> None:
+    assert_type(executor.map(word, [1], return_exceptions=False), Iterator[str])
+    assert_type(executor.map(word, [1], timeout=3, return_exceptions=True), Iterator[str | BaseException])
+    assert_type(executor.map(word, [1], return_exceptions=is_bold), Iterator[str | BaseException])
+    good = [text for text in executor.map(word, [1], return_exceptions=True) if not isinstance(text, BaseException)]
+    assert_type(good, list[str])
+
+    assert_type(executor.map_unordered(add, [1, 2], range(2)), Iterator[int])
+    assert_type(executor.options(priority=1).map_unordered(word, [1], timeout=3, buffersize=4), Iterator[str])
+    assert_type(executor.map_unordered(word, [1], return_exceptions=True), Iterator[str | BaseException])
+
+    executor.map_unordered(word, 3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    executor.map_unordered(word, [1], chunksize=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    _: Iterator[str] = executor.map(word, [1], return_exceptions=True)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
 
 def length(path: PathLike[str], limit: int = 0) -> int:
@@ -222,6 +241,9 @@ def asks_a_future(executor: PersistentExecutor) -> None:
     assert_type(executor.future("task-0123456789abc"), DurableFuture[Any])
     assert_type(executor.futures(), list[DurableFuture[Any]])
     assert_type(executor.futures(Status.FAILED, tags=["t"])[0].result(), Any)
+    assert_type(executor.future(key="k"), DurableFuture[Any])
+    assert_type(executor.futures(function=word), list[DurableFuture[Any]])
+    assert_type(copy.deepcopy(future), DurableFuture[str])
 
     as_one_of_any: concurrent.futures.Future[str] = future
     as_one_of_any.add_done_callback(lambda done: done.result().upper())
@@ -231,7 +253,24 @@ def asks_a_future(executor: PersistentExecutor) -> None:
 
     future.result("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     _: int = future.result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
-    executor.future(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    executor.future(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    executor.future()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    executor.future("task-0123456789abc", key="k")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+def looks_from_elsewhere() -> None:
+    calls = attach("runs/etl.db", queue="etl")
+    assert_type(calls, Attached)
+    assert_type(attach(open_store("runs/etl.db")).store, Store)
+    assert_type(calls.queue, str | None)
+    assert_type(calls.future("task-0123456789abc"), DurableFuture[Any])
+    assert_type(calls.future(key="k").result(timeout=3), Any)
+    assert_type(calls.futures(Status.FAILED, ["t"], function="etl.parse"), list[DurableFuture[Any]])
+
+    calls.future()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    calls.nonsense()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    calls.future(key="k").nonsense()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    attach(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def awaits_futures(executor: PersistentExecutor) -> None:

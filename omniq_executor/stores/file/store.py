@@ -35,6 +35,8 @@ class FileStore(Turns, Upkeep):
     also through a cut of the machine's power, at one fsync a turn.
     """
 
+    scheme = "file://"
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -84,11 +86,14 @@ class FileStore(Turns, Upkeep):
         queue: str | None = None,
         tags: Sequence[str] | None = None,
         limit: int | None = None,
+        function: str | None = None,
     ) -> list[Task]:
         with self._tasks.locked():
             matching = (
                 record
                 for record in self._tasks.all(*(() if status is None else (status,)), newest_first=True)
-                if queue in (None, record.task.queue) and set(tags or ()) <= set((record.task.options or USUAL).tags)
+                if queue in (None, record.task.queue)
+                and function in (None, record.task.func_path)
+                and set(tags or ()) <= set((record.task.options or USUAL).tags)
             )
             return list(map(self._task, itertools.islice(matching, limit)))[::-1]

@@ -37,10 +37,14 @@ def stored(ids: Sequence[int]) -> Transaction[list[TaskRow]]:
 
 
 def find(
-    status: Status | None, queue: str | None, tags: Sequence[str] | None, limit: int | None
+    status: Status | None,
+    queue: str | None,
+    tags: Sequence[str] | None,
+    limit: int | None,
+    function: str | None = None,
 ) -> Transaction[list[Task]]:
     """Return the tasks that match, oldest first. See Store.find()."""
-    conditions: list[tuple[str, Any]] = [("t.status = ?", status), ("q.name = ?", queue)]
+    conditions: list[tuple[str, Any]] = [("t.status = ?", status), ("q.name = ?", queue), ("f.path = ?", function)]
     conditions += [("EXISTS (SELECT 1 FROM json_each(t.options, '$.tags') WHERE value = ?)", t) for t in tags or ()]
     given = [(sql, value) for sql, value in conditions if value is not None]
     where = "WHERE " + " AND ".join(sql for sql, _ in given) if given else ""

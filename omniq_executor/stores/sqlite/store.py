@@ -53,6 +53,8 @@ class SQLiteStore(Store):
     also through a cut of the machine's power, at about ten times the cost of a lone commit.
     """
 
+    scheme = "sqlite:///"
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -345,8 +347,9 @@ class SQLiteStore(Store):
         queue: str | None = None,
         tags: Sequence[str] | None = None,
         limit: int | None = None,
+        function: str | None = None,
     ) -> list[Task]:
-        return self.db.ask(looking.find(status, queue, tags, limit))
+        return self.db.ask(looking.find(status, queue, tags, limit, function))
 
 
 def _flags(clean: int | None, settled: int) -> tuple[bool | None, bool]:

@@ -1,0 +1,62 @@
+"""What becomes of open dispatchers when the interpreter ends, and when the process is forked."""
+
+import atexit
+import functools
+import multiprocessing
+import multiprocessing.util  # before our own exit handler is registered, so that ours runs first
+import os
+import signal
+import threading
+
+from ..interrupts import interrupts
+from . import sessions
+from .dispatcher import open_dispatchers
+
+FORK_WAIT_S = 1.0  # for the end of turns in other threads, each
+
+_held = threading.local()  # what a thread that is forking keeps from taking turns
+
+
+def _close_at_exit() -> None:
+    """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
+    # Those of no run come last: they only wait, and what they wait for may be finished by the others meanwhile.
+    for dispatcher in sorted(open_dispatchers, key=lambda one: not one.run.id):
+        if isinstance(sessions.ended_by(), KeyboardInterrupt):
+            dispatcher.stop(signal.SIGTERM, "the script was interrupted")
+        else:
+            dispatcher.close(wait=True)
+    open_dispatchers.clear()  # nothing is to be done when their executors are dropped
+    sessions.end_all()
+
+
+def _before_fork() -> None:
+    """Let no turn be under way in another thread: a child in which one is cut off may stand still in SQLite."""
+    _held.dispatchers = [dispatcher for dispatcher in list(open_dispatchers) if dispatcher.driver.hold(FORK_WAIT_S)]
+
+
+def _after_fork_in_parent() -> None:
+    for dispatcher in _held.__dict__.pop("dispatchers", ()):
+        dispatcher.driver.let_go()
+
+
+def _after_fork_in_child() -> None:
+    _held.__dict__.pop("dispatchers", None)
+    interrupts.leave_to_parent()
+    for dispatcher in list(open_dispatchers):
+        dispatcher.leave_to_parent()
+    open_dispatchers.clear()
+    close_with_multiprocessing.cache_clear()
+
+
+atexit.register(_close_at_exit)
+
+
+@functools.cache
+def close_with_multiprocessing() -> None:
+    """In a process that multiprocessing has started, do it at its end: what `atexit` knows may not be heeded there."""
+    if multiprocessing.parent_process() is not None:
+        multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
