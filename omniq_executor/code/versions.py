@@ -56,7 +56,7 @@ _METHODS = (functools.partialmethod, functools.singledispatchmethod)
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property, type, *_METHODS)
 _LOOKED_INTO = 10_000  # items of a container, for functions among them
 _FEW = 200  # functions, which are looked at for each call
-_PART = 50  # of the time is spent on looking at more, at most
+_LOOK_EVERY_S = 0.1  # at more
 _log = logging.getLogger("omniq_executor")
 _code_of = attrgetter("__code__")
 
@@ -94,7 +94,7 @@ class Version:
         """Return whether it is as it was: whether modules were loaded anew, and what stands under each name now.
 
         It is asked for each call, and in a project of 200 modules there are thousands of names. Where there are many
-        they are looked at for a small part of the time only, so that what is put in their place is seen a moment later.
+        they are looked at every tenth of a second only, so that what is put in their place is seen that much later.
         """
         for names, spec in self._loads:
             if names.get("__spec__") is not spec:
@@ -105,8 +105,8 @@ class Version:
         holds = all(map(is_, map(_code_of, self._functions), self._codes)) and all(
             all(map(is_, map(names.get, known), known.values())) for names, known in self._names.values()
         )
-        if len(self._functions) > _FEW:
-            self._look_at = moment + _PART * (time.monotonic() - moment)
+        if holds and len(self._functions) > _FEW:
+            self._look_at = moment + _LOOK_EVERY_S
         return holds
 
     @functools.cached_property
