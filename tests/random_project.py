@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 PACKAGE = "project"
-HEAD = "import dataclasses\nimport enum\nimport functools\n"
+HEAD = "import array\nimport dataclasses\nimport enum\nimport functools\nimport types\n"
 STYLES = ("name", "alias", "module", "dotted", "inner")
 # How an element is written: {a} and {b} are its numbers, {refs} an expression over n, {other} what it is made from.
 KINDS = {
@@ -46,8 +46,10 @@ KINDS = {
     "closure": "def make_{name}(k):\n    def made(n):\n{deeper}        return n + k + {a} + {refs}\n    return made\n"
     "{name} = make_{name}({b})",
     "lambda": "{name} = lambda n, step={b}: n + step + {a} + {refs}",
-    "partial": "{name} = functools.partial({function}, n={a})",
+    "partial": "{name} = functools.partial({function}, {a})",
     "functions": "{name} = {{'first': {function}, 'rest': [{function}]}}",
+    "namespace": "{name} = types.SimpleNamespace(first={a}, rest=[{b}])",
+    "array": "{name} = array.array('i', [{a}, {b}])",
     "wraps": "def {name}(n):\n{inner}    try:\n        return {refs} + {a}\n    finally:\n        n += {b}",
 }
 USES = {
@@ -66,6 +68,8 @@ USES = {
     "lambda": "{0}(n)",
     "partial": "{0}()",
     "functions": "({0}['first'](n) + {0}['rest'][0](n))",
+    "namespace": "({0}.first + {0}.rest[0])",
+    "array": "({0}[0] + {0}[1])",
     "wraps": "{0}(n)",
 }
 FUNCTIONS = ("function", "keyword", "nested", "decorated", "cached", "closure", "lambda", "wraps")
@@ -181,10 +185,17 @@ class Project:
         """Change comments, docstrings, annotations of what is returned, empty lines and the layout of one module."""
         self._looks[self._chance.randrange(self._modules)] += 1
 
-    def edit_meaning(self) -> Element:
-        """Change a number, what is referred to, a base class, a decorator or what something is made from."""
+    def edit_meaning(self) -> set[Element]:
+        """Change a number, what is referred to, a base class, a decorator or what something is made from.
+
+        Returns the elements that are others now.
+        """
         element = self._chance.choice(self.elements)
-        how = self._chance.choice(["a", "b", "refs", "role", "a", "b"])
+        how = self._chance.choice(["a", "b", "refs", "role", "swap", "a", "b"])
+        if how == "swap":
+            other = self._chance.choice([each for each in self.elements if each.kind == element.kind])
+            element.a, element.b, other.a, other.b = other.a, other.b, element.a, element.b
+            return {element, other}
         if how == "refs" and element.refs:
             element.refs.pop(self._chance.randrange(len(element.refs)))
         elif how == "role" and element.chosen:
@@ -192,7 +203,7 @@ class Project:
             element.chosen[role] = self._chance.choice(element.others[role])
         else:
             setattr(element, "b" if how == "b" else "a", self._chance.randrange(1, 1000))
-        return element
+        return {element}
 
     def reached_from(self, element: Element) -> set[Element]:
         """An element and all that it refers to, and they in turn."""

@@ -38,7 +38,7 @@ import functools
 import pickle
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
@@ -73,7 +73,10 @@ _OF_PROCESS = frozenset({
 
 
 # Of which objects count that a module holds: others may be anything, from a client to the environment.
-_PLAIN = frozenset({"builtins", "collections", "datetime", "decimal", "fractions", "numpy", "pathlib", "re", "uuid"})
+_PLAIN = frozenset({
+    *("array", "builtins", "collections", "datetime", "decimal", "enum", "fractions", "functools", "ipaddress"),
+    *("numpy", "operator", "pathlib", "re", "string", "types", "uuid", "zoneinfo"),
+})  # fmt: skip
 
 
 class Uncanonical(Exception):
@@ -105,20 +108,22 @@ def without_code(value: object) -> bytes:
     return _Encoder(by_name=True).digest(value)
 
 
-def data_digest(values: dict[str, Any], leave_out: Callable[[str, Uncanonical], object]) -> bytes:
+def data_digest(values: Mapping[str, Iterable[Any]], leave_out: Callable[[str, Uncanonical], object]) -> bytes:
     """Return what stands for data of a module: plain data, and objects of classes of the user's own.
 
-    `leave_out` is told of each that has no stable form, which does not count.
+    Several values may have one name, in any order. `leave_out` is told of each that has no stable form, which does not
+    count.
     """
     parts = []
     encoder = _Encoder(by_name=True, is_plain=True)
-    for name, value in sorted(values.items()):
-        try:
-            parts.append(name.encode() + encoder.digest(value))
-        except Uncanonical as error:
-            leave_out(name, error)
-            encoder = _Encoder(by_name=True, is_plain=True)  # that one stopped in the midst of a value
-    return hash_of(b"".join(parts))
+    for name, several in values.items():
+        for value in several:
+            try:
+                parts.append(name.encode() + encoder.digest(value))
+            except Uncanonical as error:
+                leave_out(name, error)
+                encoder = _Encoder(by_name=True, is_plain=True)  # that one stopped in the midst of a value
+    return hash_of(b"".join(sorted(parts)))
 
 
 def _item(tag: bytes, body: bytes | memoryview) -> bytes:
@@ -179,6 +184,7 @@ class _Encoder:
         self._round = 1
         self._memo: dict[int, tuple[object, bytes]] = {}  # holds what it names by id, so that ids stay unique
         self._labels: dict[int, bytes] = {}  # of each definition, by id
+        self._inside: set[int] = set()  # functions that are being written
         self._definitions: list[Any] = []
 
     def digest(self, value: object) -> bytes:
@@ -283,7 +289,8 @@ class _Encoder:
     def _reference(self, definition: Any) -> bytes:
         """Write the label of a function or class, which is described elsewhere."""
         if self._by_name:
-            return _item(b"n", _text(definition.__module__ or "") + _text(definition.__qualname__))  # "" of an eval()
+            name = _text(definition.__module__ or "") + _text(definition.__qualname__)  # "" of an eval()
+            return _item(b"n", name + self._nameless(definition) if self._is_plain else name)
         label = self._labels.get(id(definition))
         if label is None:
             if self._round > 1 or len(self._definitions) == _MAX_DEFINITIONS:
@@ -291,6 +298,16 @@ class _Encoder:
             label = self._labels[id(definition)] = bytes(16)
             self._definitions.append(definition)
         return _item(b"r", label)
+
+    def _nameless(self, definition: Any) -> bytes:
+        """Write what tells lambdas and functions within functions apart, of which several have one name."""
+        if type(definition) is not FunctionType or "<" not in definition.__qualname__ or id(definition) in self._inside:
+            return b""
+        self._inside.add(id(definition))
+        carried = definition.__defaults__, definition.__kwdefaults__, definition.__closure__
+        written = _code(definition.__code__)[0] + self._all(carried)
+        self._inside.discard(id(definition))
+        return written
 
     def _describe(self, definition: Any) -> bytes:
         module = MAIN if is_main(definition) else definition.__module__

@@ -56,7 +56,7 @@ _METHODS = (functools.partialmethod, functools.singledispatchmethod)
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property, type, *_METHODS)
 _LOOKED_INTO = 10_000  # items of a container, for functions among them
 _FEW = 200  # functions, which are looked at for each call
-_PART = 50  # of the time is spent on looking at more, at most
+_LOOK_EVERY_S = 0.1  # at more
 _log = logging.getLogger("omniq_executor")
 _code_of = attrgetter("__code__")
 
@@ -71,7 +71,7 @@ class Version:
         made of it.
         """
         self._items: dict[str, set[tuple[str, bytes]]] = {}  # by module, its functions and the digests of their code
-        self._values: dict[str, dict[str, Any]] = {}  # by module, what its data is called
+        self._values: dict[str, dict[str, list[Any]]] = {}  # by module, its data, by what that is called
         self._unloaded: set[str] = set()  # modules that functions import when they are called
         self._is_own: Callable[[str], bool] = is_own if own is None else own.__contains__
         self._names: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}  # names that were read, and their values
@@ -94,7 +94,7 @@ class Version:
         """Return whether it is as it was: whether modules were loaded anew, and what stands under each name now.
 
         It is asked for each call, and in a project of 200 modules there are thousands of names. Where there are many
-        they are looked at for a small part of the time only, so that what is put in their place is seen a moment later.
+        they are looked at every tenth of a second only, so that what is put in their place is seen that much later.
         """
         for names, spec in self._loads:
             if names.get("__spec__") is not spec:
@@ -105,8 +105,8 @@ class Version:
         holds = all(map(is_, map(_code_of, self._functions), self._codes)) and all(
             all(map(is_, map(names.get, known), known.values())) for names, known in self._names.values()
         )
-        if len(self._functions) > _FEW:
-            self._look_at = moment + _PART * (time.monotonic() - moment)
+        if holds and len(self._functions) > _FEW:
+            self._look_at = moment + _LOOK_EVERY_S
         return holds
 
     @functools.cached_property
@@ -195,7 +195,7 @@ class Version:
             self._named(function.__globals__, function)
             carried = function.__defaults__, function.__kwdefaults__, function.__closure__
             if any(carried):
-                self._values.setdefault(module, {})[f"{function.__qualname__}()"] = carried
+                self._keep(module, f"{function.__qualname__}()", carried)
                 self._hold(*(carried[0] or ()), *(carried[1] or {}).values(), *(carried[2] or ()))
         self._functions.append(function)
         self._codes.append(function.__code__)
@@ -234,11 +234,17 @@ class Version:
         elif kind is FunctionType or kind is CACHED or isinstance(value, type):
             self._note(names, name, value)
             self._queue.append(value)
+            place = names.get("__name__")
+            if place != MAIN and (getattr(value, "__qualname__", ""), getattr(value, "__module__", "")) != (
+                name,
+                place,
+            ):
+                self._keep(str(place), name, value)  # a name for another's, or for one of several that are called alike
         elif (module := names.get("__name__")) != MAIN:
             # As it is now, until the module is loaded anew: what this process makes of it meanwhile does not reach
             # workers, and a counter would make each call another one.
             self._note_load(names)
-            self._values.setdefault(str(module), {})[name] = value
+            self._keep(str(module), name, value)
             self._hold(value)
         return None
 
@@ -275,10 +281,12 @@ class Version:
         for name, value in vars(kind).items():
             if isinstance(value, _CODE):
                 self._queue.append(value)
+                if module != MAIN and not _is_called(value, f"{kind.__qualname__}.{name}"):
+                    self._keep(module, f"{kind.__qualname__}.{name}", value)
             elif name[:2] != "__":
                 self._hold(value)
                 if module != MAIN:
-                    self._values.setdefault(module, {})[f"{kind.__qualname__}.{name}"] = value
+                    self._keep(module, f"{kind.__qualname__}.{name}", value)
 
     def _named(self, names: Mapping[str, Any], definition: FunctionType | type) -> None:
         """Note a function or class, which may be replaced under its name, as by a reload."""
@@ -297,6 +305,10 @@ class Version:
             self._loads.append((names, names.get("__spec__")))
         return known[1]
 
+    def _keep(self, module: str, name: str, value: Any) -> None:
+        """Have data count. Several functions may have one name in a module, as lambdas have, and closures."""
+        self._values.setdefault(module, {}).setdefault(name, []).append(value)
+
     def _hold(self, *values: Any) -> None:
         """Look at data, now or when it counts."""
         (self._queue if self._with_data else self._data).extend(values)
@@ -314,6 +326,14 @@ def _leave_out(module: str, name: str, why: Exception) -> None:
             "a change of %s in module %s will not be seen, so results of before are reused then: it has no stable form"
             " (%s). options(depends=[%r]) has the text of the module count", what, module, why, module,
         )  # fmt: skip
+
+
+def _is_called(value: Any, path: str) -> bool:
+    """Return whether code of a class was defined there under that name, and so is told apart by it."""
+    if isinstance(value, functools.singledispatchmethod):
+        return True
+    parts = [value] if isinstance(value, FunctionType | type) else wrapped(value) or ()
+    return bool(parts) and all(getattr(part, "__qualname__", "") == path for part in parts)
 
 
 _left_out: set[tuple[str, str]] = set()
