@@ -40,11 +40,6 @@ class Attached:
         self.queue = queue
         """The queue whose tasks are found, or None for all."""
 
-    @property
-    def store(self) -> Store:
-        """The open store, for looking. It is this process's own, and stays open until the process ends."""
-        return self._attachment.store
-
     @overload
     def future(self, task_id: str) -> DurableFuture[Any]: ...
     @overload
@@ -54,7 +49,7 @@ class Attached:
 
         Raises TaskNotFound if there is none, and ValueError for what is no task id, or a key of several queues.
         """
-        return self._of(find_one(self.store, self.queue, task_id, key))
+        return self._of(find_one(self._attachment.store, self.queue, task_id, key))
 
     def futures(
         self,
@@ -67,7 +62,7 @@ class Attached:
 
         function: a function, or the name under which the store has it, such as "etl.parse" or "__main__.parse".
         """
-        return [self._of(id) for id in find_all(self.store, self.queue, status, tags, function)]
+        return [self._of(id) for id in find_all(self._attachment.store, self.queue, status, tags, function)]
 
     def _of(self, id: int) -> DurableFuture[Any]:
         return reference(self._attachment.address, format_id(id))

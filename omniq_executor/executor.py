@@ -90,7 +90,7 @@ class _Submitter(concurrent.futures.Executor):
             function = self._describe(fn)
             has_key = self._call_options.key is not None
             call, after = stored_call(
-                function, args, kwargs, self._dispatcher.store.url, self._dispatcher.engine.snapshot, has_key
+                function, args, kwargs, self._dispatcher.engine.snapshot, has_key, store=self._dispatcher.store.url
             )
         except CallError as error:
             future = DurableFuture(self._dispatcher, None)

@@ -135,7 +135,7 @@ class Results(Iterator[Any]):
         for row in rows:
             try:
                 call, after = stored_call(
-                    self._function, row, {}, self._dispatcher.store.url, self._dispatcher.engine.snapshot
+                    self._function, row, {}, self._dispatcher.engine.snapshot, store=self._dispatcher.store.url
                 )
                 size += len(call.args)
                 if after:  # unlike its neighbours, so by itself

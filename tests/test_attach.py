@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import copy
 import gc
 import multiprocessing
@@ -58,13 +59,15 @@ def submitted(address: Path, make_executor: Any) -> Callable[..., str]:
     return submit
 
 
+def owners(address: Path) -> list[Any]:
+    """The owners of the store."""
+    with contextlib.closing(omniq_executor.open_store(address, create=False)) as opened:
+        return opened.owners()
+
+
 def onlookers(address: Path) -> list[Any]:
-    """The owners of the store that only wait."""
-    with_all = omniq_executor.open_store(address, create=False)
-    try:
-        return [owner for owner in with_all.owners() if owner.queue == attachment.QUEUE]
-    finally:
-        with_all.close()
+    """Those that only wait."""
+    return [owner for owner in owners(address) if owner.queue == attachment.QUEUE]
 
 
 # --- What is finished already ------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def test_what_is_finished_is_read_by_id_key_tag_and_function(local: Any, address
         assert [future.result() for future in there.futures(function=function)] == [9, 16]
     assert [future.task_id for future in there.futures(Status.FAILED)] == [bad.task_id]
     assert there.futures(Status.FAILED, tags=["a"]) == there.futures(function="square") == []
-    assert there.store.owners() == []  # who looks at what is finished is no owner
+    assert owners(address) == []  # who looks at what is finished is no owner
 
 
 def test_an_executor_finds_futures_alike(local: Any) -> None:

@@ -9,20 +9,25 @@ is an owner only to be told, and others write down for it what they finish, so t
 
 There is one Attachment for each store that this process looks into, which stays until the process ends. What is at its
 address may be another store by the next look: the file tells, and what was waited for in the old one fails.
+
+A thread that joins, or finds that nothing is waited for any more, tells no other future of its end: it may have the
+locks of some, as wait() of the standard library has, and another thread those of others. The Onlooker's thread does.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from _thread import start_new_thread
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..config import parse_address
 from ..engines.external import External
 from ..errors import StoreError, TaskNotFound
-from ..interrupts import SafeLock
+from ..interrupts import SafeLock, interrupts
 from ..model.task import FINISHED, Status, format_id
 from ..stores import open_store
-from ..stores.base import NO_RUN, Store, now
+from ..stores.base import NO_RUN, Store
 from .dispatcher import Dispatcher
 from .lifetimes import close_with_multiprocessing
 from .waiters import Waiter, outcome_of
@@ -40,6 +45,11 @@ class Onlooker(Dispatcher):
         except BaseException:
             store.leave(owner)
             raise
+        try:
+            self.driver.start()
+        except BaseException:
+            self._loop.end()
+            raise
         self.close_with(self)  # at the end of the interpreter, and of the parent alone after a fork
 
     @property
@@ -49,10 +59,9 @@ class Onlooker(Dispatcher):
 
     def join(self, id: int, future: Waiter) -> bool:
         """Have a future wait for a task; return False if this one is at its end. Raises TaskNotFound, StoreError."""
-        with self.driver:
+        with self._untelling():
             if self.is_at_end:
                 return False
-            self.driver.start()
             # After this process is an owner: what finishes after the look is news to it.
             found = self.store.states([id])
             if not found:
@@ -63,13 +72,23 @@ class Onlooker(Dispatcher):
 
     def end_if_idle(self, _: object = None) -> None:
         """End, if nothing is waited for."""
-        with self.driver:
-            # Both under the lock that join() takes: who joins is waited for, or told to look for another one.
-            is_idle = self._waiters.open == 0
-            if is_idle:
+        if self._waiters.open:  # its end is followed by another look
+            return
+        with self._untelling():
+            # Under the lock that join() takes: who joins is waited for, or told to look for another one.
+            if not self._waiters.open:
                 self._loop.is_closing = self.driver.is_ending = True
-        if is_idle:
-            self.close(wait=False)
+
+    @contextlib.contextmanager
+    def _untelling(self) -> Iterator[None]:
+        """Hold the lock, and have the own thread look at what was done."""
+        with interrupts:
+            self.driver.hold()
+            try:
+                yield
+            finally:
+                self.driver.let_go()
+                self.driver.rouse()
 
     def close(self, wait: bool, cancel_futures: bool = False) -> None:
         """Wait for nothing any more: futures that are open fail. With `wait`, return when all is let go of."""
@@ -107,9 +126,8 @@ class Attachment:
             if self._file != _file_at(self._path):
                 onlooker, store = self._onlooker, self._store
                 self._onlooker = self._store = None
-        # What was there before; not under the lock, since futures are told.
         if onlooker is not None:
-            onlooker.close(wait=False)
+            start_new_thread(onlooker.close, (False,))
         if store is not None:
             store.close()
         with self._lock:
@@ -155,12 +173,6 @@ class Attachment:
                     store.close()
                     raise
             return self._onlooker
-
-    def cancel(self, ids: Sequence[int], running: bool = False) -> None:
-        """Cancel tasks that nobody waits for here, as Dispatcher.cancel() does."""
-        store = self.store
-        if store.cancel(ids, now(), running):
-            store.notify(0)
 
     def has_claimed(self, id: int) -> bool:
         """Return whether the task is with a worker, or about to be."""

@@ -407,12 +407,12 @@ class Driver:
         os.close(self._wake_w)
         self._release_parked(everyone=True)
 
-    def hold(self, timeout_s: float) -> bool:
-        """Keep turns from being taken, before a fork; return whether that is so."""
+    def hold(self, timeout_s: float = -1) -> bool:
+        """Keep turns from being taken, as before a fork, at most waiting so long; return whether that is so."""
         return self._lock.acquire(timeout=timeout_s)
 
     def let_go(self) -> None:
-        """Let turns be taken again, after it."""
+        """Let turns be taken again. Nobody is told of anything, so rouse() follows where that may be needed."""
         self._lock.release()
 
     def leave_to_parent(self) -> None:

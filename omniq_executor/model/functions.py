@@ -131,9 +131,10 @@ def stored_call(
     function: Function,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    store: str,
     snapshot: Any = None,
     has_key: bool = False,
+    *,
+    store: str,
 ) -> tuple[Call, tuple[int, ...]]:
     """Return the stored form of a call's arguments, and the tasks whose futures are among them, if of that store.
 

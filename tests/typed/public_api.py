@@ -261,7 +261,7 @@ def asks_a_future(executor: PersistentExecutor) -> None:
 def looks_from_elsewhere() -> None:
     calls = attach("runs/etl.db", queue="etl")
     assert_type(calls, Attached)
-    assert_type(attach(open_store("runs/etl.db")).store, Store)
+    assert_type(attach(open_store("runs/etl.db")), Attached)
     assert_type(calls.queue, str | None)
     assert_type(calls.future("task-0123456789abc"), DurableFuture[Any])
     assert_type(calls.future(key="k").result(timeout=3), Any)
