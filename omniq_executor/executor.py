@@ -31,7 +31,7 @@ from .future import DurableFuture
 from .interrupts import interrupts
 from .map_iterator import Results
 from .model.functions import Functions, stored_call, too_large
-from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
+from .model.options import MEMO, Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
 from .model.task import Function, Options, Status, format_id
 from .stores import open_store
 from .stores.base import Resume, now
@@ -88,7 +88,7 @@ class _Submitter(concurrent.futures.Executor):
         future: DurableFuture[_T]
         try:
             function = self._describe(fn)
-            has_key = self._call_options.key is not None
+            has_key = self._call_options.key not in (None, MEMO)
             call, after = stored_call(
                 function, args, kwargs, self._dispatcher.store.url, self._dispatcher.engine.snapshot, has_key
             )
@@ -167,7 +167,7 @@ class _Submitter(concurrent.futures.Executor):
         return self._results(fn, iterables, timeout, buffersize, return_exceptions, in_order=False)
 
     def _check_map(self, chunksize: int, buffersize: int | None) -> None:
-        if self._call_options.key is not None:
+        if self._call_options.key not in (None, MEMO):
             raise ValueError("a key names one call: use submit() with options(key=...) for each item")
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -223,9 +223,11 @@ class PersistentExecutor(_Submitter):
     queue: the calls of one queue are worked off by the executors of that queue. Default: the name
         of the script, so that two scripts in one folder do not run each other's calls.
     resume: "crashed" continues what processes left that did not end clean: a call submitted again is not
-        run again if it finished then. "always" also continues the last process however it ended. "never"
-        starts afresh. A call is the same if function, arguments, initializer, its arguments and the
-        current folder are.
+        run again if it finished then. "failed" also continues the last process if it ended clean but calls of
+        it failed, as of a script that catches their exceptions. "always" also continues the last process however
+        it ended, and equal calls of this run are one: a call that is submitted again is given the task that it had,
+        running or finished, unless that failed. "never" starts afresh. A call is the same if function, arguments,
+        initializer, its arguments and the current folder are.
     resume_within: seconds, or a timedelta, after which a run is not continued any more; None for no limit.
     leftovers: what becomes of calls that an earlier run left and this one does not submit again. "leave" has
         them stay PENDING, and says so once, when a process ends clean. "cancel" cancels them then. "run"
@@ -268,7 +270,7 @@ class PersistentExecutor(_Submitter):
     ) -> None:
         _refuse_in_worker_start()
         _check_word("engine", engine, "local", "external")
-        _check_word("resume", resume, "crashed", "always", "never")
+        _check_word("resume", resume, "crashed", "failed", "always", "never")
         _check_word("leftovers", leftovers, "leave", "cancel", "run")
         if engine == "external":
             _refuse_without_processes(
@@ -318,8 +320,9 @@ class PersistentExecutor(_Submitter):
                 )  # fmt: skip
                 lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
                 dispatcher = Dispatcher(
-                    opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run", new_future=DurableFuture
-                )
+                    opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run",
+                    repeats=resume == "always", new_future=DurableFuture,
+                )  # fmt: skip
                 undo.pop_all()
                 undo.callback(dispatcher.close, wait=False)
                 dispatcher.close_with(self)
@@ -356,6 +359,7 @@ class PersistentExecutor(_Submitter):
         tags: Iterable[str] = (),
         version: str | int | None = None,
         depends: Iterable[Dependency] = (),
+        memo: bool = False,
     ) -> "_WithOptions":
         """Return an executor on the same pool whose calls have options.
 
@@ -384,6 +388,9 @@ class PersistentExecutor(_Submitter):
             paths of files and folders. Of a module of your own, and of a path, all files count by their content, of
             an installed one its version. They are looked at for each submit() and map(). With a key neither counts:
             the key says which call it is.
+        memo: whether equal calls are one, in all runs of the queue: whoever submits a call with it that was
+            submitted with it before, or is under way, gets a future of that task. One that failed or was
+            cancelled runs again. It is kept for as long as its run, see `result_ttl`.
 
         Raises TypeError or ValueError that names the option and value that make no sense, and InputNotFound, a
         FileNotFoundError, for what is neither a module nor a path.
@@ -392,7 +399,7 @@ class PersistentExecutor(_Submitter):
         call_options = make_options(
             now(), key=key, max_retries=usual.max_retries if max_retries is None else max_retries, backoff=backoff,
             retry_on=retry_on, timeout=usual.timeout if timeout is None else timeout, priority=priority, eta=eta,
-            interval=interval, tags=tags,
+            interval=interval, tags=tags, memo=memo,
         )  # fmt: skip
         return _WithOptions(self, call_options, Depends(version, depends) or None)
 
@@ -426,6 +433,21 @@ class PersistentExecutor(_Submitter):
         if future is None:
             raise TaskNotFound(f"{self.store.address} holds no {format_id(id)} any more")
         return future
+
+    def retry_failed(self) -> list[DurableFuture[Any]]:
+        """Have the calls run again that have FAILED, of this run and of the runs that it continues.
+
+        Return their futures, oldest first: new ones, since those that failed stay as they are. A call that failed
+        since its arguments did (DependencyFailed) waits for these. What earlier runs left runs with the code
+        that it was submitted with. Raises StoreError if the store does not allow it, and RuntimeError after
+        `shutdown()`.
+        """
+        run = self._dispatcher.run
+        failed = self.store.find(Status.FAILED)
+        futures: list[DurableFuture[Any]] = self._dispatcher.retry(
+            [task.id for task in failed if task.run in (run.id, *run.continues)]
+        )
+        return futures
 
     def stacks(self, timeout: float = 1.0) -> dict[str, str]:
         """Return the Python stack of each running call, by task id, innermost line last.

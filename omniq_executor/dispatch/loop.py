@@ -69,12 +69,13 @@ class Loop:
         waiters: Waiters,
         queues: Sequence[str] | None,
         runs_leftovers: bool,
+        repeats: bool,
     ) -> None:
         self.driver = Driver(self)
         self.waiters = waiters
         self.ids = Ids(owner)
         self.claims = Claims(store, engine, crash_retries, functools.partial(self.ids.take, 1))
-        self.resumption = Resumption(store, run, runs_leftovers)
+        self.resumption = Resumption(store, run, runs_leftovers, repeats)
         self.dropped = Dropped(self.driver.waker)
         self.failure: str | None = None  # why nothing is taken any more
         self.clean = True  # whether the run has gone well so far

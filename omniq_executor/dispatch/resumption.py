@@ -8,6 +8,7 @@ from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
 from ..model.task import Call, Function, Status
 from ..stores.base import Run, Store, TaskState, now
+from .reuse import is_memo
 from .waiters import Waiters
 
 _log = logging.getLogger("omniq_executor")
@@ -16,13 +17,15 @@ _log = logging.getLogger("omniq_executor")
 class Resumption:
     """See the module's docstring. Called under the dispatcher's lock."""
 
-    def __init__(self, store: Store, run: Run, runs_leftovers: bool) -> None:
+    def __init__(self, store: Store, run: Run, runs_leftovers: bool, repeats: bool) -> None:
         self.has_retried = False
         """Whether tasks became PENDING again, which others are to be told of, since whoever unsets this last looked."""
         self.foreign: set[int] = set()
         """Tasks that are waited for here and may be for nobody else to run."""
         self.may_adopt = runs_leftovers
         """Whether there may be something to adopt."""
+        self.had: dict[bytes, int] | None = {} if repeats else None
+        """The tasks of the calls that this run has had, by their names (see reuse.py), if they are run once each."""
         self._store = store
         self._run = run
         self._said = False  # that a run is continued
@@ -30,6 +33,8 @@ class Resumption:
 
     def find(self, function: Function, call: Call, key: str | None) -> TaskState | None:
         """Return the task that a new call is, or None. Raises KeyConflict if its key is another call's."""
+        if key is not None and is_memo(key):
+            return self.by_memo(key)
         if key is not None and (found := self.by_key(function, call, key)) is not None:
             return found
         return self.find_each(function, [call])[0] if self._run.continues else None
@@ -57,6 +62,33 @@ class Resumption:
             self.has_retried = True
             return found._replace(status=Status.PENDING, error=None)
         return found
+
+    def by_memo(self, key: str) -> TaskState | None:
+        """Return the task of a call with memo=True, to be run again if it is no good; None if there is none."""
+        found = self._store.by_key(self._run.queue, key)
+        return None if found is None else self._runnable(found)
+
+    def find_once(self, had: dict[bytes, int], function: Function, calls: dict[bytes, Call]) -> dict[bytes, TaskState]:
+        """Return the tasks of those of these calls that this run has had, or takes over now, all by their names."""
+        ids = {name: had[name] for name in calls if name in had}
+        states = {found.id: found for found in self._store.states(ids.values())} if ids else {}
+        runnable = {name: self._runnable(states[id]) for name, id in ids.items() if id in states}
+        known = {name: found for name, found in runnable.items() if found is not None}  # others were removed
+        left = [name for name in calls if name not in known]
+        if left and self._run.continues:
+            taken = self.find_each(function, [calls[name] for name in left])
+            known |= {name: found for name, found in zip(left, taken, strict=True) if found is not None}
+            had |= {name: known[name].id for name in left if name in known}
+        return known
+
+    def _runnable(self, found: TaskState) -> TaskState | None:
+        """Return where a task stands whose call is made again: one that failed, or was cancelled, is PENDING."""
+        if found.status not in (Status.FAILED, Status.CANCELLED):
+            return found
+        if self._store.retry([found.id], now()):
+            self.has_retried = True
+            return found._replace(status=Status.PENDING, error=None)
+        return next(iter(self._store.states([found.id])), None)  # somebody else was faster
 
     def find_each(self, function: Function, calls: Sequence[Call]) -> list[TaskState | None]:
         """Return for each call the task that it continues, as Store.take_over() has them."""

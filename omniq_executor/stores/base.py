@@ -337,8 +337,8 @@ class Store(abc.ABC):
         With "crashed" it continues each earlier run of the queue that is not settled, has the same
         context and no living owner, and is of a session that is over, or of this session if it did not
         end clean. With "always" it also continues the runs of the queue and context that ended last: those of
-        one session, and of this one. With "never" none. What those runs continued in their turn is continued
-        too. A run of which nothing has happened after `since` is not continued.
+        one session, and of this one. With "failed" it continues those of them of which tasks FAILED, with all
+        of their session. With "never" none. What those runs continued in their turn is continued too. A run of which nothing has happened after `since` is not continued.
 
         The context is a text that stands for all that calls depend on and do not name, such as the initializer.
         """

@@ -232,7 +232,8 @@ class Runs(OfFiles):
         with self._tasks.locked():
             runs = self._read_runs()
             past = [it for it in self._past(runs, session) if it.likeness == (queue, context) and it.is_over]
-            continues = continued(past, resume, session)
+            failed = self._tasks.all(Status.FAILED) if resume == "failed" else ()
+            continues = continued(past, resume, session, {record.task.run for record in failed})
             continues -= self._older(runs, continues, since)
             number = max(self._tasks.folders.numbers("runs"), default=0) + 1
             fields = {

@@ -134,7 +134,11 @@ def begin_run(
     """Open a run; returns a Run. See Store.begin_run()."""
     where = f"{_ALIKE} AND {_IS_OVER} AND ({_HAS_NO_SESSION} OR session = ?)"
     past = yield from _past(where, queue, context, session)
-    continues = continued(past, resume, session)
+    have_failed: list[int] = []
+    if resume == "failed":
+        rows, _ = yield f"SELECT DISTINCT run FROM task WHERE status = {Status.FAILED:d}", ()
+        have_failed = [id for (id,) in rows]
+    continues = continued(past, resume, session, have_failed)
     if continues and since:
         continues.difference_update((yield from _older(continues, since)))
     chain = json.dumps(sorted(continues))
