@@ -229,6 +229,10 @@ class PersistentExecutor(_Submitter):
         running or finished, unless that failed. "never" starts afresh. A call is the same if function, arguments,
         initializer, its arguments and the current folder are.
     resume_within: seconds, or a timedelta, after which a run is not continued any more; None for no limit.
+    result_ttl: seconds, or a timedelta, that results of this run are kept after its clean end; None for ever.
+        Whoever has the store open then removes its finished calls, unless a later run that continues it still
+        counts, they have a key, or a call that is not finished comes after them. A run that can still be continued
+        keeps all. Default: what the Settings say, else seven days. See docs/retention.md.
     leftovers: what becomes of calls that an earlier run left and this one does not submit again. "leave" has
         them stay PENDING, and says so once, when a process ends clean. "cancel" cancels them then. "run"
         runs them here, with the code that they were submitted with.
@@ -262,6 +266,7 @@ class PersistentExecutor(_Submitter):
         queue: str | None = None,
         resume: Resume = "crashed",
         resume_within: datetime.timedelta | float | None = RESUME_WITHIN,
+        result_ttl: datetime.timedelta | float | Literal["default"] | None = "default",
         leftovers: Literal["leave", "cancel", "run"] = "leave",
         engine: Literal["local", "external"] = "local",
         crash_retries: int = 2,
@@ -292,10 +297,13 @@ class PersistentExecutor(_Submitter):
         within_s = None if resume_within is None else seconds("resume_within", resume_within)
         if within_s is not None and within_s < 0:
             raise ValueError(f"resume_within must be at least 0, not {resume_within!r}")
+        settings = store if isinstance(store, Settings) else Settings.from_env()
+        kept_s = settings.result_ttl if result_ttl == "default" else result_ttl
+        if kept_s is not None and seconds("result_ttl", kept_s) <= 0:
+            raise ValueError(f"result_ttl must be greater than 0, or None for ever, not {result_ttl!r}")
         if not isinstance(capture_output, bool):
             raise TypeError(f"capture_output is True or False, not {capture_output!r}")
         initargs = tuple(initargs)
-        settings = store if isinstance(store, Settings) else Settings.from_env()
         context = mp_context or context_for(initializer, initargs)
         with contextlib.ExitStack() as undo:
             with interrupts:  # else what is made here, and nobody else knows yet, might be left behind
@@ -317,6 +325,7 @@ class PersistentExecutor(_Submitter):
                     name, owner, resume, moment, session=session,
                     context=context_of(initializer, initargs, opened.path),
                     since=0 if within_s is None else moment - int(within_s * 1e6),
+                    result_ttl=None if kept_s is None else int(seconds("result_ttl", kept_s) * 1e6),
                 )  # fmt: skip
                 lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
                 dispatcher = Dispatcher(

@@ -24,6 +24,7 @@ _COMMANDS = {
     "logs": "looking.logs",
     "retry": "upkeep.retry",
     "cancel": "upkeep.cancel",
+    "forget": "upkeep.forget",
     "purge": "upkeep.purge",
     "backup": "upkeep.backup",
     "migrate": "upkeep.migrate",

@@ -44,6 +44,7 @@ from .driving import Driver
 from .dropped import Dropped
 from .peers import Peers
 from .resumption import Resumption
+from .retention import Retention
 from .turn import Pending, Situation, TurnPlan, is_empty, is_of_interest, plan, take_in
 from .waiters import CANCELLED, Waiters, outcome_of
 
@@ -76,6 +77,7 @@ class Loop:
         self.ids = Ids(owner)
         self.claims = Claims(store, engine, crash_retries, functools.partial(self.ids.take, 1))
         self.resumption = Resumption(store, run, runs_leftovers, repeats)
+        self.retention = Retention(store, owner)
         self.dropped = Dropped(self.driver.waker)
         self.failure: str | None = None  # why nothing is taken any more
         self.clean = True  # whether the run has gone well so far
@@ -156,6 +158,8 @@ class Loop:
         """Take the turn for what has come. It raises nothing: what could not be stored is tried again."""
         self._is_visit = self._holds = False
         self.turn_or_later()
+        if self.retention.at <= time.monotonic():
+            self.retention.step()
 
     def turn_or_later(self) -> None:
         """Take a turn now, or if that fails once more later."""
@@ -352,7 +356,7 @@ class Loop:
 
     # what the driver asks
 
-    def next_alarm(self) -> float | None:
+    def next_alarm(self) -> float:
         """Return the seconds until something is due that no event tells of."""
         # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
         engine, peers, retry_at = self._engine, self.peers, self._committer.retry_at
@@ -365,7 +369,8 @@ class Loop:
         if due is not None:
             # By the clock on the wall, which may be set meanwhile: so it is looked at now and then.
             left = earlier(left, min(max((due - now()) / 1e6, 0.0), LOOK_AT_CLOCK_S))
-        return left
+        until_step = max(self.retention.at - time.monotonic(), 0.0)
+        return until_step if left is None else min(left, until_step)
 
     def holds_back(self) -> bool:
         """Return whether calls wait for the end of a burst."""
@@ -425,6 +430,8 @@ class Loop:
             if self.driver.is_closed:
                 return
             self._engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
+            if self.failure is None and self.clean:
+                self.retention.finish(self.ids.taken)
             try:
                 if self._run.id:
                     sessions.leave(self._store.address)

@@ -68,7 +68,11 @@ BACKENDS = {
     backend.name: backend
     for backend in (Backend("sqlite", "store.db", _let_go_of_lock), Backend("file", "store", _let_go_of_lock))
 }
-DEVIATIONS: dict[tuple[str, str], str] = {}  # (backend, test function): reason
+DEVIATIONS: dict[tuple[str, str], str] = {  # (backend, test function): reason
+    ("file", "test_functions_go_that_no_task_uses_while_no_other_owner_knows_them"): (
+        "to know which are used an expiry would read every task; they go with a purge"
+    ),
+}
 
 SQUARE = Function(b"square".ljust(16), "numbers.square", b"pickle of square")
 CUBE = Function(b"cube".ljust(16), "numbers.cube", b"pickle of cube")

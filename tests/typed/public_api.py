@@ -81,6 +81,9 @@ def makes_executors() -> None:
     PersistentExecutor(store="runs/etl.db", queue="etl", resume="always", resume_within=3600, leftovers="run")
     PersistentExecutor(store=FOLDER, resume_within=datetime.timedelta(days=1), crash_retries=1, durability="power")
     PersistentExecutor(store=Settings("file", FOLDER, max_retries=2), engine="external")
+    PersistentExecutor(resume="failed", result_ttl=None)
+    PersistentExecutor(result_ttl=datetime.timedelta(days=30))
+    PersistentExecutor(result_ttl="7d")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PersistentExecutor(resume="sometimes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PersistentExecutor(workers=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     with PersistentExecutor() as executor:
@@ -88,6 +91,8 @@ def makes_executors() -> None:
         assert_type(executor.queue, str)
         assert_type(executor.store, Store)
         assert_type(executor.stacks(timeout=2), dict[str, str])
+        assert_type(executor.retry_failed(), list[DurableFuture[Any]])
+        assert_type(executor.options(memo=True).submit(add, 1), DurableFuture[int])
         executor.shutdown(wait=False, cancel_futures=True)
         executor.terminate_workers()
         executor.kill_workers()

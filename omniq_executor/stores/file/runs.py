@@ -226,7 +226,7 @@ class Runs(OfFiles):
 
     def begin_run(
         self, queue: str, owner: int, resume: Resume, now: int, *,
-        session: int = 0, context: str = "", since: int = 0,
+        session: int = 0, context: str = "", since: int = 0, result_ttl: int | None = None,
     ) -> Run:  # fmt: skip
         self.reap(now)  # so that who is registered is alive
         with self._tasks.locked():
@@ -238,7 +238,7 @@ class Runs(OfFiles):
             number = max(self._tasks.folders.numbers("runs"), default=0) + 1
             fields = {
                 "queue": queue, "owner": owner, "continues": sorted(continues), "started_at": now, "ended_at": None,
-                "clean": None, "settled": False, "session": session, "context": context,
+                "clean": None, "settled": False, "session": session, "context": context, "result_ttl": result_ttl,
             }  # fmt: skip
             self._tasks.folders.write_json("runs", f"{number}.json", fields)
             resumable = self._resumable[number] = defaultdict(deque)
@@ -252,11 +252,11 @@ class Runs(OfFiles):
                     done += task.status is Status.COMPLETED
             return Run(number, queue, tuple(sorted(continues)), done, total)
 
-    def _read_runs(self) -> dict[int, dict[str, Any]]:
-        """Return the fields of the runs, which an older version may have written, but for those that are damaged."""
+    def _read_runs(self, ids: Iterable[int] | None = None) -> dict[int, dict[str, Any]]:
+        """Return the fields of these or all runs, which an older version may have written, but for damaged ones."""
         found = {
             id: self._tasks.folders.read_json("runs", f"{id}.json", RUN_FIELDS)
-            for id in self._tasks.folders.numbers("runs")
+            for id in (self._tasks.folders.numbers("runs") if ids is None else ids)
         }
         return {id: {"session": 0, "context": "", **fields} for id, fields in found.items() if fields is not None}
 

@@ -10,8 +10,8 @@
     ROOT/output/       what calls wrote, see output.py
     ROOT/reserve       some space, see reserve.py
 
-tasks.py has what is committed and how it is changed; the verbs are in turns.py, runs.py and upkeep.py, by what
-they are about, and those that only look are here.
+tasks.py has what is committed and how it is changed; the verbs are in turns.py, runs.py, upkeep.py and retention.py,
+by what they are about, and those that only look are here.
 """
 
 import itertools
@@ -23,12 +23,12 @@ from ...model.schema import USUAL
 from ...model.task import Function, Status, Task
 from ..base import TaskState
 from .functions import Functions
+from .retention import Retention
 from .tasks import Tasks, found
 from .turns import Turns
-from .upkeep import Upkeep
 
 
-class FileStore(Turns, Upkeep):
+class FileStore(Turns, Retention):
     """See the module's docstring, and Store for the methods.
 
     `durability="process"` keeps what is acknowledged through the death of any process; "power"

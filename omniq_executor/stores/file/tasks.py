@@ -82,6 +82,7 @@ class Tasks:
         self._known: dict[int, Record] = {}  # not finished, and last changed by this process
         self._lanes: defaultdict[Lane, Places] | None = None  # None until somebody claims
         self._dependencies: DependencyIndex | None = None  # None until something ends
+        self.needed: set[int] | None = None  # what unfinished tasks come after, while an expiry has that kept
         self._prepare(create)
         self._file_lock = FileLock(path / _LOCK, BUSY_TIMEOUT_S, mode=0o600, thread_local=False, poll_interval=_POLL_S)
         _open.add(self)
@@ -247,8 +248,11 @@ class Tasks:
         for record in records:
             task = record.task
             if record.is_removed:
-                self._dependencies = None
+                if self._dependencies is not None and self._dependencies.knows(task.id):
+                    self._dependencies = None
                 continue
+            if self.needed is not None and task.options is not None and task.status not in FINISHED:
+                self.needed.update(task.options.after)
             if task.status in FINISHED:
                 self._known.pop(task.id, None)
             elif task.id in self._known or len(self._known) < _KNOWN_TASKS:
@@ -296,7 +300,7 @@ class Tasks:
 
     def forget(self) -> None:
         """Forget what is known of tasks, which somebody may have changed without a word in the journal."""
-        self._lanes = self._dependencies = None
+        self._lanes = self._dependencies = self.needed = None
         self._known.clear()
 
     def lanes(self) -> defaultdict[Lane, Places]:

@@ -129,8 +129,9 @@ def _settle(own: Sequence[int], keep_broken: bool) -> Transaction[list[Leftover]
 
 
 def begin_run(
-    queue: int, queue_name: str, owner: int, resume: Resume, now: int, session: int, context: str, since: int
-) -> Transaction[Run]:
+    queue: int, queue_name: str, owner: int, resume: Resume, now: int, session: int, context: str, since: int,
+    result_ttl: int | None,
+) -> Transaction[Run]:  # fmt: skip
     """Open a run; returns a Run. See Store.begin_run()."""
     where = f"{_ALIKE} AND {_IS_OVER} AND ({_HAS_NO_SESSION} OR session = ?)"
     past = yield from _past(where, queue, context, session)
@@ -143,8 +144,9 @@ def begin_run(
         continues.difference_update((yield from _older(continues, since)))
     chain = json.dumps(sorted(continues))
     _, _ = yield (
-        "INSERT INTO run (queue, owner, continues, started_at, session, context) VALUES (?, ?, ?, ?, ?, ?)",
-        (queue, owner, chain, now, session, context),
+        "INSERT INTO run (queue, owner, continues, started_at, session, context, result_ttl)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (queue, owner, chain, now, session, context, result_ttl),
     )
     ((run,),), _ = yield "SELECT last_insert_rowid()", ()
     done = total = 0

@@ -107,7 +107,7 @@ _SCHEMA = (
     # clean: NULL until its session ends, or 0 as soon as it did not end well; settled: nothing of it is taken over.
     "CREATE TABLE run (id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, owner INTEGER NOT NULL, continues TEXT NOT NULL,"
     " started_at INTEGER NOT NULL, ended_at INTEGER, clean INTEGER, settled INTEGER NOT NULL DEFAULT 0,"
-    " session INTEGER NOT NULL DEFAULT 0, context TEXT NOT NULL DEFAULT '')",
+    " session INTEGER NOT NULL DEFAULT 0, context TEXT NOT NULL DEFAULT '', result_ttl INTEGER)",
     # What finished, in order: kept only while several owners are there, for those who wait for others.
     "CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL, owner INTEGER)",
     f"CREATE TABLE task ({', '.join(f'{name} {column}' for name, column in COLUMNS.items())})",
@@ -129,6 +129,7 @@ _BROUGHT = {
         "DROP INDEX claimable",
         _CLAIMABLE,
     ),
+    5: ("ALTER TABLE run ADD COLUMN result_ttl INTEGER",),
 }
 
 

@@ -73,8 +73,8 @@ def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]
     yield PUT, rows
     yield (
         "INSERT OR REPLACE INTO run"
-        " (id, queue, owner, continues, started_at, ended_at, clean, settled, session, context)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " (id, queue, owner, continues, started_at, ended_at, clean, settled, session, context, result_ttl)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         Many((run.id, queues[run.queue], run.owner, json.dumps(run.continues), *run[4:]) for run in runs),
     )
 
