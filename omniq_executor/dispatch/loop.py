@@ -158,7 +158,7 @@ class Loop:
         """Take the turn for what has come. It raises nothing: what could not be stored is tried again."""
         self._is_visit = self._holds = False
         self.turn_or_later()
-        if self.retention.at <= time.monotonic():
+        if self.failure is None and self.retention.at <= time.monotonic():
             self.retention.step()
 
     def turn_or_later(self) -> None:

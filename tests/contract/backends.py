@@ -248,9 +248,12 @@ class RunsModel:
         if resume != "never":
             chosen += [it for it in others if not it.settled]
             chosen += [it for it in own if not it.settled and (it.clean is False or it.ended_at is None)]
-        if resume == "always":
-            last = others[-1:]
-            chosen += own + [it for it in others if it in last or (it.session and it.session == last[0].session)]
+        if resume in ("always", "failed"):
+            last = [it for it in others if it is others[-1] or (it.session and it.session == others[-1].session)]
+            failed = {task.run for task in self.tasks.all(status=Status.FAILED)}
+            for together in own, last:
+                if resume == "always" or failed.intersection(it.id for it in together):
+                    chosen += together
         continues = sorted({id for it in chosen for id in (it.id, *it.continues)})
         assert run.continues == tuple(continues)
         assert run.id > max(self.runs, default=0)

@@ -77,7 +77,7 @@ values = st.integers(0, 3) | st.floats(0, 1) | st.text(max_size=2)
 results = values | st.binary(max_size=2)  # those are stored as pickles
 keys = st.sampled_from(["monday", "tuesday"])
 places = st.lists(st.integers(0, 9), max_size=4, unique=True)
-resumes: st.SearchStrategy[Resume] = st.sampled_from(["crashed", "crashed", "always", "never"])
+resumes: st.SearchStrategy[Resume] = st.sampled_from(["crashed", "crashed", "always", "failed", "never"])
 tiers = st.sampled_from([0, *range(LAST_TIER + 1)])
 
 

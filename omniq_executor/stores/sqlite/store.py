@@ -267,6 +267,7 @@ class SQLiteStore(Store):
         return sum(size_on_disk(Path(f"{self.path}{ending}")) for ending in endings)
 
     def compact(self, most_bytes: int | None = None) -> bool:
+        self._check_open()
         return self.db.compact(most_bytes)
 
     def backup(self, destination: Path) -> int:
