@@ -26,6 +26,7 @@ a worker costs more than storing a call. A call that comes alone is given at onc
 
 import functools
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -356,7 +357,7 @@ class Loop:
 
     # what the driver asks
 
-    def next_alarm(self) -> float:
+    def next_alarm(self) -> float | None:
         """Return the seconds until something is due that no event tells of."""
         # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
         engine, peers, retry_at = self._engine, self.peers, self._committer.retry_at
@@ -369,8 +370,10 @@ class Loop:
         if due is not None:
             # By the clock on the wall, which may be set meanwhile: so it is looked at now and then.
             left = earlier(left, min(max((due - now()) / 1e6, 0.0), LOOK_AT_CLOCK_S))
-        until_step = max(self.retention.at - time.monotonic(), 0.0)
-        return until_step if left is None else min(left, until_step)
+        if self.retention.at < math.inf:
+            until_step = max(self.retention.at - time.monotonic(), 0.0)
+            left = until_step if left is None else min(left, until_step)
+        return left
 
     def holds_back(self) -> bool:
         """Return whether calls wait for the end of a burst."""
