@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import datetime
+import itertools
 import logging
 import multiprocessing
 import os
@@ -21,24 +22,28 @@ from .dispatch import sessions
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.lifetimes import close_with_multiprocessing
 from .dispatch.loop import USUAL
+from .dispatch.resumption import Foresight, OnChange
 from .dispatch.stranded import SESSION, stranded
 from .engines.external import External
 from .engines.local.launch import Process
 from .engines.local.pool import LocalEngine
 from .engines.local.start_method import context_for
-from .errors import CallError, TaskNotFound, TooLarge
+from .errors import CallError, SerializationError, TaskNotFound, TooLarge
 from .future import DurableFuture
 from .interrupts import interrupts
 from .map_iterator import Results
 from .model.functions import Functions, stored_call, too_large
 from .model.options import MEMO, Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
-from .model.task import Function, Options, Status, format_id
+from .model.reasons import Preview, Reason, Resumed, Why
+from .model.task import Call, Function, Options, Status, format_id
 from .stores import open_store
 from .stores.base import Resume, now
 
 _log = logging.getLogger("omniq_executor")
 
 RESUME_WITHIN = datetime.timedelta(days=7)
+
+_PREVIEWED = 1024  # calls that a preview looks for at a time
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -195,11 +200,40 @@ class _Submitter(concurrent.futures.Executor):
         except TooLarge as error:
             raise too_large(error, function, fn, (), {}) from error
 
+    def preview(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> Preview:
+        """Return what `map(fn, *iterables)` would run now, and why, and what need not run. Nothing is run or changed.
+
+        The iterables are read to their end. What is returned counts the calls by reason and says of each item, by
+        `why(item)`, what would become of it; printed it is a text, and a notebook shows a table. Raises ValueError
+        with a key, as `map()` does, and RuntimeError after `shutdown()`.
+        """
+        if self._call_options.key not in (None, MEMO):
+            raise ValueError("a key names one call, and a preview is of a map")
+        function = self._describe(fn)
+        preview = Preview()
+        foresight, memo = Foresight(), self._call_options.key == MEMO
+        rows = zip(*iterables, strict=False)
+        while piece := [*itertools.islice(rows, _PREVIEWED)]:
+            calls: list[Call | SerializationError] = []
+            for row in piece:
+                try:
+                    url, snapshot = self._dispatcher.store.url, self._dispatcher.engine.snapshot
+                    calls.append(stored_call(function, row, {}, url, snapshot)[0])
+                except SerializationError as error:
+                    calls.append(error)
+            stored = [call for call in calls if isinstance(call, Call)]
+            reasons = iter(self._dispatcher.foresee(function, stored, foresight, memo=memo))
+            for call in calls:
+                preview.note(function.path, next(reasons) if isinstance(call, Call) else Why(Reason.REFUSED, str(call)))
+        return preview
+
     def _describe(self, fn: Callable[..., Any]) -> Function:
         """Return the stored form of a function, with what its calls depend on beside its code."""
         function = self._functions.describe(fn)
-        depends = self._depends
-        return function if depends is None else function._replace(digest=depends.joined_to(function.digest))
+        if self._depends is None:
+            return function
+        digest, parts = self._depends.joined_to(function.digest, function.parts)
+        return function._replace(digest=digest, parts=parts)
 
 
 class PersistentExecutor(_Submitter):
@@ -236,6 +270,10 @@ class PersistentExecutor(_Submitter):
     leftovers: what becomes of calls that an earlier run left and this one does not submit again. "leave" has
         them stay PENDING, and says so once, when a process ends clean. "cancel" cancels them then. "run"
         runs them here, with the code that they were submitted with.
+    on_change: what becomes of a call that an earlier run finished, if its function has other code now, or
+        anything of your own modules that this reaches. "rerun" has it run again. "reuse" takes the result over
+        all the same, and says so once, with what has changed; not for lambdas and functions of functions, which
+        have no name to know them by. "raise" has submit() and map() raise FunctionChanged.
     engine: where calls run. "local": in processes of this executor. "external": in those of
         `omniq-executor worker`, started by whomever, before or after; this executor only submits, and
         its futures resolve when workers have finished. They wait as long as there are none, and so
@@ -268,6 +306,7 @@ class PersistentExecutor(_Submitter):
         resume_within: datetime.timedelta | float | None = RESUME_WITHIN,
         result_ttl: datetime.timedelta | float | Literal["default"] | None = "default",
         leftovers: Literal["leave", "cancel", "run"] = "leave",
+        on_change: OnChange = "rerun",
         engine: Literal["local", "external"] = "local",
         crash_retries: int = 2,
         durability: Literal["process", "power"] = "process",
@@ -277,6 +316,7 @@ class PersistentExecutor(_Submitter):
         _check_word("engine", engine, "local", "external")
         _check_word("resume", resume, "crashed", "failed", "always", "never")
         _check_word("leftovers", leftovers, "leave", "cancel", "run")
+        _check_word("on_change", on_change, "rerun", "reuse", "raise")
         if engine == "external":
             _refuse_without_processes(
                 max_workers=max_workers, mp_context=mp_context, initializer=initializer,
@@ -330,7 +370,7 @@ class PersistentExecutor(_Submitter):
                 lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
                 dispatcher = Dispatcher(
                     opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run",
-                    repeats=resume == "always", new_future=DurableFuture,
+                    repeats=resume == "always", new_future=DurableFuture, on_change=on_change,
                 )  # fmt: skip
                 undo.pop_all()
                 undo.callback(dispatcher.close, wait=False)
@@ -457,6 +497,15 @@ class PersistentExecutor(_Submitter):
             [task.id for task in failed if task.run in (run.id, *run.continues)]
         )
         return futures
+
+    @property
+    def resumed(self) -> Resumed:
+        """What was taken over so far of earlier runs, and why the rest was run; or why no earlier run is continued.
+
+        It counts the calls by reason and by function, as they are now; printed it is a text, and a notebook shows
+        a table. It can be asked for after `shutdown()`, too.
+        """
+        return self._dispatcher.resumed()
 
     def stacks(self, timeout: float = 1.0) -> dict[str, str]:
         """Return the Python stack of each running call, by task id, innermost line last.

@@ -22,6 +22,8 @@ _COMMANDS = {
     "list": "looking.list_",
     "show": "looking.show",
     "logs": "looking.logs",
+    "runs": "past.runs",
+    "diff": "past.diff",
     "retry": "upkeep.retry",
     "cancel": "upkeep.cancel",
     "forget": "upkeep.forget",

@@ -5,6 +5,7 @@ wait_until()                       takes the turns meanwhile, see driving.py
 """
 
 import contextlib
+import copy
 import functools
 import itertools
 import logging
@@ -13,7 +14,7 @@ import threading
 import time
 import weakref
 from _thread import start_new_thread
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +22,13 @@ from ..engines.base import Engine
 from ..errors import PoolBroken, StoreError
 from ..model import codec
 from ..model.options import CallOptions
+from ..model.reasons import Reason, Resumed, Why
 from ..model.task import Call, Function, Options, Status
 from ..stores.base import Batch, Run, Store, TaskState, now
+from . import history
 from .dropped import when_dropped
 from .loop import KILL_AFTER_S, USUAL, Loop
+from .resumption import NOTHING, Foresight, OnChange
 from .reuse import is_memo, memo_key, name_of
 from .waiters import Consumer, Waiters, outcome_of
 
@@ -51,6 +55,7 @@ class Dispatcher:
         runs_leftovers: bool = False,
         repeats: bool = False,
         new_future: "Callable[[Dispatcher, int], Any] | None" = None,
+        on_change: OnChange = "rerun",
     ) -> None:
         """`queues` are those to claim from, as in Turn, or None for what is of the run.
 
@@ -64,7 +69,10 @@ class Dispatcher:
         self.engine = engine
         self._waiters = waiters or Waiters()
         self._new_future: Any = new_future
-        self._loop = Loop(store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers, repeats)
+        self._why_fresh: Why | None = None  # unless it continues others; found out when it is asked for
+        self._loop = Loop(
+            store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers, repeats, on_change
+        )
         self.driver = self._loop.driver
 
     # adding
@@ -85,38 +93,41 @@ class Dispatcher:
             had = loop.resumption.had
             if had is not None and key is None and not _recurs(call_options.options):
                 return self._submit_once(had, function, call, call_options)
-            found = loop.resumption.find(function, call, key)
+            found, why = loop.resumption.find(function, call, key)
             loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
             if found is None:
                 try:
-                    return self._submit_new(loop.ids.take(1), function, call, call_options)
+                    return self._submit_new(loop.ids.take(1), function, call, call_options, why)
                 except StoreError:
                     # Another process may have been faster with the same key.
                     found = self.store.by_key(self.run.queue, key) if key is not None else None
                     if found is None:
                         raise
-            return self._submit_found(found)
+                    why = Why(Reason.KEY)
+            return self._submit_found(found, why)
 
     def _submit_once(self, had: dict[bytes, int], function: Function, call: Call, call_options: CallOptions) -> Any:
         """Submit a call that is the one that the run has had, if it has."""
         loop, name = self._loop, name_of(function, call)
-        found = loop.resumption.find_once(had, function, {name: call}).get(name)
+        found, why = loop.resumption.find_once(had, function, {name: call}).get(name, NOTHING)
         if found is not None:
             loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
-            return self._submit_found(found)
+            return self._submit_found(found, why)
         id = loop.ids.take(1)
-        future = self._submit_new(id, function, call, call_options)
+        future = self._submit_new(id, function, call, call_options, why)
         had[name] = id
         return future
 
-    def _submit_found(self, found: TaskState) -> Any:
+    def _submit_found(self, found: TaskState, why: Why | None) -> Any:
         future = self._future_of(found)
+        future._why = future._why or why
         future.resumed = found.status is Status.COMPLETED and found.owner != self.owner
         self._loop.turn_or_later()
         return future
 
-    def _submit_new(self, id: int, function: Function, call: Call, call_options: CallOptions) -> Any:
+    def _submit_new(self, id: int, function: Function, call: Call, call_options: CallOptions, why: Why | None) -> Any:
         future = self._new_future(self, id)
+        future._why = why
         future.recurs = call_options.options is not None and call_options.options.interval is not None
         self._waiters.add_future(id, future)
         try:
@@ -159,7 +170,7 @@ class Dispatcher:
     def _add_resumed(self, consumer: Consumer, position: int, batch: Batch) -> None:
         """Add calls of which some may be in the store already, by the runs that this one continues."""
         loop, calls = self._loop, _calls_of(batch)
-        known = loop.resumption.find_each(batch.function, calls)
+        known = [look.found for look in loop.resumption.find_each(batch.function, calls)]
         loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
         # First those that are ours by now: adding others may fail.
         for place, found in enumerate(known):
@@ -181,7 +192,8 @@ class Dispatcher:
         for place, call in enumerate(calls):
             positions.setdefault(name_of(batch.function, call), []).append(position + place)
         named = {name: calls[places[0] - position] for name, places in positions.items()}
-        known = loop.resumption.find_once(had, batch.function, named)
+        looks = loop.resumption.find_once(had, batch.function, named)
+        known = {name: look.found for name, look in looks.items() if look.found is not None}
         loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
         for name, found in known.items():
             for place in positions[name]:
@@ -216,13 +228,13 @@ class Dispatcher:
         resumption = self._loop.resumption
         for place, call in enumerate(_calls_of(batch), position):
             key = memo_key(batch.function, call)
-            found = resumption.by_memo(key)
+            found = resumption.by_memo(key).found
             if found is None:
                 try:
                     self._add_new(consumer, place, replace(batch, size=1, text=None, calls=[call], key=key))
                     continue
                 except StoreError:
-                    found = resumption.by_memo(key)
+                    found = resumption.by_memo(key).found
                     if found is None:
                         raise
             self._waiters.add_single(found.id, consumer, place)
@@ -315,12 +327,46 @@ class Dispatcher:
 
     def read(self, first: int, count: int) -> list[Any]:
         """Return the outcomes of finished tasks with consecutive ids, each as for a Consumer; also after the end."""
-        ids = range(first, first + count)
+        with self._looking() as store:
+            return [outcome_of(found) for found in sorted(store.states(range(first, first + count)))]
+
+    def foresee(self, function: Function, calls: Sequence[Call], foresight: Foresight, *, memo: bool) -> list[Why]:
+        """Return for each call why it would run, or need not. `foresight` has what came of those before them."""
+        with self.driver:
+            if self.driver.is_closed:
+                raise RuntimeError("cannot preview calls after shutdown")
+            fresh = None if self.run.continues else self._fresh()
+            return self._loop.resumption.foresee_each(function, calls, foresight, fresh, memo)
+
+    def resumed(self) -> Resumed:
+        """Return what the run has taken over so far, and why the rest was not."""
+        with self.driver:
+            resumed = copy.deepcopy(self._loop.resumption.resumed)
+        resumed.fresh = None if self.run.continues else self._fresh()
+        return resumed
+
+    def why(self, id: int) -> Why:
+        """Return why a task runs, or did, by what is stored."""
+        with self._looking() as store:
+            return history.why(store, id)
+
+    def _fresh(self) -> Why:
+        """Return why the run continues no others."""
+        if self._why_fresh is None:
+            with self._looking() as store:
+                found = history.History(store)
+                self._why_fresh = found.fresh(found.run(self.run.id))
+        return self._why_fresh
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[Store]:
+        """Give the store, also after the end."""
         with self.driver:
             if not self.driver.is_closed:
-                return [outcome_of(found) for found in sorted(self.store.states(ids))]
+                yield self.store
+                return
         with contextlib.closing(self.store.reopen()) as store:
-            return [outcome_of(found) for found in sorted(store.states(ids))]
+            yield store
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait for what a turn brings, see Driver.wait_until()."""

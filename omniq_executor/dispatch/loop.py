@@ -44,7 +44,7 @@ from .committing import Committer
 from .driving import Driver
 from .dropped import Dropped
 from .peers import Peers
-from .resumption import Resumption
+from .resumption import OnChange, Resumption
 from .retention import Retention
 from .turn import Pending, Situation, TurnPlan, is_empty, is_of_interest, plan, take_in
 from .waiters import CANCELLED, Waiters, outcome_of
@@ -72,12 +72,13 @@ class Loop:
         queues: Sequence[str] | None,
         runs_leftovers: bool,
         repeats: bool,
+        on_change: OnChange,
     ) -> None:
         self.driver = Driver(self)
         self.waiters = waiters
         self.ids = Ids(owner)
         self.claims = Claims(store, engine, crash_retries, functools.partial(self.ids.take, 1))
-        self.resumption = Resumption(store, run, runs_leftovers, repeats)
+        self.resumption = Resumption(store, run, runs_leftovers, repeats, on_change)
         self.retention = Retention(store, owner)
         self.dropped = Dropped(self.driver.waker)
         self.failure: str | None = None  # why nothing is taken any more
@@ -438,6 +439,7 @@ class Loop:
             try:
                 if self._run.id:
                     sessions.leave(self._store.address)
+                    self.resumption.tell()
                     self._store.end_run(self._run, self.clean, now())
             except StoreError as error:
                 _log.error("the run could not be closed, and will be continued as a broken one: %s", error)

@@ -175,7 +175,8 @@ def _described(kept: type) -> dict[str, Field]:
 
 FIELDS = _described(Task)
 OPTIONS = _described(Options)
-# Of the stores. Since the fifth, runs say how long their results are kept.
+# Of the stores. Since the fifth, functions have their parts, and runs say what they have taken over and how long their
+# results are kept.
 VERSION = max(5, *(field.since for field in [*FIELDS.values(), *OPTIONS.values()]))
 
 

@@ -114,6 +114,35 @@ class TaskState(NamedTuple):
     owner: int | None  # who claimed it last
     result: str | bytes | None
     error: ErrorInfo | None
+    had_failed: bool = False  # of what take_over() gives: whether it is PENDING by a retry
+
+
+class Resumable(NamedTuple):
+    """A task that a run may still take over, for an equal call of its function."""
+
+    id: int
+    digest: bytes  # of the function
+    status: Status
+
+
+class Taken(NamedTuple):
+    """A task that a run has taken over, as it was before that."""
+
+    run: int
+    task: int
+    status: Status
+    origin: int  # the run that it was of
+
+
+class PastCall(NamedTuple):
+    """What is looked at of a task to tell what runs have in common."""
+
+    id: int
+    run: int
+    digest: bytes  # of its function
+    likeness: str | bytes  # see Call
+    status: Status
+    enqueued_at: int
 
 
 @dataclass(slots=True)
@@ -197,6 +226,7 @@ class TaskRow(NamedTuple):
     task: Task
     digest: bytes  # of its function, of which `task` has the rest
     identity: bytes | None  # of a pickled call, see Call
+    parts: str = ""  # of its function, see Function
 
 
 class Swept(NamedTuple):
@@ -371,12 +401,30 @@ class Store(abc.ABC):
         The n-th call equal in function and arguments is given the n-th such task of the runs that
         `run` continues, in order of id. A task is given once. CANCELLED tasks are not given;
         FAILED ones are given after a MANUAL_RETRY, so as PENDING. What is PENDING then is of `run` from now on.
+        What is given is noted, see `taken()`.
         """
         self._check_open()
         return self._take_over(run, function, calls, now) if run.continues else [None] * len(calls)
 
     @abc.abstractmethod
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
+        """Do it for a run that continues others."""
+
+    def resumable(
+        self, run: Run, path: str, likenesses: Collection[str | bytes]
+    ) -> dict[str | bytes, list[Resumable]] | None:
+        """Return by likeness the tasks that `run` may still take over for calls of the function with that path.
+
+        Whatever code the function had, and in order of id. None if the runs that it continues had no call of the
+        function, and where it continues none. Nothing is changed.
+        """
+        self._check_open()
+        return self._resumable_of(run, path, likenesses) if run.continues else None
+
+    @abc.abstractmethod
+    def _resumable_of(
+        self, run: Run, path: str, likenesses: Collection[str | bytes]
+    ) -> dict[str | bytes, list[Resumable]] | None:
         """Do it for a run that continues others."""
 
     @abc.abstractmethod
@@ -555,9 +603,13 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+    def put(
+        self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = (),
+        taken: Sequence[Taken] = (),
+    ) -> None:  # fmt: skip
         """Have these tasks with their functions, and these runs, as they are given; and the tasks `gone` no more.
 
+        `taken` is all that these runs have taken over.
         What was there under the same id is replaced. What is gone goes first.
         """
 
@@ -566,6 +618,14 @@ class Store(abc.ABC):
         """Open the store to everybody. What was put is on disk, also through a cut of the power, before that."""
 
     # looking
+
+    @abc.abstractmethod
+    def taken(self) -> list[Taken]:
+        """Return what each run has taken over from others."""
+
+    @abc.abstractmethod
+    def calls(self, runs: Collection[int]) -> list[PastCall]:
+        """Return the tasks that are of these runs, oldest first."""
 
     def get(self, task_id: int | str) -> Task:
         """Return the task of that number or shown id. Raises TaskNotFound, or ValueError for what is no id."""

@@ -166,10 +166,11 @@ class StoreMachine(RuleBasedStateMachine):
                 continue
             left.remove(equal[0])
             id = equal[0].id
+            had_failed = self.model.tasks[id].status is Status.FAILED
             self.model.happen(id, Event.MANUAL_RETRY, self.now)
             if self.model.tasks[id].status is Status.PENDING:
                 self.model.tasks[id] = self.model.tasks[id]._replace(run=client.run.id)
-            expected.append(found_of(self.model.tasks[id]))
+            expected.append(found_of(self.model.tasks[id])._replace(had_failed=had_failed))
         self.model.with_wait()
         assert client.store.take_over(client.run, SQUARE, calls, self.now) == expected
 

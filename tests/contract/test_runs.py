@@ -268,7 +268,7 @@ def test_where_a_task_that_is_taken_over_stands(client: Client, enter: Enter) ->
     found = second.store.take_over(second.run, SQUARE, [call(value) for value in range(5)], tick())
     assert found[:2] == [
         TaskState(done, Status.COMPLETED, client.owner, '"done"', None),
-        TaskState(failed, Status.PENDING, client.owner, None, None),
+        TaskState(failed, Status.PENDING, client.owner, None, None, had_failed=True),
     ]
     assert [(it.id, it.status) for it in found[2:4] if it] == [(running, Status.PENDING), (pending, Status.PENDING)]
     assert found[4] is None

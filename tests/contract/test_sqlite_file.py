@@ -74,8 +74,10 @@ OLDEST_COLUMNS = """
 
 def make_older(plain: sqlite3.Connection, version: int) -> None:
     """Take back what each version has added."""
+    plain.execute("DROP TABLE taken")
     plain.execute("DROP VIEW tasks")
     plain.execute("ALTER TABLE run DROP COLUMN result_ttl")
+    plain.execute("ALTER TABLE function DROP COLUMN parts")
     if version < 4:
         make_older_than_4(plain, version)
     plain.execute("CREATE VIEW tasks AS SELECT t.id, t.crashes, t.owner FROM task t")

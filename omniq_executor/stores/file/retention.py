@@ -87,6 +87,7 @@ class Retention(Upkeep):
                 newest = max(self._tasks.folders.numbers("runs"), default=0)
                 for run in self._still_expired(going).keys() - used - {newest}:
                     (self.path / "runs" / f"{run}.json").unlink(missing_ok=True)
+                    self._taken_path(run).unlink(missing_ok=True)
         finally:
             if self._tasks.needed is needed:
                 self._tasks.needed = None

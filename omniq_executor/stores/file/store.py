@@ -16,15 +16,15 @@ by what they are about, and those that only look are here.
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 from ...model.schema import USUAL
 from ...model.task import Function, Status, Task
-from ..base import TaskState
+from ..base import PastCall, TaskState
 from .functions import Functions
 from .retention import Retention
-from .tasks import Tasks, found
+from .tasks import Tasks, found, likeness_of
 from .turns import Turns
 
 
@@ -48,7 +48,7 @@ class FileStore(Turns, Retention):
         super().__init__(path, durability, ("/owners", "/output", "/reserve"))
         self._tasks = Tasks(self.path, durability == "power", create, importing)
         self._functions = Functions(self._tasks.folders)
-        self._resumable = {}
+        self._resumable, self._resumable_functions = {}, {}
 
     def close(self) -> None:
         self._tasks.close()
@@ -61,6 +61,14 @@ class FileStore(Turns, Retention):
             with self._tasks.locked():
                 found = self._functions.read(digest)
         return found
+
+    def calls(self, runs: Collection[int]) -> list[PastCall]:
+        with self._tasks.locked():
+            return [
+                PastCall(task.id, task.run, it.digest, likeness_of(it), task.status, task.enqueued_at)
+                for it in self._tasks.all()
+                if (task := it.task).run in runs
+            ]
 
     def states(self, ids: Iterable[int]) -> list[TaskState]:
         with self._tasks.locked():

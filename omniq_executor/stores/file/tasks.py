@@ -22,7 +22,7 @@ from filelock import FileLock
 from ...errors import StoreError, StoreVersionError
 from ...interrupts import SafeLock, interrupts
 from ...model import codec, schema
-from ...model.task import FINISHED, Event, Status, Task, format_id, is_waiting, parse_id, source, with_wait
+from ...model.task import FINISHED, Call, Event, Status, Task, format_id, is_waiting, parse_id, source, with_wait
 from .. import permissions
 from ..base import Problem, Store, TaskState
 from ..permissions import BUSY_TIMEOUT_S
@@ -419,6 +419,7 @@ class OfFiles(Store):
     _tasks: Tasks
     _functions: Functions
     _resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]]  # by run, see begin_run()
+    _resumable_functions: dict[int, defaultdict[str, set[bytes]]]  # likewise, the digests by path
 
     def _check_open(self) -> None:
         self._tasks.check_open()
@@ -433,6 +434,11 @@ _CLAIMED_FROM = source(Event.CLAIM)
 def is_claimable(task: Task) -> bool:
     """Return whether the task can be claimed, once it is due."""
     return task.status in _CLAIMED_FROM and not is_waiting(task)
+
+
+def likeness_of(record: Record) -> str | bytes:
+    """Return what a call has in common with equal ones, see Call."""
+    return Call(record.task.args, record.task.kwargs, record.identity).likeness
 
 
 def found(record: Record) -> TaskState:

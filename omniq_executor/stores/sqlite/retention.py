@@ -104,6 +104,7 @@ def end_expiry(
         " AND id NOT IN (SELECT run FROM task WHERE id > ?)",
         (json.dumps(list(empty)), last),
     )
+    yield "DELETE FROM taken WHERE run NOT IN (SELECT id FROM run)", ()
     # While another owner is there it may know the number of a function, which another could be given then.
     _, dropped = yield (
         f"DELETE FROM function WHERE id NOT IN {GIVEN} AND id NOT IN (SELECT function FROM task WHERE id > ?)"

@@ -26,11 +26,14 @@ from ..base import (
     Claimed,
     Leftover,
     Owner,
+    PastCall,
     Problem,
+    Resumable,
     Resume,
     Run,
     RunRecord,
     Store,
+    Taken,
     TaskRow,
     TaskState,
     Turn,
@@ -173,6 +176,11 @@ class SQLiteStore(Store):
 
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         return self.db.write(runs.take_over(run.id, self._function(function), calls))
+
+    def _resumable_of(
+        self, run: Run, path: str, likenesses: Collection[str | bytes]
+    ) -> dict[str | bytes, list[Resumable]] | None:
+        return self.db.ask(looking.resumable(run.id, path, likenesses))
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
         queue = self._queue(run.queue)
@@ -337,9 +345,12 @@ class SQLiteStore(Store):
         self.reap(now())
         return self.db.write(upkeep.begin_import(source))
 
-    def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+    def put(
+        self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = (),
+        taken: Sequence[Taken] = (),
+    ) -> None:  # fmt: skip
         with self.db.lock:
-            self.db.write(upkeep.put(tasks, runs, gone))
+            self.db.write(upkeep.put(tasks, runs, gone, taken))
             self.db.count_turn()
 
     def end_import(self) -> None:
@@ -362,8 +373,14 @@ class SQLiteStore(Store):
 
     # looking
 
+    def taken(self) -> list[Taken]:
+        return self.db.ask(looking.taken())
+
+    def calls(self, runs: Collection[int]) -> list[PastCall]:
+        return self.db.ask(looking.calls(runs))
+
     def function(self, digest: bytes) -> Function:
-        rows = self.db.read("SELECT digest, path, pickle FROM function WHERE digest = ?", (digest,))
+        rows = self.db.read("SELECT digest, path, pickle, parts FROM function WHERE digest = ?", (digest,))
         if not rows:
             raise FunctionLost(f"{self.path} holds no function {digest.hex()}: submit its calls again")
         return Function(*rows[0])
