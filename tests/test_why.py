@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pickle
 import random
 import signal
 from collections.abc import Callable
@@ -249,6 +250,8 @@ def test_a_future_from_elsewhere_says_why_by_what_is_stored(make_executor: Calla
     third = make_executor(queue="q", resume="never")
     assert third.future(str(new.task_id)).why() == UNSEEN
     assert third.future(str(done.task_id)).why() == str(Why(Reason.AFRESH, "it is the first of its queue"))
+    elsewhere = pickle.loads(pickle.dumps(new))
+    assert (elsewhere is not new, elsewhere.why()) == (True, UNSEEN)
     keyed = third.options(key="k")
     keyed.submit(pow, 3, 3)
     assert keyed.submit(pow, 3, 3).why() == str(Why(Reason.KEY))
