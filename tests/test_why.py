@@ -253,7 +253,9 @@ def test_a_future_from_elsewhere_says_why_by_what_is_stored(make_executor: Calla
     elsewhere = pickle.loads(pickle.dumps(new))
     assert (elsewhere is not new, elsewhere.why()) == (True, UNSEEN)
     keyed = third.options(key="k")
-    keyed.submit(pow, 3, 3)
+    first = keyed.submit(pow, 3, 3)
+    assert keyed.submit(pow, 3, 3).result() == 27
+    assert first.why().startswith("run, since no earlier run is continued")
     assert keyed.submit(pow, 3, 3).why() == str(Why(Reason.KEY))
     second.shutdown()
     assert second.resumed.counts == {Reason.RESULT: 1, Reason.ARGUMENTS: 1}
@@ -295,6 +297,28 @@ def test_a_preview_of_more_than_a_piece_counts_equal_calls_like_the_map(
     assert preview.counts == {Reason.RESULT: 1500, Reason.ARGUMENTS: 1000}
     list(second.map(abs, [7] * 2500))
     assert second.resumed.counts == preview.counts
+
+
+def test_equal_calls_that_are_run_once_say_so_and_the_preview_did(
+    make_executor: Callable[..., PersistentExecutor],
+) -> None:
+    executor = make_executor(queue="q", resume="always")
+    memo = make_executor(queue="memo").options(memo=True)
+    for submitter, new in (executor, Reason.AFRESH), (memo, Reason.ARGUMENTS):
+        for reasons in [new, new, Reason.EQUAL], [Reason.EQUAL] * 3:
+            preview = submitter.preview(pow, [1, 2, 2], [3, 4, 4])
+            assert [why.reason for why in preview.reasons] == reasons
+            futures = []
+            for base, exponent in (1, 3), (2, 4), (2, 4):
+                futures.append(submitter.submit(pow, base, exponent))
+                futures[-1].result()
+            assert [future.why() for future in futures] == list(map(str, preview.reasons))
+    executor.kill_workers()
+    again = make_executor(queue="q", resume="always")
+    preview = again.preview(pow, [1, 1, 9], [3, 3, 9])
+    assert [why.reason for why in preview.reasons] == [Reason.RESULT, Reason.EQUAL, Reason.ARGUMENTS]
+    assert list(again.map(pow, [1, 1, 9], [3, 3, 9])) == [1, 1, 9**9]
+    assert again.resumed.counts == {Reason.RESULT: 1, Reason.ARGUMENTS: 1}
 
 
 def test_a_run_that_continues_none_asks_nothing_of_the_store_for_its_calls(

@@ -119,8 +119,10 @@ class Dispatcher:
         return future
 
     def _submit_found(self, found: TaskState, why: Why | None) -> Any:
+        is_new = self._waiters.future(found.id) is None
         future = self._future_of(found)
-        future._why = future._why or why
+        if is_new:  # else it is that of whoever submitted the call first
+            future._why = why
         future.resumed = found.status is Status.COMPLETED and found.owner != self.owner
         self._loop.turn_or_later()
         return future
