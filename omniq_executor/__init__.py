@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .executor import PersistentExecutor as PersistentExecutor
     from .future import DurableFuture as DurableFuture
     from .inputs import InputFile as InputFile
+    from .model.reasons import Preview as Preview, Reason as Reason, Resumed as Resumed
     from .model.task import Status as Status, Task as Task
     from .stores import open_store as open_store
     from .stores.base import Store as Store
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ERRORS = (
-    "CallError CodeChanged DependencyFailed FunctionLost InputError InputIsFolder InputNotFound KeyConflict"
-    " NotImportable OmniqError PoolBroken RemoteError SerializationError SettingsError StoreError StoreVersionError"
-    " TaskNotFound TaskTimeout TooLarge WorkerCrashed"
+    "CallError CodeChanged DependencyFailed FunctionChanged FunctionLost InputError InputIsFolder InputNotFound"
+    " KeyConflict NotImportable OmniqError PoolBroken RemoteError SerializationError SettingsError StoreError"
+    " StoreVersionError TaskNotFound TaskTimeout TooLarge WorkerCrashed"
 )
 _HOMES = {
     "PersistentExecutor": "executor",
@@ -38,6 +39,9 @@ _HOMES = {
     "InputFile": "inputs",
     "Status": "model.task",
     "Task": "model.task",
+    "Preview": "model.reasons",
+    "Reason": "model.reasons",
+    "Resumed": "model.reasons",
     "Settings": "config",
     "attach": "attached",
     "open_store": "stores",

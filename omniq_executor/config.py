@@ -6,10 +6,10 @@ They come from the environment:
     OMNIQ_BASE_DIR     the folder of the data: omniq_data by default
     OMNIQ_MAX_RETRIES  how often a call that failed is tried again: 0 by default
     OMNIQ_TIMEOUT      how long a call may run: 90, or 1.5h; by default for ever
-    OMNIQ_RESULT_TTL   how long what is finished is kept: 7d, say; by default until it is purged
+    OMNIQ_RESULT_TTL   how long the results of a run are kept after its clean end: 7d by default; never for no end
 
-`omniq-executor purge` goes by the last one, and executors by the two before it, for calls whose options say
-nothing else.
+Executors go by the last three, for calls whose options, and runs whose executors, say nothing else; and
+`omniq-executor purge` by the last one, if it is set.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from .errors import SettingsError, StoreError
 
+RESULT_TTL_S = 7 * 86400.0
 DATABASE = "omniq.db"  # in base_dir
 _SQLITE_ENDINGS = (".db", ".sqlite", ".sqlite3")
 
@@ -69,7 +70,9 @@ _RULES = {
         "a whole number from 0 to 2147483647", lambda value: type(value) is int and 0 <= value < 1 << 31, int
     ),
     "timeout": _Rule(f"{_TIME} 15m", _is_time, parse_duration),
-    "result_ttl": _Rule(f"{_TIME} 7d", _is_time, parse_duration),
+    "result_ttl": _Rule(
+        f"{_TIME} 7d; or never", _is_time, lambda text: None if text == "never" else parse_duration(text)
+    ),
 }
 
 
@@ -79,14 +82,14 @@ class Settings:
 
     With the backend "sqlite" the store is the file omniq.db in `base_dir`, with "file" it is `base_dir`
     itself. A relative `base_dir` is looked for in the folder that is current when the store is opened.
-    Raises SettingsError for a value that makes no sense.
+    `result_ttl` is the executor's, None for ever. Raises SettingsError for a value that makes no sense.
     """
 
     backend: Literal["sqlite", "file"] = "sqlite"
     base_dir: Path = Path("omniq_data")
     max_retries: int = 0
     timeout: float | None = None
-    result_ttl: float | None = None
+    result_ttl: float | None = RESULT_TTL_S
 
     def __post_init__(self) -> None:
         for name, rule in _RULES.items():

@@ -19,6 +19,7 @@
      |    +-- TooLarge             a value is larger than the store can hold
      +-- SettingsError             a setting has a value that it cannot have (also a ValueError)
      +-- KeyConflict               a key names another call already (also a ValueError)
+     +-- FunctionChanged           an earlier run has the call, under other code of its function
      +-- TaskNotFound              no task of that id in the store (also a LookupError)
 
 Each can be pickled, and each says in its message which thing it speaks of and what can be done.
@@ -102,6 +103,10 @@ class SettingsError(OmniqError, ValueError):
 
 class KeyConflict(OmniqError, ValueError):
     """A call was submitted with a key that its queue has for another function, or other arguments."""
+
+
+class FunctionChanged(OmniqError):
+    """An earlier run has an equal call, under other code of the function, and `on_change="raise"`. Nothing is added."""
 
 
 class TaskNotFound(OmniqError, LookupError):

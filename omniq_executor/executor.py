@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import datetime
+import itertools
 import logging
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from .dispatch import sessions
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.lifetimes import close_with_multiprocessing
 from .dispatch.loop import USUAL
+from .dispatch.resumption import Foresight, OnChange
 from .dispatch.stranded import SESSION, stranded
 from .engines.external import External
 from .engines.local.launch import Process
@@ -31,14 +33,17 @@ from .future import DurableFuture
 from .interrupts import interrupts
 from .map_iterator import Results
 from .model.functions import Functions, stored_call, too_large
-from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
-from .model.task import Function, Options, Status, format_id
+from .model.options import MEMO, Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
+from .model.reasons import Preview, Reason, Resumed, Why
+from .model.task import Call, Function, Options, Status, format_id
 from .stores import open_store
 from .stores.base import Resume, now
 
 _log = logging.getLogger("omniq_executor")
 
 RESUME_WITHIN = datetime.timedelta(days=7)
+
+_PREVIEWED = 1024  # calls that a preview looks for at a time
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -88,7 +93,7 @@ class _Submitter(concurrent.futures.Executor):
         future: DurableFuture[_T]
         try:
             function = self._describe(fn)
-            has_key = self._call_options.key is not None
+            has_key = self._call_options.key not in (None, MEMO)
             call, after = stored_call(
                 function, args, kwargs, self._dispatcher.engine.snapshot, has_key, store=self._dispatcher.store.url
             )
@@ -167,7 +172,7 @@ class _Submitter(concurrent.futures.Executor):
         return self._results(fn, iterables, timeout, buffersize, return_exceptions, in_order=False)
 
     def _check_map(self, chunksize: int, buffersize: int | None) -> None:
-        if self._call_options.key is not None:
+        if self._call_options.key not in (None, MEMO):
             raise ValueError("a key names one call: use submit() with options(key=...) for each item")
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -195,11 +200,40 @@ class _Submitter(concurrent.futures.Executor):
         except TooLarge as error:
             raise too_large(error, function, fn, (), {}) from error
 
+    def preview(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> Preview:
+        """Return what `map(fn, *iterables)` would run now, and why, and what need not run. Nothing is run or changed.
+
+        The iterables are read to their end. What is returned counts the calls by reason and says of each item, by
+        `why(item)`, what would become of it; printed it is a text, and a notebook shows a table. Raises ValueError
+        with a key, as `map()` does, and RuntimeError after `shutdown()`.
+        """
+        if self._call_options.key not in (None, MEMO):
+            raise ValueError("a key names one call, and a preview is of a map")
+        function = self._describe(fn)
+        preview = Preview()
+        foresight, memo = Foresight(), self._call_options.key == MEMO
+        rows = zip(*iterables, strict=False)
+        while piece := [*itertools.islice(rows, _PREVIEWED)]:
+            calls: list[Call | CallError] = []
+            for row in piece:
+                try:
+                    store, snapshot = self._dispatcher.store, self._dispatcher.engine.snapshot
+                    calls.append(stored_call(function, row, {}, snapshot, store=store.url)[0])
+                except CallError as error:
+                    calls.append(error)
+            stored = [call for call in calls if isinstance(call, Call)]
+            reasons = iter(self._dispatcher.foresee(function, stored, foresight, memo=memo))
+            for call in calls:
+                preview.note(function.path, next(reasons) if isinstance(call, Call) else Why(Reason.REFUSED, str(call)))
+        return preview
+
     def _describe(self, fn: Callable[..., Any]) -> Function:
         """Return the stored form of a function, with what its calls depend on beside its code."""
         function = self._functions.describe(fn)
-        depends = self._depends
-        return function if depends is None else function._replace(digest=depends.joined_to(function.digest))
+        if self._depends is None:
+            return function
+        digest, parts = self._depends.joined_to(function.digest, function.parts)
+        return function._replace(digest=digest, parts=parts)
 
 
 class PersistentExecutor(_Submitter):
@@ -223,13 +257,23 @@ class PersistentExecutor(_Submitter):
     queue: the calls of one queue are worked off by the executors of that queue. Default: the name
         of the script, so that two scripts in one folder do not run each other's calls.
     resume: "crashed" continues what processes left that did not end clean: a call submitted again is not
-        run again if it finished then. "always" also continues the last process however it ended. "never"
-        starts afresh. A call is the same if function, arguments, initializer, its arguments and the
-        current folder are.
+        run again if it finished then. "failed" also continues the last process if it ended clean but calls of
+        it failed, as of a script that catches their exceptions. "always" also continues the last process however
+        it ended, and equal calls of this run are one: a call that is submitted again is given the task that it had,
+        running or finished, unless that failed. "never" starts afresh. A call is the same if function, arguments,
+        initializer, its arguments and the current folder are.
     resume_within: seconds, or a timedelta, after which a run is not continued any more; None for no limit.
+    result_ttl: seconds, or a timedelta, that results of this run are kept after its clean end; None for ever.
+        Whoever has the store open then removes its finished calls, unless a later run that continues it still
+        counts, they have a key, or a call that is not finished comes after them. A run that can still be continued
+        keeps all. Default: what the Settings say, else seven days. See docs/retention.md.
     leftovers: what becomes of calls that an earlier run left and this one does not submit again. "leave" has
         them stay PENDING, and says so once, when a process ends clean. "cancel" cancels them then. "run"
         runs them here, with the code that they were submitted with.
+    on_change: what becomes of a call that an earlier run finished, if its function has other code now, or
+        anything of your own modules that this reaches. "rerun" has it run again. "reuse" takes the result over
+        all the same, and says so once, with what has changed; not for lambdas and functions of functions, which
+        have no name to know them by. "raise" has submit() and map() raise FunctionChanged.
     engine: where calls run. "local": in processes of this executor. "external": in those of
         `omniq-executor worker`, started by whomever, before or after; this executor only submits, and
         its futures resolve when workers have finished. They wait as long as there are none, and so
@@ -260,7 +304,9 @@ class PersistentExecutor(_Submitter):
         queue: str | None = None,
         resume: Resume = "crashed",
         resume_within: datetime.timedelta | float | None = RESUME_WITHIN,
+        result_ttl: datetime.timedelta | float | Literal["default"] | None = "default",
         leftovers: Literal["leave", "cancel", "run"] = "leave",
+        on_change: OnChange = "rerun",
         engine: Literal["local", "external"] = "local",
         crash_retries: int = 2,
         durability: Literal["process", "power"] = "process",
@@ -268,8 +314,9 @@ class PersistentExecutor(_Submitter):
     ) -> None:
         _refuse_in_worker_start()
         _check_word("engine", engine, "local", "external")
-        _check_word("resume", resume, "crashed", "always", "never")
+        _check_word("resume", resume, "crashed", "failed", "always", "never")
         _check_word("leftovers", leftovers, "leave", "cancel", "run")
+        _check_word("on_change", on_change, "rerun", "reuse", "raise")
         if engine == "external":
             _refuse_without_processes(
                 max_workers=max_workers, mp_context=mp_context, initializer=initializer,
@@ -290,10 +337,13 @@ class PersistentExecutor(_Submitter):
         within_s = None if resume_within is None else seconds("resume_within", resume_within)
         if within_s is not None and within_s < 0:
             raise ValueError(f"resume_within must be at least 0, not {resume_within!r}")
+        settings = store if isinstance(store, Settings) else Settings.from_env()
+        kept_s = settings.result_ttl if result_ttl == "default" else result_ttl
+        if kept_s is not None and seconds("result_ttl", kept_s) <= 0:
+            raise ValueError(f"result_ttl must be greater than 0, or None for ever, not {result_ttl!r}")
         if not isinstance(capture_output, bool):
             raise TypeError(f"capture_output is True or False, not {capture_output!r}")
         initargs = tuple(initargs)
-        settings = store if isinstance(store, Settings) else Settings.from_env()
         context = mp_context or context_for(initializer, initargs)
         with contextlib.ExitStack() as undo:
             with interrupts:  # else what is made here, and nobody else knows yet, might be left behind
@@ -315,11 +365,13 @@ class PersistentExecutor(_Submitter):
                     name, owner, resume, moment, session=session,
                     context=context_of(initializer, initargs, opened.path),
                     since=0 if within_s is None else moment - int(within_s * 1e6),
+                    result_ttl=None if kept_s is None else int(seconds("result_ttl", kept_s) * 1e6),
                 )  # fmt: skip
                 lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
                 dispatcher = Dispatcher(
-                    opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run", new_future=DurableFuture
-                )
+                    opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run",
+                    repeats=resume == "always", new_future=DurableFuture, on_change=on_change,
+                )  # fmt: skip
                 undo.pop_all()
                 undo.callback(dispatcher.close, wait=False)
                 dispatcher.close_with(self)
@@ -356,6 +408,7 @@ class PersistentExecutor(_Submitter):
         tags: Iterable[str] = (),
         version: str | int | None = None,
         depends: Iterable[Dependency] = (),
+        memo: bool = False,
     ) -> "_WithOptions":
         """Return an executor on the same pool whose calls have options.
 
@@ -384,6 +437,9 @@ class PersistentExecutor(_Submitter):
             paths of files and folders. Of a module of your own, and of a path, all files count by their content, of
             an installed one its version. They are looked at for each submit() and map(). With a key neither counts:
             the key says which call it is.
+        memo: whether equal calls are one, in all runs of the queue: whoever submits a call with it that was
+            submitted with it before, or is under way, gets a future of that task. One that failed or was
+            cancelled runs again. It is kept for as long as its run, see `result_ttl`.
 
         Raises TypeError or ValueError that names the option and value that make no sense, and InputNotFound, a
         FileNotFoundError, for what is neither a module nor a path.
@@ -392,7 +448,7 @@ class PersistentExecutor(_Submitter):
         call_options = make_options(
             now(), key=key, max_retries=usual.max_retries if max_retries is None else max_retries, backoff=backoff,
             retry_on=retry_on, timeout=usual.timeout if timeout is None else timeout, priority=priority, eta=eta,
-            interval=interval, tags=tags,
+            interval=interval, tags=tags, memo=memo,
         )  # fmt: skip
         return _WithOptions(self, call_options, Depends(version, depends) or None)
 
@@ -426,6 +482,30 @@ class PersistentExecutor(_Submitter):
         if future is None:
             raise TaskNotFound(f"{self.store.address} holds no {format_id(id)} any more")
         return future
+
+    def retry_failed(self) -> list[DurableFuture[Any]]:
+        """Have the calls run again that have FAILED, of this run and of the runs that it continues.
+
+        Return their futures, oldest first: new ones, since those that failed stay as they are. A call that failed
+        since its arguments did (DependencyFailed) waits for these. What earlier runs left runs with the code
+        that it was submitted with. Raises StoreError if the store does not allow it, and RuntimeError after
+        `shutdown()`.
+        """
+        run = self._dispatcher.run
+        failed = self.store.find(Status.FAILED)
+        futures: list[DurableFuture[Any]] = self._dispatcher.retry(
+            [task.id for task in failed if task.run in (run.id, *run.continues)]
+        )
+        return futures
+
+    @property
+    def resumed(self) -> Resumed:
+        """What was taken over so far of earlier runs, and why the rest was run; or why no earlier run is continued.
+
+        It counts the calls by reason and by function, as they are now; printed it is a text, and a notebook shows
+        a table. It can be asked for after `shutdown()`, too.
+        """
+        return self._dispatcher.resumed()
 
     def stacks(self, timeout: float = 1.0) -> dict[str, str]:
         """Return the Python stack of each running call, by task id, innermost line last.

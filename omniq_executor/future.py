@@ -22,6 +22,7 @@ from .errors import OmniqError, StoreError
 from .interrupts import SafeCondition, SafeEvent, SafeLock, SafeWaiters, interrupts
 from .model import codec, dependencies
 from .model.options import check_whole
+from .model.reasons import Reason, Why
 from .model.task import ErrorInfo, Task, format_id, parse_id
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class DurableFuture(concurrent.futures.Future[_T]):
         """Whether the call was submitted with an interval."""
         self.resumed = False
         """Whether the result was in the store already when the call was submitted, so that nothing ran for it."""
+        self._why: Why | None = None  # the call runs, or need not, if that was seen when it was submitted
 
     @property
     def task_id(self) -> str | None:
@@ -67,6 +69,16 @@ class DurableFuture(concurrent.futures.Future[_T]):
         if self._number is None:
             raise ValueError("this call could not be stored, so there is no task of it")
         return self._dispatcher.store.get(self._number)
+
+    def why(self) -> str:
+        """Return in a sentence why the call runs, or why it need not: that its result was there, say, or what changed.
+
+        Of a future that was not submitted here it is what the store tells of the run that the task is of. Raises
+        TaskNotFound if it was purged meanwhile.
+        """
+        if self._number is None:
+            return str(Why(Reason.REFUSED, "it could not be stored"))
+        return str(self._why or self._dispatcher.why(self._number))
 
     def logs(self, attempt: int | None = None) -> str:
         """Return what the call has written so far to stdout, stderr and logging, in the order of writing.

@@ -45,6 +45,20 @@ def noted(path: Path, line: Any) -> Any:
     return line
 
 
+def noted_fail(path: Path, line: Any) -> NoReturn:
+    """Append a line, and fail with it."""
+    note(path, line)
+    raise ValueError(line)
+
+
+def noted_if(path: Path, line: Any, gate: Path, needs_gate: bool) -> Any:
+    """Append a line, and fail if a file is needed and is not there."""
+    note(path, line)
+    if needs_gate:
+        gate.stat()
+    return line
+
+
 def noted_pid(path: Path, _: object = None) -> int:
     note(path, os.getpid())
     return os.getpid()

@@ -80,10 +80,27 @@ def test_status_counts_each_queue_and_state(store: Store) -> None:
         "first": {"COMPLETED": 2, "FAILED": 1},
         "second": {"COMPLETED": 1, "FAILED": 1},
     }
-    heading, first, second = store.run("status").splitlines()
+    heading, first, second, _, usage = store.run("status").splitlines()
     assert heading.split() == ["QUEUE", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"]
     assert first.split() == ["first", "0", "0", "2", "1", "0"]
     assert second.split() == ["second", "0", "0", "1", "1", "0"]
+    assert "on disk; the oldest task is of 20" in usage
+
+
+def test_status_tells_what_is_to_go_and_when(tmp_path: Path) -> None:
+    for queue, days in (("one", 1), ("two", 2), ("three", 3)):
+        code = (
+            f"from omniq_executor import PersistentExecutor\nwith PersistentExecutor(1, store='x.db', queue={queue!r},"
+            f" result_ttl={days * 86400}) as e: list(e.map(abs, range({days})))"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    usage = json.loads(omniq(tmp_path, "status", "--store", "x.db", "--json").stdout)["usage"]
+    assert [found["tasks"] for found in usage["expiring"]] == [1, 2, 3]
+    assert usage["oldest"] < usage["expiring"][0]["after"] < usage["expiring"][1]["after"]
+    assert usage["bytes"] > 10_000
+    first, last = (f"{usage['expiring'][n]['after'][:19]}Z" for n in (0, -1))
+    said = omniq(tmp_path, "status", "--store", "x.db").stdout.splitlines()[-1]
+    assert f"; 1 task can go after {first}; 5 tasks until {last}" in said
 
 
 def test_status_tells_a_living_owner_from_a_dead_one(tmp_path: Path) -> None:
@@ -97,7 +114,7 @@ def test_status_tells_a_living_owner_from_a_dead_one(tmp_path: Path) -> None:
         process.kill()
     dead = omniq(tmp_path, "status", "--store", "held.db").stdout
     for output, state in (alive, "alive"), (dead, "dead"):
-        owner = output.splitlines()[-1].split()
+        owner = output.splitlines()[-3].split()
         assert (owner[1], owner[3], owner[-1]) == ("held", str(process.pid), state)
 
 

@@ -173,6 +173,32 @@ def test_cancel_ends_a_series_whichever_of_it_is_named(shop: Shop) -> None:
     store.close()
 
 
+def test_forget_removes_what_a_function_returned_and_what_was_given_it(shop: Shop) -> None:
+    with PersistentExecutor(1, store=shop.folder / shop.name, queue="third") as executor:
+        child = executor.submit(pow, executor.submit(abs, -2), 3)
+        assert child.result(30) == 8
+    found = {"calls": 1, "dependents": 1, "removed": 0}
+    assert shop.json("forget", "--function", "abs", "--dry-run") == found
+    assert shop.json("forget", "--function", "abs", "--queue", "first", status=1) == dict.fromkeys(found, 0)
+    assert len(shop.statuses()) == 5
+    assert shop.run("forget", "--function", "builtins.abs").stdout == (
+        "1 task of builtins.abs, and 1 that were given their results: 2 removed\n"
+    )
+    assert shop.statuses().keys() == {shop.done, shop.failed, shop.other_failed}
+    assert "nothing is removed" in shop.run("forget", "--function", "pow", "--dry-run").stdout
+    shop.run("forget", "--function", "abs", status=1)
+
+
+def test_forget_leaves_what_is_under_way(shop: Shop, held: "subprocess.Popen[str]") -> None:
+    ids = ids_of(held)
+    assert shop.json("forget", "--function", "pow") == {"calls": 1, "dependents": 0, "removed": 1}
+    assert set(ids) <= shop.statuses().keys()
+
+
+def test_forget_needs_a_function(shop: Shop) -> None:
+    assert "--function" in shop.run("forget", status=2).stderr
+
+
 def test_purge_removes_what_ended_long_enough_ago(shop: Shop) -> None:
     assert shop.json("purge", "--older-than", "1h", status=1) == {"removed": 0}
     assert shop.json("purge", "--older-than", "0", "--status", "completed") == {"removed": 1}

@@ -19,7 +19,7 @@ CODE = b"digest of a function"
 
 
 def digest(*args: Any, **kwargs: Any) -> bytes:
-    return Depends(*args, **kwargs).joined_to(CODE)
+    return Depends(*args, **kwargs).joined_to(CODE, "")[0]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_version_counts_by_value_and_type() -> None:
     assert len({digest(version) for version in (None, 1, 2, "1", "2", "")}) == 6
-    assert digest(1) == digest(1) != Depends(1).joined_to(b"another function")
+    assert digest(1) == digest(1) != Depends(1).joined_to(b"another function", "")[0]
 
 
 def test_nothing_given_is_nothing() -> None:
@@ -57,15 +57,15 @@ def test_a_file_counts_by_its_content_and_the_path_that_was_given(folder: Path) 
 def test_what_changes_after_options_is_seen_from_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "table").write_text("1")
     depends = Depends(None, ["table"])
-    before = depends.joined_to(CODE)
+    before = depends.joined_to(CODE, "")[0]
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
-    assert depends.joined_to(CODE) == before
+    assert depends.joined_to(CODE, "")[0] == before
     (folder / "table").write_text("2")
-    assert depends.joined_to(CODE) != before
+    assert depends.joined_to(CODE, "")[0] != before
     (folder / "table").unlink()
     with pytest.raises(InputNotFound, match="table"):
-        depends.joined_to(CODE)
+        depends.joined_to(CODE, "")[0]
 
 
 def test_a_folder_counts_by_all_files_in_it(folder: Path) -> None:
@@ -272,7 +272,7 @@ def test_looking_again_reads_nothing(folder: Path, monkeypatch: pytest.MonkeyPat
     for n in range(20):
         (folder / "data" / str(n)).write_text("content")
     depends = Depends(None, ["data"])
-    assert len({depends.joined_to(CODE) for _ in range(50)}) == 1
+    assert len({depends.joined_to(CODE, "")[0] for _ in range(50)}) == 1
     assert len(opened) == 20
 
 

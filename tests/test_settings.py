@@ -33,14 +33,16 @@ def omniq(*args: str, **variables: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_by_default_it_is_a_database_in_omniq_data_and_nothing_is_tried_again() -> None:
-    assert Settings.from_env() == Settings() == Settings("sqlite", Path("omniq_data"), 0, None, None)
+    assert Settings.from_env() == Settings() == Settings("sqlite", Path("omniq_data"), 0, None, 7 * 86400.0)
     assert Settings().address == Address("sqlite", Path("omniq_data/omniq.db"))
 
 
 def test_every_field_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable, text in zip(VARIABLES, ("file", "/var/lib/omniq", "3", "1.5m", "7d"), strict=True):
+    for variable, text in zip(VARIABLES, ("file", "/var/lib/omniq", "3", "1.5m", "2d"), strict=True):
         monkeypatch.setenv(variable, text)
-    assert Settings.from_env() == Settings("file", Path("/var/lib/omniq"), 3, 90.0, 604800.0)
+    assert Settings.from_env() == Settings("file", Path("/var/lib/omniq"), 3, 90.0, 172800.0)
+    monkeypatch.setenv("OMNIQ_RESULT_TTL", "never")
+    assert Settings.from_env().result_ttl is None
 
 
 def test_there_is_a_variable_for_every_field() -> None:

@@ -11,8 +11,8 @@ from ..errors import TaskNotFound
 from ..model import codec, dependencies
 from ..model.schema import task_to_dict
 from ..model.task import FINISHED, Status, Task, format_id, iso
-from ..stores.base import Store
-from .console import Raw, exit_with, first_line, owner_fields, print_json, print_table, printable
+from ..stores.base import Store, Usage, now
+from .console import Raw, count_of_tasks, exit_with, first_line, owner_fields, print_json, print_table, printable
 from .options import checked_id, look_into, on_store
 
 # Between two looks: no event that Python can wait for tells that a file has grown. One who reads along does not
@@ -25,7 +25,7 @@ _OWNERS_S = 1.0  # between two looks whether the process that runs the task live
 @click.command()
 @on_store
 def status(address: str | None, as_json: bool) -> None:
-    """Count tasks by queue and state, and tell which owners live.
+    """Count tasks by queue and state, and tell which owners live, what the store takes and what of it is to go.
 
     \b
     For example:
@@ -33,9 +33,12 @@ def status(address: str | None, as_json: bool) -> None:
     """
     with look_into(address) as store:
         counts, owners = store.counts(), [owner_fields(owner) for owner in store.owners()]
+        usage = store.usage()
     if as_json:
         queues = {queue: {state.name: number for state, number in found.items()} for queue, found in counts.items()}
-        print_json({"queues": queues, "owners": owners})
+        expiring = [{"after": iso(at), "tasks": tasks} for at, tasks in usage.expiring]
+        takes = {"bytes": usage.size, "oldest": iso(usage.oldest), "expiring": expiring}
+        print_json({"queues": queues, "owners": owners, "usage": takes})
         return
     print_table(
         ["QUEUE", *(state.name for state in Status)],
@@ -44,6 +47,33 @@ def status(address: str | None, as_json: bool) -> None:
     if owners:
         click.echo()
         print_table([name.upper() for name in owners[0]], [list(owner.values()) for owner in owners])
+    click.echo()
+    click.echo(_shown_usage(usage))
+
+
+def _shown_usage(usage: Usage) -> str:
+    """Say in a line what a store takes, and what of it is to go."""
+    said = [f"{_shown_size(usage.size)} on disk"]
+    if usage.oldest is not None:
+        said.append(f"the oldest task is of {_to_the_second(usage.oldest)}")
+    moment = now()
+    due = sum(tasks for at, tasks in usage.expiring if at <= moment)
+    later = [(at, tasks) for at, tasks in usage.expiring if at > moment]
+    if due:
+        said.append(f"{count_of_tasks(due)} can go now")
+    if later:
+        said.append(f"{count_of_tasks(later[0][1])} can go after {_to_the_second(later[0][0])}")
+    if len(later) > 1:
+        others = sum(tasks for _, tasks in later[1:])
+        said.append(f"{count_of_tasks(others)} until {_to_the_second(later[-1][0])}")
+    return "; ".join(said)
+
+
+def _shown_size(size: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} bytes"
 
 
 @click.command("list")

@@ -1,6 +1,7 @@
-"""The commands that look after a store: `retry`, `cancel`, `purge`, `backup`, `migrate` and `doctor`."""
+"""The commands that look after a store: `retry`, `cancel`, `forget`, `purge`, `backup`, `migrate` and `doctor`."""
 
 import logging
+import os
 import time
 from collections.abc import Collection, Sequence
 from contextlib import closing
@@ -16,6 +17,7 @@ from .console import count_of_tasks, exit_with, owner_fields, print_json, printa
 from .options import as_json as json_option, checked_duration, checked_ids, look_into, on_store
 
 _WAIT_S = 0.5  # between two looks whether a store is still
+_FORGOTTEN_AT_ONCE = 1000  # tasks, in a transaction
 
 
 @click.command()
@@ -90,6 +92,32 @@ def _tell_changes(
 
 
 @click.command()
+@click.option("--function", metavar="NAME", required=True, help="Its dotted path, or the end of it: etl.parse, parse.")
+@click.option("--queue", help="Only calls of this queue, and what was given their results.")
+@click.option("--dry-run", is_flag=True, help="Only say how many tasks those are.")
+@on_store
+def forget(function: str, queue: str | None, dry_run: bool, address: str | None, as_json: bool) -> None:
+    """Have no later run reuse what a function returned, nor what was given that as an argument.
+
+    These tasks are removed, if they are finished. What is PENDING or RUNNING stays, with what it needs.
+
+    \b
+    For example:
+      omniq-executor forget --function parse --dry-run
+      omniq-executor forget --function etl.parse --queue etl
+    """
+    with look_into(address) as store:
+        calls, dependents = store.results_of(function, queue)
+        ids, removed = [*dependents, *calls], 0  # in this order: what depends on others goes before them
+        for first in range(0, 0 if dry_run else len(ids), _FORGOTTEN_AT_ONCE):
+            removed += store.remove(ids[first : first + _FORGOTTEN_AT_ONCE])
+    found = {"calls": len(calls), "dependents": len(dependents), "removed": removed}
+    what = f"{count_of_tasks(len(calls))} of {function}, and {len(dependents)} that were given their results"
+    report(as_json, found, f"{what}: {'nothing is removed' if dry_run else f'{removed} removed'}")
+    exit_with(not ids)
+
+
+@click.command()
 @click.option(
     "--older-than",
     metavar="TIME",
@@ -118,7 +146,7 @@ def purge(
       omniq-executor purge --older-than 12h --status COMPLETED --queue etl
     """
     if older_than is None:
-        older_than = Settings.from_env().result_ttl
+        older_than = Settings.from_env().result_ttl if "OMNIQ_RESULT_TTL" in os.environ else None
     if older_than is None:
         raise click.UsageError("give --older-than, 7d say, or set OMNIQ_RESULT_TTL")
     at = now()

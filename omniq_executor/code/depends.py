@@ -12,6 +12,7 @@ from ..errors import InputNotFound
 from ..inputs import files_digest
 from .digest import value_digest
 from .modules import is_own_file
+from .parts import with_depends
 
 Dependency = ModuleType | str | os.PathLike[str]
 
@@ -37,13 +38,15 @@ class Depends:
     def __bool__(self) -> bool:
         return self._version is not None or bool(self._items)
 
-    def joined_to(self, digest: bytes) -> bytes:
-        """Return the digest of a function with all of it as it is now. Files are read again only if `stat` differs.
+    def joined_to(self, digest: bytes, parts: str) -> tuple[bytes, str]:
+        """Return the digest of a function, and its parts, with all of it as it is now.
 
-        Raise InputError where a file cannot be read.
+        Files are read again only if `stat` differs. Raise InputError where a file cannot be read.
         """
-        parts = [(item.name, item.version, [files_digest(path) for path in item.paths]) for item in self._items]
-        return value_digest((digest, self._version, parts))
+        items = [(item.name, item.version, [files_digest(path) for path in item.paths]) for item in self._items]
+        said = [("", str(self._version))] if self._version is not None else []
+        said += [(item[0], value_digest(item).hex()) for item in items]
+        return value_digest((digest, self._version, items)), with_depends(parts, tuple(said))
 
 
 def _item(given: Dependency) -> _Item:

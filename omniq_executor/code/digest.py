@@ -41,7 +41,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..inputs import InputFile, file_digest
@@ -91,12 +91,24 @@ def value_digest(value: object) -> bytes:
     return _Encoder().digest(value)
 
 
-def digest_and_named(value: object, code_of: Callable[[Any], bytes]) -> tuple[bytes | None, list[Any]]:
+class Piece(NamedTuple):
+    """A part of what identifies a function: code, or data that it reaches."""
+
+    module: str
+    name: str
+    is_code: bool
+    digest: bytes
+
+
+def digest_and_named(
+    value: object, code_of: Callable[[Any], bytes], pieces: list[Piece] | None = None
+) -> tuple[bytes | None, list[Any]]:
     """Return a value's digest, None if it has none, and the functions and classes with a version that it holds by name.
 
-    `code_of` says what stands for the code of one that can be imported, or nothing where that does not count.
+    `code_of` says what stands for the code of one that can be imported, or nothing where that does not count. What the
+    digest is made of, as far as it is the content of functions and classes, is added to `pieces`.
     """
-    encoder = _Encoder(code_of=code_of)
+    encoder = _Encoder(code_of=code_of, pieces=pieces)
     digest = None
     with contextlib.suppress(Uncanonical):
         digest = encoder.digest(value)
@@ -108,22 +120,24 @@ def without_code(value: object) -> bytes:
     return _Encoder(by_name=True).digest(value)
 
 
-def data_digest(values: Mapping[str, Iterable[Any]], leave_out: Callable[[str, Uncanonical], object]) -> bytes:
-    """Return what stands for data of a module: plain data, and objects of classes of the user's own.
+def data_digests(
+    values: Mapping[str, Iterable[Any]], leave_out: Callable[[str, Uncanonical], object]
+) -> dict[str, bytes]:
+    """Return what stands for data of a module, by name: plain data, and objects of classes of the user's own.
 
     Several values may have one name, in any order. `leave_out` is told of each that has no stable form, which does not
     count.
     """
-    parts = []
+    found: dict[str, list[bytes]] = {}
     encoder = _Encoder(by_name=True, is_plain=True)
     for name, several in values.items():
         for value in several:
             try:
-                parts.append(name.encode() + encoder.digest(value))
+                found.setdefault(name, []).append(encoder.digest(value))
             except Uncanonical as error:
                 leave_out(name, error)
                 encoder = _Encoder(by_name=True, is_plain=True)  # that one stopped in the midst of a value
-    return hash_of(b"".join(sorted(parts)))
+    return {name: hash_of(b"".join(sorted(digests))) for name, digests in sorted(found.items())}
 
 
 def _item(tag: bytes, body: bytes | memoryview) -> bytes:
@@ -171,10 +185,16 @@ class _Encoder:
     """Writes one value, and describes the functions and classes that it reaches."""
 
     def __init__(
-        self, *, by_name: bool = False, is_plain: bool = False, code_of: Callable[[Any], bytes] = lambda _: b""
+        self,
+        *,
+        by_name: bool = False,
+        is_plain: bool = False,
+        code_of: Callable[[Any], bytes] = lambda _: b"",
+        pieces: list[Piece] | None = None,
     ) -> None:
         """With `by_name` functions and classes count by name alone, with `is_plain` objects of libraries by type."""
         self._code_of = code_of
+        self._pieces = pieces
         self._by_name = by_name
         self._is_plain = is_plain
         self._most_nodes = _MAX_NODES_OF_DATA if is_plain else _MAX_NODES
@@ -314,14 +334,27 @@ class _Encoder:
         name = self._all((module, definition.__qualname__))
         if issubclass(type(definition), type):
             members = {key: value for key, value in vars(definition).items() if key not in _INCIDENTAL}
-            return _item(b"C", name + self._all((type(definition), definition.__bases__, members)))
+            content = self._all((type(definition), definition.__bases__, members))
+            self._note(module, definition.__qualname__, content)
+            return _item(b"C", name + content)
         code, names = _code(definition.__code__)
         own = self._all((definition.__defaults__, definition.__kwdefaults__, definition.__closure__))
+        self._note(module, definition.__qualname__, code)
+        if own != _CARRIES_NOTHING:
+            self._note(module, f"{definition.__qualname__}()", own, is_code=False)
         if namesake(definition) is not None:
             return _item(b"F", name + code + own + self._version(definition))
         known = definition.__globals__
-        read = [_text(each) + self._named(known[each]) for each in sorted(names & known.keys())]
-        return _item(b"L", name + code + own + b"".join(read))
+        read = {each: self._named(known[each]) for each in sorted(names & known.keys())}
+        for each, value in read.items():
+            if value[:1] not in _ELSEWHERE:
+                self._note(module, each, value, is_code=False)
+        return _item(b"L", name + code + own + b"".join(_text(each) + value for each, value in read.items()))
+
+    def _note(self, module: str, name: str, content: bytes, is_code: bool = True) -> None:
+        """Note a piece as it is by itself: in the first round all labels are alike."""
+        if self._pieces is not None and self._round == 1:
+            self._pieces.append(Piece(module, name, is_code, hash_of(content)))
 
     def _input(self, file: InputFile) -> bytes:
         """Write a file by its path and content. Of what modules hold none need be there: it may be written later."""
@@ -348,6 +381,8 @@ class _Encoder:
         return _item(b"k", self.encode(contents))
 
 
+_CARRIES_NOTHING = 3 * b"N0:"  # of a function: no defaults, and nothing that it closes over
+_ELSEWHERE = (b"r", b"n", b"M")  # the tags of what is described elsewhere: functions, classes and modules
 _SCALARS: dict[type, Callable[[Any], bytes]] = {
     type(None): lambda value: b"N0:",
     type(...): lambda value: b"E0:",

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,17 @@ def context_of(initializer: Callable[..., object] | None, initargs: Sequence[Any
         folder = os.path.relpath(os.getcwd(), store.parent)
     except OSError:  # it is not there any more
         folder = ""
-    parts: list[Any] = [folder]
+    said = [keys.value_digest([folder]).hex()]
     if initializer is not None:
         version = versions.check_of(initializer)  # as of a function that is submitted: helpers count, too
         digests = [keys.digest_and_named(value, versions.code_of)[0] for value in (initializer, *initargs)]
-        parts += [digests[0] or getattr(initializer, "__qualname__", ""), *digests[1:]]
-        parts.append(None if version is None else version.identity)
-    return keys.value_digest(parts).hex()
+        code: Any = digests[0] or getattr(initializer, "__qualname__", "")
+        code = code, None if version is None else version.identity
+        said += [keys.value_digest(code).hex(), keys.value_digest(digests[1:]).hex()]
+    return ".".join(said)
+
+
+def context_changes(before: str, after: str) -> str:
+    """Return in words what differs between two contexts."""
+    parts = zip_longest(("the folder", "the initializer", "its arguments"), before.split("."), after.split("."))
+    return " and ".join(what for what, old, new in parts if old != new)

@@ -27,10 +27,10 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from operator import attrgetter, is_
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .modules import (
     CACHED,
@@ -48,6 +48,9 @@ from .modules import (
     text_of_unloaded,
     wrapped,
 )
+
+if TYPE_CHECKING:
+    from .digest import Piece
 
 _PYTHON = sys.implementation.cache_tag
 _HAS_DOCSTRING = 0x4000000  # a flag of code since 3.14
@@ -118,19 +121,40 @@ class Version:
         return {module: hash_of(repr(sorted(items)).encode()) for module, items in self._items.items()}
 
     @functools.cached_property
-    def values(self) -> dict[str, bytes]:
-        """Return what stands for the data of each module, as far as it has a stable form, and for the code in it."""
-        from .digest import data_digest  # workers need it seldom
+    def data(self) -> dict[str, dict[str, bytes]]:
+        """Return what stands for each piece of data of each module, as far as it has a stable form."""
+        from .digest import data_digests  # workers need it seldom
 
         self.digests  # noqa: B018  # before there is more
         self._with_data = True
         self._queue, self._data = self._data, []
         self._visit_all()
+        return {
+            module: data_digests(values, functools.partial(_leave_out, module))
+            for module, values in self._values.items()
+        }
+
+    def pieces(self) -> "Iterator[Piece]":
+        """Give all that the identity is made of."""
+        from .digest import Piece
+
+        for module, values in self.data.items():
+            yield from (Piece(module, name, False, digest) for name, digest in values.items())
+        for module, items in self._items.items():
+            yield from (Piece(module, name, True, digest) for name, digest in items)
+        for module in self._unloaded:
+            if file_of(module):
+                yield Piece(module, "", True, hash_of(text_of_unloaded(module).encode()))
+
+    @functools.cached_property
+    def values(self) -> dict[str, bytes]:
+        """Return what stands for the data of each module, as far as it has a stable form, and for the code in it."""
+        data = self.data
         codes = self._hashed()
         return {
-            module: data_digest(self._values.get(module, {}), functools.partial(_leave_out, module))
+            module: hash_of(b"".join(name.encode() + value for name, value in data.get(module, {}).items()))
             + codes.get(module, b"")
-            for module in codes.keys() | self._values.keys()
+            for module in codes.keys() | data.keys()
         }
 
     @functools.cached_property

@@ -25,9 +25,11 @@ from ..config import parse_address
 from ..engines.external import External
 from ..errors import StoreError, TaskNotFound
 from ..interrupts import SafeLock, interrupts
+from ..model.reasons import Why
 from ..model.task import FINISHED, Status, format_id
 from ..stores import open_store
 from ..stores.base import NO_RUN, Store
+from . import history
 from .dispatcher import Dispatcher
 from .lifetimes import close_with_multiprocessing
 from .waiters import Waiter, outcome_of
@@ -135,6 +137,10 @@ class Attachment:
                 self._store = open_store(self.address, create=False)
                 self._file = _file_at(self._path)
             return self._store
+
+    def why(self, id: int) -> Why:
+        """Return why a task runs, or did, by what is stored."""
+        return history.why(self.store, id)
 
     def join(self, id: int, future: Any) -> Onlooker | None:
         """Resolve a future if its task is finished; else have it wait, and return the Onlooker that it waits by.

@@ -5,6 +5,7 @@ wait_until()                       takes the turns meanwhile, see driving.py
 """
 
 import contextlib
+import copy
 import functools
 import itertools
 import logging
@@ -13,7 +14,7 @@ import threading
 import time
 import weakref
 from _thread import start_new_thread
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +22,14 @@ from ..engines.base import Engine
 from ..errors import PoolBroken, StoreError
 from ..model import codec
 from ..model.options import CallOptions
-from ..model.task import Call, Function, Status
-from ..stores.base import Batch, Run, Store, TaskState
+from ..model.reasons import Reason, Resumed, Why
+from ..model.task import Call, Function, Options, Status
+from ..stores.base import Batch, Run, Store, TaskState, now
+from . import history
 from .dropped import when_dropped
 from .loop import KILL_AFTER_S, USUAL, Loop
+from .resumption import NOTHING, Foresight, OnChange
+from .reuse import is_memo, memo_key, name_of
 from .waiters import Consumer, Waiters, outcome_of
 
 ANSWER_S = 0.2  # in which workers that are to be ended can send what they have
@@ -48,12 +53,15 @@ class Dispatcher:
         waiters: Waiters | None = None,
         queues: Sequence[str] | None = None,
         runs_leftovers: bool = False,
+        repeats: bool = False,
         new_future: "Callable[[Dispatcher, int], Any] | None" = None,
+        on_change: OnChange = "rerun",
     ) -> None:
         """`queues` are those to claim from, as in Turn, or None for what is of the run.
 
         `waiters` is told of what finishes. With `runs_leftovers` the run adopts what is PENDING in its queue and
-        that nobody else would run. `new_future` makes what waits for the task of an id.
+        that nobody else would run. With `repeats` equal calls of the run are one, however often they are submitted.
+        `new_future` makes what waits for the task of an id.
         """
         self.store = store
         self.owner = owner
@@ -61,7 +69,10 @@ class Dispatcher:
         self.engine = engine
         self._waiters = waiters or Waiters()
         self._new_future: Any = new_future
-        self._loop = Loop(store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers)
+        self._why_fresh: Why | None = None  # unless it continues others; found out when it is asked for
+        self._loop = Loop(
+            store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers, repeats, on_change
+        )
         self.driver = self._loop.driver
 
     # adding
@@ -72,40 +83,66 @@ class Dispatcher:
         Raises StoreError, and leaves nothing behind then.
         """
         key = call_options.key
+        if key is not None and is_memo(key):
+            key = memo_key(function, call)
+            call_options = call_options._replace(key=key)
         with self.driver:
             loop = self._loop
             loop.enter()
             loop.claims.queue.know(function)
-            found = loop.resumption.find(function, call, key)
+            had = loop.resumption.had
+            if had is not None and key is None and not _recurs(call_options.options):
+                return self._submit_once(had, function, call, call_options)
+            found, why = loop.resumption.find(function, call, key)
             loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
             if found is None:
                 try:
-                    return self._submit_new(function, call, call_options)
+                    return self._submit_new(loop.ids.take(1), function, call, call_options, why)
                 except StoreError:
                     # Another process may have been faster with the same key.
                     found = self.store.by_key(self.run.queue, key) if key is not None else None
                     if found is None:
                         raise
-            future = self._future_of(found)
-            future.resumed = found.status is Status.COMPLETED and found.owner != self.owner
-            loop.turn_or_later()
-            return future
+                    why = Why(Reason.KEY)
+            return self._submit_found(found, why)
 
-    def _submit_new(self, function: Function, call: Call, call_options: CallOptions) -> Any:
-        id = self._loop.ids.take(1)
+    def _submit_once(self, had: dict[bytes, int], function: Function, call: Call, call_options: CallOptions) -> Any:
+        """Submit a call that is the one that the run has had, if it has."""
+        loop, name = self._loop, name_of(function, call)
+        found, why = loop.resumption.find_once(had, function, {name: call}).get(name, NOTHING)
+        if found is not None:
+            loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
+            return self._submit_found(found, why)
+        id = loop.ids.take(1)
+        future = self._submit_new(id, function, call, call_options, why)
+        had[name] = id
+        return future
+
+    def _submit_found(self, found: TaskState, why: Why | None) -> Any:
+        is_new = self._waiters.future(found.id) is None
+        future = self._future_of(found)
+        if is_new:  # else it is that of whoever submitted the call first
+            future._why = why
+        future.resumed = found.status is Status.COMPLETED and found.owner != self.owner
+        self._loop.turn_or_later()
+        return future
+
+    def _submit_new(self, id: int, function: Function, call: Call, call_options: CallOptions, why: Why | None) -> Any:
         future = self._new_future(self, id)
+        future._why = why
         future.recurs = call_options.options is not None and call_options.options.interval is not None
         self._waiters.add_future(id, future)
         try:
             self._loop.add_one(id, function, call, call_options)
         except BaseException as error:
-            self._take_back(id, error)
+            self._take_back((id,), error)
             raise
         return future
 
-    def _take_back(self, first: int, error: BaseException) -> None:
+    def _take_back(self, ids: Iterable[int], error: BaseException) -> None:
         """Have nobody wait for what could not be added."""
-        self._waiters.remove(first)
+        for id in ids:
+            self._waiters.remove(id)
         self._loop.fail_by(error)
 
     def add(self, consumer: Consumer, position: int, batch: Batch) -> None:
@@ -113,7 +150,12 @@ class Dispatcher:
         with self.driver:
             self._loop.enter()
             self._loop.claims.queue.know(batch.function)
-            if self.run.continues:
+            had = self._loop.resumption.had
+            if batch.key is not None:
+                self._add_memos(consumer, position, batch)
+            elif had is not None and not _recurs(batch.options):
+                self._add_once(had, consumer, position, batch)
+            elif self.run.continues:
                 self._add_resumed(consumer, position, batch)
             else:
                 self._add_new(consumer, position, batch)
@@ -124,15 +166,13 @@ class Dispatcher:
         try:
             self._loop.turn(batch)
         except BaseException as error:
-            self._take_back(batch.first, error)
+            self._take_back((batch.first,), error)
             raise
 
     def _add_resumed(self, consumer: Consumer, position: int, batch: Batch) -> None:
         """Add calls of which some may be in the store already, by the runs that this one continues."""
-        loop, calls = self._loop, batch.calls
-        if calls is None or batch.text is not None:
-            calls = [Call(codec.encode_call(tuple(row), {})[0]) for row in codec.decode(batch.text or "[]")]
-        known = loop.resumption.find_each(batch.function, calls)
+        loop, calls = self._loop, _calls_of(batch)
+        known = [look.found for look in loop.resumption.find_each(batch.function, calls)]
         loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
         # First those that are ours by now: adding others may fail.
         for place, found in enumerate(known):
@@ -146,6 +186,63 @@ class Dispatcher:
                 part = replace(batch, size=len(places), text=None, calls=calls[start : start + len(places)])
                 self._add_new(consumer, position + start, part)
         loop.turn_or_later()
+
+    def _add_once(self, had: dict[bytes, int], consumer: Consumer, position: int, batch: Batch) -> None:
+        """Add calls of which those that are equal are one, among them and with those that the run has had."""
+        loop, calls = self._loop, _calls_of(batch)
+        positions: dict[bytes, list[int]] = {}
+        for place, call in enumerate(calls):
+            positions.setdefault(name_of(batch.function, call), []).append(position + place)
+        named = {name: calls[places[0] - position] for name, places in positions.items()}
+        looks = loop.resumption.find_once(had, batch.function, named)
+        known = {name: look.found for name, look in looks.items() if look.found is not None}
+        loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
+        for name, found in known.items():
+            for place in positions[name]:
+                self._waiters.add_single(found.id, consumer, place)
+        for found in known.values():
+            loop.take_in_state(found, may_adopt=found.status is Status.RUNNING)
+        new = [name for name in positions if name not in known]
+        if new:
+            part = replace(batch, size=len(new), text=None, calls=[named[name] for name in new])
+            self._add_shared(consumer, [positions[name] for name in new], part)
+            had |= zip(new, range(part.first, part.first + part.size), strict=True)
+        loop.turn_or_later()
+
+    def _add_shared(self, consumer: Consumer, positions: Sequence[Sequence[int]], batch: Batch) -> None:
+        """Add new calls of which each is the one of all these positions."""
+        batch.first = self._loop.ids.take(batch.size)
+        ids = range(batch.first, batch.first + batch.size)
+        if all(len(places) == 1 for places in positions) and positions[-1][0] - positions[0][0] == batch.size - 1:
+            self._waiters.add_range(batch.first, batch.size, consumer, positions[0][0])
+        else:
+            for id, places in zip(ids, positions, strict=True):
+                for place in places:
+                    self._waiters.add_single(id, consumer, place)
+        try:
+            self._loop.turn(batch)
+        except BaseException as error:
+            self._take_back(ids, error)
+            raise
+
+    def _add_memos(self, consumer: Consumer, position: int, batch: Batch) -> None:
+        """Add calls with memo=True, each in a turn of its own: another process may have one at the same time."""
+        resumption = self._loop.resumption
+        for place, call in enumerate(_calls_of(batch), position):
+            key = memo_key(batch.function, call)
+            found = resumption.by_memo(key).found
+            if found is None:
+                try:
+                    self._add_new(consumer, place, replace(batch, size=1, text=None, calls=[call], key=key))
+                    continue
+                except StoreError:
+                    found = resumption.by_memo(key).found
+                    if found is None:
+                        raise
+            self._waiters.add_single(found.id, consumer, place)
+            self._loop.take_in_state(found, may_adopt=True)
+        self._loop.peers.must_notify = self._loop.peers.must_notify or resumption.has_retried
+        self._loop.turn_or_later()
 
     def prepare(self) -> Any:
         """Make ready for a first call, before it is described, and return the engine's snapshot.
@@ -172,6 +269,17 @@ class Dispatcher:
             future = self._future_of(found[0])
             self._loop.turn_or_later()
             return future
+
+    def retry(self, ids: Sequence[int]) -> list[Any]:
+        """Have those of the tasks run again that FAILED or are CANCELLED; return their futures, oldest first."""
+        with self.driver:
+            loop = self._loop
+            loop.enter()
+            retried = self.store.retry(ids, now()) if ids else []
+            loop.peers.must_notify = loop.peers.must_notify or bool(retried)
+            futures = [self._future_of(found) for found in sorted(self.store.states(retried))]
+            loop.turn_or_later()
+            return futures
 
     def _future_of(self, found: TaskState) -> Any:
         """Return the future of a task that is in the store already."""
@@ -221,12 +329,46 @@ class Dispatcher:
 
     def read(self, first: int, count: int) -> list[Any]:
         """Return the outcomes of finished tasks with consecutive ids, each as for a Consumer; also after the end."""
-        ids = range(first, first + count)
+        with self._looking() as store:
+            return [outcome_of(found) for found in sorted(store.states(range(first, first + count)))]
+
+    def foresee(self, function: Function, calls: Sequence[Call], foresight: Foresight, *, memo: bool) -> list[Why]:
+        """Return for each call why it would run, or need not. `foresight` has what came of those before them."""
+        with self.driver:
+            if self.driver.is_closed:
+                raise RuntimeError("cannot preview calls after shutdown")
+            fresh = None if self.run.continues else self._fresh()
+            return self._loop.resumption.foresee_each(function, calls, foresight, fresh, memo)
+
+    def resumed(self) -> Resumed:
+        """Return what the run has taken over so far, and why the rest was not."""
+        with self.driver:
+            resumed = copy.deepcopy(self._loop.resumption.resumed)
+        resumed.fresh = None if self.run.continues else self._fresh()
+        return resumed
+
+    def why(self, id: int) -> Why:
+        """Return why a task runs, or did, by what is stored."""
+        with self._looking() as store:
+            return history.why(store, id)
+
+    def _fresh(self) -> Why:
+        """Return why the run continues no others."""
+        if self._why_fresh is None:
+            with self._looking() as store:
+                found = history.History(store)
+                self._why_fresh = found.fresh(found.run(self.run.id))
+        return self._why_fresh
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[Store]:
+        """Give the store, also after the end."""
         with self.driver:
             if not self.driver.is_closed:
-                return [outcome_of(found) for found in sorted(self.store.states(ids))]
+                yield self.store
+                return
         with contextlib.closing(self.store.reopen()) as store:
-            return [outcome_of(found) for found in sorted(store.states(ids))]
+            yield store
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait for what a turn brings, see Driver.wait_until()."""
@@ -324,3 +466,14 @@ class Dispatcher:
     def leave_to_parent(self) -> None:
         """After a fork, in the child: let go of what is the parent's."""
         self._loop.leave_to_parent()
+
+
+def _calls_of(batch: Batch) -> Sequence[Call]:
+    """Return the calls of a map, one by one, as they are compared."""
+    if batch.text is None:
+        return batch.calls or ()
+    return [Call(codec.encode_call(tuple(row), {})[0]) for row in codec.decode(batch.text)]
+
+
+def _recurs(options: Options | None) -> bool:
+    return options is not None and options.interval is not None

@@ -26,6 +26,7 @@ a worker costs more than storing a call. A call that comes alone is given at onc
 
 import functools
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -43,7 +44,8 @@ from .committing import Committer
 from .driving import Driver
 from .dropped import Dropped
 from .peers import Peers
-from .resumption import Resumption
+from .resumption import OnChange, Resumption
+from .retention import Retention
 from .turn import Pending, Situation, TurnPlan, is_empty, is_of_interest, plan, take_in
 from .waiters import CANCELLED, Waiters, outcome_of
 
@@ -69,12 +71,15 @@ class Loop:
         waiters: Waiters,
         queues: Sequence[str] | None,
         runs_leftovers: bool,
+        repeats: bool,
+        on_change: OnChange,
     ) -> None:
         self.driver = Driver(self)
         self.waiters = waiters
         self.ids = Ids(owner)
         self.claims = Claims(store, engine, crash_retries, functools.partial(self.ids.take, 1))
-        self.resumption = Resumption(store, run, runs_leftovers)
+        self.resumption = Resumption(store, run, runs_leftovers, repeats, on_change)
+        self.retention = Retention(store, owner)
         self.dropped = Dropped(self.driver.waker)
         self.failure: str | None = None  # why nothing is taken any more
         self.clean = True  # whether the run has gone well so far
@@ -155,6 +160,8 @@ class Loop:
         """Take the turn for what has come. It raises nothing: what could not be stored is tried again."""
         self._is_visit = self._holds = False
         self.turn_or_later()
+        if self.failure is None and self.retention.at <= time.monotonic():
+            self.retention.step()
 
     def turn_or_later(self) -> None:
         """Take a turn now, or if that fails once more later."""
@@ -364,6 +371,9 @@ class Loop:
         if due is not None:
             # By the clock on the wall, which may be set meanwhile: so it is looked at now and then.
             left = earlier(left, min(max((due - now()) / 1e6, 0.0), LOOK_AT_CLOCK_S))
+        if self.retention.at < math.inf:
+            until_step = max(self.retention.at - time.monotonic(), 0.0)
+            left = until_step if left is None else min(left, until_step)
         return left
 
     def holds_back(self) -> bool:
@@ -424,9 +434,12 @@ class Loop:
             if self.driver.is_closed:
                 return
             self._engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
+            if self.failure is None and self.clean:
+                self.retention.finish(self.ids.taken)
             try:
                 if self._run.id:
                     sessions.leave(self._store.address)
+                    self.resumption.tell()
                     self._store.end_run(self._run, self.clean, now())
             except StoreError as error:
                 _log.error("the run could not be closed, and will be continued as a broken one: %s", error)

@@ -1,38 +1,84 @@
-"""What this run takes over: for a new call the task of its key, or the one that an earlier run left; and leftovers."""
+"""What this run takes over, and why: for a new call the task of its key, or one that an earlier run left; leftovers."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
-from ..errors import KeyConflict
+from ..code.parts import changes
+from ..errors import FunctionChanged, FunctionLost, KeyConflict
 from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
+from ..model.reasons import Reason, Resumed, Why
 from ..model.task import Call, Function, Status
-from ..stores.base import Run, Store, TaskState, now
+from ..stores.base import Resumable, Run, Store, TaskState, now
+from .reuse import is_memo, memo_key, name_of
 from .waiters import Waiters
 
+OnChange = Literal["rerun", "reuse", "raise"]
+_BY_STATUS = {Status.COMPLETED: Why(Reason.RESULT), Status.FAILED: Why(Reason.FAILED)}
+_UNFINISHED = Why(Reason.UNFINISHED)
+_LOCAL = "<"  # in the path of what has no name of its own: lambdas and functions of functions may share one
+
 _log = logging.getLogger("omniq_executor")
+
+
+class Look(NamedTuple):
+    """What there is of a call: its task, if there is one, and why; None for a new call of a run that continues none."""
+
+    found: TaskState | None
+    why: Why | None
+
+
+NOTHING = Look(None, None)
+_EQUAL = Why(Reason.EQUAL)
+_NO_EQUAL = Look(None, Why(Reason.ARGUMENTS))
+
+
+class Foresight:
+    """What calls that are foreseen leave to those after them."""
+
+    def __init__(self) -> None:
+        self.left: dict[str | bytes, list[Resumable]] = {}
+        """By likeness, what could still be taken over."""
+        self.names: set[bytes] = set()
+        """Of the calls so far, where equal ones are run once."""
 
 
 class Resumption:
     """See the module's docstring. Called under the dispatcher's lock."""
 
-    def __init__(self, store: Store, run: Run, runs_leftovers: bool) -> None:
+    def __init__(
+        self, store: Store, run: Run, runs_leftovers: bool, repeats: bool, on_change: OnChange = "rerun"
+    ) -> None:
         self.has_retried = False
         """Whether tasks became PENDING again, which others are to be told of, since whoever unsets this last looked."""
         self.foreign: set[int] = set()
         """Tasks that are waited for here and may be for nobody else to run."""
         self.may_adopt = runs_leftovers
         """Whether there may be something to adopt."""
+        self.resumed = Resumed(run.queue, run.id, run.continues, run.total)
+        """What was taken over so far, and why the rest was not."""
+        self._on_change = on_change
+        self._digests: set[bytes] = set()  # of functions of this run, so that none is taken for an older one
+        self._said_of: set[tuple[bytes, bytes]] = set()  # that the calls of the one function were taken for another
+        self._changes: dict[tuple[bytes, bytes], str] = {}  # in words, from the one digest to the other
+        self.had: dict[bytes, int] | None = {} if repeats else None
+        """The tasks of the calls that this run has had, by their names (see reuse.py), if they are run once each."""
         self._store = store
         self._run = run
         self._said = False  # that a run is continued
         self._runs_leftovers = runs_leftovers
 
-    def find(self, function: Function, call: Call, key: str | None) -> TaskState | None:
-        """Return the task that a new call is, or None. Raises KeyConflict if its key is another call's."""
+    def find(self, function: Function, call: Call, key: str | None) -> Look:
+        """Return the task that a new call is, if there is one.
+
+        Raises KeyConflict if its key is another call's, and FunctionChanged as `find_each()`.
+        """
+        if key is not None and is_memo(key):
+            return self.by_memo(key)
         if key is not None and (found := self.by_key(function, call, key)) is not None:
-            return found
-        return self.find_each(function, [call])[0] if self._run.continues else None
+            return Look(found, Why(Reason.KEY))
+        return self.find_each(function, [call])[0] if self._run.continues else NOTHING
 
     def by_key(self, function: Function, call: Call, key: str) -> TaskState | None:
         """Return the task that has the key, or None. Raises KeyConflict if it is another call."""
@@ -41,7 +87,7 @@ class Resumption:
         stored = self._store.stored([found.id]) if found is not None else []
         if found is None or not stored:  # it was purged in between
             return None
-        task, _, identity = stored[0]
+        task, identity = stored[0].task, stored[0].identity
         if task.func_path != function.path:
             raise KeyConflict(
                 f"the key {key!r} of the queue {queue!r} is of a call of {task.func_path}, {task.task_id},"
@@ -58,10 +104,63 @@ class Resumption:
             return found._replace(status=Status.PENDING, error=None)
         return found
 
-    def find_each(self, function: Function, calls: Sequence[Call]) -> list[TaskState | None]:
-        """Return for each call the task that it continues, as Store.take_over() has them."""
+    def by_memo(self, key: str) -> Look:
+        """Return the task of a call with memo=True, to be run again if it is no good; None if there is none."""
+        found = self._store.by_key(self._run.queue, key)
+        return _NO_EQUAL if found is None else self._runnable(found)
+
+    def find_once(self, had: dict[bytes, int], function: Function, calls: dict[bytes, Call]) -> dict[bytes, Look]:
+        """Return what there is of these calls, by their names: those that this run has had, or takes over now."""
+        ids = {name: had[name] for name in calls if name in had}
+        states = {found.id: found for found in self._store.states(ids.values())} if ids else {}
+        runnable = {name: self._runnable(states[id]) for name, id in ids.items() if id in states}
+        known = {name: look for name, look in runnable.items() if look.found is not None}  # others were removed
+        left = [name for name in calls if name not in known]
+        if left and self._run.continues:
+            looks = self.find_each(function, [calls[name] for name in left])
+            known |= zip(left, looks, strict=True)
+            had |= {name: look.found.id for name, look in zip(left, looks, strict=True) if look.found is not None}
+        return known
+
+    def _runnable(self, found: TaskState) -> Look:
+        """Return where a task stands whose call is made again: one that failed, or was cancelled, is PENDING."""
+        if found.status not in (Status.FAILED, Status.CANCELLED):
+            return Look(found, _EQUAL)
+        if self._store.retry([found.id], now()):
+            self.has_retried = True
+            return Look(found._replace(status=Status.PENDING, error=None), Why(Reason.FAILED))
+        return Look(next(iter(self._store.states([found.id])), None), _EQUAL)  # somebody else was faster
+
+    def find_each(self, function: Function, calls: Sequence[Call]) -> list[Look]:
+        """Return for each call the task that it continues, and why, for a run that continues others.
+
+        Raises FunctionChanged, and takes nothing over, if one of them is there under other code and that is not wished.
+        """
         run = self._run
+        if self._on_change == "raise":
+            for _, why, _ in self.foresee(function, calls):
+                if why.reason is Reason.CODE:
+                    raise FunctionChanged(
+                        f"an earlier run has calls of {function.path}, and {why.what} since: have them run again by"
+                        " on_change='rerun', or take their results by on_change='reuse'"
+                    )
+        self._digests.add(function.digest)
         found = self._store.take_over(run, function, calls, now())
+        looks = [Look(it, it and _why(it)) for it in found]
+        missing = [place for place, it in enumerate(found) if it is None]
+        if missing:
+            seen = self.foresee(function, [calls[place] for place in missing])
+            for place, (call, why, older) in zip(missing, seen, strict=True):
+                state = None
+                if older is not None:
+                    other = function._replace(digest=older.digest, parts="")  # the store knows what that was made of
+                    (state,) = self._store.take_over(run, other, [call], now())
+                    self._say_older(function, other, why)
+                looks[place] = Look(state, why)
+        for look in looks:
+            if look.why is not None:
+                self.resumed.add(function.path, look.why)
+        found = [look.found for look in looks]
         if any(known is not None for known in found) and not self._said:
             self._said = True
             _log.warning(
@@ -70,7 +169,97 @@ class Resumption:
             )  # fmt: skip
         if any(known is not None and known.status is Status.PENDING for known in found):
             self.has_retried = True  # what had failed is PENDING again, and may be for workers elsewhere
-        return found
+        return looks
+
+    def foresee_each(
+        self, function: Function, calls: Sequence[Call], foresight: Foresight, fresh: Why | None, memo: bool
+    ) -> list[Why]:
+        """Return for each call why it would run, or need not. `fresh` says why the run continues no others, if so."""
+        whys: dict[int, Why] = {}
+        left: dict[int, Call] = {}
+        for place, call in enumerate(calls):
+            equal = self._foresee_equal(function, call, foresight.names, memo)
+            if equal is None and fresh is None and not memo:
+                left[place] = call
+            else:
+                whys[place] = equal or (fresh if fresh is not None and not memo else Why(Reason.ARGUMENTS))
+        seen = self.foresee(function, [*left.values()], foresight.left) if left else ()
+        whys |= {place: why for place, (_, why, _) in zip(left, seen, strict=True)}
+        return [whys[place] for place in range(len(calls))]
+
+    def _foresee_equal(self, function: Function, call: Call, names: set[bytes], memo: bool) -> Why | None:
+        """Return why a call need not run for itself, if equal calls are run once and there is one, in `names` say."""
+        if self.had is None and not memo:
+            return None
+        name = name_of(function, call)
+        if name in names:
+            return _EQUAL
+        names.add(name)
+        if memo:
+            found = self._store.by_key(self._run.queue, memo_key(function, call))
+        else:
+            found = next(iter(self._store.states([self.had[name]])), None) if self.had and name in self.had else None
+        if found is None:
+            return None
+        return Why(Reason.FAILED) if found.status in (Status.FAILED, Status.CANCELLED) else _EQUAL
+
+    def foresee(
+        self, function: Function, calls: Sequence[Call], left: dict[str | bytes, list[Resumable]] | None = None
+    ) -> Iterator[tuple[Call, Why, Resumable | None]]:
+        """Give for each call why it will run, or need not, and the task of it under other code that it is to take.
+
+        Nothing is changed. `left` is what calls before these have left, by likeness, and is filled.
+        """
+        left = {} if left is None else left
+        likenesses = {call.likeness for call in calls}
+        found = self._store.resumable(self._run, function.path, likenesses - left.keys())
+        for likeness in likenesses - left.keys():
+            left[likeness] = (found or {}).get(likeness, [])
+        for call in calls:
+            why, older = self._judge(function, left[call.likeness])
+            if why is None:
+                why = Why(Reason.FUNCTION if found is None else Reason.ARGUMENTS)
+            yield call, why, older
+
+    def _judge(self, function: Function, left: list[Resumable]) -> tuple[Why | None, Resumable | None]:
+        """Return why a call will run, or need not, by what could be taken over for it; that is taken out of `left`."""
+        for own in left:
+            if own.digest == function.digest:
+                left.remove(own)
+                return _BY_STATUS.get(own.status, _UNFINISHED), None
+        others = [it for it in left if it.digest not in self._digests]
+        if not others:
+            return None, None
+        digest = others[-1].digest
+        first = next(it for it in others if it.digest == digest)
+        what = self._what_changed(function, digest)
+        if self._on_change != "reuse" or first.status is not Status.COMPLETED or _LOCAL in function.path:
+            return Why(Reason.CODE, what), None
+        left.remove(first)
+        return Why(Reason.OLDER, what), first
+
+    def _what_changed(self, function: Function, digest: bytes) -> str:
+        known = self._changes.get((digest, function.digest))
+        if known is None:
+            try:
+                parts = self._store.function(digest).parts
+            except FunctionLost:
+                parts = ""
+            known = self._changes[digest, function.digest] = changes(function.path, parts, function.parts)
+        return known
+
+    def _say_older(self, function: Function, other: Function, why: Why) -> None:
+        if (other.digest, function.digest) not in self._said_of:
+            self._said_of.add((other.digest, function.digest))
+            _log.warning(
+                "queue %r: results of %s are taken over (on_change='reuse') though %s",
+                self._run.queue, function.path, why.what,
+            )  # fmt: skip
+
+    def tell(self) -> None:
+        """Say at the end of the run what it took over, if it did, and why the rest ran."""
+        if self.resumed.reused:
+            _log.warning("queue %r: run %d: %s", self._run.queue, self._run.id, self.resumed.sentence())
 
     def expect(self) -> None:
         """Take note that others may have left something, or are gone."""
@@ -84,3 +273,8 @@ class Resumption:
         if self.foreign and runs_calls:
             self._store.adopt(self._run, self.foreign, now())
         self.may_adopt = False
+
+
+def _why(taken: TaskState) -> Why:
+    """Return why a task was taken over."""
+    return Why(Reason.FAILED) if taken.had_failed else _BY_STATUS.get(taken.status, _UNFINISHED)

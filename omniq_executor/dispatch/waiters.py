@@ -74,7 +74,8 @@ class Waiters:
         """Whether a consumer was given something, since whoever sets this to False last looked."""
         self._futures: dict[int, Waiter] = {}
         self._ranges: list[_Range] = []  # in order of their ids
-        self._singles: dict[int, tuple[Consumer, int]] = {}  # of maps, where ids are not in the order of positions
+        # Of maps, where ids are not in the order of positions, or several positions are one task.
+        self._singles: dict[int, list[tuple[Consumer, int]]] = {}
         self.to_notify: deque[tuple[Waiter, Any, bool]] = deque()
         """Futures that are resolved and are to be told, see `notify_waiting()`."""
         self._resolved = 0  # futures, ever, and ...
@@ -102,6 +103,7 @@ class Waiters:
         """Have nobody wait any more for new tasks from this one on, which could not be stored."""
         if self._futures.pop(first, None) is not None:
             self.open -= 1
+        self.open -= len(self._singles.pop(first, ()))
         span = self._range_of(first)
         if span is not None:
             self.open -= span.end - first
@@ -109,19 +111,26 @@ class Waiters:
 
     def add_single(self, id: int, consumer: Consumer, position: int) -> None:
         """Have a consumer wait for a task whose id has nothing to do with those of its neighbours."""
-        self._singles[id] = consumer, position
+        self._singles.setdefault(id, []).append((consumer, position))
         self.open += 1
 
     def __contains__(self, id: int) -> bool:
         return id in self._futures or id in self._singles or self._range_of(id) is not None
 
     def ids(self, consumer: Consumer | None = None) -> list[int]:
-        """The tasks that are waited for, by `consumer` or by anybody."""
-        ids = [id for id, (other, _) in self._singles.items() if consumer is None or other is consumer]
-        for span in self._ranges:
-            if consumer is None or span.consumer is consumer:
-                ids += range(span.first, span.end)
-        return ids if consumer is not None else [*self._futures, *ids]
+        """The tasks that are waited for, by anybody, or by `consumer` and nobody else."""
+        spans = [span for span in self._ranges if consumer is None or span.consumer is consumer]
+        ids = [id for span in spans for id in range(span.first, span.end)]
+        if consumer is None:
+            return [*self._futures, *self._singles, *ids]
+        shared = {*self._futures}
+        for id, singles in self._singles.items():
+            span = self._range_of(id)
+            if any(of is not consumer for of, _ in singles) or (span is not None and span.consumer is not consumer):
+                shared.add(id)
+            else:
+                ids.append(id)
+        return [id for id in ids if id not in shared] if shared else ids
 
     # what became of it
 
@@ -132,7 +141,10 @@ class Waiters:
                 self.resolve(ids[0], outcome)
             return
         span = self._range_of(ids[0])
-        if span is not None and ids[-1] < span.end and not refused and self._futures.keys().isdisjoint(ids):
+        is_shared = not self._futures.keys().isdisjoint(ids) or (
+            self._singles and not self._singles.keys().isdisjoint(ids)
+        )
+        if span is not None and ids[-1] < span.end and not refused and not is_shared:
             self._put(span, ids[0], len(ids), outcome)
             return
         for id, (value,) in zip(ids, codec.decode(outcome.text), strict=True):
@@ -149,9 +161,7 @@ class Waiters:
         future = self._futures.pop(id, None)
         if future is not None:
             self._hand_over(future, outcome, False)
-        single = self._singles.pop(id, None)
-        if single is not None:
-            consumer, position = single
+        for consumer, position in self._singles.pop(id, ()):
             self.open -= 1
             consumer.put(position, id, 1, outcome)
             self.put = True  # after it: whoever unsets this, and looks at the consumer, is to find it there

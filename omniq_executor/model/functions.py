@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..code import digest as keys, modules, spaces, versions
+from ..code import digest as keys, modules, parts, spaces, versions
 from ..errors import SerializationError, TooLarge
 from ..model.task import Call, Function
 from . import codec, dependencies, unstable
@@ -68,12 +68,14 @@ class Functions:
             if known is not None and known.still_holds():
                 # With the pickle that was given first, if it is small: workers know it by that.
                 return known.function if known.function.pickle else self._checked(known, written)
-        digest, named = keys.digest_and_named(function, versions.code_of)
+        pieces: list[keys.Piece] = []
+        digest, named = keys.digest_and_named(function, versions.code_of, pieces)
         digest = digest or self._digest_of_pickle(written)
         version = versions.check_of(function, named)
         if version is not None:
             digest = modules.hash_of(digest + version.identity)
-        known = _Known(Function(digest, path_of(function), b""), version, named)
+            pieces += version.pieces()
+        known = _Known(Function(digest, path_of(function), b"", parts.parts_of(pieces)), version, named)
         if self._names_unstable:
             unstable.watch(known.function.path, function)
         described = self._checked(known, written)

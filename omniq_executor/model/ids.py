@@ -17,6 +17,8 @@ class Ids:
 
     def __init__(self, owner: int) -> None:
         self._node = owner % NODES << _COUNT_BITS
+        self.taken = 0
+        """How many it has made."""
         self._tick = 0
         self._used = 0
 
@@ -31,4 +33,10 @@ class Ids:
             self._tick, self._used = self._tick + 1, 0
         first = self._tick << _COUNT_BITS + _NODE_BITS | self._node | self._used
         self._used += count
+        self.taken += count
         return first
+
+
+def time_of(number: int) -> int:
+    """Return when an id was made, in microseconds since 1970: a tick earlier at most, or later for many at once."""
+    return (number >> _COUNT_BITS + _NODE_BITS) * (_TICK_NS // 1000)

@@ -17,6 +17,7 @@ RetryOn = type[BaseException] | tuple[type[BaseException], ...]
 
 _MICROS = 1_000_000
 LONGEST_BACKOFF_S = 60.0
+MEMO = "memo:"  # begins the keys of calls with memo=True; in options, it stands for the key of each
 JITTER = 0.25  # of a delay, so that what failed together does not come again together
 _log = logging.getLogger("omniq_executor")
 
@@ -51,6 +52,7 @@ def make_options(
     eta: datetime.datetime | datetime.timedelta | float | None,
     interval: datetime.timedelta | float | None,
     tags: Iterable[str],
+    memo: bool = False,
 ) -> CallOptions:
     """Return the CallOptions that options make.
 
@@ -58,6 +60,12 @@ def make_options(
     """
     if key is not None and (not isinstance(key, str) or not key):  # type: ignore[redundant-expr]  # callers may be untyped
         raise ValueError(f"key is a non-empty text, not {key!r}")
+    if key is not None and key.startswith(MEMO):
+        raise ValueError(f"key {key!r} begins as those of calls with memo=True do: give it another beginning")
+    if not isinstance(memo, bool):
+        raise TypeError(f"memo is True or False, not {memo!r}")
+    if memo and (key is not None or interval is not None):
+        raise ValueError("memo=True names a call by its arguments, and runs it once: it goes with no key or interval")
     check_whole("max_retries", max_retries, 0)
     check_whole("priority", priority, -(1 << 31))
     given = (tags,) if isinstance(tags, str) else tuple(tags)
@@ -71,7 +79,7 @@ def make_options(
         raise ValueError(f"timeout must be greater than 0, not {timeout!r}")
     policy = _policy(backoff, retry_on)
     options = Options(max_retries, timeout=limit_s, interval=micros, tags=given, policy=policy if max_retries else None)
-    return CallOptions(key, priority, _due(eta, now), None if options == Options() else options)
+    return CallOptions(MEMO if memo else key, priority, _due(eta, now), None if options == Options() else options)
 
 
 def retry_at(options: Options, error: ErrorInfo, now: int) -> int | None:

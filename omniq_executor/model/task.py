@@ -132,6 +132,7 @@ class Function(NamedTuple):
     digest: bytes  # identity of its code and what it closes over, 16 bytes: a changed function has another
     path: str  # module and qualified name, for people
     pickle: bytes
+    parts: str = ""  # what its identity is made of, see code/parts.py; empty where an older version stored it
 
 
 class Call(NamedTuple):

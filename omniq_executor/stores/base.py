@@ -14,7 +14,7 @@ is read as a whole.
 import abc
 import os
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -114,6 +114,35 @@ class TaskState(NamedTuple):
     owner: int | None  # who claimed it last
     result: str | bytes | None
     error: ErrorInfo | None
+    had_failed: bool = False  # of what take_over() gives: whether it is PENDING by a retry
+
+
+class Resumable(NamedTuple):
+    """A task that a run may still take over, for an equal call of its function."""
+
+    id: int
+    digest: bytes  # of the function
+    status: Status
+
+
+class Taken(NamedTuple):
+    """A task that a run has taken over, as it was before that."""
+
+    run: int
+    task: int
+    status: Status
+    origin: int  # the run that it was of
+
+
+class PastCall(NamedTuple):
+    """What is looked at of a task to tell what runs have in common."""
+
+    id: int
+    run: int
+    digest: bytes  # of its function
+    likeness: str | bytes  # see Call
+    status: Status
+    enqueued_at: int
 
 
 @dataclass(slots=True)
@@ -179,6 +208,7 @@ class RunRecord(NamedTuple):
     settled: bool  # nothing of it is taken over any more
     session: int = 0  # 0 where the run is a session by itself
     context: str = ""  # see Store.begin_run()
+    result_ttl: int | None = None  # microseconds that its results are kept after its end; None for ever
 
 
 class Leftover(NamedTuple):
@@ -196,6 +226,22 @@ class TaskRow(NamedTuple):
     task: Task
     digest: bytes  # of its function, of which `task` has the rest
     identity: bytes | None  # of a pickled call, see Call
+    parts: str = ""  # of its function, see Function
+
+
+class Swept(NamedTuple):
+    """What a step of `Store.expire()` did."""
+
+    looked_at: int  # tasks, ...
+    removed: int  # ... and how many of them were removed
+
+
+class Usage(NamedTuple):
+    """What a store takes, and what of it is to go."""
+
+    size: int  # bytes on the disk, of all its files
+    oldest: int | None  # when the oldest task was added
+    expiring: list[tuple[int, int]]  # when tasks are to go, and how many; the next first
 
 
 class Problem(NamedTuple):
@@ -330,17 +376,19 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def begin_run(
         self, queue: str, owner: int, resume: Resume, now: int, *,
-        session: int = 0, context: str = "", since: int = 0,
+        session: int = 0, context: str = "", since: int = 0, result_ttl: int | None = None,
     ) -> Run:  # fmt: skip
         """Open a run of `queue`, as part of a session or as one by itself.
 
         With "crashed" it continues each earlier run of the queue that is not settled, has the same
         context and no living owner, and is of a session that is over, or of this session if it did not
         end clean. With "always" it also continues the runs of the queue and context that ended last: those of
-        one session, and of this one. With "never" none. What those runs continued in their turn is continued
-        too. A run of which nothing has happened after `since` is not continued.
+        one session, and of this one. With "failed" it continues those of them of which tasks FAILED, with all
+        of their session. With "never" none. What those runs continued in their turn is continued too. A run of
+        which nothing has happened after `since` is not continued.
 
         The context is a text that stands for all that calls depend on and do not name, such as the initializer.
+        `result_ttl` is for how many microseconds `expire()` keeps what is finished of it, None for ever.
         """
 
     @abc.abstractmethod
@@ -353,12 +401,30 @@ class Store(abc.ABC):
         The n-th call equal in function and arguments is given the n-th such task of the runs that
         `run` continues, in order of id. A task is given once. CANCELLED tasks are not given;
         FAILED ones are given after a MANUAL_RETRY, so as PENDING. What is PENDING then is of `run` from now on.
+        What is given is noted, see `taken()`.
         """
         self._check_open()
         return self._take_over(run, function, calls, now) if run.continues else [None] * len(calls)
 
     @abc.abstractmethod
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
+        """Do it for a run that continues others."""
+
+    def resumable(
+        self, run: Run, path: str, likenesses: Collection[str | bytes]
+    ) -> dict[str | bytes, list[Resumable]] | None:
+        """Return by likeness the tasks that `run` may still take over for calls of the function with that path.
+
+        Whatever code the function had, and in order of id. None if the runs that it continues had no call of the
+        function, and where it continues none. Nothing is changed.
+        """
+        self._check_open()
+        return self._resumable_of(run, path, likenesses) if run.continues else None
+
+    @abc.abstractmethod
+    def _resumable_of(
+        self, run: Run, path: str, likenesses: Collection[str | bytes]
+    ) -> dict[str | bytes, list[Resumable]] | None:
         """Do it for a run that continues others."""
 
     @abc.abstractmethod
@@ -428,17 +494,67 @@ class Store(abc.ABC):
         Their keys are free then. With them go the functions that no task uses, unless an owner is
         registered, who may be about to use one; and the settled runs that have no tasks left, but for
         the last of each queue. A task that one which is not finished comes after stays. What they wrote
-        goes last: whoever dies before that leaves it to the next purge or check. Raises ValueError for
-        a state in which a task is not finished.
+        goes last: whoever dies before that leaves it to the next purge or check. Then it is compacted. Raises
+        ValueError for a state in which a task is not finished.
         """
         check_finished(statuses)
         removed = self._purge(before, statuses, queue)
         self.output.remove_strays(self.ids)
+        self.compact()
         return removed
 
     @abc.abstractmethod
     def _purge(self, before: int, statuses: Collection[Status], queue: str | None) -> int:
         """Do it, but for what they wrote."""
+
+    def remove(self, ids: Sequence[int]) -> int:
+        """Remove those of these tasks that are finished, with what they wrote; return how many.
+
+        One that a task which is not finished comes after stays. Their keys are free then.
+        """
+        removed = self._remove(ids)
+        self.output.remove(removed)
+        return len(removed)
+
+    @abc.abstractmethod
+    def _remove(self, ids: Sequence[int]) -> dict[int, int]:
+        """Do it, but for what they wrote; return how many attempts each had."""
+
+    @abc.abstractmethod
+    def results_of(self, function: str, queue: str | None = None) -> tuple[list[int], list[int]]:
+        """Return the finished tasks of a function, and those finished ones that were given their results, and so on.
+
+        The function is named by its dotted path or the end of it. Both newest first, so that what is removed in
+        this order goes before what it depends on. With `queue`, only tasks of the function that are of it.
+        """
+
+    def expire(self, now: int, owner: int = 0) -> Iterator[Swept]:
+        """Remove what is finished and kept long enough, by and by: each item is a step that was done, of some ms.
+
+        That is what is of a run that is over, as long ago as it said when it began, with all that continue it (see
+        retention.py), and that finished that long ago itself. What has a key stays, unless it is one of memo=True;
+        so does a task that one which is not finished comes after. A run with nothing left goes last, and functions
+        that no task uses, unless an owner other than `owner` is registered. It may be left off after any step.
+        """
+        for looked_at, removed in self._expire(now, owner):
+            self.output.remove(removed)
+            yield Swept(looked_at, len(removed))
+
+    @abc.abstractmethod
+    def _expire(self, now: int, owner: int) -> Iterator[tuple[int, dict[int, int]]]:
+        """Do it, but for what they wrote: give how many were looked at, and the attempts of those removed."""
+
+    @abc.abstractmethod
+    def usage(self) -> Usage:
+        """Return what the store takes, and what of it is to go when."""
+
+    def compact(self, most_bytes: int | None = None) -> bool:
+        """Give space back to the disk if most of what it takes is free; return whether it did.
+
+        With `most_bytes` only if no more than that is in use, so that others are not held up for long.
+        """
+        self._check_open()
+        return False
 
     @abc.abstractmethod
     def backup(self, destination: Path) -> int:
@@ -487,9 +603,13 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+    def put(
+        self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = (),
+        taken: Sequence[Taken] = (),
+    ) -> None:  # fmt: skip
         """Have these tasks with their functions, and these runs, as they are given; and the tasks `gone` no more.
 
+        `taken` is all that these runs have taken over.
         What was there under the same id is replaced. What is gone goes first.
         """
 
@@ -498,6 +618,14 @@ class Store(abc.ABC):
         """Open the store to everybody. What was put is on disk, also through a cut of the power, before that."""
 
     # looking
+
+    @abc.abstractmethod
+    def taken(self) -> list[Taken]:
+        """Return what each run has taken over from others."""
+
+    @abc.abstractmethod
+    def calls(self, runs: Collection[int]) -> list[PastCall]:
+        """Return the tasks that are of these runs, oldest first."""
 
     def get(self, task_id: int | str) -> Task:
         """Return the task of that number or shown id. Raises TaskNotFound, or ValueError for what is no id."""

@@ -84,7 +84,7 @@ def migrate(source: Store, destination: Store, advance: Callable[[int], object])
 def _copy(source: Store, ids: list[int], destination: Store, advance: Callable[[int], object]) -> int:
     """Write what is not in the destination as it is in the source; returns how many tasks."""
     destination.put(gone=sorted(set(destination.ids()).difference(ids)))
-    destination.put(runs=source.runs())
+    destination.put(runs=source.runs(), taken=source.taken())
     written = 0
     for start in range(0, len(ids), BATCH):
         batch = ids[start : start + BATCH]

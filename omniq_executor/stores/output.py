@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..errors import StoreError
@@ -85,6 +85,19 @@ class Output:
             # Their tasks are gone, and it must not look as if they were not.
             _log.warning("%s: what tasks wrote that are gone is removed later: %s", self.folder, error)
         return removed
+
+    def remove(self, attempts: Mapping[int, int]) -> None:
+        """Remove what was written by tasks that are gone, of which each had so many attempts."""
+        try:
+            with self._opened() as folder:
+                for number, count in attempts.items():
+                    for attempt in range(1, count + 1):
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(log_name(number, attempt), dir_fd=folder)
+        except (FileNotFoundError, NotADirectoryError):  # nothing was ever kept
+            return
+        except OSError as error:
+            _log.warning("%s: what tasks wrote that are gone is removed later: %s", self.folder, error)
 
     def take_in(self, other: "Output") -> None:
         """Have a copy of all that `other` has; it may go on growing meanwhile.

@@ -1,4 +1,4 @@
-"""Some space on the disk of a store, for outcomes that come when the disk is full.
+"""The space of a store on the disk: how much it takes, and some for outcomes that come when the disk is full.
 
 Calls that run then are not lost: what they have returned, if it is small, fits into the space that is let go of.
 """
@@ -35,3 +35,15 @@ class Reserve:
         """Have it be free space. The next owner takes it again."""
         with contextlib.suppress(OSError):
             self._path.unlink()
+
+
+def size_on_disk(path: Path) -> int:
+    """Return how many bytes of the disk a file takes, or a folder with all that is in it; 0 where there is none."""
+    try:
+        size = os.lstat(path).st_blocks * 512
+        if path.is_dir() and not path.is_symlink():
+            with os.scandir(path) as entries:
+                size += sum(size_on_disk(Path(entry.path)) for entry in entries)
+    except FileNotFoundError:  # it has just gone
+        return 0
+    return size

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from ..model.task import FINISHED, Status
 
-Resume = Literal["crashed", "always", "never"]
+Resume = Literal["crashed", "failed", "always", "never"]
 _Queue = TypeVar("_Queue")
 
 
@@ -45,16 +45,22 @@ def ended(past: Iterable[PastRun], own: Collection[int], keep_broken: bool) -> t
     return set(own).difference(run.id for run in kept), settled
 
 
-def continued(past: Iterable[PastRun], resume: Resume, session: int) -> set[int]:
-    """Return which of these runs, which are alike and over, a run of `session` continues."""
+def continued(past: Iterable[PastRun], resume: Resume, session: int, have_failed: Collection[int] = ()) -> set[int]:
+    """Return which of these runs, which are alike and over, a run of `session` continues.
+
+    With "failed" those that ended last are continued if tasks of them FAILED, which is so of the runs `have_failed`.
+    """
     newest = sorted(past, reverse=True)
     found: list[PastRun] = []
     if resume != "never":
         found += [run for run in newest if not run.settled and (not _is_of(run, session) or run.is_broken)]
-    if resume == "always":
+    if resume in ("always", "failed"):
+        own = [run for run in newest if _is_of(run, session)]
         others = [run for run in newest if not _is_of(run, session)]
-        found += [run for run in newest if _is_of(run, session)]
-        found += [run for run in others if run is others[0] or _is_of(run, others[0].session)]
+        last = [run for run in others if run is others[0] or _is_of(run, others[0].session)]
+        for runs in own, last:
+            if resume == "always" or any(run.id in have_failed for run in runs):
+                found += runs
     return {id for run in found for id in (run.id, *run.continues)}
 
 

@@ -68,7 +68,11 @@ BACKENDS = {
     backend.name: backend
     for backend in (Backend("sqlite", "store.db", _let_go_of_lock), Backend("file", "store", _let_go_of_lock))
 }
-DEVIATIONS: dict[tuple[str, str], str] = {}  # (backend, test function): reason
+DEVIATIONS: dict[tuple[str, str], str] = {  # (backend, test function): reason
+    ("file", "test_functions_go_that_no_task_uses_while_no_other_owner_knows_them"): (
+        "to know which are used an expiry would read every task; they go with a purge"
+    ),
+}
 
 SQUARE = Function(b"square".ljust(16), "numbers.square", b"pickle of square")
 CUBE = Function(b"cube".ljust(16), "numbers.cube", b"pickle of cube")
@@ -244,9 +248,12 @@ class RunsModel:
         if resume != "never":
             chosen += [it for it in others if not it.settled]
             chosen += [it for it in own if not it.settled and (it.clean is False or it.ended_at is None)]
-        if resume == "always":
-            last = others[-1:]
-            chosen += own + [it for it in others if it in last or (it.session and it.session == last[0].session)]
+        if resume in ("always", "failed"):
+            last = [it for it in others if it is others[-1] or (it.session and it.session == others[-1].session)]
+            failed = {task.run for task in self.tasks.all(status=Status.FAILED)}
+            for together in own, last:
+                if resume == "always" or failed.intersection(it.id for it in together):
+                    chosen += together
         continues = sorted({id for it in chosen for id in (it.id, *it.continues)})
         assert run.continues == tuple(continues)
         assert run.id > max(self.runs, default=0)

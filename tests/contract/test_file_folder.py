@@ -418,7 +418,9 @@ def test_a_store_of_an_older_version_is_brought_up_to_date(
         (address / "waiting").rmdir()
     run = address / "runs" / f"{client.run.id}.json"
     run.write_text(
-        json.dumps({k: v for k, v in json.loads(run.read_text()).items() if k not in ("session", "context")})
+        json.dumps(
+            {k: v for k, v in json.loads(run.read_text()).items() if k not in ("session", "context", "result_ttl")}
+        )
     )
     with contextlib.closing(FileStore(address)) as store:
         assert store.check() == []

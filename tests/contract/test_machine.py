@@ -77,7 +77,7 @@ values = st.integers(0, 3) | st.floats(0, 1) | st.text(max_size=2)
 results = values | st.binary(max_size=2)  # those are stored as pickles
 keys = st.sampled_from(["monday", "tuesday"])
 places = st.lists(st.integers(0, 9), max_size=4, unique=True)
-resumes: st.SearchStrategy[Resume] = st.sampled_from(["crashed", "crashed", "always", "never"])
+resumes: st.SearchStrategy[Resume] = st.sampled_from(["crashed", "crashed", "always", "failed", "never"])
 tiers = st.sampled_from([0, *range(LAST_TIER + 1)])
 
 
@@ -166,10 +166,11 @@ class StoreMachine(RuleBasedStateMachine):
                 continue
             left.remove(equal[0])
             id = equal[0].id
+            had_failed = self.model.tasks[id].status is Status.FAILED
             self.model.happen(id, Event.MANUAL_RETRY, self.now)
             if self.model.tasks[id].status is Status.PENDING:
                 self.model.tasks[id] = self.model.tasks[id]._replace(run=client.run.id)
-            expected.append(found_of(self.model.tasks[id]))
+            expected.append(found_of(self.model.tasks[id])._replace(had_failed=had_failed))
         self.model.with_wait()
         assert client.store.take_over(client.run, SQUARE, calls, self.now) == expected
 

@@ -268,7 +268,7 @@ def test_where_a_task_that_is_taken_over_stands(client: Client, enter: Enter) ->
     found = second.store.take_over(second.run, SQUARE, [call(value) for value in range(5)], tick())
     assert found[:2] == [
         TaskState(done, Status.COMPLETED, client.owner, '"done"', None),
-        TaskState(failed, Status.PENDING, client.owner, None, None),
+        TaskState(failed, Status.PENDING, client.owner, None, None, had_failed=True),
     ]
     assert [(it.id, it.status) for it in found[2:4] if it] == [(running, Status.PENDING), (pending, Status.PENDING)]
     assert found[4] is None
@@ -289,3 +289,21 @@ def test_what_is_taken_over_is_of_the_new_run_and_the_rest_stays_and_is_claimed_
     assert [task.run for task in second.store.find()] == [client.run.id, second.run.id]
     assert second.claim(of_run=True) == ids[1:]
     assert second.claim() == ids[:1]
+
+
+def test_resume_failed_continues_the_last_run_only_if_a_task_of_it_failed(client: Client, enter: Enter) -> None:
+    good, bad = client.add(1, 2, claimed=True)
+    client.end(Event.COMPLETE, good, result="1")
+    client.end(Event.FAIL, bad)
+    client.stop()
+    second = enter(resume="failed")
+    assert (second.run.continues, second.run.done, second.run.total) == ((client.run.id,), 1, 2)
+    assert take_over(second, 1, 2) == [good, bad]
+    assert second.claim() == [bad]
+    second.end(Event.COMPLETE, bad, attempt=second.store.get(bad).attempts, result="2")
+    second.stop()
+    assert enter("elsewhere", "failed").run.continues == ()
+    third = enter(resume="failed")  # of the second one nothing has failed
+    assert third.run.continues == ()
+    third.stop(clean=False)
+    assert enter(resume="failed").run.continues == (third.run.id,)  # as with "crashed"

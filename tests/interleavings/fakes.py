@@ -161,6 +161,9 @@ class FakeStore:
         self._ask("end_run")
         return []
 
+    def expire(self, now: int, owner: int) -> Iterator[Any]:
+        return iter(())
+
     def close(self) -> None:
         self.is_closed = True
         self._world.scheduler.operation()

@@ -17,6 +17,7 @@ twice by the engine.
 import concurrent.futures
 import functools
 import gc
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -89,6 +90,7 @@ class House:
             self.store, OWNER, RUN, self.engine, 2, new_future=_future_of(self._copy)
         )
         self.engine.is_heard = lambda: self.dispatcher.failure is None
+        self.dispatcher._loop.retention.at = math.inf  # else its clock would have those go on who wait for ever
         if scenario.refusals:
             first = self.store.asked + chance.randint(1, scenario.refusals)
             self.store.refuses = range(first, first + chance.choice((1, 1, 2, 4)))

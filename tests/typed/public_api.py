@@ -20,6 +20,9 @@ from omniq_executor import (
     DurableFuture,
     InputFile,
     PersistentExecutor,
+    Preview,
+    Reason,
+    Resumed,
     Settings,
     Status,
     Store,
@@ -81,13 +84,26 @@ def makes_executors() -> None:
     PersistentExecutor(store="runs/etl.db", queue="etl", resume="always", resume_within=3600, leftovers="run")
     PersistentExecutor(store=FOLDER, resume_within=datetime.timedelta(days=1), crash_retries=1, durability="power")
     PersistentExecutor(store=Settings("file", FOLDER, max_retries=2), engine="external")
+    PersistentExecutor(resume="failed", result_ttl=None)
+    PersistentExecutor(result_ttl=datetime.timedelta(days=30))
+    PersistentExecutor(result_ttl="7d")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PersistentExecutor(resume="sometimes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    PersistentExecutor(on_change="reuse")
+    PersistentExecutor(on_change="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PersistentExecutor(workers=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     with PersistentExecutor() as executor:
         assert_type(executor, PersistentExecutor)
         assert_type(executor.queue, str)
         assert_type(executor.store, Store)
         assert_type(executor.stacks(timeout=2), dict[str, str])
+        assert_type(executor.resumed, Resumed)
+        assert_type(executor.resumed.counts, Mapping[Reason, int])
+        assert_type(executor.preview(word, [1, 2]), Preview)
+        assert_type(executor.preview(word, [1, 2]).why(0), str)
+        assert_type(executor.options(priority=1).preview(add, [1], [2]).runs, int)
+        assert_type(executor.submit(word, 1).why(), str)
+        assert_type(executor.retry_failed(), list[DurableFuture[Any]])
+        assert_type(executor.options(memo=True).submit(add, 1), DurableFuture[int])
         executor.shutdown(wait=False, cancel_futures=True)
         executor.terminate_workers()
         executor.kill_workers()

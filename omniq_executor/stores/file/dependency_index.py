@@ -28,6 +28,10 @@ class DependencyIndex:
             for number in task.options.after:
                 self._needed_by.setdefault(number, set()).add(task.id)
 
+    def knows(self, number: int) -> bool:
+        """Return whether a task waits, or another one for it."""
+        return number in self._waiters or number in self._needed_by
+
     def _drop(self, task: Task) -> None:
         if self._waiters.pop(task.id, None) is None or task.options is None:
             return

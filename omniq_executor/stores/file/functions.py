@@ -1,6 +1,7 @@
 """The functions of a file store, each in a file of its own, and those that this process knows already."""
 
 import base64
+import contextlib
 
 from ...errors import FunctionLost
 from ...model.task import Function
@@ -19,12 +20,16 @@ class Functions:
 
     def keep(self, function: Function) -> None:
         """Have a function on disk."""
-        if function.digest not in self.known:
-            name = f"{function.digest.hex()}.json"
-            if self._folders.read_json("functions", name, FUNCTION_FIELDS) is None:
-                content = {"path": function.path, "pickle": base64.b64encode(function.pickle).decode()}
-                self._folders.write_json("functions", name, content)
-            self._remember(function)
+        known = self.known.get(function.digest)
+        if known is None or (function.parts and not known.parts):
+            with contextlib.suppress(FunctionLost):
+                self.known.pop(function.digest, None)
+                known = self.read(function.digest)
+            if known is None or (function.parts and not known.parts):
+                pickled = base64.b64encode(function.pickle).decode()
+                content = {"path": function.path, "pickle": pickled, "parts": function.parts}
+                self._folders.write_json("functions", f"{function.digest.hex()}.json", content)
+                self._remember(function)
 
     def read(self, digest: bytes) -> Function:
         """Return a function. Raises FunctionLost if there is none."""
@@ -33,7 +38,7 @@ class Functions:
             content = self._folders.read_json("functions", f"{digest.hex()}.json", FUNCTION_FIELDS)
             if content is None:
                 raise FunctionLost(f"{self._folders.root} holds no function {digest.hex()}: submit its calls again")
-            found = Function(digest, content["path"], base64.b64decode(content["pickle"]))
+            found = Function(digest, content["path"], base64.b64decode(content["pickle"]), content.get("parts", ""))
             self._remember(found)
         return found
 

@@ -4,19 +4,21 @@ import contextlib
 import logging
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ... import slots
 from ...errors import StoreError
 from ...model.task import FINISHED, Call, Claim, Event, Function, Status, Task
-from ..base import Leftover, Owner, Run, TaskState, now
+from ..base import Leftover, Owner, Resumable, Run, Taken, TaskState, now
 from ..owners import new_owner_id
 from ..rules import PastRun, Resume, continued, ended
 from .folders import WAITING
 from .records import Record
-from .tasks import OfFiles, found
+from .tasks import OfFiles, found, likeness_of
 
+TAKEN = ".taken"  # ends the name of the file with what a run has taken over, a task a line
 RUN_FIELDS = {"queue", "owner", "continues", "started_at", "ended_at", "clean", "settled"}
 _Changes = dict[int, dict[str, Any]]  # by run
 OWNER_FIELDS = {"queue", "host", "pid", "opened_at"}
@@ -226,36 +228,38 @@ class Runs(OfFiles):
 
     def begin_run(
         self, queue: str, owner: int, resume: Resume, now: int, *,
-        session: int = 0, context: str = "", since: int = 0,
+        session: int = 0, context: str = "", since: int = 0, result_ttl: int | None = None,
     ) -> Run:  # fmt: skip
         self.reap(now)  # so that who is registered is alive
         with self._tasks.locked():
             runs = self._read_runs()
             past = [it for it in self._past(runs, session) if it.likeness == (queue, context) and it.is_over]
-            continues = continued(past, resume, session)
+            failed = self._tasks.all(Status.FAILED) if resume == "failed" else ()
+            continues = continued(past, resume, session, {record.task.run for record in failed})
             continues -= self._older(runs, continues, since)
             number = max(self._tasks.folders.numbers("runs"), default=0) + 1
             fields = {
                 "queue": queue, "owner": owner, "continues": sorted(continues), "started_at": now, "ended_at": None,
-                "clean": None, "settled": False, "session": session, "context": context,
+                "clean": None, "settled": False, "session": session, "context": context, "result_ttl": result_ttl,
             }  # fmt: skip
             self._tasks.folders.write_json("runs", f"{number}.json", fields)
             resumable = self._resumable[number] = defaultdict(deque)
+            functions = self._resumable_functions[number] = defaultdict(set)
             done = total = 0
             for record in self._tasks.all() if continues else ():
                 task = record.task
                 if task.run in continues and task.status is not Status.CANCELLED:
-                    call = Call(task.args, task.kwargs, record.identity)
-                    resumable[record.digest, call.likeness].append(task.id)
+                    resumable[record.digest, likeness_of(record)].append(task.id)
+                    functions[task.func_path].add(record.digest)
                     total += 1
                     done += task.status is Status.COMPLETED
             return Run(number, queue, tuple(sorted(continues)), done, total)
 
-    def _read_runs(self) -> dict[int, dict[str, Any]]:
-        """Return the fields of the runs, which an older version may have written, but for those that are damaged."""
+    def _read_runs(self, ids: Iterable[int] | None = None) -> dict[int, dict[str, Any]]:
+        """Return the fields of these or all runs, which an older version may have written, but for damaged ones."""
         found = {
             id: self._tasks.folders.read_json("runs", f"{id}.json", RUN_FIELDS)
-            for id in self._tasks.folders.numbers("runs")
+            for id in (self._tasks.folders.numbers("runs") if ids is None else ids)
         }
         return {id: {"session": 0, "context": "", **fields} for id, fields in found.items() if fields is not None}
 
@@ -272,6 +276,7 @@ class Runs(OfFiles):
     def end_run(self, run: Run, clean: bool, now: int) -> list[Leftover]:
         with self._tasks.locked():
             self._resumable.pop(run.id, None)
+            self._resumable_functions.pop(run.id, None)
             runs = self._read_runs()
             fields = runs[run.id]
             changes: _Changes = {run.id: {"clean": None if clean else False}}
@@ -282,6 +287,7 @@ class Runs(OfFiles):
 
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         taken: list[tuple[deque[int], int]] = []
+        noted: list[Taken] = []
         try:
             with self._tasks.changing() as changes:
                 given: list[Record | None] = []
@@ -291,16 +297,61 @@ class Runs(OfFiles):
                     while left and record is None:
                         taken.append((left, left.popleft()))
                         record = self._tasks.load(taken[-1][1])
+                    if record is not None:
+                        noted.append(Taken(run.id, record.task.id, record.task.status, record.task.run))
                     if record is not None and record.task.status is Status.FAILED:
                         record = changes.change(record, record.after(Event.MANUAL_RETRY, now))
                     if record is not None and record.task.status is Status.PENDING and record.task.run != run.id:
                         record = changes.change(record, record.changed(record.task._replace(run=run.id)))
                     given.append(record)
+                self._note_taken(run.id, noted)
         except StoreError:
             for left, number in reversed(taken):
                 left.appendleft(number)
             raise
-        return [None if record is None else found(record) for record in given]
+        failed = {it.task for it in noted if it.status is Status.FAILED}
+        return [
+            None if record is None else found(record)._replace(had_failed=record.task.id in failed) for record in given
+        ]
+
+    def _resumable_of(
+        self, run: Run, path: str, likenesses: Collection[str | bytes]
+    ) -> dict[str | bytes, list[Resumable]] | None:
+        with self._tasks.locked():
+            resumable, digests = self._resumable[run.id], self._resumable_functions[run.id].get(path)
+            if digests is None:
+                return None
+            found: dict[str | bytes, list[Resumable]] = {}
+            for likeness in likenesses:
+                ids = [id for digest in digests for id in resumable.get((digest, likeness), ())]
+                if records := [*self._tasks.records(sorted(ids))]:
+                    found[likeness] = [Resumable(it.task.id, it.digest, it.task.status) for it in records]
+            return found
+
+    def taken(self) -> list[Taken]:
+        with self._tasks.locked():
+            return [it for run in self._tasks.folders.numbers("runs") for it in self._read_taken(run)]
+
+    def _taken_path(self, run: int) -> Path:
+        return self.path / "runs" / f"{run}{TAKEN}"
+
+    def _read_taken(self, run: int) -> Iterator[Taken]:
+        try:
+            text = self._taken_path(run).read_bytes()
+        except FileNotFoundError:
+            return
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):  # a cut of the power may have torn one
+                task, status, origin = map(int, line.split())
+                yield Taken(run, task, Status(status), origin)
+
+    def _note_taken(self, run: int, taken: Iterable[Taken], anew: bool = False) -> None:
+        """Add to the file of what a run has taken over. It is looked at and no more, so it is not synced."""
+        text = "".join(f"{it.task} {it.status:d} {it.origin}\n" for it in taken)
+        if text:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_TRUNC if anew else os.O_APPEND)
+            with open(os.open(self._taken_path(run), flags, 0o600), "wb") as file:
+                file.write(text.encode())
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
         with self._tasks.changing() as changes:

@@ -10,25 +10,25 @@
     ROOT/output/       what calls wrote, see output.py
     ROOT/reserve       some space, see reserve.py
 
-tasks.py has what is committed and how it is changed; the verbs are in turns.py, runs.py and upkeep.py, by what
-they are about, and those that only look are here.
+tasks.py has what is committed and how it is changed; the verbs are in turns.py, runs.py, upkeep.py and retention.py,
+by what they are about, and those that only look are here.
 """
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 from ...model.schema import USUAL
 from ...model.task import Function, Status, Task
-from ..base import TaskState
+from ..base import PastCall, TaskState
 from .functions import Functions
-from .tasks import Tasks, found
+from .retention import Retention
+from .tasks import Tasks, found, likeness_of
 from .turns import Turns
-from .upkeep import Upkeep
 
 
-class FileStore(Turns, Upkeep):
+class FileStore(Turns, Retention):
     """See the module's docstring, and Store for the methods.
 
     `durability="process"` keeps what is acknowledged through the death of any process; "power"
@@ -48,7 +48,7 @@ class FileStore(Turns, Upkeep):
         super().__init__(path, durability, ("/owners", "/output", "/reserve"))
         self._tasks = Tasks(self.path, durability == "power", create, importing)
         self._functions = Functions(self._tasks.folders)
-        self._resumable = {}
+        self._resumable, self._resumable_functions = {}, {}
 
     def close(self) -> None:
         self._tasks.close()
@@ -61,6 +61,14 @@ class FileStore(Turns, Upkeep):
             with self._tasks.locked():
                 found = self._functions.read(digest)
         return found
+
+    def calls(self, runs: Collection[int]) -> list[PastCall]:
+        with self._tasks.locked():
+            return [
+                PastCall(task.id, task.run, it.digest, likeness_of(it), task.status, task.enqueued_at)
+                for it in self._tasks.all()
+                if (task := it.task).run in runs
+            ]
 
     def states(self, ids: Iterable[int]) -> list[TaskState]:
         with self._tasks.locked():

@@ -22,7 +22,7 @@ from filelock import FileLock
 from ...errors import StoreError, StoreVersionError
 from ...interrupts import SafeLock, interrupts
 from ...model import codec, schema
-from ...model.task import FINISHED, Event, Status, Task, format_id, is_waiting, parse_id, source, with_wait
+from ...model.task import FINISHED, Call, Event, Status, Task, format_id, is_waiting, parse_id, source, with_wait
 from .. import permissions
 from ..base import Problem, Store, TaskState
 from ..permissions import BUSY_TIMEOUT_S
@@ -82,6 +82,7 @@ class Tasks:
         self._known: dict[int, Record] = {}  # not finished, and last changed by this process
         self._lanes: defaultdict[Lane, Places] | None = None  # None until somebody claims
         self._dependencies: DependencyIndex | None = None  # None until something ends
+        self.needed: set[int] | None = None  # what unfinished tasks come after, while an expiry has that kept
         self._prepare(create)
         self._file_lock = FileLock(path / _LOCK, BUSY_TIMEOUT_S, mode=0o600, thread_local=False, poll_interval=_POLL_S)
         _open.add(self)
@@ -247,8 +248,11 @@ class Tasks:
         for record in records:
             task = record.task
             if record.is_removed:
-                self._dependencies = None
+                if self._dependencies is not None and self._dependencies.knows(task.id):
+                    self._dependencies = None
                 continue
+            if self.needed is not None and task.options is not None and task.status not in FINISHED:
+                self.needed.update(task.options.after)
             if task.status in FINISHED:
                 self._known.pop(task.id, None)
             elif task.id in self._known or len(self._known) < _KNOWN_TASKS:
@@ -296,7 +300,7 @@ class Tasks:
 
     def forget(self) -> None:
         """Forget what is known of tasks, which somebody may have changed without a word in the journal."""
-        self._lanes = self._dependencies = None
+        self._lanes = self._dependencies = self.needed = None
         self._known.clear()
 
     def lanes(self) -> defaultdict[Lane, Places]:
@@ -415,6 +419,7 @@ class OfFiles(Store):
     _tasks: Tasks
     _functions: Functions
     _resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]]  # by run, see begin_run()
+    _resumable_functions: dict[int, defaultdict[str, set[bytes]]]  # likewise, the digests by path
 
     def _check_open(self) -> None:
         self._tasks.check_open()
@@ -429,6 +434,11 @@ _CLAIMED_FROM = source(Event.CLAIM)
 def is_claimable(task: Task) -> bool:
     """Return whether the task can be claimed, once it is due."""
     return task.status in _CLAIMED_FROM and not is_waiting(task)
+
+
+def likeness_of(record: Record) -> str | bytes:
+    """Return what a call has in common with equal ones, see Call."""
+    return Call(record.task.args, record.task.kwargs, record.identity).likeness
 
 
 def found(record: Record) -> TaskState:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ...model.task import Function, Status, format_id
 from .. import permissions
-from ..base import Problem, RunRecord, TaskRow, now, of_the_dead
+from ..base import Problem, RunRecord, Taken, TaskRow, now, of_the_dead
 from ..output import Output
 from .functions import FUNCTION_FIELDS
 from .ready_index import Noted, lane_of, place_of
 from .records import Record
-from .runs import OWNER_FIELDS, RUN_FIELDS, SESSION_FIELDS, Runs
+from .runs import OWNER_FIELDS, RUN_FIELDS, SESSION_FIELDS, TAKEN, Runs
 from .tasks import MARK, ORDER, Changes, is_claimable
 
 
@@ -53,6 +53,7 @@ class Upkeep(Runs):
         for number, run in fields.items():
             if run["settled"] and number not in runs and number != last[run["queue"]]:
                 (self.path / "runs" / f"{number}.json").unlink()
+                self._taken_path(number).unlink(missing_ok=True)
 
     def backup(self, destination: Path) -> int:
         self._check_open()
@@ -75,7 +76,7 @@ class Upkeep(Runs):
                     for entry in os.scandir(self.path / folder):
                         if entry.is_symlink():
                             os.symlink(os.readlink(entry.path), fresh / folder / entry.name)
-                        elif entry.name.endswith(".json") and entry.is_file():
+                        elif entry.name.endswith((".json", TAKEN)) and entry.is_file():
                             _copy_file(entry.path, fresh / folder / entry.name)
             durability = "power" if self._tasks.durable else "process"
             made = type(self)(fresh, durability=durability)  # type: ignore[call-arg]  # it is a FileStore
@@ -171,7 +172,7 @@ class Upkeep(Runs):
     def stored(self, ids: Sequence[int]) -> list[TaskRow]:
         with self._tasks.locked():
             records = self._tasks.records(ids)
-            return [TaskRow(self._task(record), record.digest, record.identity) for record in records]
+            return [TaskRow(self._task(it), it.digest, it.identity, self.function(it.digest).parts) for it in records]
 
     def runs(self) -> list[RunRecord]:
         with self._tasks.locked():
@@ -193,7 +194,10 @@ class Upkeep(Runs):
             self._tasks.folders.write_json("", MARK, {**mark, "migrating": source})
             return source
 
-    def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+    def put(
+        self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = (),
+        taken: Sequence[Taken] = (),
+    ) -> None:  # fmt: skip
         with self._tasks.locked():
             changes = Changes()
             for record in self._tasks.records(gone):
@@ -202,9 +206,10 @@ class Upkeep(Runs):
             for run in runs:
                 fields = run._asdict()
                 self._tasks.folders.write_json("runs", f"{fields.pop('id')}.json", fields)
+                self._note_taken(run.id, [it for it in taken if it.run == run.id], anew=True)
             changes = Changes()
-            for task, digest, identity in tasks:
-                self._functions.keep(Function(digest, task.func_path, task.func))
+            for task, digest, identity, parts in tasks:
+                self._functions.keep(Function(digest, task.func_path, task.func, parts))
                 new = Record(task._replace(func=b""), digest, identity, version=1)
                 old = self._tasks.load(task.id)
                 if old is None:

@@ -43,6 +43,7 @@ Durability = Literal["process", "power"]
 
 CHECKPOINT_BYTES = 64 << 20  # of write-ahead log; a checkpoint syncs the disk, so the fewer the better
 _CHECKPOINT_TIMEOUT_S = 1.0
+_LEAST_FREE = 1 << 20  # bytes, below which it is not worth while to give them back
 LOOK_AT_LOG_EVERY = 64  # turns
 MARK_AFTER_S = 2.0  # since it was opened: it syncs the disk, and what is that short is soon done again
 _ERRORS = (sqlite3.Error, OverflowError)  # the latter of a value of more than 2 GB
@@ -272,6 +273,26 @@ class Database:
         except StoreError as error:
             # What is in it is committed, and must not look as if it were not. The log is as good as before.
             _log.warning("%s: its log is worked off later", error)
+
+    def compact(self, most_bytes: int | None) -> bool:
+        """Give free pages back to the disk if most of them are free. See Store.compact()."""
+        try:
+            with self.lock, explained(self.path):
+                connection = self.opened()
+                free, pages, page = (
+                    connection.execute(f"PRAGMA {what}").fetchone()[0]
+                    for what in ("freelist_count", "page_count", "page_size")
+                )
+                used = (pages - free) * page
+                if free * page < _LEAST_FREE or free * 4 < pages * 3 or (most_bytes is not None and used > most_bytes):
+                    return False
+                # What is left is written to the log, so this takes as long as that is large, and no longer.
+                connection.execute("VACUUM")
+                self._checkpoint(connection)
+                return True
+        except StoreError as error:
+            _log.warning("%s: its free space is used again, and not given back to the disk", error)
+            return False
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {int(_CHECKPOINT_TIMEOUT_S * 1000)}")

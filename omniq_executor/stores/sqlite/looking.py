@@ -1,13 +1,13 @@
 """Transactions of the SQLite store that only look, see turns.py."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ...model.codec import decode_error
 from ...model.task import Status, Task
-from ..base import TaskRow, TaskState
-from .tables import STORED, Transaction, task_of
+from ..base import PastCall, Resumable, Taken, TaskRow, TaskState
+from .tables import GIVEN, LIKENESS, STORED, Transaction, task_of
 
 FOUND = "id, status, owner, result, error, exception FROM task"
 
@@ -33,7 +33,7 @@ def by_key(queue: int, key: str) -> Transaction[TaskState | None]:
 def stored(ids: Sequence[int]) -> Transaction[list[TaskRow]]:
     """Return all that is stored of tasks: a TaskRow of each that is there."""
     rows, _ = yield f"SELECT {STORED} WHERE t.id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
-    return [TaskRow(task_of(row), row[0], row[1]) for row in rows]
+    return [TaskRow(task_of(row), row[0], row[1], row[3]) for row in rows]
 
 
 def find(
@@ -64,4 +64,40 @@ def counts() -> Transaction[dict[str, dict[Status, int]]]:
     found: dict[str, dict[Status, int]] = {}
     for queue, status, count in rows:
         found.setdefault(queue, {})[Status(status)] = count
+    return found
+
+
+def taken() -> Transaction[list[Taken]]:
+    """Return what each run has taken over."""
+    rows, _ = yield "SELECT run, task, status, origin FROM taken ORDER BY run, task", ()
+    return [Taken(run, task, Status(status), origin) for run, task, status, origin in rows]
+
+
+def calls(runs: Collection[int]) -> Transaction[list[PastCall]]:
+    """Return the tasks that are of runs, oldest first."""
+    rows, _ = yield (
+        f"SELECT t.id, t.run, f.digest, {LIKENESS}, t.status, t.enqueued_at FROM task t"
+        f" JOIN function f ON f.id = t.function WHERE t.run IN {GIVEN} ORDER BY t.id",
+        (json.dumps(list(runs)),),
+    )
+    return [PastCall(id, of, digest, like, Status(status), at) for id, of, digest, like, status, at in rows]
+
+
+def resumable(
+    run: int, path: str, likenesses: Collection[str | bytes]
+) -> Transaction[dict[str | bytes, list[Resumable]] | None]:
+    """Return by likeness what a run may still take over. See Store.resumable()."""
+    functions, _ = yield f"SELECT id, digest FROM temp.resumable_function_{run} WHERE path = ?", (path,)
+    if not functions:
+        return None
+    digests = dict(functions)
+    found: dict[str | bytes, list[Resumable]] = {}
+    for likeness in likenesses:
+        rows, _ = yield (
+            f"SELECT task.id, r.function, task.status FROM temp.resumable_{run} r JOIN task USING (id)"
+            f" WHERE r.function IN {GIVEN} AND r.call = ? ORDER BY task.id",
+            (json.dumps(list(digests)), likeness),
+        )
+        if rows:
+            found[likeness] = [Resumable(id, digests[function], Status(status)) for id, function, status in rows]
     return found

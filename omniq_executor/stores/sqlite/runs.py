@@ -7,7 +7,7 @@ from ...model.task import Call, Event, Status
 from ..base import Leftover, Run, TaskState
 from ..rules import PastRun, Resume, continued, ended
 from .looking import FOUND, found
-from .tables import GIVEN, PENDING, RUNNING, Many, Transaction, changes
+from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, changes
 from .turns import cancel, retry
 from .waits import hold
 
@@ -129,18 +129,24 @@ def _settle(own: Sequence[int], keep_broken: bool) -> Transaction[list[Leftover]
 
 
 def begin_run(
-    queue: int, queue_name: str, owner: int, resume: Resume, now: int, session: int, context: str, since: int
-) -> Transaction[Run]:
+    queue: int, queue_name: str, owner: int, resume: Resume, now: int, session: int, context: str, since: int,
+    result_ttl: int | None,
+) -> Transaction[Run]:  # fmt: skip
     """Open a run; returns a Run. See Store.begin_run()."""
     where = f"{_ALIKE} AND {_IS_OVER} AND ({_HAS_NO_SESSION} OR session = ?)"
     past = yield from _past(where, queue, context, session)
-    continues = continued(past, resume, session)
+    have_failed: list[int] = []
+    if resume == "failed":
+        rows, _ = yield f"SELECT DISTINCT run FROM task WHERE status = {Status.FAILED:d}", ()
+        have_failed = [id for (id,) in rows]
+    continues = continued(past, resume, session, have_failed)
     if continues and since:
         continues.difference_update((yield from _older(continues, since)))
     chain = json.dumps(sorted(continues))
     _, _ = yield (
-        "INSERT INTO run (queue, owner, continues, started_at, session, context) VALUES (?, ?, ?, ?, ?, ?)",
-        (queue, owner, chain, now, session, context),
+        "INSERT INTO run (queue, owner, continues, started_at, session, context, result_ttl)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (queue, owner, chain, now, session, context, result_ttl),
     )
     ((run,),), _ = yield "SELECT last_insert_rowid()", ()
     done = total = 0
@@ -148,11 +154,17 @@ def begin_run(
         yield f"DROP TABLE IF EXISTS temp.resumable_{run}", ()  # of a store that was deleted and made again
         yield (
             f"CREATE TEMP TABLE resumable_{run} AS"
-            " SELECT function, coalesce(identity, args || coalesce(kwargs, '')) AS call, id"
+            f" SELECT function, {LIKENESS} AS call, id"
             f" FROM task WHERE run IN (SELECT value FROM json_each(?)) AND status <> {Status.CANCELLED:d}",
             (chain,),
         )
         yield f"CREATE INDEX temp.resumable_call_{run} ON resumable_{run} (function, call, id)", ()
+        yield f"DROP TABLE IF EXISTS temp.resumable_function_{run}", ()
+        yield (
+            f"CREATE TEMP TABLE resumable_function_{run} AS SELECT id, digest, path FROM function"
+            f" WHERE id IN (SELECT function FROM resumable_{run})",
+            (),
+        )
         ((total, done),), _ = yield (
             f"SELECT count(*), sum(status = {Status.COMPLETED:d}) FROM resumable_{run} JOIN task USING (id)",
             (),
@@ -180,7 +192,8 @@ def _older(runs: Collection[int], since: int) -> Transaction[set[int]]:
 
 def end_run(run: Run, clean: bool, now: int) -> Transaction[list[Leftover]]:
     """Close a run; returns a list of Leftover. See Store.end_run()."""
-    yield f"DROP TABLE IF EXISTS temp.resumable_{run.id}", ()
+    for name in "resumable", "resumable_function":
+        yield f"DROP TABLE IF EXISTS temp.{name}_{run.id}", ()
     yield "UPDATE run SET ended_at = ?, clean = ? WHERE id = ?", (now, None if clean else 0, run.id)
     own, _ = yield "SELECT id FROM run WHERE id = ? AND session = 0 AND settled = 0", (run.id,)
     return (yield from _settle([run.id], keep_broken=False)) if own and clean else []
@@ -201,6 +214,8 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[lis
         )
         given.update(zip(sorted(id for (id,) in rows), places, strict=False))  # as many as are left
     ids = json.dumps(list(given))
+    if given:
+        yield f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN}", (run, ids)
     failed, _ = yield f"SELECT id FROM task WHERE id IN {GIVEN} AND status = {Status.FAILED:d}", (ids,)
     if failed:
         yield from retry([id for (id,) in failed])
@@ -208,7 +223,7 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[lis
     rows, _ = yield f"SELECT {FOUND} WHERE id IN {GIVEN}", (ids,)
     states: list[TaskState | None] = [None] * len(calls)
     for row in rows:
-        states[given[row[0]]] = found(row)
+        states[given[row[0]]] = found(row)._replace(had_failed=(row[0],) in failed)
     return states
 
 

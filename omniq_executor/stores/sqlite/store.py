@@ -10,10 +10,10 @@ database.py says what keeps it whole.
 """
 
 import contextlib
-import json
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ... import slots
@@ -26,24 +26,32 @@ from ..base import (
     Claimed,
     Leftover,
     Owner,
+    PastCall,
     Problem,
+    Resumable,
     Resume,
     Run,
     RunRecord,
     Store,
+    Taken,
     TaskRow,
     TaskState,
     Turn,
     TurnResult,
+    Usage,
     now,
     of_the_dead,
 )
 from ..output import Output
 from ..owners import new_owner_id
-from . import looking, runs, tables, turns, upkeep, waits
+from ..reserve import size_on_disk
+from ..retention import expired
+from . import looking, retention, runs, tables, turns, upkeep, waits
 from .database import Database, Durability, drive, explained
 
 _KNOWN_FUNCTIONS = 4096  # whose numbers are kept
+_STEP_S = 0.005  # that a step of an expiry takes at most, roughly: it looks at so many tasks
+_FIRST_LOOK, _MOST_LOOKED_AT = 250, 2000
 
 
 class SQLiteStore(Store):
@@ -152,10 +160,11 @@ class SQLiteStore(Store):
 
     def begin_run(
         self, queue: str, owner: int, resume: Resume, now: int, *,
-        session: int = 0, context: str = "", since: int = 0,
+        session: int = 0, context: str = "", since: int = 0, result_ttl: int | None = None,
     ) -> Run:  # fmt: skip
         self.reap(now)  # so that who is registered is alive
-        text = runs.begin_run(self._queue(queue), queue, owner, resume, now, session, context, since)
+        about = session, context, since, result_ttl
+        text = runs.begin_run(self._queue(queue), queue, owner, resume, now, *about)
         run = self.db.write(text)
         self._adopted[run.id] = set()
         return run
@@ -167,6 +176,11 @@ class SQLiteStore(Store):
 
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         return self.db.write(runs.take_over(run.id, self._function(function), calls))
+
+    def _resumable_of(
+        self, run: Run, path: str, likenesses: Collection[str | bytes]
+    ) -> dict[str | bytes, list[Resumable]] | None:
+        return self.db.ask(looking.resumable(run.id, path, likenesses))
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
         queue = self._queue(run.queue)
@@ -226,6 +240,43 @@ class SQLiteStore(Store):
 
     def _purge(self, before: int, statuses: Collection[Status], queue: str | None) -> int:
         return self.db.write(upkeep.purge(before, statuses, queue))
+
+    def _remove(self, ids: Sequence[int]) -> dict[int, int]:
+        return self.db.write(retention.remove(ids))
+
+    def results_of(self, function: str, queue: str | None = None) -> tuple[list[int], list[int]]:
+        return self.db.write(retention.results_of(function, queue))
+
+    def _expire(self, now: int, owner: int) -> Iterator[tuple[int, dict[int, int]]]:
+        going = expired(self.runs(), now)
+        last, most = -1, _FIRST_LOOK
+        used_runs, functions = set[int](), set[int]()
+        while going.before:
+            began = time.perf_counter()
+            step = self.db.write(retention.expire(going, last, most))
+            if step.last is None:
+                if self.db.write(retention.end_expiry(going, last, used_runs, functions, owner)):
+                    self._functions.clear()
+                return
+            last = step.last
+            used_runs |= step.runs
+            functions |= step.functions
+            self.db.work_off_log()
+            yield step.looked_at, step.removed
+            took = time.perf_counter() - began
+            most = max(most // 2, 1) if took > _STEP_S else min(most * 2, _MOST_LOOKED_AT)
+
+    def usage(self) -> Usage:
+        oldest, expiring = self.db.write(retention.expiring())
+        return Usage(self._size(), oldest, expiring)
+
+    def _size(self) -> int:
+        endings = ("", "-wal", "-shm", "-owners", "-output", "-reserve")
+        return sum(size_on_disk(Path(f"{self.path}{ending}")) for ending in endings)
+
+    def compact(self, most_bytes: int | None = None) -> bool:
+        self._check_open()
+        return self.db.compact(most_bytes)
 
     def backup(self, destination: Path) -> int:
         self._check_open()
@@ -288,22 +339,18 @@ class SQLiteStore(Store):
         return self.db.ask(looking.stored(ids))
 
     def runs(self) -> list[RunRecord]:
-        rows = self.db.read(
-            "SELECT r.id, q.name, owner, continues, started_at, ended_at, clean, settled, session, context"
-            " FROM run r JOIN queue q ON q.id = r.queue ORDER BY r.id"
-        )
-        return [
-            RunRecord(id, queue, owner, tuple(json.loads(continues)), started, ended, *_flags(clean, settled), *rest)
-            for id, queue, owner, continues, started, ended, clean, settled, *rest in rows
-        ]
+        return self.db.ask(retention.runs())
 
     def begin_import(self, source: str) -> str | None:
         self.reap(now())
         return self.db.write(upkeep.begin_import(source))
 
-    def put(self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = ()) -> None:
+    def put(
+        self, tasks: Sequence[TaskRow] = (), runs: Sequence[RunRecord] = (), gone: Sequence[int] = (),
+        taken: Sequence[Taken] = (),
+    ) -> None:  # fmt: skip
         with self.db.lock:
-            self.db.write(upkeep.put(tasks, runs, gone))
+            self.db.write(upkeep.put(tasks, runs, gone, taken))
             self.db.count_turn()
 
     def end_import(self) -> None:
@@ -326,8 +373,14 @@ class SQLiteStore(Store):
 
     # looking
 
+    def taken(self) -> list[Taken]:
+        return self.db.ask(looking.taken())
+
+    def calls(self, runs: Collection[int]) -> list[PastCall]:
+        return self.db.ask(looking.calls(runs))
+
     def function(self, digest: bytes) -> Function:
-        rows = self.db.read("SELECT digest, path, pickle FROM function WHERE digest = ?", (digest,))
+        rows = self.db.read("SELECT digest, path, pickle, parts FROM function WHERE digest = ?", (digest,))
         if not rows:
             raise FunctionLost(f"{self.path} holds no function {digest.hex()}: submit its calls again")
         return Function(*rows[0])
@@ -350,7 +403,3 @@ class SQLiteStore(Store):
         function: str | None = None,
     ) -> list[Task]:
         return self.db.ask(looking.find(status, queue, tags, limit, function))
-
-
-def _flags(clean: int | None, settled: int) -> tuple[bool | None, bool]:
-    return None if clean is None else bool(clean), bool(settled)

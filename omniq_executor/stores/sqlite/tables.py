@@ -97,17 +97,24 @@ _SESSION = (
     " started_at INTEGER NOT NULL)"
 )
 
+# What a run has taken over: the status and the run that the task had before.
+_TAKEN = (
+    "CREATE TABLE taken (run INTEGER NOT NULL, task INTEGER NOT NULL, status INTEGER NOT NULL,"
+    " origin INTEGER NOT NULL, PRIMARY KEY (run, task)) WITHOUT ROWID"
+)
+
 _SCHEMA = (
     "CREATE TABLE queue (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
     "CREATE TABLE function (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, path TEXT NOT NULL,"
-    " pickle BLOB NOT NULL)",
+    " pickle BLOB NOT NULL, parts TEXT NOT NULL DEFAULT '')",
     "CREATE TABLE owner (id INTEGER PRIMARY KEY, queue TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,"
     " opened_at INTEGER NOT NULL, heard INTEGER NOT NULL)",
     _SESSION,
     # clean: NULL until its session ends, or 0 as soon as it did not end well; settled: nothing of it is taken over.
     "CREATE TABLE run (id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, owner INTEGER NOT NULL, continues TEXT NOT NULL,"
     " started_at INTEGER NOT NULL, ended_at INTEGER, clean INTEGER, settled INTEGER NOT NULL DEFAULT 0,"
-    " session INTEGER NOT NULL DEFAULT 0, context TEXT NOT NULL DEFAULT '')",
+    " session INTEGER NOT NULL DEFAULT 0, context TEXT NOT NULL DEFAULT '', result_ttl INTEGER)",
+    _TAKEN,
     # What finished, in order: kept only while several owners are there, for those who wait for others.
     "CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL, owner INTEGER)",
     f"CREATE TABLE task ({', '.join(f'{name} {column}' for name, column in COLUMNS.items())})",
@@ -128,6 +135,11 @@ _BROUGHT = {
         _SESSION,
         "DROP INDEX claimable",
         _CLAIMABLE,
+    ),
+    5: (
+        "ALTER TABLE run ADD COLUMN result_ttl INTEGER",
+        "ALTER TABLE function ADD COLUMN parts TEXT NOT NULL DEFAULT ''",
+        _TAKEN,
     ),
 }
 
@@ -156,6 +168,7 @@ def create() -> Transaction[None]:
 PENDING = f"status = {source(Event.CLAIM)[0]:d}"
 RUNNING = f"status = {source(Event.COMPLETE)[0]:d}"
 GIVEN = "(SELECT value FROM json_each(?))"
+LIKENESS = "coalesce(identity, args || coalesce(kwargs, ''))"  # of a call, see Call
 
 
 def changes(event: Event) -> str:
@@ -186,7 +199,7 @@ def values_of(event: Event) -> Callable[..., Any]:
 # Whole rows. What is asked for beside the fields stands before them.
 
 _SELECTED = {Kind.QUEUE: "q.name", Kind.PATH: "f.path", Kind.FUNCTION: "f.pickle"}
-STORED = f"""f.digest, t.identity, t.exception,
+STORED = f"""f.digest, t.identity, t.exception, f.parts,
     {", ".join(_SELECTED.get(field.kind, f"t.{name}") for name, field in FIELDS.items())} {_FROM}"""
 
 _STATUSES = {status.value: status for status in Status}  # a look here costs a tenth of a call of Status
@@ -195,7 +208,7 @@ _READ = {
     Kind.ERROR: "None if {0} is None else decode_error({0}, row[2])",
     Kind.OPTIONS: "None if {0} is None else decode_options({0})",
 }
-_READ_ALL = ", ".join(_READ.get(kind, "{}").format(f"row[{at}]") for at, (kind, *_) in enumerate(FIELDS.values(), 3))
+_READ_ALL = ", ".join(_READ.get(kind, "{}").format(f"row[{at}]") for at, (kind, *_) in enumerate(FIELDS.values(), 4))
 task_of = compiled(
     "row", f"Task({_READ_ALL})", Task=Task, statuses=_STATUSES, decode_error=decode_error, decode_options=decode_options
 )

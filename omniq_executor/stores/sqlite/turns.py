@@ -272,7 +272,11 @@ def ensure_queue(name: str) -> Transaction[int]:
 
 def ensure_function(function: Function) -> Transaction[int]:
     """Return the number of a function. A function that no task uses is harmless."""
-    yield "INSERT OR IGNORE INTO function (digest, path, pickle) VALUES (?, ?, ?)", tuple(function)
+    yield (
+        "INSERT INTO function (digest, path, pickle, parts) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (digest) DO UPDATE SET parts = excluded.parts WHERE parts = ''",
+        tuple(function),
+    )
     rows, _ = yield "SELECT id FROM function WHERE digest = ?", (function.digest,)
     return int(rows[0][0])
 

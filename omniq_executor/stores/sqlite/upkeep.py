@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Sequence
 
 from ...model.task import Function, Status
-from ..base import RunRecord, TaskRow
+from ..base import RunRecord, Taken, TaskRow
 from .runs import release_unowned
 from .tables import PUT, Many, Transaction, row_of
 from .turns import ensure_function, ensure_queue
@@ -30,6 +30,7 @@ def purge(before: int, statuses: Collection[Status], queue: str | None) -> Trans
             " AND id NOT IN (SELECT max(id) FROM run GROUP BY queue)",
             (),
         )
+        yield "DELETE FROM taken WHERE run NOT IN (SELECT id FROM run)", ()
     return changed
 
 
@@ -58,7 +59,9 @@ def begin_import(address: str) -> Transaction[str | None]:
 IS_IMPORTING = "SELECT count(*) FROM sqlite_master WHERE name = 'migration'"
 
 
-def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]) -> Transaction[None]:
+def put(
+    tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int], taken: Sequence[Taken]
+) -> Transaction[None]:
     """Have tasks and runs as they are given. See Store.put()."""
     yield "DELETE FROM task WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(gone)),)
     queues: dict[str, int] = {}
@@ -66,17 +69,18 @@ def put(tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int]
         queues[queue] = yield from ensure_queue(queue)
     functions: dict[bytes, int] = {}
     rows = Many()
-    for task, digest, identity in tasks:
+    for task, digest, identity, parts in tasks:
         if digest not in functions:
-            functions[digest] = yield from ensure_function(Function(digest, task.func_path, task.func))
+            functions[digest] = yield from ensure_function(Function(digest, task.func_path, task.func, parts))
         rows.append(row_of(task, queues[task.queue], functions[digest], identity))
     yield PUT, rows
     yield (
         "INSERT OR REPLACE INTO run"
-        " (id, queue, owner, continues, started_at, ended_at, clean, settled, session, context)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " (id, queue, owner, continues, started_at, ended_at, clean, settled, session, context, result_ttl)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         Many((run.id, queues[run.queue], run.owner, json.dumps(run.continues), *run[4:]) for run in runs),
     )
+    yield "INSERT OR REPLACE INTO taken VALUES (?, ?, ?, ?)", Many(taken)
 
 
 def end_import() -> Transaction[None]:

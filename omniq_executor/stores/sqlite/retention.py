@@ -1,0 +1,129 @@
+"""Transactions of the SQLite store about what is kept for how long, see turns.py and stores/retention.py."""
+
+import json
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from ...model.task import FINISHED
+from ..base import RunRecord
+from ..retention import KEPT_KEYS, Expired, expiries, names, with_dependents
+from .tables import GIVEN, Transaction
+
+_IS_FINISHED = f"status IN ({', '.join(f'{status:d}' for status in FINISHED)})"
+_IS_FREE = "id NOT IN (SELECT needs FROM dependency)"
+_REMOVE = f"DELETE FROM task WHERE {_IS_FINISHED} AND {_IS_FREE} AND %s RETURNING id, attempts"
+_REMOVE_GIVEN = _REMOVE % f"id IN {GIVEN}"
+_EXPIRE = _REMOVE % f"id > ? AND id <= ? AND run IN {GIVEN} AND finished_at < ? AND {KEPT_KEYS}"
+
+RUNS = (
+    "SELECT r.id, q.name, owner, continues, started_at, ended_at, clean, settled, session, context, result_ttl"
+    " FROM run r JOIN queue q ON q.id = r.queue ORDER BY r.id"
+)
+
+
+def run_of(row: Sequence[object]) -> RunRecord:
+    """Return the run of a row that RUNS asked for."""
+    id, queue, owner, continues, started_at, ended_at, clean, settled, *rest = row
+    flags = None if clean is None else bool(clean), bool(settled)
+    return RunRecord(id, queue, owner, tuple(json.loads(continues)), started_at, ended_at, *flags, *rest)  # type: ignore[arg-type]
+
+
+def remove(ids: Sequence[int]) -> Transaction[dict[int, int]]:
+    """Remove finished tasks; returns how many attempts each of them had. See Store.remove()."""
+    rows, _ = yield _REMOVE_GIVEN, (json.dumps(list(ids)),)
+    return dict(rows)
+
+
+def results_of(function: str, queue: str | None) -> Transaction[tuple[list[int], list[int]]]:
+    """Return finished tasks of a function, and those that were given their results. See Store.results_of()."""
+    rows, _ = yield "SELECT id, path FROM function", ()
+    meant = json.dumps([id for id, path in rows if names(function, path)])
+    rows, _ = yield (
+        f"SELECT id FROM task WHERE {_IS_FINISHED} AND function IN {GIVEN}"
+        " AND (? IS NULL OR queue = (SELECT id FROM queue WHERE name = ?))",
+        (meant, queue, queue),
+    )
+    calls = {id for (id,) in rows}
+    rows, _ = yield (
+        "SELECT id, options ->> 'after' FROM task WHERE options IS NOT NULL AND options ->> 'after' IS NOT NULL",
+        (),
+    )
+    dependents = with_dependents(calls, {id: json.loads(after) for id, after in rows}) - calls
+    rows, _ = yield f"SELECT id FROM task WHERE {_IS_FINISHED} AND id IN {GIVEN}", (json.dumps(list(dependents)),)
+    return sorted(calls, reverse=True), sorted((id for (id,) in rows), reverse=True)
+
+
+class Step(NamedTuple):
+    """What a step of an expiry did."""
+
+    last: int | None  # the last task that was looked at, or None where there is none left
+    looked_at: int
+    removed: dict[int, int]  # the attempts of those that were removed
+    runs: set[int]  # that still have tasks among those that were looked at
+    functions: set[int]  # likewise
+
+
+def runs() -> Transaction[list[RunRecord]]:
+    """Return all runs."""
+    rows, _ = yield RUNS, ()
+    return [run_of(row) for row in rows]
+
+
+def expire(going: Expired, after: int, most: int) -> Transaction[Step]:
+    """Look at the next `most` tasks after one, and remove those that are to go."""
+    rows, _ = yield "SELECT id FROM task WHERE id > ? ORDER BY id LIMIT ?", (after, most)
+    if not rows:
+        return Step(None, 0, {}, set(), set())
+    last = rows[-1][0]
+    still = yield from _still_expired(going)
+    removed: dict[int, int] = {}
+    for before in set(still.values()):
+        ids = [run for run, at in still.items() if at == before]
+        removed.update((yield _EXPIRE, (after, last, json.dumps(ids), before)).rows)
+    left, _ = yield "SELECT DISTINCT run, function FROM task WHERE id > ? AND id <= ?", (after, last)
+    return Step(last, len(rows), removed, {run for run, _ in left}, {function for _, function in left})
+
+
+def _still_expired(going: Expired) -> Transaction[dict[int, int]]:
+    """Return what goes of which runs, but for those that a run has continued since they were looked at."""
+    rows, _ = yield "SELECT continues FROM run WHERE id > ?", (going.newest,)
+    continued = {id for (continues,) in rows for id in json.loads(continues)}
+    return {run: before for run, before in going.before.items() if run not in continued}
+
+
+def end_expiry(
+    going: Expired, last: int, used_runs: Collection[int], functions: Collection[int], owner: int
+) -> Transaction[bool]:
+    """Remove the expired runs, and the functions, that no task has; returns whether functions were.
+
+    `used_runs` and `functions` are those of the tasks up to `last`.
+    """
+    empty = set((yield from _still_expired(going))).difference(used_runs)
+    yield (
+        f"DELETE FROM run WHERE id IN {GIVEN} AND id < (SELECT max(id) FROM run)"
+        " AND id NOT IN (SELECT run FROM task WHERE id > ?)",
+        (json.dumps(list(empty)), last),
+    )
+    yield "DELETE FROM taken WHERE run NOT IN (SELECT id FROM run)", ()
+    # While another owner is there it may know the number of a function, which another could be given then.
+    _, dropped = yield (
+        f"DELETE FROM function WHERE id NOT IN {GIVEN} AND id NOT IN (SELECT function FROM task WHERE id > ?)"
+        " AND NOT EXISTS (SELECT 1 FROM owner WHERE id <> ?)",
+        (json.dumps(list(functions)), last, owner),
+    )
+    return dropped > 0
+
+
+def expiring() -> Transaction[tuple[int | None, list[tuple[int, int]]]]:
+    """Return when the oldest task was added, and when tasks are to go, with how many."""
+    rows, _ = yield "SELECT enqueued_at FROM task ORDER BY id LIMIT 1", ()
+    oldest = rows[0][0] if rows else None
+    records = yield from runs()
+    at = expiries(records)
+    ttl = {run.id: run.result_ttl or 0 for run in records}
+    rows, _ = yield (
+        f"SELECT run, count(*), max(finished_at) FROM task WHERE {_IS_FINISHED} AND {_IS_FREE} AND {KEPT_KEYS}"
+        f" AND run IN {GIVEN} GROUP BY run",
+        (json.dumps(list(at)),),
+    )
+    return oldest, sorted((max(at[run], last + ttl[run]), count) for run, count, last in rows)
