@@ -13,6 +13,7 @@ from omniq_executor import PersistentExecutor, Settings, SettingsError, StoreErr
 from omniq_executor.dispatch import retention, sessions
 from omniq_executor.model.task import log_name
 from omniq_executor.stores.base import Store, Swept
+from omniq_executor.stores.file.journal import ROTATE_BYTES
 
 WAIT_S = 30.0
 DAY_S = 86_400
@@ -80,7 +81,8 @@ def test_thirty_nights_take_no_more_than_eight(
         sizes.append(opened.usage().size)
         opened.close()
     assert set(counts[7:]) <= {7 * count, 8 * count}  # the one that is just seven days old may be gone or not
-    assert max(sizes[8:]) <= sizes[7] * 8 / 7 * 1.1
+    journal = 0 if store.suffix else ROTATE_BYTES  # which begins anew when it is that long
+    assert max(sizes[8:]) <= sizes[7] * 8 / 7 * 1.1 + journal
 
 
 def test_an_executor_that_lives_long_removes_them_meanwhile(
