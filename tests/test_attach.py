@@ -302,6 +302,25 @@ def test_many_threads_that_look_first_at_one_future_are_all_told(
     assert found == [[n * n for n in range(20)]] * 8
 
 
+def test_who_looks_first_waits_for_no_lock_of_another_future(
+    submitted: Any, address: Path, open_store: Any, wait_until: Any
+) -> None:
+    """wait() of the standard library holds the locks of some futures while it first looks at others."""
+    held = [attach(address).future(submitted(calls.square, n)) for n in range(2)]
+    assert not any(future.done() for future in held)
+    waiters = held[0]._onlooker._waiters  # type: ignore[attr-defined]
+    looked = threading.Event()
+    with held[0]._condition, held[1]._condition:
+        store = open_store(address)
+        store.cancel([future.task().id for future in held], 10**15)
+        store.notify(0)
+        wait_until(lambda: len(waiters.to_notify) == 1)  # the thread that tells futures waits for the lock of one
+        other = attach(address).future(submitted(calls.square, 3))
+        threading.Thread(target=lambda: (other.done(), looked.set()), daemon=True).start()
+        assert looked.wait(WAIT_S)
+    wait_until(lambda: all(future.cancelled() for future in held))
+
+
 def test_a_callback_can_wait_for_another_future(submitted: Any, start_worker: Any, address: Path) -> None:
     """It is the thread that tells futures which runs it, so nobody else would."""
     first, second = (attach(address).future(submitted(calls.square, n)) for n in (2, 3))

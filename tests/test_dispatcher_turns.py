@@ -38,7 +38,7 @@ class House:
         self._function = Functions(None).describe(pow)
 
     def submit(self, *args: Any, call_options: CallOptions = USUAL) -> DurableFuture:
-        call, after = stored_call(self._function, args or (2, 3), {}, store="")
+        call, after = stored_call(self._function, args or (2, 3), {}, store=self.dispatcher.store.url)
         future: DurableFuture = self.dispatcher.submit(
             self._function, call, call_options.after(after) if after else call_options
         )
