@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from omniq_executor.code import modules, versions
+from omniq_executor.code import byte_code, modules, versions
 from omniq_executor.model.functions import Functions
 
 MODULES = 200
@@ -71,7 +71,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def forget() -> None:
     """Know as little of code as a process that has just begun."""
     versions._known.clear()
-    versions._code_digest.cache_clear()
+    byte_code.code_digest.cache_clear()
     modules.mentions.cache_clear()
     for known in (modules._known, modules._texts):
         for name in [name for name in known if name.startswith("large_project")]:

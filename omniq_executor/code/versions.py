@@ -17,7 +17,6 @@ Byte code says nothing between two versions of Python; there the texts of the fi
 """
 
 import contextlib
-import dis
 import functools
 import importlib
 import importlib.util
@@ -32,6 +31,7 @@ from operator import attrgetter, is_
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .byte_code import code_digest
 from .modules import (
     CACHED,
     CONTAINERS,
@@ -39,7 +39,6 @@ from .modules import (
     Reduced,
     file_of,
     hash_of,
-    is_hash_of_attrs,
     is_main,
     is_own,
     mentions,
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
     from .digest import Piece
 
 _PYTHON = sys.implementation.cache_tag
-_HAS_DOCSTRING = 0x4000000  # a flag of code since 3.14
-_FIRST_LINE = "__firstlineno__"
 _METHODS = (functools.partialmethod, functools.singledispatchmethod)
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property, type, *_METHODS)
 _LOOKED_INTO = 10_000  # items of a container, for functions among them
@@ -215,7 +212,7 @@ class Version:
             if not hasattr(function, "__wrapped__"):
                 return
         elif module != MAIN:
-            self._items.setdefault(module, set()).add((function.__qualname__, _code_digest(function.__code__)))
+            self._items.setdefault(module, set()).add((function.__qualname__, code_digest(function.__code__)))
             self._named(function.__globals__, function)
             carried = function.__defaults__, function.__kwdefaults__, function.__closure__
             if any(carried):
@@ -470,48 +467,6 @@ def _changed(path: str, told: Mapping[str, Any], modules: Collection[str], why: 
 
 def _file(module: str) -> str:
     return getattr(sys.modules.get(module), "__file__", None) or ""
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _code_digest(code: CodeType) -> bytes:
-    """Return what stands for byte code, whatever its lines, file and docstring are."""
-    constants = list(code.co_consts)
-    if constants and type(constants[0]) is str and code.co_name[:1] != "<":
-        constants[0] = None  # the docstring
-    steps = code.co_code
-    if _FIRST_LINE in code.co_names:
-        steps = _without_first_line(code, constants)
-    if is_hash_of_attrs(code):
-        constants = [each for each in constants if type(each) is not int]
-    parts = (
-        code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & (_HAS_DOCSTRING - 1),
-        steps, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_exceptiontable,
-        [_constant(each) for each in constants],
-    )  # fmt: skip
-    return hash_of(repr(parts).encode("utf-8", "surrogatepass"))
-
-
-def _without_first_line(code: CodeType, constants: list[Any]) -> bytes:
-    """Return the steps of the body of a class without its line number, which it stores since 3.13."""
-    steps = [*dis.get_instructions(code)]
-    loads = [step.arg for step in steps if step.opcode in dis.hasconst]
-    for load, store in itertools.pairwise(steps):
-        if store.opname == "STORE_NAME" and store.argval == _FIRST_LINE:
-            if load.opname == "LOAD_SMALL_INT":  # since 3.14
-                return code.co_code[: load.offset + 1] + b"\0" + code.co_code[load.offset + 2 :]
-            if load.arg is not None and loads.count(load.arg) == 1:  # else it is a constant of the user's, too
-                constants[load.arg] = None
-    return code.co_code
-
-
-def _constant(value: Any) -> str:
-    if type(value) is CodeType:
-        return _code_digest(value).hex()
-    if type(value) is frozenset:
-        return f"frozenset {sorted(map(_constant, value))}"
-    if type(value) is tuple:
-        return f"({', '.join(map(_constant, value))})"
-    return f"{type(value).__name__} {value!r}"
 
 
 def check_of(function: Any, named: Iterable[Any] = ()) -> Version | None:

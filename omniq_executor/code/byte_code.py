@@ -1,0 +1,60 @@
+"""What stands for byte code, as far as it says what is done."""
+
+import dis
+import functools
+import itertools
+import sys
+from types import CodeType
+from typing import Any
+
+from .modules import hash_of, is_hash_of_attrs
+
+_HAS_DOCSTRING = 0x4000000  # a flag of code, ...
+_HAS_TOLD_DOCSTRING = sys.version_info >= (3, 14)  # ... since then
+_FIRST_LINE = "__firstlineno__"
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def code_digest(code: CodeType) -> bytes:
+    """Return what stands for byte code, whatever its lines, file and docstring are."""
+    constants = list(code.co_consts)
+    if _HAS_TOLD_DOCSTRING:
+        has_docstring = bool(code.co_flags & _HAS_DOCSTRING)
+    else:  # the first constant is the docstring, or None
+        has_docstring = bool(constants) and type(constants[0]) is str and code.co_name[:1] != "<"
+    if has_docstring:
+        constants[0] = None
+    steps = code.co_code
+    if _FIRST_LINE in code.co_names:
+        steps = _without_first_line(code, constants)
+    if is_hash_of_attrs(code):
+        constants = [each for each in constants if type(each) is not int]
+    parts = (
+        code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & (_HAS_DOCSTRING - 1),
+        steps, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_exceptiontable,
+        [_constant(each) for each in constants],
+    )  # fmt: skip
+    return hash_of(repr(parts).encode("utf-8", "surrogatepass"))
+
+
+def _without_first_line(code: CodeType, constants: list[Any]) -> bytes:
+    """Return the steps of the body of a class without its line number, which it stores since 3.13."""
+    steps = [*dis.get_instructions(code)]
+    loads = [step.arg for step in steps if step.opcode in dis.hasconst]
+    for load, store in itertools.pairwise(steps):
+        if store.opname == "STORE_NAME" and store.argval == _FIRST_LINE:
+            if load.opname == "LOAD_SMALL_INT":  # since 3.14
+                return code.co_code[: load.offset + 1] + b"\0" + code.co_code[load.offset + 2 :]
+            if load.arg is not None and loads.count(load.arg) == 1:  # else it is a constant of the user's, too
+                constants[load.arg] = None
+    return code.co_code
+
+
+def _constant(value: Any) -> str:
+    if type(value) is CodeType:
+        return code_digest(value).hex()
+    if type(value) is frozenset:
+        return f"frozenset {sorted(map(_constant, value))}"
+    if type(value) is tuple:
+        return f"({', '.join(map(_constant, value))})"
+    return f"{type(value).__name__} {value!r}"
