@@ -93,6 +93,7 @@ def test_what_is_finished_is_read_by_id_key_tag_and_function(local: Any, address
     assert not again.cancel()
     assert not again.running()
     assert again.task().error.type == "ValueError"
+    assert again.why() == bad.why()
     assert [future.task_id for future in there.futures(tags=["a"])] == [f.task_id for f in (good, named, other)]
     assert [future.task_id for future in attach(address, queue="one").futures(tags=["a"])] == [
         good.task_id, named.task_id,
