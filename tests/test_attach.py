@@ -188,6 +188,21 @@ def test_who_waits_is_an_owner_only_for_so_long(
         future = attach(address).future(submitted(calls.square, n))
 
 
+def test_who_waits_removes_nothing_that_was_kept_long_enough(
+    submitted: Any, start_worker: Any, address: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Any
+) -> None:
+    future = attach(address).future(submitted(calls.square, 2))
+    with contextlib.closing(omniq_executor.open_store(address)) as opened:
+        removes: list[Any] = []
+        monkeypatch.setattr(type(opened), "expire", lambda *asked: removes.append(asked) or iter(()))
+    assert not future.done()
+    start_worker("-n", 1, "--store", address)
+    assert future.result(WAIT_S) == 4
+    wait_until(lambda: onlookers(address) == [])
+    owners_of_executor = {owner.id for owner in owners(address)}
+    assert [owner for _, _, owner in removes if owner not in owners_of_executor] == []
+
+
 def test_looking_runs_and_takes_over_nothing(local: Any, address: Path, script: Any, journal: Any) -> None:
     """Unlike executor.future(), which has this process run what nobody else would."""
     script.write(
