@@ -93,6 +93,7 @@ def test_what_is_finished_is_read_by_id_key_tag_and_function(local: Any, address
     assert not again.cancel()
     assert not again.running()
     assert again.task().error.type == "ValueError"
+    assert again.why() == bad.why()
     assert [future.task_id for future in there.futures(tags=["a"])] == [f.task_id for f in (good, named, other)]
     assert [future.task_id for future in attach(address, queue="one").futures(tags=["a"])] == [
         good.task_id, named.task_id,
@@ -185,6 +186,21 @@ def test_who_waits_is_an_owner_only_for_so_long(
         wait_until(lambda: onlookers(address) == [])
         worker.kill()
         future = attach(address).future(submitted(calls.square, n))
+
+
+def test_who_waits_removes_nothing_that_was_kept_long_enough(
+    submitted: Any, start_worker: Any, address: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Any
+) -> None:
+    future = attach(address).future(submitted(calls.square, 2))
+    with contextlib.closing(omniq_executor.open_store(address)) as opened:
+        removes: list[Any] = []
+        monkeypatch.setattr(type(opened), "expire", lambda *asked: removes.append(asked) or iter(()))
+    assert not future.done()
+    start_worker("-n", 1, "--store", address)
+    assert future.result(WAIT_S) == 4
+    wait_until(lambda: onlookers(address) == [])
+    owners_of_executor = {owner.id for owner in owners(address)}
+    assert [owner for _, _, owner in removes if owner not in owners_of_executor] == []
 
 
 def test_looking_runs_and_takes_over_nothing(local: Any, address: Path, script: Any, journal: Any) -> None:

@@ -15,6 +15,7 @@ locks of some, as wait() of the standard library has, and another thread those o
 """
 
 import contextlib
+import math
 import os
 from _thread import start_new_thread
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ class Onlooker(Dispatcher):
         except BaseException:
             store.leave(owner)
             raise
+        self._loop.retention.at = math.inf  # who only looks removes nothing
         try:
             self.driver.start()
         except BaseException:

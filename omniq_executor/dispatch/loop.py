@@ -434,7 +434,7 @@ class Loop:
             if self.driver.is_closed:
                 return
             self._engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
-            if self.failure is None and self.clean:
+            if self.failure is None and self.clean and self.retention.at < math.inf:
                 self.retention.finish(self.ids.taken)
             try:
                 if self._run.id:
