@@ -168,6 +168,8 @@ def test_a_pipeline_runs_what_depends_on_a_change_and_nothing_else(pipeline: Pip
     edit, arguments, ran = EDITS[what]
     assert pipeline.run() == ALL
     edit(pipeline)
+    foreseen = pipeline.start(*arguments, "--preview").communicate(timeout=120)[0]
+    assert foreseen.startswith(f"{ran.get('read_day', 0)} of 24 days are to be read\n"), foreseen
     assert pipeline.run(*arguments) == ran
     afresh = Pipeline(pipeline.folder.with_name("afresh"))
     edit(afresh)

@@ -10,6 +10,7 @@ reaches, here and in cleaning.py. So a second run does what is missing, and what
     (a line is added to sales/2030-01-31.csv)    runs read_day() once, sum_month() once, report()
     (cleaning.amount() is mended)                runs everything
     python pipeline.py sales out --top 3         runs report()
+    python pipeline.py sales out --preview       says which days it would read, and why; what comes of them follows
 
 A call may run again whose process was killed when all was done but its commit. So what it writes must be the same each
 time, and whole or not there at all: see write_whole().
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder to write to; the store is in it")
     parser.add_argument("--top", type=int, default=5, help="how many products of a month are reported")
     parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--preview", action="store_true", help="say what would be read, and why, and run nothing")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(exist_ok=True)
@@ -89,6 +91,10 @@ def main() -> None:
             part.unlink()
     with PersistentExecutor(arguments.workers, store=out / "pipeline.db", resume="always") as executor:
         files = sorted(arguments.sales.glob("*.csv"))
+        if arguments.preview:
+            preview = executor.preview(read_day, map(InputFile, files))
+            print(f"{preview.runs} of {len(preview)} days are to be read", preview, sep="\n")
+            return
         months = {}
         for month, days in groupby(files, key=lambda file: file.stem[:7]):
             parsed = [executor.submit(read_day, InputFile(day)) for day in days]
