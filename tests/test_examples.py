@@ -14,6 +14,8 @@ import pytest
 
 from omniq_executor import open_store
 
+pytestmark = pytest.mark.once
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pipeline"
 KILLS = 100 if os.environ.get("OMNIQ_PROOF") else 12
 PRODUCTS = ("Apple", "pear ", "Plum", "sour  cherry", "quince", "Medlar")

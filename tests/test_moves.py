@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 SCRIPT = """
 import os, sys
 from omniq_executor import PersistentExecutor

@@ -88,7 +88,8 @@ def retry_at(options: Options, error: ErrorInfo, now: int) -> int | None:
         return None
     retry = options.retries + 1
     try:
-        backoff, retry_on = (None, Exception) if options.policy is None else pickle.loads(options.policy)
+        policy: Any = (None, Exception) if options.policy is None else pickle.loads(options.policy)
+        backoff, retry_on = policy
         if not _is_among(error, retry_on):
             return None
         if backoff is None:
