@@ -12,6 +12,15 @@ from .modules import hash_of, is_hash_of_attrs
 _HAS_DOCSTRING = 0x4000000  # a flag of code, ...
 _HAS_TOLD_DOCSTRING = sys.version_info >= (3, 14)  # ... since then
 _FIRST_LINE = "__firstlineno__"
+# What a class has though nobody wrote it there, or as annotations.
+MADE = frozenset(
+    f"__{name}__"
+    for name in (
+        *("module", "qualname", "doc", "dict", "weakref", "firstlineno", "static_attributes", "slotnames"),
+        *("annotations", "annotations_cache", "annotate", "annotate_func", "parameters", "type_params", "orig_bases"),
+        *("abstractmethods", "dataclass_fields", "dataclass_params", "attrs_attrs", "attrs_props"),
+    )
+)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -74,8 +74,9 @@ _OF_PROCESS = frozenset({
 
 # Of which objects count that a module holds: others may be anything, from a client to the environment.
 _PLAIN = frozenset({
-    *("array", "builtins", "collections", "datetime", "decimal", "enum", "fractions", "functools", "ipaddress"),
-    *("numpy", "operator", "pathlib", "re", "string", "types", "uuid", "zoneinfo"),
+    *("argparse", "array", "builtins", "collections", "configparser", "datetime", "decimal", "enum", "fractions"),
+    *("functools", "ipaddress", "numpy", "numpy.dtypes", "operator", "pathlib", "re", "string", "_struct", "types"),
+    *("typing", "uuid", "zoneinfo"),
 })  # fmt: skip
 
 
@@ -339,6 +340,8 @@ class _Encoder:
             return _item(b"C", name + content)
         code, names = _code(definition.__code__)
         own = self._all((definition.__defaults__, definition.__kwdefaults__, definition.__closure__))
+        if attributes := {name: value for name, value in vars(definition).items() if name != "__wrapped__"}:
+            own += self.encode(attributes)
         self._note(module, definition.__qualname__, code)
         if own != _CARRIES_NOTHING:
             self._note(module, f"{definition.__qualname__}()", own, is_code=False)

@@ -28,10 +28,10 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from operator import attrgetter, is_
-from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
+from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType, NoneType
 from typing import TYPE_CHECKING, Any
 
-from .byte_code import code_digest
+from .byte_code import MADE, code_digest
 from .modules import (
     CACHED,
     CONTAINERS,
@@ -54,7 +54,10 @@ if TYPE_CHECKING:
 _PYTHON = sys.implementation.cache_tag
 _METHODS = (functools.partialmethod, functools.singledispatchmethod)
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property, type, *_METHODS)
+_CALLED = (FunctionType, MethodType, functools.partial, type)
+_PLAIN = frozenset({str, bytes, int, float, bool, NoneType, *CONTAINERS})
 _LOOKED_INTO = 10_000  # items of a container, for functions among them
+_GIVES_NAMES = frozenset({"__getattr__"})  # of a module, for those that it has not
 _FEW = 200  # functions, which are looked at for each call
 _LOOK_EVERY_S = 0.1  # at more
 _log = logging.getLogger("omniq_executor")
@@ -197,12 +200,18 @@ class Version:
             else:
                 self._seen.discard(id(value))
                 self._data.append(value)
-        elif kind is not ModuleType:
+        elif kind is ModuleType:  # one that data holds: nothing says which of its names are looked for there
+            if value.__name__ != MAIN and self._is_own(value.__name__):
+                self._attributes(value, frozenset(vars(value)), set())
+        else:
             attributes = getattr(value, "__dict__", None)
             if self._counts(kind.__module__):
                 self._queue += [kind, attributes]
-            elif type(attributes) is dict and "__wrapped__" in attributes:  # a decorated function, as numba has them
-                self._queue.append(attributes["__wrapped__"])
+            elif type(attributes) is dict:  # a library's, which may hold what it decorates
+                held = itertools.islice(attributes.values(), _LOOKED_INTO)
+                self._queue += [
+                    each for each in held if isinstance(each, _CALLED) or self._counts(type(each).__module__)
+                ]
 
     def _function(self, function: FunctionType) -> None:
         module = function.__globals__.get("__name__")
@@ -218,6 +227,9 @@ class Version:
             if any(carried):
                 self._keep(module, f"{function.__qualname__}()", carried)
                 self._hold(*(carried[0] or ()), *(carried[1] or {}).values(), *(carried[2] or ()))
+            for name, value in vars(function).items():
+                if type(value) in _PLAIN:
+                    self._keep(module, f"{function.__qualname__}.{name}", value)
         self._functions.append(function)
         self._codes.append(function.__code__)
         if hasattr(function, "__wrapped__"):
@@ -274,7 +286,7 @@ class Version:
         if id(module) not in seen:
             seen.add(id(module))
             self._items.setdefault(module.__name__, set())
-            self._read_names(module.__dict__, attributes, attributes, seen)
+            self._read_names(module.__dict__, attributes | _GIVES_NAMES, attributes, seen)
 
     def _import(
         self, level: int, name: str, names: Mapping[str, Any], attributes: frozenset[str], seen: set[int]
@@ -295,7 +307,7 @@ class Version:
         module = kind.__module__
         if module in sys.builtin_module_names or not self._counts(module):
             return
-        self._queue += kind.__bases__
+        self._queue += [*kind.__bases__, type(kind)]
         if module != MAIN and module in sys.modules:
             self._items.setdefault(module, set())
             self._named(vars(sys.modules[module]), kind)
@@ -304,7 +316,7 @@ class Version:
                 self._queue.append(value)
                 if module != MAIN and not _is_called(value, f"{kind.__qualname__}.{name}"):
                     self._keep(module, f"{kind.__qualname__}.{name}", value)
-            elif name[:2] != "__":
+            elif name[:2] != "__" or (name not in MADE and type(value) in _PLAIN):
                 self._hold(value)
                 if module != MAIN:
                     self._keep(module, f"{kind.__qualname__}.{name}", value)

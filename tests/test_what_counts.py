@@ -1,0 +1,97 @@
+"""What is part of a function though no plain name in its code leads there: an edit of it is another function."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omniq_executor.model.functions import Functions
+
+CASES = {
+    "a method of a metaclass": """
+        class M(type):
+            def meth(cls): return 1
+        class A(metaclass=M): pass
+        def f(x): return A.meth()""",
+    "a name of a class that begins with underscores": """
+        class A:
+            __tablename__ = 1
+        def f(x): return A.__tablename__""",
+    "an attribute of a helper": """
+        def g(x): return g.limit
+        g.limit = 1
+        def f(x): return g(x)""",
+    "an attribute of the function": """
+        def f(x): return f.limit
+        f.limit = 1""",
+    "what an object of a library decorates": """
+        import argparse
+        def g(x): return 1
+        held = argparse.Namespace()
+        held.pyfunc = g
+        def f(x): return held.pyfunc(x)""",
+    "an object of a class of one's own in one of a library": """
+        import argparse
+        class P:
+            def go(self): return 1
+        held = argparse.Namespace(p=P())
+        def f(x): return held.p.go()""",
+    "data in an object of the standard library": """
+        import argparse
+        held = argparse.Namespace(a=1)
+        def f(x): return held.a""",
+    "a literal type": """
+        from typing import Literal
+        held = Literal["a", 1]
+        def f(x): return held""",
+    "a name that a module makes when it is asked for": """
+        import sys
+        me = sys.modules[__name__]
+        def __getattr__(name): return 1
+        def f(x): return me.lazy""",
+    "a function of a module that data holds": """
+        import sys
+        held = {"a": sys.modules[__name__]}
+        def g(x): return 1
+        def f(x): return held["a"].g(x)""",
+}
+
+
+@pytest.fixture
+def digest_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Says what identifies the function f of a module with a text."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def digest(text: str) -> bytes:
+        lines = [line[8:] for line in text.strip("\n").splitlines()]
+        (tmp_path / "counted.py").write_text("\n".join(lines) + "\n")
+        sys.modules.pop("counted", None)
+        importlib.invalidate_caches()
+        return Functions().describe(importlib.import_module("counted").f).digest
+
+    yield digest
+    sys.modules.pop("counted", None)
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_an_edit_is_seen_and_a_comment_is_none(digest_of: Any, what: str) -> None:
+    text = CASES[what]
+    first, head, tail = digest_of(text), *text.rsplit("1", 1)
+    assert digest_of(f"{head}2{tail}") != first
+    assert digest_of("\n        # a comment\n" + text.lstrip("\n")) == first
+
+
+def test_functions_by_value_that_differ_in_an_attribute_are_two() -> None:
+    def made(limit: int) -> Any:
+        def g() -> int:
+            return 1
+
+        g.limit = limit  # type: ignore[attr-defined]
+        return g
+
+    functions = Functions()
+    assert functions.describe(made(1)).digest == functions.describe(made(1)).digest
+    assert functions.describe(made(1)).digest != functions.describe(made(2)).digest
