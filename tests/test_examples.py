@@ -152,6 +152,7 @@ def _add_a_sale(pipeline: Pipeline) -> None:
 
 
 ALL = {"read_day": 24, "sum_month": 3, "report": 1}
+WRITES = Counter({"write_whole": 4})  # each time
 EDITS: dict[str, tuple[Callable[[Pipeline], object], list[str], dict[str, int]]] = {
     "nothing": (lambda _: None, [], {}),
     "an input": (_add_a_sale, [], {"read_day": 1, "sum_month": 1, "report": 1}),
@@ -168,12 +169,24 @@ EDITS: dict[str, tuple[Callable[[Pipeline], object], list[str], dict[str, int]]]
 @pytest.mark.parametrize("what", EDITS)
 def test_a_pipeline_runs_what_depends_on_a_change_and_nothing_else(pipeline: Pipeline, what: str) -> None:
     edit, arguments, ran = EDITS[what]
-    assert pipeline.run() == ALL
+    assert pipeline.run() == Counter(ALL) + WRITES
     edit(pipeline)
     foreseen = pipeline.start(*arguments, "--preview").communicate(timeout=120)[0]
     assert foreseen.startswith(f"{ran.get('read_day', 0)} of 24 days are to be read\n"), foreseen
-    assert pipeline.run(*arguments) == ran
+    assert pipeline.run(*arguments) == Counter(ran) + WRITES
     afresh = Pipeline(pipeline.folder.with_name("afresh"))
     edit(afresh)
     afresh.run(*arguments)
     assert pipeline.written() == afresh.written()
+
+
+def test_what_is_written_is_what_was_asked_for_last(pipeline: Pipeline) -> None:
+    pipeline.run()
+    first = pipeline.written()
+    pipeline.run("--top", "1")
+    assert pipeline.written() != first
+    assert pipeline.run() == WRITES
+    assert pipeline.written() == first
+    (pipeline.folder / "out" / "report.md").unlink()
+    pipeline.run()
+    assert pipeline.written() == first

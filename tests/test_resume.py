@@ -14,9 +14,7 @@ from omniq_executor import Status
 pytestmark = pytest.mark.each_store
 
 WAIT_S = 30.0
-ANNOUNCED = re.compile(
-    r"WARNING:omniq_executor:.*continuing a run that did not end clean: (\d+) of (\d+) calls are done"
-)
+ANNOUNCED = re.compile(r"WARNING:omniq_executor:.*continuing an earlier run: (\d+) of (\d+) calls are done")
 
 HEAD = """
 import logging, os, sys, time

@@ -65,7 +65,7 @@ def test_with_the_old_queue_it_continues_them(script: Any, open_store: Any) -> N
     (script.folder / "old.py").rename(script.folder / "new.py")
     done = script.run("again", "queue", "old", python=["new.py"])
     assert said(done) == []
-    assert "queue 'old': continuing a run that did not end clean" in done.stderr
+    assert "queue 'old': continuing an earlier run" in done.stderr
     assert list(open_store(script.folder / "shared.db").counts()) == ["old"]
 
 

@@ -128,7 +128,7 @@ def test_each_call_of_a_run_that_continues_one_that_was_killed_says_why_it_runs(
     assert "run 2 of queue 'script', which continues run 1: 6 calls" in second["text"]
     warnings = [line for line in second["stderr"].splitlines() if "'script'" in line]
     assert len(warnings) == 2
-    assert "continuing a run that did not end clean: 2 of 3 calls are done" in warnings[0]
+    assert "continuing an earlier run: 2 of 3 calls are done" in warnings[0]
     assert "run 2: 2 taken over: their results were there, 1 run again, since they had failed, 3 run," in warnings[1]
 
 

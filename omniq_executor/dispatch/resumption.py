@@ -164,7 +164,7 @@ class Resumption:
         if any(known is not None for known in found) and not self._said:
             self._said = True
             _log.warning(
-                "queue %r: continuing a run that did not end clean: %d of %d calls are done (run %s)",
+                "queue %r: continuing an earlier run: %d of %d calls are done (run %s)",
                 run.queue, run.done, run.total, ", ".join(map(str, run.continues)),
             )  # fmt: skip
         if any(known is not None and known.status is Status.PENDING for known in found):
