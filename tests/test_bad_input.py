@@ -27,14 +27,27 @@ WAIT_S = 30.0
 as_user = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write wherever it likes")
 
 
-def assert_nothing_is_left(folder: Path, *kept: str) -> None:
-    """No file was made in the folder but those, no thread and no process of ours goes on."""
-    assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("omniq")] == []
+_before: set[Any] = set()  # the threads and child processes of other tests, as those that wait for a store's tasks
+
+
+def _children() -> set[str]:
     children = Path(f"/proc/self/task/{os.getpid()}/children")
-    if children.exists():
-        names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children.read_text().split()]
-        assert all(b"forkserver" in name or b"resource_tracker" in name for name in names)
+    return set(children.read_text().split()) if children.exists() else set()
+
+
+@pytest.fixture(autouse=True)
+def _note_what_there_is() -> None:
+    _before.clear()
+    _before.update(threading.enumerate(), _children())
+
+
+def assert_nothing_is_left(folder: Path, *kept: str) -> None:
+    """No file was made in the folder but those, no thread and no process of ours goes on that did not before."""
+    assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("omniq")]
+    assert [thread.name for thread in threads if thread not in _before] == []
+    names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _children() - _before]
+    assert all(b"forkserver" in name or b"resource_tracker" in name for name in names)
 
 
 # --- Parameters --------------------------------------------------------------------------------------------------
