@@ -1,5 +1,6 @@
 """Executors remove what was kept long enough: between turns, at their end, and without holding anybody up."""
 
+import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -67,7 +68,9 @@ def count_of(path: Path, open_store: Any) -> int:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("is_proof", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.once
+@pytest.mark.parametrize("is_proof", [bool(os.environ.get("OMNIQ_PROOF"))])
 def test_thirty_nights_take_no_more_than_eight(
     make_executor: MakeExecutor, open_store: Any, store: Path, clock: Clock, is_proof: bool
 ) -> None:
