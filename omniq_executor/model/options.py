@@ -6,7 +6,7 @@ import math
 import pickle
 import random
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ..errors import CodeChanged, DependencyFailed, NotImportable
 from . import codec
@@ -88,14 +88,14 @@ def retry_at(options: Options, error: ErrorInfo, now: int) -> int | None:
         return None
     retry = options.retries + 1
     try:
-        policy: Any = (None, Exception) if options.policy is None else pickle.loads(options.policy)
-        backoff, retry_on = policy
+        backoff, retry_on = (None, Exception) if options.policy is None else pickle.loads(options.policy)
         if not _is_among(error, retry_on):
             return None
         if backoff is None:
             delay_s = backoff_s(retry, random.random())
         else:
-            delay_s = float(backoff(retry) if callable(backoff) else backoff)
+            given: Any = backoff
+            delay_s = float(cast(Any, given(retry)) if callable(given) else given)
         if not 0 <= delay_s < math.inf:
             raise ValueError(f"{delay_s} is no number of seconds to wait")
     except Exception:  # noqa: BLE001 - both are the user's, and so is what unpickling them runs
