@@ -346,4 +346,4 @@ if __name__ == "__main__":
     done = script.run()
     assert (done.returncode, done.stdout) == (0, "45\n")
     assert Counter(map(int, script.journal.lines())) == {**dict.fromkeys(range(10), 1), 5: 2}
-    assert "continuing a run" in done.stderr
+    assert "continuing an earlier run" in done.stderr

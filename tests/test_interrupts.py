@@ -106,7 +106,7 @@ def test_a_script_ends_soon_after_the_last_interrupt_and_is_continued(
         finished = set(script.journal.lines())
         again = script.run()
         assert again.returncode == 0, again.stderr
-        assert is_done or not has_begun or "continuing a run" in again.stderr
+        assert is_done or not has_begun or "continuing an earlier run" in again.stderr
         # Of each worker the calls whose results were on their way when it was ended may run again.
         assert len(script.journal.lines()) <= 200 * (2 if is_done else 1) + len(finished) // 2
 
