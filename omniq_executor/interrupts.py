@@ -36,6 +36,8 @@ from queue import Empty, SimpleQueue
 from threading import get_ident
 from typing import Any
 
+from .pipes import drain, wake_pipe
+
 
 class Interrupts(contextlib.ContextDecorator):
     """See the module's docstring. There is one of the process, as there is one handler of SIGINT."""
@@ -97,15 +99,12 @@ class Interrupts(contextlib.ContextDecorator):
     def watch(self, selector: selectors.BaseSelector) -> None:
         """Have whoever waits for the selector's events, with their handlers as its data, wake the main thread."""
         if self._pipe is None:
-            self._pipe = signal_pipe()
+            self._pipe = wake_pipe()
         selector.register(self._pipe[0], selectors.EVENT_READ, self._on_signal)
 
     def _on_signal(self, _: int) -> None:
         assert self._pipe is not None
-        try:
-            os.read(self._pipe[0], 4096)
-        except BlockingIOError:
-            pass  # another executor's has seen it
+        drain(self._pipe[0])  # others find nothing there
         wake = self.wake  # once: the main thread may go on meanwhile
         if wake is not None:
             wake()
@@ -182,14 +181,6 @@ class Interrupts(contextlib.ContextDecorator):
         self.is_pending = True  # after it, as whoever sees this takes it
         if self.wake is not None:
             self.wake()
-
-
-def signal_pipe() -> tuple[int, int]:
-    """Make a pipe in which nobody waits."""
-    pipe = os.pipe()
-    for fd in pipe:
-        os.set_blocking(fd, False)
-    return pipe
 
 
 interrupts = Interrupts()

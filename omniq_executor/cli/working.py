@@ -24,6 +24,7 @@ from ..engines.local.pool import LocalEngine
 from ..engines.local.start_method import default_context
 from ..executor import usable_cpus
 from ..model.task import ErrorInfo, Status, format_id
+from ..pipes import wake_pipe
 from ..stores import open_store
 from ..stores.base import NO_RUN
 from .console import count_of_tasks, exit_with, print_json, printable
@@ -140,9 +141,7 @@ class _Ended(Waiters):
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
     """Yield a file descriptor from which the numbers of the signals that ask for an end can be read."""
-    ear, mouth = os.pipe()
-    os.set_blocking(ear, False)
-    os.set_blocking(mouth, False)
+    ear, mouth = wake_pipe()
     before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
     handlers = {signum: signal.signal(signum, lambda *_: None) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:

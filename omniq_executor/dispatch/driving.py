@@ -42,6 +42,7 @@ from typing import Protocol
 
 from ..engines.pacing import STEAL_AFTER_S, earlier
 from ..interrupts import interrupts
+from ..pipes import drain, wake_pipe
 
 STANDBY_S = 0.005
 GRACE_S = 0.001
@@ -87,9 +88,7 @@ class Driver:
         """What is waited for, with handlers as its data; they are called under the lock with the mask of events."""
         self._work = work
         self._lock = threading.RLock()
-        self._wake_r, self._wake_w = os.pipe()
-        os.set_blocking(self._wake_r, False)
-        os.set_blocking(self._wake_w, False)
+        self._wake_r, self._wake_w = wake_pipe()
         self.selector.register(self._wake_r, selectors.EVENT_READ, lambda _: self._on_wake())
         interrupts.watch(self.selector)
         self.waker: Callable[[], object] = functools.partial(os.write, self._wake_w, b"!")
@@ -422,12 +421,3 @@ class Driver:
         self.selector.close()  # nothing is unregistered: what it waits for is shared with the parent
         os.close(self._wake_r)
         os.close(self._wake_w)
-
-
-def drain(fd: int) -> None:
-    """Read all that is in a pipe."""
-    try:
-        while os.read(fd, 4096):
-            pass
-    except BlockingIOError:
-        pass

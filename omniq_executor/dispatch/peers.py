@@ -13,9 +13,9 @@ import os
 import selectors
 import time
 
+from ..pipes import drain
 from ..stores.base import Store, now
 from ..stores.owners import open_pipe
-from .driving import drain
 
 _FIRST_PAUSE_S = 0.02  # before somebody silent is looked at again, doubled each time ...
 _LONGEST_PAUSE_S = 5.0  # ... up to this

@@ -23,6 +23,7 @@ from typing import Any
 PACKAGE = "omniq_executor"
 MODULES = (  # each after those of which it takes something when it is imported
     "model.ids",
+    "pipes",
     "interrupts",
     "dispatch.driving",
     "dispatch.waiters",

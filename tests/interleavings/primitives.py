@@ -59,13 +59,11 @@ class World:
     @contextlib.contextmanager
     def installed(self, copy: Copy) -> Iterator[None]:
         """Have the copy's modules, and futures, use it."""
-        files = self.files
         names: dict[str, Any] = {
             "threading": self.threading, "time": self.time, "os": self.os, "selectors": self.selectors,
             "SimpleQueue": lambda: SimpleQueue(self.scheduler), "now": self.now, "getsignal": self._getsignal,
             "set_signal": lambda number, handler: self.scheduler.set_handler(handler), "_log": _Silent(),
             "get_ident": self.threading.get_ident, "set_wakeup_fd": lambda fd, warn_on_full_buffer: -1,
-            "signal_pipe": lambda: files.pipe(is_kept=True),
             "sessions": SimpleNamespace(leave=lambda address: None), "open_pipe": self._open_pipe,
         }  # fmt: skip
         for module in copy.modules.values():
@@ -224,14 +222,10 @@ class Files:
         self._open: dict[int, _Pipe] = {}
         self._fifos: dict[str, _Pipe] = {}
         self._made = 100
-        self._kept: list[int] = []  # those that are never closed
 
-    def pipe(self, is_kept: bool = False) -> tuple[int, int]:
+    def pipe(self) -> tuple[int, int]:
         pipe = _Pipe()
-        ends = self._add(pipe), self._add(pipe)
-        if is_kept:
-            self._kept += ends
-        return ends
+        return self._add(pipe), self._add(pipe)
 
     def open(self, path: object, flags: int) -> int:
         pipe = self._fifos.setdefault(str(path), _Pipe())
@@ -277,9 +271,9 @@ class Files:
         pipe = self._open.get(fd)
         return pipe is not None and (pipe.size > 0 or pipe.is_silent)
 
-    def left_open(self) -> int:
-        """How many there are."""
-        return len(self._open.keys() - self._kept)
+    def left_open(self, kept: tuple[int, ...]) -> int:
+        """How many there are, but for those that are never closed."""
+        return len(self._open.keys() - kept)
 
     def _add(self, pipe: _Pipe) -> int:
         self._made += 1
