@@ -94,7 +94,6 @@ class Dispatcher:
             if had is not None and key is None and not _recurs(call_options.options):
                 return self._submit_once(had, function, call, call_options)
             found, why = loop.resumption.find(function, call, key)
-            loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
             if found is None:
                 try:
                     return self._submit_new(loop.ids.take(1), function, call, call_options, why)
@@ -111,7 +110,6 @@ class Dispatcher:
         loop, name = self._loop, name_of(function, call)
         found, why = loop.resumption.find_once(had, function, {name: call}).get(name, NOTHING)
         if found is not None:
-            loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
             return self._submit_found(found, why)
         id = loop.ids.take(1)
         future = self._submit_new(id, function, call, call_options, why)
@@ -173,7 +171,6 @@ class Dispatcher:
         """Add calls of which some may be in the store already, by the runs that this one continues."""
         loop, calls = self._loop, _calls_of(batch)
         known = [look.found for look in loop.resumption.find_each(batch.function, calls)]
-        loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
         # First those that are ours by now: adding others may fail.
         for place, found in enumerate(known):
             if found is not None:
@@ -196,7 +193,6 @@ class Dispatcher:
         named = {name: calls[places[0] - position] for name, places in positions.items()}
         looks = loop.resumption.find_once(had, batch.function, named)
         known = {name: look.found for name, look in looks.items() if look.found is not None}
-        loop.peers.must_notify = loop.peers.must_notify or loop.resumption.has_retried
         for name, found in known.items():
             for place in positions[name]:
                 self._waiters.add_single(found.id, consumer, place)
@@ -241,7 +237,6 @@ class Dispatcher:
                         raise
             self._waiters.add_single(found.id, consumer, place)
             self._loop.take_in_state(found, may_adopt=True)
-        self._loop.peers.must_notify = self._loop.peers.must_notify or resumption.has_retried
         self._loop.turn_or_later()
 
     def prepare(self) -> Any:

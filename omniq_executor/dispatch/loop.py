@@ -198,7 +198,7 @@ class Loop:
             raise
         if self.peers.may_have_changed or self.peers.changes:
             self._committer.attempt(self._catch_up)
-        if self.peers.must_notify:
+        if self.peers.must_notify or self.resumption.has_retried:
             self._notify()
         if self._engine.broken is not None:
             why = f"no worker can be started; the calls stay in the store. In a worker:\n{self._engine.broken}"
@@ -372,8 +372,7 @@ class Loop:
             # By the clock on the wall, which may be set meanwhile: so it is looked at now and then.
             left = earlier(left, min(max((due - now()) / 1e6, 0.0), LOOK_AT_CLOCK_S))
         if self.retention.at < math.inf:
-            until_step = max(self.retention.at - time.monotonic(), 0.0)
-            left = until_step if left is None else min(left, until_step)
+            left = earlier(left, max(self.retention.at - time.monotonic(), 0.0))
         return left
 
     def holds_back(self) -> bool:
