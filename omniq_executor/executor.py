@@ -145,7 +145,8 @@ class PersistentExecutor(Submitter):
             raise ValueError(f"resume_within must be at least 0, not {resume_within!r}")
         settings = store if isinstance(store, Settings) else Settings.from_env()
         kept_s = settings.result_ttl if result_ttl == "default" else result_ttl
-        if kept_s is not None and seconds("result_ttl", kept_s) <= 0:
+        kept_s = None if kept_s is None else seconds("result_ttl", kept_s)
+        if kept_s is not None and kept_s <= 0:
             raise ValueError(f"result_ttl must be greater than 0, or None for ever, not {result_ttl!r}")
         if not isinstance(capture_output, bool):
             raise TypeError(f"capture_output is True or False, not {capture_output!r}")
@@ -171,7 +172,7 @@ class PersistentExecutor(Submitter):
                     name, owner, resume, moment, session=session,
                     context=context_of(initializer, initargs, opened.path),
                     since=0 if within_s is None else moment - int(within_s * 1e6),
-                    result_ttl=None if kept_s is None else int(seconds("result_ttl", kept_s) * 1e6),
+                    result_ttl=None if kept_s is None else int(kept_s * 1e6),
                 )  # fmt: skip
                 lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
                 dispatcher = Dispatcher(

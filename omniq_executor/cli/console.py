@@ -132,6 +132,12 @@ def _draw(headings: Sequence[str], rows: list[list[str]], right: list[bool]) -> 
     return fits
 
 
+def to_the_second(microseconds: int | None) -> str:
+    """Return a time as ISO-8601 in UTC without its fraction, or nothing for None."""
+    text = iso(microseconds)
+    return f"{text[:19]}Z" if text else ""
+
+
 def _write(rows: list[Sequence[str]], right: list[bool]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -12,7 +12,17 @@ from ..model import codec, dependencies
 from ..model.schema import task_to_dict
 from ..model.task import FINISHED, Status, Task, format_id, iso
 from ..stores.base import Store, Usage, now
-from .console import Raw, count_of_tasks, exit_with, first_line, owner_fields, print_json, print_table, printable
+from .console import (
+    Raw,
+    count_of_tasks,
+    exit_with,
+    first_line,
+    owner_fields,
+    print_json,
+    print_table,
+    printable,
+    to_the_second,
+)
 from .options import checked_id, look_into, on_store
 
 # Between two looks: no event that Python can wait for tells that a file has grown. One who reads along does not
@@ -55,17 +65,17 @@ def _shown_usage(usage: Usage) -> str:
     """Say in a line what a store takes, and what of it is to go."""
     said = [f"{_shown_size(usage.size)} on disk"]
     if usage.oldest is not None:
-        said.append(f"the oldest task is of {_to_the_second(usage.oldest)}")
+        said.append(f"the oldest task is of {to_the_second(usage.oldest)}")
     moment = now()
     due = sum(tasks for at, tasks in usage.expiring if at <= moment)
     later = [(at, tasks) for at, tasks in usage.expiring if at > moment]
     if due:
         said.append(f"{count_of_tasks(due)} can go now")
     if later:
-        said.append(f"{count_of_tasks(later[0][1])} can go after {_to_the_second(later[0][0])}")
+        said.append(f"{count_of_tasks(later[0][1])} can go after {to_the_second(later[0][0])}")
     if len(later) > 1:
         others = sum(tasks for _, tasks in later[1:])
-        said.append(f"{count_of_tasks(others)} until {_to_the_second(later[-1][0])}")
+        said.append(f"{count_of_tasks(others)} until {to_the_second(later[-1][0])}")
     return "; ".join(said)
 
 
@@ -99,8 +109,8 @@ def list_(state: str | None, queue: str | None, limit: int, address: str | None,
             [
                 task.task_id,
                 task.status.name,
-                _to_the_second(task.enqueued_at),
-                _to_the_second(task.finished_at),
+                to_the_second(task.enqueued_at),
+                to_the_second(task.finished_at),
                 task.queue,
                 task.func_path,
                 f"{task.error.type}: {first_line(task.error.message)}" if task.error else "",
@@ -108,11 +118,6 @@ def list_(state: str | None, queue: str | None, limit: int, address: str | None,
             for task in tasks
         ],
     )
-
-
-def _to_the_second(microseconds: int | None) -> str:
-    text = iso(microseconds)
-    return f"{text[:19]}Z" if text else ""
 
 
 @click.command()

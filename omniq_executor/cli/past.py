@@ -10,7 +10,7 @@ from ..model.preview import shown_arguments
 from ..model.reasons import REUSED, Reason, Resumed
 from ..model.task import Status, iso
 from ..stores.base import RunRecord, Store
-from .console import print_json, print_table, printable
+from .console import print_json, print_table, printable, to_the_second
 from .options import look_into, on_store
 
 _SHOWN_CALLS = 20  # of those that only one of two runs had, where nobody asks for JSON
@@ -48,7 +48,7 @@ def runs(run: int | None, queue: str | None, address: str | None, as_json: bool)
             [
                 record.id,
                 record.queue,
-                f"{(iso(record.started_at) or '')[:19]}Z",
+                to_the_second(record.started_at),
                 _took(record),
                 end,
                 sum(resumed.counts.values()),
@@ -66,7 +66,7 @@ def _tell_of(store: Store, run: RunHistory, as_json: bool) -> None:
     if as_json:
         print_json(_fields(record, end) | resumed.to_dict())
         return
-    began = f"begun at {(iso(record.started_at) or '')[:19]}Z"
+    began = f"begun at {to_the_second(record.started_at)}"
     took = f", which took {_took(record)}" if record.ended_at else ""
     click.echo(printable(f"run {record.id} of queue {record.queue!r}, {began}{took}: {end}"))
     click.echo(printable(_origin(resumed)))

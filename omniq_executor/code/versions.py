@@ -55,7 +55,7 @@ _PYTHON = sys.implementation.cache_tag
 _METHODS = (functools.partialmethod, functools.singledispatchmethod)
 _CODE = (FunctionType, staticmethod, classmethod, property, functools.cached_property, type, *_METHODS)
 _CALLED = (FunctionType, MethodType, functools.partial, type)
-_PLAIN = frozenset({str, bytes, int, float, bool, NoneType, *CONTAINERS})
+_PLAIN_KINDS = frozenset({str, bytes, int, float, bool, NoneType, *CONTAINERS})
 _LOOKED_INTO = 10_000  # items of a container, for functions among them
 _GIVES_NAMES = frozenset({"__getattr__"})  # of a module, for those that it has not
 _FEW = 200  # functions, which are looked at for each call
@@ -228,7 +228,7 @@ class Version:
                 self._keep(module, f"{function.__qualname__}()", carried)
                 self._hold(*(carried[0] or ()), *(carried[1] or {}).values(), *(carried[2] or ()))
             for name, value in vars(function).items():
-                if type(value) in _PLAIN:
+                if type(value) in _PLAIN_KINDS:
                     self._keep(module, f"{function.__qualname__}.{name}", value)
         self._functions.append(function)
         self._codes.append(function.__code__)
@@ -316,7 +316,7 @@ class Version:
                 self._queue.append(value)
                 if module != MAIN and not _is_called(value, f"{kind.__qualname__}.{name}"):
                     self._keep(module, f"{kind.__qualname__}.{name}", value)
-            elif name[:2] != "__" or (name not in MADE and type(value) in _PLAIN):
+            elif name[:2] != "__" or (name not in MADE and type(value) in _PLAIN_KINDS):
                 self._hold(value)
                 if module != MAIN:
                     self._keep(module, f"{kind.__qualname__}.{name}", value)

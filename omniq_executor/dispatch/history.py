@@ -14,11 +14,9 @@ from typing import NamedTuple
 from ..code.parts import changes
 from ..code.run_context import context_changes
 from ..errors import FunctionLost, TaskNotFound
-from ..model.reasons import Reason, Resumed, Why
+from ..model.reasons import Reason, Resumed, Why, taken_over
 from ..model.task import Function, Status
 from ..stores.base import PastCall, RunRecord, Store, Taken
-
-_TAKEN = {Status.COMPLETED: Why(Reason.RESULT), Status.FAILED: Why(Reason.FAILED)}
 
 
 class History:
@@ -114,7 +112,7 @@ class RunHistory(NamedTuple):
 
     def reasons(self) -> dict[int, Why]:
         """Return by task why it was run, or was not, in this run."""
-        found = {it.task: _TAKEN.get(it.status, Why(Reason.UNFINISHED)) for it in self.taken}
+        found = {it.task: taken_over(it.status) for it in self.taken}
         own = [call for call in self.calls if call.id not in found]
         if not self.record.continues:
             return found | dict.fromkeys((call.id for call in own), self.history.fresh(self.record))

@@ -8,15 +8,13 @@ from ..code.parts import changes
 from ..errors import FunctionChanged, FunctionLost, KeyConflict
 from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
-from ..model.reasons import Reason, Resumed, Why
+from ..model.reasons import Reason, Resumed, Why, taken_over
 from ..model.task import Call, Function, Status
 from ..stores.base import Resumable, Run, Store, TaskState, now
 from .reuse import is_memo, memo_key, name_of
 from .waiters import Waiters
 
 OnChange = Literal["rerun", "reuse", "raise"]
-_BY_STATUS = {Status.COMPLETED: Why(Reason.RESULT), Status.FAILED: Why(Reason.FAILED)}
-_UNFINISHED = Why(Reason.UNFINISHED)
 _LOCAL = "<"  # in the path of what has no name of its own: lambdas and functions of functions may share one
 
 _log = logging.getLogger("omniq_executor")
@@ -226,7 +224,7 @@ class Resumption:
         for own in left:
             if own.digest == function.digest:
                 left.remove(own)
-                return _BY_STATUS.get(own.status, _UNFINISHED), None
+                return taken_over(own.status), None
         others = [it for it in left if it.digest not in self._digests]
         if not others:
             return None, None
@@ -277,4 +275,4 @@ class Resumption:
 
 def _why(taken: TaskState) -> Why:
     """Return why a task was taken over."""
-    return Why(Reason.FAILED) if taken.had_failed else _BY_STATUS.get(taken.status, _UNFINISHED)
+    return taken_over(Status.FAILED if taken.had_failed else taken.status)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import NamedTuple
 
+from .task import Status
+
 
 class Reason(enum.Enum):
     """Why a call runs, or need not; the value says so of several."""
@@ -49,6 +51,15 @@ class Why(NamedTuple):
 
     def __str__(self) -> str:
         return _SENTENCES[self.reason].format(self.what)
+
+
+_TAKEN_OVER = {Status.COMPLETED: Why(Reason.RESULT), Status.FAILED: Why(Reason.FAILED)}
+_UNFINISHED = Why(Reason.UNFINISHED)
+
+
+def taken_over(status: Status) -> Why:
+    """Return why a task was taken over, by how it stood before."""
+    return _TAKEN_OVER.get(status, _UNFINISHED)
 
 
 class Counts:

@@ -164,6 +164,11 @@ class Task(NamedTuple):
         return self.options is not None and self.options.interval is not None
 
     @property
+    def after(self) -> tuple[int, ...]:
+        """The tasks whose results it is given."""
+        return () if self.options is None else self.options.after
+
+    @property
     def series(self) -> int:
         """The id of the first occurrence of a task that recurs; of any other, its own."""
         return self.id if self.options is None or self.options.series is None else self.options.series

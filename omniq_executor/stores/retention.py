@@ -23,6 +23,11 @@ class Expired(NamedTuple):
     before: dict[int, int]  # by run: only what finished before that time goes
     newest: int  # the newest run of all, as they were looked at
 
+    def still(self, continued: Iterable[Iterable[int]]) -> dict[int, int]:
+        """Return `before` less the runs that newer ones continue, of each of which it is given those."""
+        those = {id for ids in continued for id in ids}
+        return {run: before for run, before in self.before.items() if run not in those}
+
 
 def expiries(runs: Collection["RunRecord"]) -> dict[int, int]:
     """Return by run when its results are to go, of those for which that is certain by now."""

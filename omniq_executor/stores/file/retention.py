@@ -28,7 +28,7 @@ class Retention(Upkeep):
 
     def _remove(self, ids: Sequence[int]) -> dict[int, int]:
         with self._tasks.locked():
-            needed = {number for record in self._tasks.all(Status.PENDING, Status.RUNNING) for number in _after(record)}
+            needed = self._tasks.needed_by_unfinished()
             return self._commit_removal(
                 record
                 for record in self._tasks.records(ids)
@@ -47,7 +47,7 @@ class Retention(Upkeep):
         with self._tasks.locked():
             for record in self._tasks.all():
                 task = record.task
-                after[task.id] = _after(record)
+                after[task.id] = task.after
                 if task.status in FINISHED:
                     is_meant = names(function, task.func_path) and queue in (None, task.queue)
                     (calls if is_meant else others).add(task.id)
@@ -68,7 +68,7 @@ class Retention(Upkeep):
                 some, unfinished = unfinished[:_READ], unfinished[_READ:]
                 with self._tasks.locked():
                     for record in self._tasks.records(some):
-                        needed.update(_after(record))
+                        needed.update(record.task.after)
                         used.add(record.task.run)
                 yield len(some), {}
             numbers, looked_at = self._tasks.folders.scan(), 1
@@ -107,8 +107,7 @@ class Retention(Upkeep):
     def _still_expired(self, going: Expired) -> dict[int, int]:
         """Return what goes of which runs, but for those that a run has continued since they were looked at."""
         newer = [id for id in self._tasks.folders.numbers("runs") if id > going.newest]
-        continued = {id for run in self._read_runs(newer).values() for id in run["continues"]}
-        return {run: before for run, before in going.before.items() if run not in continued}
+        return going.still(run["continues"] for run in self._read_runs(newer).values())
 
     def usage(self) -> Usage:
         with self._tasks.locked():
@@ -116,7 +115,7 @@ class Retention(Upkeep):
             at, ttl = expiries(runs), {run.id: run.result_ttl or 0 for run in runs}
             going: dict[int, list[int]] = {}
             records = list(self._tasks.all())
-        needed = {number for record in records if record.task.status not in FINISHED for number in _after(record)}
+        needed = {number for record in records if record.task.status not in FINISHED for number in record.task.after}
         for record in records:
             task = record.task
             if task.run in at and task.status in FINISHED and goes_with_its_run(task.key) and task.id not in needed:
@@ -124,11 +123,6 @@ class Retention(Upkeep):
         expiring = sorted((max(at[run], max(ends) + ttl[run]), len(ends)) for run, ends in going.items())
         oldest = records[0].task.enqueued_at if records else None
         return Usage(size_on_disk(self.path), oldest, expiring)
-
-
-def _after(record: Record) -> tuple[int, ...]:
-    """Return the tasks that one comes after."""
-    return record.task.options.after if record.task.options is not None else ()
 
 
 def _goes(record: Record, runs: dict[int, int]) -> bool:

@@ -367,8 +367,8 @@ class Runs(OfFiles):
                 if record is None or record.task.status in FINISHED:
                     continue
                 task = record.task
-                if ids is not None and task.options is not None:
-                    left += task.options.after
+                if ids is not None:
+                    left += task.after
                 if task.status is Status.PENDING and task.run not in busy:
                     changes.change(record, record.changed(task._replace(run=run.id)))
         return len(changes.new)

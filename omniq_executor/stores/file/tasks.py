@@ -251,8 +251,8 @@ class Tasks:
                 if self._dependencies is not None and self._dependencies.knows(task.id):
                     self._dependencies = None
                 continue
-            if self.needed is not None and task.options is not None and task.status not in FINISHED:
-                self.needed.update(task.options.after)
+            if self.needed is not None and task.status not in FINISHED:
+                self.needed.update(task.after)
             if task.status in FINISHED:
                 self._known.pop(task.id, None)
             elif task.id in self._known or len(self._known) < _KNOWN_TASKS:
@@ -297,6 +297,10 @@ class Tasks:
         for record in self.records(sorted(numbers if statuses else self.folders.names("tasks"), reverse=newest_first)):
             if not statuses or record.task.status in statuses:
                 yield record
+
+    def needed_by_unfinished(self) -> set[int]:
+        """Return the tasks that unfinished ones come after. It reads all of those."""
+        return {number for record in self.all(Status.PENDING, Status.RUNNING) for number in record.task.after}
 
     def forget(self) -> None:
         """Forget what is known of tasks, which somebody may have changed without a word in the journal."""
@@ -356,8 +360,7 @@ class Tasks:
 
     def apply_wait(self, changes: Changes, record: Record) -> bool:
         """Likewise have one that is PENDING wait, or not; returns whether it waits no more."""
-        after = record.task.options.after if record.task.options is not None else ()
-        waits = not all(self.is_finished(needed, changes) for needed in reversed(after))
+        waits = not all(self.is_finished(needed, changes) for needed in reversed(record.task.after))
         settled = record.changed(with_wait(record.task, waits=waits))
         if settled is record:
             return False

@@ -25,9 +25,7 @@ class Upkeep(Runs):
     def _purge(self, before: int, statuses: Collection[Status], queue: str | None) -> int:
         with self._tasks.locked():
             changes = Changes()
-            # What those come after that are not finished stays.
-            unfinished = [record.task.options for record in self._tasks.all(Status.PENDING, Status.RUNNING)]
-            needed = {number for given in unfinished if given is not None for number in given.after}
+            needed = self._tasks.needed_by_unfinished()
             for record in self._tasks.all(*statuses) if statuses else ():
                 task = record.task
                 is_meant = (task.finished_at or 0) < before and (queue is None or task.queue == queue)

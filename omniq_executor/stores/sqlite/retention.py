@@ -5,27 +5,15 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from ...model.task import FINISHED
-from ..base import RunRecord
 from ..retention import KEPT_KEYS, Expired, expiries, names, with_dependents
+from .runs import FORGET_TAKEN, all_runs
 from .tables import GIVEN, Transaction
+from .waits import IS_FREE
 
 _IS_FINISHED = f"status IN ({', '.join(f'{status:d}' for status in FINISHED)})"
-_IS_FREE = "id NOT IN (SELECT needs FROM dependency)"
-_REMOVE = f"DELETE FROM task WHERE {_IS_FINISHED} AND {_IS_FREE} AND %s RETURNING id, attempts"
+_REMOVE = f"DELETE FROM task WHERE {_IS_FINISHED} AND {IS_FREE} AND %s RETURNING id, attempts"
 _REMOVE_GIVEN = _REMOVE % f"id IN {GIVEN}"
 _EXPIRE = _REMOVE % f"id > ? AND id <= ? AND run IN {GIVEN} AND finished_at < ? AND {KEPT_KEYS}"
-
-RUNS = (
-    "SELECT r.id, q.name, owner, continues, started_at, ended_at, clean, settled, session, context, result_ttl"
-    " FROM run r JOIN queue q ON q.id = r.queue ORDER BY r.id"
-)
-
-
-def run_of(row: Sequence[object]) -> RunRecord:
-    """Return the run of a row that RUNS asked for."""
-    id, queue, owner, continues, started_at, ended_at, clean, settled, *rest = row
-    flags = None if clean is None else bool(clean), bool(settled)
-    return RunRecord(id, queue, owner, tuple(json.loads(continues)), started_at, ended_at, *flags, *rest)  # type: ignore[arg-type]
 
 
 def remove(ids: Sequence[int]) -> Transaction[dict[int, int]]:
@@ -63,12 +51,6 @@ class Step(NamedTuple):
     functions: set[int]  # likewise
 
 
-def runs() -> Transaction[list[RunRecord]]:
-    """Return all runs."""
-    rows, _ = yield RUNS, ()
-    return [run_of(row) for row in rows]
-
-
 def expire(going: Expired, after: int, most: int) -> Transaction[Step]:
     """Look at the next `most` tasks after one, and remove those that are to go."""
     rows, _ = yield "SELECT id FROM task WHERE id > ? ORDER BY id LIMIT ?", (after, most)
@@ -87,8 +69,7 @@ def expire(going: Expired, after: int, most: int) -> Transaction[Step]:
 def _still_expired(going: Expired) -> Transaction[dict[int, int]]:
     """Return what goes of which runs, but for those that a run has continued since they were looked at."""
     rows, _ = yield "SELECT continues FROM run WHERE id > ?", (going.newest,)
-    continued = {id for (continues,) in rows for id in json.loads(continues)}
-    return {run: before for run, before in going.before.items() if run not in continued}
+    return going.still(json.loads(continues) for (continues,) in rows)
 
 
 def end_expiry(
@@ -104,7 +85,7 @@ def end_expiry(
         " AND id NOT IN (SELECT run FROM task WHERE id > ?)",
         (json.dumps(list(empty)), last),
     )
-    yield "DELETE FROM taken WHERE run NOT IN (SELECT id FROM run)", ()
+    yield FORGET_TAKEN, ()
     # While another owner is there it may know the number of a function, which another could be given then.
     _, dropped = yield (
         f"DELETE FROM function WHERE id NOT IN {GIVEN} AND id NOT IN (SELECT function FROM task WHERE id > ?)"
@@ -118,11 +99,11 @@ def expiring() -> Transaction[tuple[int | None, list[tuple[int, int]]]]:
     """Return when the oldest task was added, and when tasks are to go, with how many."""
     rows, _ = yield "SELECT enqueued_at FROM task ORDER BY id LIMIT 1", ()
     oldest = rows[0][0] if rows else None
-    records = yield from runs()
+    records = yield from all_runs()
     at = expiries(records)
     ttl = {run.id: run.result_ttl or 0 for run in records}
     rows, _ = yield (
-        f"SELECT run, count(*), max(finished_at) FROM task WHERE {_IS_FINISHED} AND {_IS_FREE} AND {KEPT_KEYS}"
+        f"SELECT run, count(*), max(finished_at) FROM task WHERE {_IS_FINISHED} AND {IS_FREE} AND {KEPT_KEYS}"
         f" AND run IN {GIVEN} GROUP BY run",
         (json.dumps(list(at)),),
     )

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 
 from ...model.task import Call, Event, Status
-from ..base import Leftover, Run, TaskState
+from ..base import Leftover, Run, RunRecord, TaskState
 from ..rules import PastRun, Resume, continued, ended
 from .looking import FOUND, found
 from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, changes
@@ -92,6 +92,7 @@ _HAS_NO_SESSION = "session NOT IN (SELECT id FROM session)"
 _ALIKE = "queue = ? AND context = ?"
 _IS_BROKEN = "(clean IS 0 OR ended_at IS NULL)"
 # Through the index of what can be claimed, which begins with the queue: tasks of a run may be of any.
+FORGET_TAKEN = "DELETE FROM taken WHERE run NOT IN (SELECT id FROM run)"
 _PENDING_OF = f"{PENDING} AND task.queue IN (SELECT id FROM queue) AND task.run ="
 
 
@@ -234,6 +235,22 @@ _ADOPT = f"""
 # With a dependency of a dependency, and so on.
 _ADOPTED_WITH = f"""id IN (WITH RECURSIVE wanted(id) AS ({GIVEN[1:-1]} UNION
     SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
+
+
+def all_runs() -> Transaction[list[RunRecord]]:
+    """Return all runs, oldest first."""
+    rows, _ = yield (
+        "SELECT r.id, q.name, owner, continues, started_at, ended_at, clean, settled, session, context, result_ttl"
+        " FROM run r JOIN queue q ON q.id = r.queue ORDER BY r.id",
+        (),
+    )
+    return [
+        RunRecord(
+            id, queue, owner, tuple(json.loads(continues)), started_at, ended_at,
+            None if clean is None else bool(clean), bool(settled), *rest,
+        )
+        for id, queue, owner, continues, started_at, ended_at, clean, settled, *rest in rows
+    ]  # fmt: skip
 
 
 def queues_of(run: int) -> Transaction[set[int]]:

@@ -339,7 +339,7 @@ class SQLiteStore(Store):
         return self.db.ask(looking.stored(ids))
 
     def runs(self) -> list[RunRecord]:
-        return self.db.ask(retention.runs())
+        return self.db.ask(runs.all_runs())
 
     def begin_import(self, source: str) -> str | None:
         self.reap(now())

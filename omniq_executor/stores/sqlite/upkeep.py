@@ -5,10 +5,10 @@ from collections.abc import Collection, Sequence
 
 from ...model.task import Function, Status
 from ..base import RunRecord, Taken, TaskRow
-from .runs import release_unowned
+from .runs import FORGET_TAKEN, release_unowned
 from .tables import PUT, Many, Transaction, row_of
 from .turns import ensure_function, ensure_queue
-from .waits import rewire
+from .waits import IS_FREE, rewire
 
 
 def purge(before: int, statuses: Collection[Status], queue: str | None) -> Transaction[int]:
@@ -16,7 +16,7 @@ def purge(before: int, statuses: Collection[Status], queue: str | None) -> Trans
     _, changed = yield (
         f"DELETE FROM task WHERE status IN ({', '.join(f'{status:d}' for status in statuses)}) AND finished_at < ?"
         " AND (? IS NULL OR queue = (SELECT id FROM queue WHERE name = ?))"
-        " AND id NOT IN (SELECT needs FROM dependency)",
+        f" AND {IS_FREE}",
         (before, queue, queue),
     )
     if changed:
@@ -30,7 +30,7 @@ def purge(before: int, statuses: Collection[Status], queue: str | None) -> Trans
             " AND id NOT IN (SELECT max(id) FROM run GROUP BY queue)",
             (),
         )
-        yield "DELETE FROM taken WHERE run NOT IN (SELECT id FROM run)", ()
+        yield FORGET_TAKEN, ()
     return changed
 
 
