@@ -14,7 +14,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Generator
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .dispatch.attachment import Attachment, Onlooker, attachment
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("concurrent.futures")  # the name under which callbacks that raise are looked for
 _T = TypeVar("_T")
 _UNREAD = object()
+_DONE = (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED)
 _NO_VALUE: Any = None  # stands for a result until that is read
 _FAILED = Exception("not read yet")
 
@@ -166,6 +167,10 @@ class DurableFuture(concurrent.futures.Future[_T]):
         import asyncio
 
         return asyncio.wrap_future(self).__await__()
+
+    def done(self) -> bool:
+        """Return whether it has a result or an exception, or was cancelled."""
+        return self._state in _DONE  # without the lock: a wait asks several times, and it never changes back
 
     def _wait(self, timeout: float | None) -> None:
         """Wait until it is done, or raise TimeoutError."""

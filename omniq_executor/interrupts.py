@@ -15,8 +15,8 @@ left a signal is either noted or the program's. If it raises there, in place of 
 as one.
 
 Python runs the handler in the main thread, between two steps of it: not while that sleeps, if the signal came just
-before, or to another thread. So while the main thread waits within, the signal itself writes to a pipe, and whoever
-drives an executor and sees it wakes the main thread.
+before, or to another thread. So while the main thread waits within for longer than a moment, the signal itself writes
+to a pipe, and whoever drives an executor and sees it wakes the main thread.
 
 Code of the user's that runs within (callbacks of futures) may take any time, so Ctrl-C interrupts it: `run()`. One that
 came before is not raised there, but still when the block is left: else that code would not be run at all.
@@ -87,14 +87,18 @@ class Interrupts(contextlib.ContextDecorator):
         if get_ident() != self._main:
             return None
         before, self.wake = self.wake, wake
-        if self._pipe is not None and (before is None) != (wake is None):
-            fd = -1 if wake is None else self._pipe[1]
-            found = set_wakeup_fd(fd, warn_on_full_buffer=False)
-            if found in (-1, self._wakeup_fd):
-                self._wakeup_fd = fd
-            else:
-                set_wakeup_fd(found)  # an event loop's, which hears of its signals by it
         return before
+
+    def hear_signals(self, hears: bool) -> None:
+        """Have signals write to the pipe from now on, or no more, if this is the main thread."""
+        if self._pipe is None or get_ident() != self._main:
+            return
+        fd = self._pipe[1] if hears else -1
+        found = set_wakeup_fd(fd, warn_on_full_buffer=False)
+        if found in (-1, self._wakeup_fd):
+            self._wakeup_fd = fd
+        else:
+            set_wakeup_fd(found)  # an event loop's, which hears of its signals by it
 
     def watch(self, selector: selectors.BaseSelector) -> None:
         """Have whoever waits for the selector's events, with their handlers as its data, wake the main thread."""
@@ -193,12 +197,20 @@ class SafeLock:
         self._lock = threading.RLock()
 
     def __enter__(self) -> None:
-        interrupts.__enter__()
+        if get_ident() == interrupts._main:
+            if interrupts._depth:  # nearly always: a transaction is not to cost a call for it
+                interrupts._depth += 1
+            else:
+                interrupts.__enter__()
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-        interrupts.__exit__()
+        if get_ident() == interrupts._main:
+            if interrupts._depth > 1:
+                interrupts._depth -= 1
+            else:
+                interrupts.__exit__()
 
 
 class SafeCondition(threading.Condition):

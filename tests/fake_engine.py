@@ -1,5 +1,6 @@
 """An engine without processes, whose calls come to their ends when a test says so."""
 
+import math
 import selectors
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
@@ -107,9 +108,9 @@ class FakeEngine:
         """A text for each call that has started."""
         return {id: "here" for id in self.held() if id in self.started}
 
-    def next_check(self, is_idle: Callable[[], bool]) -> float | None:
+    def next_check(self, is_idle: Callable[[], bool]) -> float:
         """When a test has said so."""
-        return self.steals_at
+        return math.inf if self.steals_at is None else self.steals_at
 
     def steal(self, now: float, is_idle: Callable[[], bool]) -> None:
         """Take back all that has not started."""

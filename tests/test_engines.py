@@ -1,5 +1,6 @@
 """What the Engine protocol promises, for all that there are: the local pool, the external one, and the fake."""
 
+import math
 import selectors
 import time
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ def test_an_engine_that_was_given_nothing_has_nothing_and_does_nothing(bench: Be
     engine.ask_for_results()
     engine.steal(time.monotonic(), lambda: True)
     assert engine.reports == []
-    assert engine.next_check(lambda: True) is None
+    assert engine.next_check(lambda: True) == math.inf
     ended: list[bool] = []
     assert engine.probe_stacks(lambda: ended.append(True)).stacks() == {}
     assert ended == [True]

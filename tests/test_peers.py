@@ -1,5 +1,6 @@
 """Owners of one store that end, each in its way: who finds what they leave behind, and when."""
 
+import math
 import os
 import signal
 import subprocess
@@ -98,7 +99,7 @@ def test_a_process_that_stands_still_is_not_robbed_and_who_waits_is_not_busy(
     gate.touch()
     assert executor.submit(pow, 2, 3).result(WAIT_S) == 8
     assert not future.done()
-    assert executor._dispatcher._loop.peers.look_at is None
+    assert executor._dispatcher._loop.peers.look_at == math.inf
     for member in members:
         os.kill(member, signal.SIGCONT)
     assert future.result(WAIT_S) == "done"

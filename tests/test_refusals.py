@@ -5,6 +5,7 @@ Nothing may hang, no call may be lost, and nothing that is in the store may fail
 
 import concurrent.futures
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -233,12 +234,12 @@ def test_who_cannot_look_after_other_owners_takes_its_turn(
     refusal = Refusal(executor.store, verb)
     with executor._dispatcher.driver:
         peers.was_notified = verb == "peers"
-        peers.look_at = time.monotonic() if verb == "reap" else None
+        peers.look_at = time.monotonic() if verb == "reap" else math.inf
         future = executor.submit(calls.square, 2)
     assert future.result(WAIT_S) == 4
     assert refusal.refused.wait(WAIT_S)
     assert refusal.passed.wait(WAIT_S)
-    while peers.was_notified or peers.look_at is not None:
+    while peers.was_notified or peers.look_at < math.inf:
         time.sleep(0.01)
     assert [owner.queue for owner in executor.store.owners()] == [executor.queue]
     assert executor.submit(calls.square, 3).result(WAIT_S) == 9

@@ -5,6 +5,7 @@ given up.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -22,7 +23,7 @@ class Committer:
     """See the module's docstring. Called under the dispatcher's lock."""
 
     def __init__(self, store: Store, owner: int, run: Run) -> None:
-        self.retry_at: float | None = None
+        self.retry_at = math.inf
         """When a turn is to be taken since the store has refused something, in seconds of time.monotonic()."""
         self.refused_since: float | None = None
         """Since when it has, without having taken anything."""
@@ -74,7 +75,11 @@ class Committer:
         try:
             verb()
         except StoreError as error:
-            _log.error("%s; it is tried again every %s s", error, RETRY_S)
-            self.retry()
+            self.put_off(error)
             return False
         return True
+
+    def put_off(self, error: StoreError) -> None:
+        """Have what the store has refused just now be done by a later turn."""
+        _log.error("%s; it is tried again every %s s", error, RETRY_S)
+        self.retry()

@@ -32,6 +32,7 @@ How the own thread keeps out of the way:
 """
 
 import functools
+import math
 import os
 import selectors
 import threading
@@ -40,12 +41,13 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from ..engines.pacing import STEAL_AFTER_S, earlier
+from ..engines.pacing import STEAL_AFTER_S
 from ..interrupts import interrupts
 from ..pipes import drain, wake_pipe
 
 STANDBY_S = 0.005
 GRACE_S = 0.001
+MOMENT_S = 0.001  # of a wait, in which nothing is done for a signal that comes just as it begins
 YIELD_S = 0.005  # at most, in which a thread that was woken gets a CPU
 
 
@@ -53,8 +55,8 @@ class Work(Protocol):
     """What the turns are taken for. It is asked under the lock, but for `next_alarm()`, `notify_waiting()`
     and `is_over()`."""
 
-    def next_alarm(self) -> float | None:
-        """Return the seconds until a turn is due that no event tells of, or None for never."""
+    def next_alarm(self) -> float:
+        """Return the seconds until a turn is due that no event tells of, or infinity for never."""
 
     def holds_back(self) -> bool:
         """Return whether something waits for the end of a burst."""
@@ -197,17 +199,17 @@ class Driver:
 
         Nobody else is told of what is done, so it is something that turns bring about. Ctrl-C is raised in here.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         with interrupts:
             while not (is_done := done()) and not self.is_closed:
-                if deadline is not None and time.monotonic() >= deadline:
+                if deadline < math.inf and time.monotonic() >= deadline:
                     break
                 self._wait(done, deadline)
                 if interrupts.is_pending:
                     interrupts.deliver()
         return is_done or done()
 
-    def _wait(self, done: Callable[[], bool], deadline: float | None) -> None:
+    def _wait(self, done: Callable[[], bool], deadline: float) -> None:
         """Drive, or park while another thread does, until it is worth a look."""
         # In a callback of a future: what is waited for may have come with the same turn, and be told after that future.
         self._afterwards()
@@ -234,18 +236,18 @@ class Driver:
                 if self._stands_by:
                     self._standby.set()
 
-    def _drive(self, done: Callable[[], bool], deadline: float | None) -> None:
+    def _drive(self, done: Callable[[], bool], deadline: float) -> None:
         if self._work.holds_back():  # for a burst, which is over
             self._take_turn(0)
         while not (done() or self.is_stopped or self._is_finishing):
             if interrupts.is_pending and interrupts.is_to_leave():
                 return
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left < 0:
+            left = deadline - time.monotonic() if deadline < math.inf else math.inf
+            if left < 0:
                 return
             self._take_turn(left)
 
-    def _park(self, done: Callable[[], bool], deadline: float | None) -> None:
+    def _park(self, done: Callable[[], bool], deadline: float) -> None:
         """Sleep while another thread drives, or tells of the end."""
         woken: SimpleQueue[None] = SimpleQueue()  # safe in a signal handler
         parked = woken, done
@@ -255,10 +257,13 @@ class Driver:
             # After it can be found there: see _wait().
             is_driven = self._driver is not None or self.is_stopped or self._is_finishing
             if is_driven and not (done() or self.is_closed or interrupts.is_to_leave()):
+                interrupts.hear_signals(True)
                 try:
-                    woken.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0))
+                    woken.get(timeout=max(deadline - time.monotonic(), 0) if deadline < math.inf else None)
                 except Empty:
                     pass
+                finally:
+                    interrupts.hear_signals(False)
         finally:
             self._parked.remove(parked)
             interrupts.set_wake(before)
@@ -285,7 +290,7 @@ class Driver:
                 if not self._work.is_over():
                     self._standby.wait()
             elif driver is None:
-                self._take_turn(None, gives_way=True)
+                self._take_turn(math.inf, gives_way=True)
             elif driver is not present:
                 self._standby.wait(STANDBY_S)
             else:
@@ -309,7 +314,7 @@ class Driver:
             self.wake()
             self._standby.wait()
 
-    def _take_turn(self, timeout_s: float | None, gives_way: bool = False) -> None:
+    def _take_turn(self, timeout_s: float, gives_way: bool = False) -> None:
         """Wait for something to happen, and take the turn for it."""
         if gives_way and self._grace:
             visits = self._visits
@@ -335,18 +340,28 @@ class Driver:
                 self._work.fail(error)
         self._afterwards()
 
-    def _sleep(self, timeout_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+    def _sleep(self, timeout_s: float) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait for events, and return them."""
         me = threading.get_ident()
+        hears = False
         self._sleepers.add(me)  # before the look at what is due
         try:
-            timeout_s = earlier(timeout_s, self._work.next_alarm())
+            timeout_s = min(timeout_s, self._work.next_alarm())
             if self.is_ending and self._work.is_over():  # whoever made it so may have found nobody asleep
                 timeout_s = 0
-            if timeout_s is not None and timeout_s <= STEAL_AFTER_S:
+            if timeout_s <= STEAL_AFTER_S:
                 self._sleepers.discard(me)
-            return self.selector.select(timeout_s)
+            if timeout_s > MOMENT_S and interrupts.wake is not None:  # maybe of this thread
+                ready = self.selector.select(MOMENT_S)
+                if ready:
+                    return ready
+                hears = True  # it costs as much as ten calls of Python
+                interrupts.hear_signals(True)
+                timeout_s -= MOMENT_S
+            return self.selector.select(timeout_s if timeout_s < math.inf else None)
         finally:
+            if hears:
+                interrupts.hear_signals(False)
             self._sleepers.discard(me)
             if not self._yielded.is_set():
                 self._yielded.set()

@@ -32,7 +32,6 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from ..engines.base import Engine
-from ..engines.pacing import earlier
 from ..errors import PoolBroken, StoreError, TaskNotFound
 from ..model.ids import Ids
 from ..model.options import CallOptions
@@ -159,7 +158,12 @@ class Loop:
     def take_turn(self) -> None:
         """Take the turn for what has come. It raises nothing: what could not be stored is tried again."""
         self._is_visit = self._holds = False
-        self.turn_or_later()
+        try:
+            self.turn()
+        except StoreError as error:
+            self._committer.put_off(error)
+        except Exception as error:  # noqa: BLE001 - as below
+            self.fail_by(error)
         if self.failure is None and self.retention.at <= time.monotonic():
             self.retention.step()
 
@@ -177,8 +181,8 @@ class Loop:
         refused = batch if self._engine.broken is not None else None
         if refused is not None:
             batch = None
-        self._committer.retry_at = None
-        looks = not self._is_visit and (self.peers.was_notified or self.peers.look_at is not None)
+        self._committer.retry_at = math.inf
+        looks = not self._is_visit and (self.peers.was_notified or self.peers.look_at < math.inf)
         if looks and not self._committer.attempt(self._look_after_peers):
             self.peers.look_at = self._committer.retry_at
             self.peers.must_notify = True  # of what was taken back before it failed
@@ -358,22 +362,20 @@ class Loop:
 
     # what the driver asks
 
-    def next_alarm(self) -> float | None:
-        """Return the seconds until something is due that no event tells of."""
+    def next_alarm(self) -> float:
+        """Return the seconds until something is due that no event tells of, or infinity."""
         # Without the lock: what changes meanwhile is followed by a turn, and so by another look.
         engine, peers, retry_at = self._engine, self.peers, self._committer.retry_at
         # The last two where a submit took them in: it failed then, or it leaves the peers to this thread.
-        if (self.dropped and retry_at is None) or engine.reports or peers.was_notified:
+        if (self.dropped and retry_at == math.inf) or engine.reports or peers.was_notified:
             return 0
-        alarm = earlier(earlier(engine.next_check(self._is_idle), retry_at), peers.look_at)
-        left = None if alarm is None else max(alarm - time.monotonic(), 0.0)
+        alarm = min(engine.next_check(self._is_idle), retry_at, peers.look_at, self.retention.at)
+        left = alarm - time.monotonic() if alarm < math.inf else math.inf
         due = self._pending.due
         if due is not None:
             # By the clock on the wall, which may be set meanwhile: so it is looked at now and then.
-            left = earlier(left, min(max((due - now()) / 1e6, 0.0), LOOK_AT_CLOCK_S))
-        if self.retention.at < math.inf:
-            left = earlier(left, max(self.retention.at - time.monotonic(), 0.0))
-        return left
+            left = min(left, (due - now()) / 1e6, LOOK_AT_CLOCK_S)
+        return max(left, 0.0)
 
     def holds_back(self) -> bool:
         """Return whether calls wait for the end of a burst."""

@@ -9,6 +9,7 @@ Of two who enter at a time each finds the other: both listen first, then notify,
 """
 
 import contextlib
+import math
 import os
 import selectors
 import time
@@ -25,8 +26,8 @@ class Peers:
     """See the module's docstring. Called under the dispatcher's lock."""
 
     def __init__(self, store: Store, owner: int, selector: selectors.BaseSelector) -> None:
-        self.look_at: float | None = None
-        """When somebody who is silent is looked at, in seconds of time.monotonic(), or None."""
+        self.look_at = math.inf
+        """When somebody who is silent is looked at, in seconds of time.monotonic(); infinity if nobody is."""
         self.was_notified = False
         """Whether this owner was notified, as those do who come: it is to be seen who is there."""
         self.may_have_changed = False
@@ -72,7 +73,7 @@ class Peers:
         if self.was_notified:
             self.was_notified = False
             self._watch()
-        if self.look_at is None or time.monotonic() < self.look_at:
+        if time.monotonic() < self.look_at:
             return False
         self._look()
         return True
@@ -95,8 +96,8 @@ class Peers:
         for peer in peers - self._notify_fds.keys():
             self._listen(peer)
         if peers <= self._notify_fds.keys():
-            self.look_at, self._pause_s = None, _FIRST_PAUSE_S
-        elif self.look_at is None:
+            self.look_at, self._pause_s = math.inf, _FIRST_PAUSE_S
+        elif self.look_at == math.inf:
             self.look_at = time.monotonic() + self._pause_s
 
     def _look(self) -> None:

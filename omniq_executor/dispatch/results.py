@@ -26,7 +26,10 @@ class ClaimEnds(NamedTuple):
     @property
     def gives_back(self) -> bool:
         """Whether a task becomes PENDING again, or another is added."""
-        return any(end.event in (Event.CRASH, Event.RETRY) or end.successor for end in self.outcomes)
+        for end in self.outcomes:
+            if end.event is Event.CRASH or end.event is Event.RETRY or end.successor is not None:
+                return True
+        return False
 
 
 def claim_ends_of(

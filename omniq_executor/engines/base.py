@@ -131,8 +131,8 @@ class Engine(Protocol):
 
     # taking back, and ending
 
-    def next_check(self, is_idle: Callable[[], bool]) -> float | None:
-        """Return when `steal()` has something to do, in seconds of time.monotonic(), or None. Any thread may ask.
+    def next_check(self, is_idle: Callable[[], bool]) -> float:
+        """Return when `steal()` has something to do, in seconds of time.monotonic(), or infinity. Any thread may ask.
 
         `is_idle` tells whether a worker could take more than there is.
         """

@@ -1,5 +1,6 @@
 """The engine that runs nothing: what is submitted is worked off by other processes, whenever they like."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,7 +52,11 @@ class External:
         """Return that nobody was asked."""
         return False
 
+    def next_check(self, is_idle: Callable[[], bool]) -> float:
+        """Return that nothing is ever to be done."""
+        return math.inf
+
     def nothing(self, *_: Any, **__: Any) -> None:
         """Nothing was given, so there is nothing to do."""
 
-    attach = prepare = next_check = steal = recall = end = ask_for_results = close = leave_to_parent = nothing
+    attach = prepare = steal = recall = end = ask_for_results = close = leave_to_parent = nothing

@@ -41,8 +41,3 @@ class Throughput:
         """How many of so many calls one of the workers gets: its part, but not so few that the message costs more."""
         least = 1 if self.call_s is None else int(LEAST_S / self.call_s)
         return max(-(-calls // workers), min(calls, least))
-
-
-def earlier(one: float | None, other: float | None) -> float | None:
-    """The earlier of two moments, or of two waits; None is never."""
-    return other if one is None else one if other is None else min(one, other)

@@ -53,6 +53,8 @@ FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 class Event(enum.Enum):
     """Something that happens to a task."""
 
+    __hash__ = object.__hash__  # by identity, without a call of Python: each turn looks up what an event does
+
     CLAIM = "claim"  # an owner takes it, to run it
     COMPLETE = "complete"  # the call returned
     FAIL = "fail"  # the call raised, or ran out of crash retries

@@ -10,6 +10,7 @@ Both check what they are asked for: a call is given to the engine only while its
 attempt, and only where there is room.
 """
 
+import math
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -365,8 +366,8 @@ class FakeEngine:
 
     # taking back, and ending
 
-    def next_check(self, is_idle: Callable[[], bool]) -> float | None:
-        return None
+    def next_check(self, is_idle: Callable[[], bool]) -> float:
+        return math.inf
 
     def steal(self, now: float, is_idle: Callable[[], bool]) -> None:
         pass

@@ -61,7 +61,7 @@ MUTATIONS: dict[str, Mutation] = {
     "10: reports are dropped when no worker can be started": _of(
         "workers_break", "loop",
         """
-         self._committer.retry_at = None
+         self._committer.retry_at = math.inf
 +        if self._engine.broken:
 +            self._engine.reports.clear()
 """,
@@ -135,7 +135,7 @@ MUTATIONS: dict[str, Mutation] = {
 +        try:
 """,
         """
--        if (self.dropped and retry_at is None) or engine.reports or peers.was_notified:
+-        if (self.dropped and retry_at == math.inf) or engine.reports or peers.was_notified:
 +        if engine.reports or peers.was_notified:
 """,
         """
@@ -280,8 +280,8 @@ MUTATIONS: dict[str, Mutation] = {
     "reports that a submit took in are left": _of(
         "others_die", "loop",
         """
--        if (self.dropped and retry_at is None) or engine.reports or peers.was_notified:
-+        if self.dropped and retry_at is None:
+-        if (self.dropped and retry_at == math.inf) or engine.reports or peers.was_notified:
++        if self.dropped and retry_at == math.inf:
 """,
     ),
     "a call is given before its claim is committed": _of(

@@ -10,6 +10,7 @@ charged to the one call that was running; calls beside it come back as RETURNED 
 """
 
 import contextlib
+import math
 import selectors
 import socket
 import time
@@ -23,7 +24,7 @@ from ...code.modules import Snapshot
 from ...model.task import ErrorInfo
 from ...slots import FIRST, RESUME, SINCE, STARTED, STOP, Slots
 from ..base import CRASHED, ERROR, RESULT, RESULTS, RETURNED, TIMED_OUT, Chunk, Report
-from ..pacing import STEAL_AFTER_S, Throughput, earlier
+from ..pacing import STEAL_AFTER_S, Throughput
 from . import worker as proc
 from .launch import Process, describe_exit, make_launcher
 from .probe import Probe
@@ -305,14 +306,14 @@ class LocalEngine:
 
     # taking back
 
-    def next_check(self, is_idle: Callable[[], bool]) -> float | None:
-        """Return when `steal()` has something to do, in seconds of time.monotonic(), or None."""
-        due = earlier(self._start_at or None, self._terminator.due(self._alive))
+    def next_check(self, is_idle: Callable[[], bool]) -> float:
+        """Return when `steal()` has something to do, in seconds of time.monotonic(), or infinity."""
+        due = min(self._start_at or math.inf, self._terminator.due(self._alive))
         for worker in self._alive:
             if worker.take_at:
-                due = earlier(due, worker.take_at)
+                due = min(due, worker.take_at)
             elif worker.may_have_results() or (self._is_hoarding(worker) and is_idle()):
-                due = earlier(due, worker.heard_at + STEAL_AFTER_S)
+                due = min(due, worker.heard_at + STEAL_AFTER_S)
         return due
 
     def steal(self, now: float, is_idle: Callable[[], bool]) -> None:

@@ -6,6 +6,7 @@ one with the same id. One that has left its parents on purpose, as a daemon does
 """
 
 import contextlib
+import math
 import signal
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ class Termination:
         self.sequence = sequence
         self.limit_s = limit_s
         """The timeout of the call, if that is why."""
-        self.due: float | None = now + ANSWER_S
-        """When the next step is to be taken, in seconds of time.monotonic(); None if there is none."""
+        self.due = now + ANSWER_S
+        """When the next step is to be taken, in seconds of time.monotonic(); infinity if there is none."""
         self._children: list[psutil.Process] = []
         self.has_begun = False
         """Whether a signal was sent."""
@@ -43,7 +44,7 @@ class Termination:
                 found = psutil.Process(process.pid).children(recursive=True)
                 self._children += [child for child in found if child not in self._children]
         signal_number = signal.SIGKILL if self.has_begun else signal.SIGTERM
-        self.due = None if self.has_begun else now + GRACE_S
+        self.due = math.inf if self.has_begun else now + GRACE_S
         self.has_begun = True
         process.kill(signal_number)
         for child in self._children:
@@ -53,7 +54,7 @@ class Termination:
     def outlived(self) -> bool:
         """Whether children are left of a worker that has ended."""
         self._children = [child for child in self._children if _is_running(child)]
-        return bool(self._children) and self.due is not None
+        return bool(self._children) and self.due < math.inf
 
 
 def _is_running(process: "psutil.Process") -> bool:

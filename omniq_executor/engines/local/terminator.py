@@ -4,6 +4,7 @@ What waits behind such a call in its worker is taken back before the first signa
 call, and the worker is asked for the results that lie there.
 """
 
+import math
 import time
 from collections.abc import Container, Sequence
 
@@ -29,29 +30,33 @@ class Terminator:
         """Look at a call of the worker at that time of time.monotonic()."""
         worker.timer = min(worker.timer, at) if worker.timer else at
 
-    def due(self, workers: Sequence[Record]) -> float | None:
-        """Return when `go_on_all()` has something to do, or None."""
-        dues = [ending.due for _, ending in self.orphans]
+    def due(self, workers: Sequence[Record]) -> float:
+        """Return when `go_on_all()` has something to do, or infinity."""
+        due = math.inf
+        for _, ending in self.orphans:
+            due = min(due, ending.due)
         for worker in workers:
             if worker.timer:
-                dues.append(worker.timer)
+                due = min(due, worker.timer)
             if worker.ending is not None:
-                dues.append(worker.ending.due)
-        return min((due for due in dues if due is not None), default=None) if dues else None
+                due = min(due, worker.ending.due)
+        return due
 
     def go_on_all(self, workers: Sequence[Record], now: float) -> None:
         """End calls whose time is over, and go on with those that are being ended."""
-        for process, ending in self.orphans:
-            if ending.due is not None and ending.due <= now:
-                ending.step(process, now)
-        self.orphans = [(process, ending) for process, ending in self.orphans if ending.outlived()]
+        if self.orphans:
+            for process, ending in self.orphans:
+                if ending.due <= now:
+                    ending.step(process, now)
+            self.orphans = [(process, ending) for process, ending in self.orphans if ending.outlived()]
         overdue: list[Doomed] = []
         for worker in workers:
             if worker.timer and worker.timer <= now:
                 overdue += self._look_at_clock(worker, now)
-            if worker.ending is not None and worker.ending.due is not None and worker.ending.due <= now:
+            if worker.ending is not None and worker.ending.due <= now:
                 self.go_on(worker, worker.ending)
-        self._begin(overdue)
+        if overdue:
+            self._begin(overdue)
 
     def end(self, workers: Sequence[Record], ids: Container[int]) -> None:
         """End the workers that are in a call with one of these ids; what else they have runs elsewhere."""
