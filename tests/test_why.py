@@ -262,6 +262,26 @@ def test_a_future_from_elsewhere_says_why_by_what_is_stored(make_executor: Calla
     assert third.resumed.fresh is not None
 
 
+def test_calls_that_are_found_by_their_keys_are_counted_and_not_left_alone(make_executor: Any) -> None:
+    first = make_executor(queue="q")
+    wait([
+        first.options(key="a").submit(pow, 2, 3),
+        first.options(memo=True).submit(pow, 2, 4),
+        first.submit(pow, 2, 5),
+        first.submit(pow, 2, 6),
+    ])  # fmt: skip
+    first.kill_workers()
+    second = make_executor(queue="q")
+    for _ in range(2):
+        assert second.options(key="a").submit(pow, 2, 3).result() == 8
+        assert second.options(memo=True).submit(pow, 2, 4).result() == 16
+        assert [*second.options(memo=True).map(pow, [2], [4])] == [16]
+    assert second.submit(pow, 2, 5).result() == 32
+    found = second.resumed
+    assert found.counts == {Reason.RESULT: 1, Reason.EQUAL: 4, Reason.KEY: 2}
+    assert (found.reused, found.left_alone) == (1, 1)
+
+
 def test_a_preview_runs_and_changes_nothing(make_executor: Callable[..., PersistentExecutor], open_store: Any) -> None:
     first = make_executor(queue="q")
     assert list(first.map(pow, [1, 2], [3, 4])) == [1, 16]

@@ -5,7 +5,6 @@ wait_until()                       takes the turns meanwhile, see driving.py
 """
 
 import contextlib
-import copy
 import functools
 import itertools
 import logging
@@ -226,13 +225,13 @@ class Dispatcher:
         resumption = self._loop.resumption
         for place, call in enumerate(_calls_of(batch), position):
             key = memo_key(batch.function, call)
-            found = resumption.by_memo(key).found
+            found = resumption.by_memo(batch.function, key).found
             if found is None:
                 try:
                     self._add_new(consumer, place, replace(batch, size=1, text=None, calls=[call], key=key))
                     continue
                 except StoreError:
-                    found = resumption.by_memo(key).found
+                    found = resumption.by_memo(batch.function, key).found
                     if found is None:
                         raise
             self._waiters.add_single(found.id, consumer, place)
@@ -338,7 +337,7 @@ class Dispatcher:
     def resumed(self) -> Resumed:
         """Return what the run has taken over so far, and why the rest was not."""
         with self.driver:
-            resumed = copy.deepcopy(self._loop.resumption.resumed)
+            resumed = self._loop.resumption.so_far()
         resumed.fresh = None if self.run.continues else self._fresh()
         return resumed
 

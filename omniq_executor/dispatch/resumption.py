@@ -1,5 +1,6 @@
 """What this run takes over, and why: for a new call the task of its key, or one that an earlier run left; leftovers."""
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -8,7 +9,7 @@ from ..code.parts import changes
 from ..errors import FunctionChanged, FunctionLost, KeyConflict
 from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
-from ..model.reasons import Reason, Resumed, Why, taken_over
+from ..model.reasons import REUSED, Reason, Resumed, Why, taken_over
 from ..model.task import Call, Function, Status
 from ..stores.base import Resumable, Run, Store, TaskState, now
 from .reuse import is_memo, memo_key, name_of
@@ -29,6 +30,7 @@ class Look(NamedTuple):
 
 NOTHING = Look(None, None)
 _EQUAL = Why(Reason.EQUAL)
+_OF_KEY = Why(Reason.KEY)
 _NO_EQUAL = Look(None, Why(Reason.ARGUMENTS))
 
 
@@ -65,6 +67,7 @@ class Resumption:
         self._store = store
         self._run = run
         self._said = False  # that a run is continued
+        self._again: set[int] = set()  # tasks that were found by their keys
         self._runs_leftovers = runs_leftovers
 
     def find(self, function: Function, call: Call, key: str | None) -> Look:
@@ -73,9 +76,10 @@ class Resumption:
         Raises KeyConflict if its key is another call's, and FunctionChanged as `find_each()`.
         """
         if key is not None and is_memo(key):
-            return self.by_memo(key)
+            return self.by_memo(function, key)
         if key is not None and (found := self.by_key(function, call, key)) is not None:
-            return Look(found, Why(Reason.KEY))
+            self._note_again(function, found, _OF_KEY)
+            return Look(found, _OF_KEY)
         return self.find_each(function, [call])[0] if self._run.continues else NOTHING
 
     def by_key(self, function: Function, call: Call, key: str) -> TaskState | None:
@@ -102,10 +106,29 @@ class Resumption:
             return found._replace(status=Status.PENDING, error=None)
         return found
 
-    def by_memo(self, key: str) -> Look:
+    def by_memo(self, function: Function, key: str) -> Look:
         """Return the task of a call with memo=True, to be run again if it is no good; None if there is none."""
         found = self._store.by_key(self._run.queue, key)
-        return _NO_EQUAL if found is None else self._runnable(found)
+        if found is None:
+            return _NO_EQUAL
+        look = self._runnable(found)
+        if look.found is not None and look.why is not None:
+            self._note_again(function, look.found, look.why)
+        return look
+
+    def _note_again(self, function: Function, found: TaskState, why: Why) -> None:
+        """Count a call that is a task which was there, without being taken over from a run."""
+        if self._run.continues:
+            self.resumed.add(function.path, why)
+            if why.reason not in REUSED:
+                self._again.add(found.id)
+
+    def so_far(self) -> Resumed:
+        """Return what was taken over so far, and why the rest was not. Raises StoreError."""
+        resumed = copy.deepcopy(self.resumed)
+        if self._again:
+            resumed.again = sum(call.id in self._again for call in self._store.calls(self._run.continues))
+        return resumed
 
     def find_once(self, had: dict[bytes, int], function: Function, calls: dict[bytes, Call]) -> dict[bytes, Look]:
         """Return what there is of these calls, by their names: those that this run has had, or takes over now."""
@@ -257,7 +280,7 @@ class Resumption:
     def tell(self) -> None:
         """Say at the end of the run what it took over, if it did, and why the rest ran."""
         if self.resumed.reused:
-            _log.warning("queue %r: run %d: %s", self._run.queue, self._run.id, self.resumed.sentence())
+            _log.warning("queue %r: run %d: %s", self._run.queue, self._run.id, self.so_far().sentence())
 
     def expect(self) -> None:
         """Take note that others may have left something, or are gone."""

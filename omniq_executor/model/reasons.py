@@ -159,12 +159,14 @@ class Resumed(Counts):
         """The runs whose calls it takes over."""
         self.fresh: Why | None = None
         """Why it continues none, if it does not."""
+        self.again = 0
+        """How many tasks of those runs were found by their keys, so that they are no one run's."""
         self._total = total
 
     @property
     def left_alone(self) -> int:
         """How many calls of the runs that it continues were not submitted again so far."""
-        return max(self._total - self.reused, 0)
+        return max(self._total - self.reused - self.again, 0)
 
     def to_dict(self) -> dict[str, object]:
         """Return it as plain data; reasons are in small letters."""
