@@ -30,15 +30,18 @@ class Committer:
         self._store = store
         self._owner = owner
         self._run = run
+        self._said = ""  # of the store, since it took something last
 
     def commit(self, turn: Turn) -> TurnResult:
         """Commit a turn. Raises StoreError, and then nothing of it is to be forgotten."""
         try:
-            return self._store.turn(self._owner, self._run, turn)
+            turned = self._store.turn(self._owner, self._run, turn)
         except TooLarge:
             if not turn.outcomes and not turn.blocks:
                 raise
-            return self._commit_apart(turn)
+            turned = self._commit_apart(turn)
+        self._said = ""
+        return turned
 
     def _commit_apart(self, turn: Turn) -> TurnResult:
         """Commit each outcome alone, since one is too large for the store. That one's call fails for it."""
@@ -81,5 +84,7 @@ class Committer:
 
     def put_off(self, error: StoreError) -> None:
         """Have what the store has refused just now be done by a later turn."""
-        _log.error("%s; it is tried again every %s s", error, RETRY_S)
+        level = logging.DEBUG if str(error) == self._said else logging.ERROR  # once: a disk may be full for long
+        self._said = str(error)
+        _log.log(level, "%s; it is tried again every %s s", error, RETRY_S)
         self.retry()

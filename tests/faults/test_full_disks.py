@@ -220,9 +220,10 @@ def test_a_result_that_cannot_be_stored_is_kept_and_stored_later(
         assert executor.store.counts() == counts  # no ghost
         caplog.clear()
         gate.touch()
-        for _ in range(2):  # each a second after the other
-            with caplog.at_level(logging.ERROR, "omniq_executor"):
+        for level in ("ERROR", "DEBUG"):  # each a second after the other, and said aloud once
+            with caplog.at_level(logging.DEBUG, "omniq_executor"):
                 wait_until(lambda: "it is tried again" in caplog.text)
+            assert [it.levelname for it in caplog.records if "it is tried again" in it.message] == [level]
             caplog.clear()
             assert not future.done()
             assert executor.store.get(future.task_id).status is Status.RUNNING
