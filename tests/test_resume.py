@@ -570,3 +570,23 @@ if __name__ == "__main__":
     living.wait(WAIT_S)
     done = ended(script)
     assert (done.stdout, announcements(done.stderr)) == ("3\n", [(3, 3)])
+
+
+def test_a_map_takes_over_as_many_calls_at_a_time_as_it_adds(
+    make_executor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 13: by two at a time, since nothing went to the workers, 100,000 finished calls took 100 s of a CPU."""
+    first = make_executor(queue="q")
+    assert sum(first.map(abs, range(5000))) == sum(range(5000))
+    first.kill_workers()
+    second = make_executor(queue="q")
+    store = second._dispatcher.store
+    pieces: list[int] = []
+    take_over = store.take_over
+    monkeypatch.setattr(
+        store, "take_over", lambda run, of, calls, now: pieces.append(len(calls)) or take_over(run, of, calls, now)
+    )
+    assert sum(second.map(abs, range(5000))) == sum(range(5000))
+    assert sum(pieces) == 5000
+    assert len(pieces) < 12
+    assert second.resumed.reused == 5000

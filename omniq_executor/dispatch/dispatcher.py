@@ -19,7 +19,6 @@ from typing import Any
 
 from ..engines.base import Engine
 from ..errors import PoolBroken, StoreError
-from ..model import codec
 from ..model.options import CallOptions
 from ..model.reasons import Reason, Resumed, Why
 from ..model.task import Call, Function, Options, Status
@@ -168,7 +167,7 @@ class Dispatcher:
 
     def _add_resumed(self, consumer: Consumer, position: int, batch: Batch) -> None:
         """Add calls of which some may be in the store already, by the runs that this one continues."""
-        loop, calls = self._loop, _calls_of(batch)
+        loop, calls = self._loop, batch.each()
         known = [look.found for look in loop.resumption.find_each(batch.function, calls)]
         # First those that are ours by now: adding others may fail.
         for place, found in enumerate(known):
@@ -185,7 +184,7 @@ class Dispatcher:
 
     def _add_once(self, had: dict[bytes, int], consumer: Consumer, position: int, batch: Batch) -> None:
         """Add calls of which those that are equal are one, among them and with those that the run has had."""
-        loop, calls = self._loop, _calls_of(batch)
+        loop, calls = self._loop, batch.each()
         positions: dict[bytes, list[int]] = {}
         for place, call in enumerate(calls):
             positions.setdefault(name_of(batch.function, call), []).append(position + place)
@@ -223,7 +222,7 @@ class Dispatcher:
     def _add_memos(self, consumer: Consumer, position: int, batch: Batch) -> None:
         """Add calls with memo=True, each in a turn of its own: another process may have one at the same time."""
         resumption = self._loop.resumption
-        for place, call in enumerate(_calls_of(batch), position):
+        for place, call in enumerate(batch.each(), position):
             key = memo_key(batch.function, call)
             found = resumption.by_memo(batch.function, key).found
             if found is None:
@@ -251,7 +250,9 @@ class Dispatcher:
     def free_capacity(self) -> int:
         """Return how many calls of a map are best added at once, for one worker to take; 0 if all have enough."""
         with self.driver:
-            return 0 if self._loop.has_work() else self.engine.free_capacity()[1]
+            if self._loop.has_work() or self._loop.resumption.takes_all:
+                return 0
+            return self.engine.free_capacity()[1]
 
     def future(self, id: int) -> Any:
         """Return a future for any task of the store, or None if there is none of that id."""
@@ -460,13 +461,6 @@ class Dispatcher:
     def leave_to_parent(self) -> None:
         """After a fork, in the child: let go of what is the parent's."""
         self._loop.leave_to_parent()
-
-
-def _calls_of(batch: Batch) -> Sequence[Call]:
-    """Return the calls of a map, one by one, as they are compared."""
-    if batch.text is None:
-        return batch.calls or ()
-    return [Call(codec.encode_call(tuple(row), {})[0]) for row in codec.decode(batch.text)]
 
 
 def _recurs(options: Options | None) -> bool:

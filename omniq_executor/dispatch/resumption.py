@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -54,6 +55,8 @@ class Resumption:
         """Whether tasks became PENDING again, which others are to be told of, since whoever unsets this last looked."""
         self.foreign: set[int] = set()
         """Tasks that are waited for here and may be for nobody else to run."""
+        self.takes_all = False
+        """Whether all calls that were looked for last were there, so that workers wait for none of them."""
         self.may_adopt = runs_leftovers
         """Whether there may be something to adopt."""
         self.resumed = Resumed(run.queue, run.id, run.continues, run.total)
@@ -178,10 +181,11 @@ class Resumption:
                     (state,) = self._store.take_over(run, other, [call], now())
                     self._say_older(function, other, why)
                 looks[place] = Look(state, why)
-        for look in looks:
-            if look.why is not None:
-                self.resumed.add(function.path, look.why)
+        for seen_why, count in Counter(look.why for look in looks).items():
+            if seen_why is not None:
+                self.resumed.add(function.path, seen_why, count)
         found = [look.found for look in looks]
+        self.takes_all = None not in found
         if any(known is not None for known in found) and not self._said:
             self._said = True
             _log.warning(

@@ -11,6 +11,8 @@ from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, change
 from .turns import cancel, retry
 from .waits import hold
 
+_LOOKED_UP = 512  # calls by one statement
+
 OWNERS = "SELECT id FROM owner"
 _CHANGES_OF_OTHERS = "FROM news WHERE id > (SELECT heard FROM owner WHERE id = ?) AND owner IS NOT ?"
 _DROP_READ_CHANGES = """
@@ -153,9 +155,10 @@ def begin_run(
     done = total = 0
     if continues:
         yield f"DROP TABLE IF EXISTS temp.resumable_{run}", ()  # of a store that was deleted and made again
+        yield f"CREATE TEMP TABLE resumable_{run} (id INTEGER PRIMARY KEY, function INTEGER, call)", ()
         yield (
-            f"CREATE TEMP TABLE resumable_{run} AS"
-            f" SELECT function, {LIKENESS} AS call, id"
+            f"INSERT INTO temp.resumable_{run}"
+            f" SELECT id, function, {LIKENESS}"
             f" FROM task WHERE run IN (SELECT value FROM json_each(?)) AND status <> {Status.CANCELLED:d}",
             (chain,),
         )
@@ -206,17 +209,28 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[lis
     for place, call in enumerate(calls):
         wanted.setdefault(call.likeness, []).append(place)
     given: dict[int, int] = {}
-    for identity, places in wanted.items():
+    once = [likeness for likeness, places in wanted.items() if len(places) == 1]
+    for start in range(0, len(once), _LOOKED_UP):
+        some = once[start : start + _LOOKED_UP]
         rows, _ = yield (
-            f"DELETE FROM temp.resumable_{run} WHERE rowid IN"
-            f" (SELECT rowid FROM temp.resumable_{run} WHERE function = ? AND call = ? ORDER BY id LIMIT ?)"
-            " RETURNING id",
-            (function, identity, len(places)),
+            f"WITH wanted (call) AS (VALUES {', '.join(['(?)'] * len(some))})"
+            f" SELECT (SELECT id FROM temp.resumable_{run} WHERE function = ? AND call = wanted.call"
+            " ORDER BY id LIMIT 1) FROM wanted",
+            (*some, function),
         )
-        given.update(zip(sorted(id for (id,) in rows), places, strict=False))  # as many as are left
+        given |= {id: wanted[likeness][0] for likeness, (id,) in zip(some, rows, strict=True) if id is not None}
+    for likeness, places in wanted.items():
+        if len(places) > 1:
+            rows, _ = yield (
+                f"SELECT id FROM temp.resumable_{run} WHERE function = ? AND call = ? ORDER BY id LIMIT ?",
+                (function, likeness, len(places)),
+            )
+            given |= zip((id for (id,) in rows), places, strict=False)  # as many as are left
+    if not given:
+        return [None] * len(calls)
     ids = json.dumps(list(given))
-    if given:
-        yield f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN}", (run, ids)
+    yield f"DELETE FROM temp.resumable_{run} WHERE id IN {GIVEN}", (ids,)
+    yield f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN}", (run, ids)
     failed, _ = yield f"SELECT id FROM task WHERE id IN {GIVEN} AND status = {Status.FAILED:d}", (ids,)
     if failed:
         yield from retry([id for (id,) in failed])
@@ -224,7 +238,10 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[lis
     rows, _ = yield f"SELECT {FOUND} WHERE id IN {GIVEN}", (ids,)
     states: list[TaskState | None] = [None] * len(calls)
     for row in rows:
-        states[given[row[0]]] = found(row)._replace(had_failed=(row[0],) in failed)
+        states[given[row[0]]] = found(row)
+    for (id,) in failed:
+        state = states[given[id]]
+        states[given[id]] = state and state._replace(had_failed=True)
     return states
 
 
