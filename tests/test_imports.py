@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,34 @@ with PersistentExecutor(1, store={str(tmp_path / "s.db")!r}) as executor:
     print(executor.submit(loaded).result(30))
 """
     assert run(code) == "[]\n"
+
+
+def test_workers_of_a_forkserver_import_nothing_of_the_package_themselves(script: Any) -> None:
+    script.write("""
+import multiprocessing, os
+from omniq_executor import PersistentExecutor
+context = multiprocessing.get_context("forkserver")
+with PersistentExecutor(1, context, max_tasks_per_child=1) as executor:
+    print(len({executor.submit(os.getpid).result(30) for _ in range(3)}))
+""")
+    script._env["PYTHONPROFILEIMPORTTIME"] = "1"
+    done = script.run()
+    assert done.stdout == "3\n", done.stderr
+    assert done.stderr.count(" omniq_executor.engines.local.worker\n") == 2  # by the script, and by the forkserver
+
+
+def test_a_forkserver_finds_the_package_that_the_script_has(script: Any) -> None:
+    (script.folder / "omniq_executor.py").write_text("print('another one')")
+    (script.folder / "below").mkdir()
+    script.write("""
+import multiprocessing
+from omniq_executor import PersistentExecutor
+with PersistentExecutor(1, multiprocessing.get_context("forkserver")) as executor:
+    print(executor.submit(abs, -1).result(30))
+""")
+    (script.folder / script.PATH).rename(script.folder / "below" / script.PATH)
+    done = script.run(python=[f"below/{script.PATH}"])
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 @pytest.mark.parametrize("name", omniq_executor.__all__)

@@ -5,11 +5,11 @@ PersistentExecutor as a script with each start method, and in a session.
 """
 
 import ast
+import functools
 import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -356,14 +356,14 @@ def as_session(text: str) -> str:
     return "\n".join(typed) + "\n"
 
 
-@pytest.fixture
-def expected(tmp_path: Path) -> Any:
-    """What ProcessPoolExecutor prints for a program that is a module."""
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What ProcessPoolExecutor prints for a program that is a module, the same however it is run as a script."""
 
+    @functools.cache
     def run(name: str) -> str:
         definitions, initializer, answers = PROGRAMS[name]
-        folder = tmp_path / "module"
-        folder.mkdir(exist_ok=True)
+        folder = tmp_path_factory.mktemp("module")
         (folder / "program.py").write_text(textwrap.dedent(definitions))
         (folder / "run.py").write_text(MODULE.format(initializer=initializer, answers=answers))
         done = subprocess.run(

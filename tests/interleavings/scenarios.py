@@ -486,7 +486,6 @@ def search(copy: Copy, name: str, seeds: Iterable[int]) -> int:
     # Nothing is collected while a schedule runs: when it is would not be the same in another process.
     gc.collect()
     gc.disable()
-    gc.freeze()
     try:
         for place, seed in enumerate(seeds, 1):
             try:
@@ -496,7 +495,6 @@ def search(copy: Copy, name: str, seeds: Iterable[int]) -> int:
             if place % 100 == 0:
                 gc.collect()
     finally:
-        gc.unfreeze()
         gc.enable()
     return points
 
