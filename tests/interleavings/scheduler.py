@@ -36,6 +36,9 @@ ROBBED_S = 0.02  # ... and one of them alone
 SHOWN = 60  # switches at the end of a schedule that failed
 
 
+IsAble = Callable[["VirtualThread"], bool]
+
+
 class Failure(AssertionError):
     """A schedule broke an invariant; the text says which, who waits for what, and how it came to that."""
 
@@ -52,8 +55,8 @@ class Strategy(Protocol):
     def changes(self) -> bool:
         """Return whether `pick()` is asked at this operation."""
 
-    def pick(self, able: "list[VirtualThread]", current: "VirtualThread", is_due: bool) -> "VirtualThread":
-        """Return who of those that can go on does. It is due at a point that was said before."""
+    def pick(self, is_able: "IsAble", current: "VirtualThread", is_due: bool) -> "VirtualThread | None":
+        """Return who of those that can go on does, or None if nobody can. It is due at a point that was said before."""
 
 
 class RandomWalk:
@@ -63,19 +66,21 @@ class RandomWalk:
         self._chance = chance
         self._at_operation = chance.choice((0.05, 0.2, 0.5))
         self._at_point = chance.choice((0.0, 0.003, 0.02, 0.1))
+        self._threads: list[VirtualThread] = []
 
     def next_point(self, points: int) -> int:
         return points + 1 + int(self._chance.expovariate(self._at_point)) if self._at_point else sys.maxsize
 
     def started(self, thread: "VirtualThread") -> None:
-        pass
+        self._threads.append(thread)
 
     def changes(self) -> bool:
         return self._chance.random() < self._at_operation
 
-    def pick(self, able: "list[VirtualThread]", current: "VirtualThread", is_due: bool) -> "VirtualThread":
+    def pick(self, is_able: "IsAble", current: "VirtualThread", is_due: bool) -> "VirtualThread | None":
+        able = [thread for thread in self._threads if is_able(thread)]
         others = [thread for thread in able if thread is not current] or able
-        return others[int(self._chance.random() * len(others))]
+        return others[int(self._chance.random() * len(others))] if others else None
 
 
 class FewPreemptions:
@@ -85,6 +90,7 @@ class FewPreemptions:
         self._chance = chance
         self._points = sorted(chance.randrange(length) for _ in range(chance.choice((1, 2, 3))))
         self._lowest = 0.0
+        self._ranked: list[VirtualThread] = []  # the highest first
 
     def next_point(self, points: int) -> int:
         while self._points and self._points[0] <= points:
@@ -94,15 +100,22 @@ class FewPreemptions:
 
     def started(self, thread: "VirtualThread") -> None:
         thread.rank = self._chance.random()
+        self._ranked.append(thread)
+        self._ranked.sort(key=lambda thread: -thread.rank)
 
     def changes(self) -> bool:
         return True
 
-    def pick(self, able: "list[VirtualThread]", current: "VirtualThread", is_due: bool) -> "VirtualThread":
+    def pick(self, is_able: "IsAble", current: "VirtualThread", is_due: bool) -> "VirtualThread | None":
         if is_due:
             self._lowest -= 1
             current.rank = self._lowest
-        return max(able, key=lambda thread: thread.rank)
+            self._ranked.remove(current)
+            self._ranked.append(current)
+        for thread in self._ranked:  # most often the first one, and then nobody else is looked at
+            if is_able(thread):
+                return thread
+        return None
 
 
 def _one_cpu() -> int | None:
@@ -135,6 +148,8 @@ class _Hand:
     def _run(self) -> None:
         if _CPU is not None:
             os.sched_setaffinity(0, {_CPU})  # of this thread alone
+            # Who is woken does not run before the waker waits, as it needs the interpreter's lock of the waker.
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         while True:
             self.gate.acquire()
             assert self.body is not None
@@ -272,7 +287,7 @@ class Scheduler:
         if self._lateness and self.chance.random() < self._lateness:
             self._passed_s += self.chance.random() * LATE_S
         if self._strategy.changes():
-            self._hand_over(self._strategy.pick(self._able(), self._me(), False))
+            self._hand_over(self._strategy.pick(self._is_able, self._me(), False))
 
     def block(self, what: str, can_go_on: Callable[[], bool], deadline: float | None = None) -> bool:
         """Wait until it can go on, and return True; or return False at the deadline. Signals are delivered here."""
@@ -359,7 +374,7 @@ class Scheduler:
         if is_due and self._robbery and self.chance.random() < self._robbery:
             self._rob()
         elif is_due:
-            self._hand_over(self._strategy.pick(self._able(), self._me(), True))
+            self._hand_over(self._strategy.pick(self._is_able, self._me(), True))
 
     def _rob(self) -> None:
         """Have the present thread be without a CPU for a while, in which others go on and time passes."""
@@ -369,39 +384,36 @@ class Scheduler:
         self._hand_over(self._next_of_others())
         me.can_go_on = None
 
-    def _able(self) -> list[VirtualThread]:
-        now = self.clock()
-        return [thread for thread in self.threads if self._is_able(thread, now)]
-
-    def _is_able(self, thread: VirtualThread, now: float) -> bool:
+    def _is_able(self, thread: VirtualThread) -> bool:
         if thread.is_over:
             return False
         if thread.can_go_on is None or thread.can_go_on():
             return True
-        if thread.deadline is not None and thread.deadline <= now:
+        if thread.deadline is not None and thread.deadline <= self.clock():
             return True
         return self.is_pending and thread is self.threads[0]
 
     def _next_of_others(self) -> VirtualThread | None:
         """Return who goes on where the present thread cannot; let time pass if nobody can. None: it has failed."""
-        able = self._able()
-        if not able and self._signals:  # the signal comes now, as nothing else does
+        me = self._me()
+        following = self._strategy.pick(self._is_able, me, False)
+        if following is None and self._signals:  # the signal comes now, as nothing else does
             self._signals.pop(0)
             self.is_pending = not self.threads[0].is_over
             self._plan()
-            able = self._able()
-        if not able:
+            following = self._strategy.pick(self._is_able, me, False)
+        if following is None:
             deadlines = [t.deadline for t in self.threads if not t.is_over and t.deadline is not None and t.can_go_on]
             left = min(deadlines, default=float("inf")) - self.clock()
             if left > self._patience_s:
                 why = "for ever" if left == float("inf") else f"for {left:.3g} s"
                 self.failing(f"everybody sleeps, {why}")()
-                if self._me().is_over:
+                if me.is_over:
                     return None
                 _stand_still()
             self._passed_s += max(left, 0.0) + 1e-9
-            able = self._able()
-        return self._strategy.pick(able, self._me(), False)
+            following = self._strategy.pick(self._is_able, me, False)
+        return following
 
     def _hand_over(self, following: VirtualThread | None) -> None:
         me = self._me()
