@@ -1,5 +1,6 @@
 """What the tests share: stores, executors that are always ended, scripts in processes of their own, bounded waits."""
 
+import compileall
 import contextlib
 import functools
 import gc
@@ -34,6 +35,12 @@ for _number in (signal.SIGHUP, signal.SIGQUIT):
 # Python takes a module from its .pyc file where the source has the size and the second of change that it had then,
 # and tests edit sources faster than that. Processes that they start take it from the environment, forkservers too.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+# What no test edits is compiled once all the same: what they share, else each process that imports it compiled it; and
+# the tests themselves by pytest, whose own processes have that variable too, until they are collected.
+for _path in Path(__file__).parent.rglob("*.py"):
+    if not _path.name.startswith("test_"):
+        compileall.compile_file(_path, quiet=2)
+sys.dont_write_bytecode = False
 
 # Threads that give way to each other this often, in seconds, meet where they else hardly do: see tox.ini.
 if interval_s := os.environ.get("OMNIQ_TEST_SWITCH_INTERVAL"):
@@ -55,7 +62,11 @@ def context(method: str) -> BaseContext:
 
 
 def pytest_collection_finish() -> None:
-    """Have no collection of garbage look at all that is loaded by now: it took 0.2 s, and some tests collect often."""
+    """Have no module compiled to a file any more, and no collection of garbage look at all that is loaded by now.
+
+    That took 0.2 s, and some tests collect often.
+    """
+    sys.dont_write_bytecode = True
     gc.collect()
     gc.freeze()
 
