@@ -1,6 +1,6 @@
 """Processes that share a store, are killed and stopped: their histories can be true.
 
-How many histories are made is 6 for each backend, and 400 where the environment has OMNIQ_PROOF=1. Each
+How many histories are made is 4 for each backend, and 400 where the environment has OMNIQ_PROOF=1. Each
 prints its seed if it fails; with the seed in OMNIQ_TEST_SEED, the same processes are harmed in the same
 way, and what each is doing then is up to the machine.
 """
@@ -29,7 +29,7 @@ from omniq_executor.model.task import Event, Status, Task
 
 pytestmark = pytest.mark.models
 
-HISTORIES = 400 if PROOF else 6
+HISTORIES = 400 if PROOF else 4
 SEED = int(os.environ.get("OMNIQ_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 WAIT_S = 60.0
 

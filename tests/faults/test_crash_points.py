@@ -17,7 +17,7 @@ import tracing
 from backends import PROOF, Backend
 from tracing import Point
 
-MOST = None if PROOF else 24
+MOST = None if PROOF else 12
 
 pytestmark = [
     pytest.mark.faults,

@@ -17,7 +17,7 @@ import tracing
 from backends import PROOF, Backend
 from tracing import Point
 
-MOST = None if PROOF else 24
+MOST = None if PROOF else 12
 ERRORS = {"openat": "EMFILE", "fsync": "EIO", "fdatasync": "EIO", "ftruncate": "EIO", "unlink": "EIO", "rename": "EIO"}
 OTHERS = ("ENOSPC", "EIO")  # by turns
 
