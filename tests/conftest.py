@@ -35,12 +35,15 @@ for _number in (signal.SIGHUP, signal.SIGQUIT):
 # Python takes a module from its .pyc file where the source has the size and the second of change that it had then,
 # and tests edit sources faster than that. Processes that they start take it from the environment, forkservers too.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-# What no test edits is compiled once all the same: what they share, else each process that imports it compiled it; and
-# the tests themselves by pytest, whose own processes have that variable too, until they are collected.
+# The tests themselves, which none edits, are compiled once all the same: now, for the workers and scripts that import
+# them, and until they are collected by pytest, whose own processes have that variable too.
 for _path in Path(__file__).parent.rglob("*.py"):
-    if not _path.name.startswith("test_"):
-        compileall.compile_file(_path, quiet=2)
+    compileall.compile_file(_path, quiet=2)
 sys.dont_write_bytecode = False
+
+# Functions of tests are in modules that import pytest, and it is no matter of theirs that each worker does so anew.
+if "forkserver" in METHODS:
+    multiprocessing.set_forkserver_preload(["__main__", "pytest"])
 
 # Threads that give way to each other this often, in seconds, meet where they else hardly do: see tox.ini.
 if interval_s := os.environ.get("OMNIQ_TEST_SWITCH_INTERVAL"):
