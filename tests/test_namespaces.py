@@ -6,6 +6,7 @@ PersistentExecutor as a script with each start method, and in a session.
 
 import ast
 import functools
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from omniq_executor import PersistentExecutor, TooLarge
+
+METHODS = sorted(multiprocessing.get_all_start_methods())
 
 # What is defined; the initializer and its arguments or nothing; and expressions, each with `call` as submit().result()
 PROGRAMS: dict[str, tuple[str, str, str]] = {
@@ -382,7 +385,17 @@ def written(name: str, method: str) -> str:
     )
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+def crossed(offset: int) -> list[Any]:
+    """Return each start method with each program: one method of each program with every Python, all with one Python."""
+    found = []
+    for place, name in enumerate(PROGRAMS, offset):
+        for method in METHODS:
+            marks = () if method == METHODS[place % len(METHODS)] else pytest.mark.crossed
+            found.append(pytest.param(method, name, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("method", "name"), crossed(0))
 def test_a_script_is_answered_as_a_module_is(method: str, script: Any, expected: Any, name: str) -> None:
     script.write(written(name, method))
     done = script.run()
@@ -390,7 +403,7 @@ def test_a_script_is_answered_as_a_module_is(method: str, script: Any, expected:
     assert done.stdout == expected(name)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(("method", "name"), crossed(1))
 def test_a_session_is_answered_as_a_module_is(method: str, script: Any, expected: Any, name: str) -> None:
     done = script.run(python=["-i", "-q"], text=as_session(written(name, method)))
     assert done.stdout == expected(name), done.stderr
