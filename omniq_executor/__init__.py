@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .executor import PersistentExecutor as PersistentExecutor
     from .future import DurableFuture as DurableFuture
     from .inputs import InputFile as InputFile
+    from .model.failures import FailureGroup as FailureGroup, Failures as Failures
     from .model.reasons import Preview as Preview, Reason as Reason, Resumed as Resumed
     from .model.task import Status as Status, Task as Task
     from .stores import open_store as open_store
@@ -36,6 +37,8 @@ _HOMES = {
     "AsyncOmniQ": "aio",
     "Attached": "attached",
     "DurableFuture": "future",
+    "FailureGroup": "model.failures",
+    "Failures": "model.failures",
     "InputFile": "inputs",
     "Status": "model.task",
     "Task": "model.task",

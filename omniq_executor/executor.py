@@ -29,6 +29,7 @@ from .engines.local.start_method import context_for
 from .errors import TaskNotFound
 from .future import DurableFuture
 from .interrupts import interrupts
+from .model.failures import Failures
 from .model.functions import Functions
 from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
 from .model.reasons import Resumed
@@ -298,12 +299,22 @@ class PersistentExecutor(Submitter):
         that it was submitted with. Raises StoreError if the store does not allow it, and RuntimeError after
         `shutdown()`.
         """
-        run = self._dispatcher.run
-        failed = self.store.find(Status.FAILED)
-        futures: list[DurableFuture[Any]] = self._dispatcher.retry(
-            [task.id for task in failed if task.run in (run.id, *run.continues)]
-        )
+        futures: list[DurableFuture[Any]] = self._dispatcher.retry(self._dispatcher.failures().numbers)
         return futures
+
+    def failures(self) -> Failures:
+        """Return what has failed of this run and of the runs that it continues, in groups, the largest first.
+
+        A group has the calls that failed by the same type of exception, raised from the same line of code of your
+        own. It says how many, since when and with an example, and its `retry()` has them run again. Printed it is a
+        text, and a notebook shows a table. It can be asked for after `shutdown()`, too.
+
+        >>> executor.submit(int, "seven").exception()
+        ValueError("invalid literal for int() with base 10: 'seven'")
+        >>> executor.failures()[0].count
+        1
+        """
+        return self._dispatcher.failures()
 
     @property
     def resumed(self) -> Resumed:

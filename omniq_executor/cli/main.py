@@ -22,6 +22,7 @@ _COMMANDS = {
     "list": "looking.list_",
     "show": "looking.show",
     "logs": "looking.logs",
+    "failures": "failed.failures",
     "runs": "past.runs",
     "diff": "past.diff",
     "retry": "upkeep.retry",

@@ -1,5 +1,6 @@
 """What several commands take: the store, JSON instead of text, and values that are checked before anything is done."""
 
+import datetime
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -9,7 +10,7 @@ import click
 from ..config import parse_duration
 from ..model.task import parse_id
 from ..stores import open_store
-from ..stores.base import Store
+from ..stores.base import Store, now
 
 _store = click.option(
     "--store",
@@ -52,6 +53,19 @@ def _fraction(value: float) -> float:
     return value
 
 
+def _since(text: str) -> int:
+    """Return a time of so long ago, or at a date, in microseconds."""
+    try:
+        moment = datetime.datetime.fromisoformat(text) if "-" in text else None
+    except ValueError:
+        raise ValueError(f"{text!r} is no time: give how long ago, 2h say, or a date, 2026-05-01T12:00") from None
+    if moment is not None:
+        return int(moment.timestamp() * 1e6)  # without a zone it is that of the place
+    at = now()
+    return at - int(min(parse_duration(text) * 1e6, at))
+
+
+checked_since = _checked(_since)
 checked_id = _checked(parse_id)
 checked_ids = _checked(lambda values: [parse_id(value) for value in dict.fromkeys(values)])
 checked_names = _checked(_names)

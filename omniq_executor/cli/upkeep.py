@@ -9,6 +9,7 @@ from contextlib import closing
 import click
 
 from ..config import Settings, parse_address
+from ..model.failures import group_of
 from ..model.task import FINISHED, Status, format_id
 from ..stores import open_store
 from ..stores.base import Store, now
@@ -23,25 +24,29 @@ _FORGOTTEN_AT_ONCE = 1000  # tasks, in a transaction
 @click.command()
 @click.argument("task_ids", metavar="[ID]...", nargs=-1, callback=checked_ids)
 @click.option("--failed", is_flag=True, help="All that have failed.")
-@click.option("--queue", help="With --failed: only those of this queue.")
+@click.option("--group", metavar="GROUP", help="Those of a group, as `omniq-executor failures` names it.")
+@click.option("--queue", help="With --failed or --group: only those of this queue.")
 @on_store
-def retry(task_ids: list[int], failed: bool, queue: str | None, address: str | None, as_json: bool) -> None:
+def retry(
+    task_ids: list[int], failed: bool, group: str | None, queue: str | None, address: str | None, as_json: bool
+) -> None:
     """Have tasks that failed or were cancelled run again.
 
     \b
     For example:
       omniq-executor retry task-0d5kq3v7x8m2a
       omniq-executor retry --failed --queue etl
+      omniq-executor retry --group 5f1c09ab
     """
-    if failed == bool(task_ids):
-        raise click.UsageError("give the ids of tasks, or --failed")
-    if queue is not None and not failed:
-        raise click.UsageError("--queue goes with --failed")
+    if bool(task_ids) + failed + (group is not None) != 1:
+        raise click.UsageError("give the ids of tasks, or --failed, or --group")
+    if queue is not None and task_ids:
+        raise click.UsageError("--queue goes with --failed or --group")
     with look_into(address) as store:
-        asked = [task.id for task in store.find(Status.FAILED, queue)] if failed else task_ids
+        asked = task_ids or [call.id for call in store.failures(queue) if group is None or group_of(call) == group]
         changed = store.retry(asked, now())
         store.notify(0)  # whoever works on the queue has something to do
-        unchanged = {} if failed else _stand(store, asked, changed)
+        unchanged = _stand(store, asked, changed) if task_ids else {}
     _tell_changes("retried", "PENDING again", changed, unchanged, as_json)
 
 

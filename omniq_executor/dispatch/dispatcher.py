@@ -19,6 +19,7 @@ from typing import Any
 
 from ..engines.base import Engine
 from ..errors import PoolBroken, StoreError
+from ..model.failures import Failures
 from ..model.options import CallOptions
 from ..model.reasons import Reason, Resumed, Why
 from ..model.task import Call, Function, Options, Status
@@ -275,6 +276,12 @@ class Dispatcher:
             futures = [self._future_of(found) for found in sorted(self.store.states(retried))]
             loop.turn_or_later()
             return futures
+
+    def failures(self) -> Failures:
+        """Return what has FAILED of the run and of those that it continues."""
+        runs = self.run.id, *self.run.continues
+        with self._looking() as store:
+            return history.failures_of(store, (call for call in store.failures() if call.run in runs), self.retry)
 
     def _future_of(self, found: TaskState) -> Any:
         """Return the future of a task that is in the store already."""

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from ..code.parts import changes
 from ..code.run_context import context_changes
 from ..errors import FunctionLost, TaskNotFound
+from ..model.failures import FailedCall, Failures, Retry, groups_of
+from ..model.preview import shown_arguments
 from ..model.reasons import Reason, Resumed, Why, taken_over
 from ..model.task import Function, Status
 from ..stores.base import PastCall, RunRecord, Store, Taken
@@ -200,3 +202,14 @@ def why(store: Store, id: int) -> Why:
         return Why(Reason.AFRESH, "it is of no run")
     record = history.run(task.run)
     return history.of(record.id).reasons()[id] if record.continues else history.fresh(record)
+
+
+def failures_of(store: Store, calls: Iterable[FailedCall], retry: Retry | None = None) -> Failures:
+    """Return calls that failed in groups. Where the worker could not say an example's arguments, the store does."""
+    failures = groups_of(calls, retry)
+    told_by_none = {group.example.id: group for group in failures if not group.example.error.call}
+    for row in store.stored([*told_by_none]):
+        group, task = told_by_none[row.task.id], row.task
+        call = f"{task.func_path} {shown_arguments(task.args, task.kwargs)}"
+        group.example = group.example._replace(error=group.example.error._replace(call=call))
+    return failures

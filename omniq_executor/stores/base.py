@@ -21,6 +21,7 @@ from typing import ClassVar, NamedTuple
 
 from ..errors import StoreError, TaskNotFound
 from ..model.codec import split
+from ..model.failures import FailedCall
 from ..model.task import (
     FINISHED,
     Call,
@@ -652,6 +653,10 @@ class Store(abc.ABC):
         """Return number of tasks per queue and state; states without tasks are left out."""
 
     @abc.abstractmethod
+    def unfinished(self) -> dict[int, int]:
+        """Return by run how many tasks of it are not finished; runs without such are left out."""
+
+    @abc.abstractmethod
     def find(
         self,
         status: Status | None = None,
@@ -659,8 +664,23 @@ class Store(abc.ABC):
         tags: Sequence[str] | None = None,
         limit: int | None = None,
         function: str | None = None,
+        *,
+        name: str | None = None,
+        run: int | None = None,
+        since: int | None = None,
     ) -> list[Task]:
-        """Return tasks that match all that is given, oldest first; with `limit` the newest that many of them."""
+        """Return tasks that match all that is given, oldest first; with `limit` the newest that many of them.
+
+        `function` is a whole dotted path, and `name` the whole of it or its end. `since` is a time: the tasks that were
+        added after it, or started last, or finished, whichever of these was last.
+        """
+
+    @abc.abstractmethod
+    def failures(self, queue: str | None = None) -> Iterator[FailedCall]:
+        """Give what has FAILED, oldest first, and of a queue if one is given.
+
+        It is read piece by piece while it is asked for. What changes meanwhile is there as it was or as it is.
+        """
 
 
 def of_the_dead(owners: Iterable[Owner], tasks: int) -> list[Problem]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import CUBE, SQUARE, Backend, Client, call, new_ids, tick
+from backends import CUBE, ERROR, SQUARE, Backend, Client, call, new_ids, tick
 
 from omniq_executor import StoreError, TaskNotFound
+from omniq_executor.model.failures import FailedCall
 from omniq_executor.model.task import Event, Status, format_id
 from omniq_executor.stores.base import Batch, Run, Store, TaskState, Turn
 
@@ -115,6 +116,89 @@ def test_find_by_a_function_goes_by_its_whole_path(client: Client, enter: Enter)
     assert found(function=SQUARE.path.rpartition(".")[2]) == []
 
 
+def test_find_by_a_name_goes_by_the_end_of_the_path(client: Client) -> None:
+    square, *starred = new_ids(3)
+    odd = [SQUARE._replace(digest=bytes([n]) * 16, path=f"numbers.{name}") for n, name in enumerate(("f[a]*?", "fa"))]
+    client.turn(
+        adds=[
+            Batch(id, 1, function, text="[[2]]")
+            for id, function in zip((square, *starred), (SQUARE, *odd), strict=True)
+        ]
+    )
+
+    def found(name: str) -> list[int]:
+        return [task.id for task in client.store.find(name=name)]
+
+    assert found("square") == found("numbers.square") == [square]
+    assert found("quare") == found("Square") == found("*") == found("numbers") == []
+    assert (found("f[a]*?"), found("fa")) == ([starred[0]], [starred[1]])
+
+
+def test_find_by_a_run_and_by_what_has_happened_since(client: Client, enter: Enter) -> None:
+    first, second, third = client.add(1, 2, 3)
+    (other,) = enter().add(4)
+    before_claim = tick()
+    assert client.claim(1) == [first]
+    before_end = tick()
+    client.end(Event.COMPLETE, first, result="1")
+    client.claim(1)
+
+    def found(**filters: Any) -> list[int]:
+        return [task.id for task in client.store.find(**filters)]
+
+    assert found(run=client.run.id) == [first, second, third]
+    assert found(run=client.run.id + 1) == [other]
+    assert found(since=before_claim) == found(since=before_end) == [first, second]
+    assert found(since=before_end, status=Status.RUNNING) == [second]
+    assert found(since=tick()) == []
+    assert found(since=0) == [first, second, third, other]
+
+
+def test_failures_are_what_is_failed_without_the_pickle_oldest_first(client: Client, enter: Enter) -> None:
+    assert list(client.store.failures()) == []
+    ids = client.add(*range(600))
+    strange = enter("elsewhere")
+    (strange_id,) = strange.add(5)
+    client.claim(600)
+    strange.claim(1)
+    client.end(Event.COMPLETE, ids[1], result="1")
+    client.end(Event.FAIL, *ids[:1], *ids[2:])
+    strange.end(Event.FAIL, strange_id)
+    failed = [ids[0], *ids[2:], strange_id]
+    found = list(client.store.failures())
+    assert [call.id for call in found] == failed
+    task = client.store.get(ids[0])
+    assert found[0] == FailedCall(
+        ids[0], client.run.id, "work", SQUARE.path, task.finished_at or 0, ERROR._replace(pickle=None)
+    )
+    assert [call.id for call in client.store.failures("elsewhere")] == [strange_id]
+    assert client.store.retry([ids[0]], tick()) == [ids[0]]
+    assert next(client.store.failures()).id == ids[2]
+
+
+def test_failures_can_change_while_they_are_read(client: Client) -> None:
+    ids = client.add(*range(600))
+    client.claim(600)
+    client.end(Event.FAIL, *ids)
+    found = client.store.failures()
+    assert next(found).id == ids[0]
+    client.store.retry(ids[300:], tick())
+    client.store.remove(ids[290:300])
+    assert {call.id for call in found} >= {*ids[1:290]}
+
+
+def test_unfinished_tasks_are_counted_by_run(client: Client, enter: Enter) -> None:
+    assert client.store.unfinished() == {}
+    ids = client.add(1, 2, 3)
+    other = enter("elsewhere")
+    other.add(4)
+    client.claim(2)
+    client.end(Event.COMPLETE, ids[0], result="1")
+    assert client.store.unfinished() == {client.run.id: 2, other.run.id: 1}
+    client.store.cancel([ids[2]], tick())
+    assert client.store.unfinished() == {client.run.id: 1, other.run.id: 1}
+
+
 # --- Closing ---
 
 RUN = Run(1, "work")
@@ -163,6 +247,8 @@ USES: dict[str, Callable[[Store], object]] = {
     "by_key": lambda store: store.by_key("work", "monday"),
     "counts": lambda store: store.counts(),
     "find": lambda store: store.find(),
+    "failures": lambda store: list(store.failures()),
+    "unfinished": lambda store: store.unfinished(),
 }
 
 

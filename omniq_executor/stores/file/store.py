@@ -16,16 +16,21 @@ by what they are about, and those that only look are here.
 
 import itertools
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal
 
+from ...model.failures import FailedCall
 from ...model.schema import USUAL
-from ...model.task import Function, Status, Task
+from ...model.task import FINISHED, Function, Status, Task
 from ..base import PastCall, TaskState
+from ..retention import names
+from .folders import STATUS_FOLDERS
 from .functions import Functions
 from .retention import Retention
 from .tasks import Tasks, found, likeness_of
 from .turns import Turns
+
+_FAILURES = 256  # that are read at a time
 
 
 class FileStore(Turns, Retention):
@@ -88,6 +93,13 @@ class FileStore(Turns, Retention):
                 of_queue[record.task.status] = of_queue.get(record.task.status, 0) + 1
         return {queue: dict(sorted(of_queue.items())) for queue, of_queue in sorted(counts.items())}
 
+    def unfinished(self) -> dict[int, int]:
+        counts: dict[int, int] = {}
+        with self._tasks.locked():
+            for record in self._tasks.all(*(status for status in Status if status not in FINISHED)):
+                counts[record.task.run] = counts.get(record.task.run, 0) + 1
+        return counts
+
     def find(
         self,
         status: Status | None = None,
@@ -95,13 +107,31 @@ class FileStore(Turns, Retention):
         tags: Sequence[str] | None = None,
         limit: int | None = None,
         function: str | None = None,
+        *,
+        name: str | None = None,
+        run: int | None = None,
+        since: int | None = None,
     ) -> list[Task]:
         with self._tasks.locked():
             matching = (
                 record
                 for record in self._tasks.all(*(() if status is None else (status,)), newest_first=True)
-                if queue in (None, record.task.queue)
-                and function in (None, record.task.func_path)
-                and set(tags or ()) <= set((record.task.options or USUAL).tags)
+                if queue in (None, (task := record.task).queue)
+                and function in (None, task.func_path)
+                and (name is None or names(name, task.func_path))
+                and run in (None, task.run)
+                and (since is None or (task.finished_at or task.started_at or task.enqueued_at) > since)
+                and set(tags or ()) <= set((task.options or USUAL).tags)
             )
             return list(map(self._task, itertools.islice(matching, limit)))[::-1]
+
+    def failures(self, queue: str | None = None) -> Iterator[FailedCall]:
+        with self._tasks.locked():
+            numbers = sorted(self._tasks.folders.names(STATUS_FOLDERS[Status.FAILED]))
+        for first in range(0, len(numbers), _FAILURES):
+            with self._tasks.locked():
+                tasks = [record.task for record in self._tasks.records(numbers[first : first + _FAILURES])]
+            for task in tasks:
+                if task.status is Status.FAILED and task.error is not None and queue in (None, task.queue):
+                    error = task.error._replace(pickle=None)
+                    yield FailedCall(task.id, task.run, task.queue, task.func_path, task.finished_at or 0, error)

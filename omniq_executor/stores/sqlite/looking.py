@@ -1,13 +1,17 @@
 """Transactions of the SQLite store that only look, see turns.py."""
 
 import json
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ...model.codec import decode_error
-from ...model.task import Status, Task
+from ...model.failures import FailedCall
+from ...model.task import FINISHED, Status, Task
 from ..base import PastCall, Resumable, Taken, TaskRow, TaskState
 from .tables import GIVEN, LIKENESS, STORED, Transaction, task_of
+
+_FAILURES = 256  # that are read at a time
 
 FOUND = "id, status, owner, result, error, exception FROM task"
 
@@ -42,9 +46,19 @@ def find(
     tags: Sequence[str] | None,
     limit: int | None,
     function: str | None = None,
+    name: str | None = None,
+    run: int | None = None,
+    since: int | None = None,
 ) -> Transaction[list[Task]]:
     """Return the tasks that match, oldest first. See Store.find()."""
-    conditions: list[tuple[str, Any]] = [("t.status = ?", status), ("q.name = ?", queue), ("f.path = ?", function)]
+    conditions: list[tuple[str, Any]] = [
+        ("t.status = ?", status),
+        ("q.name = ?", queue),
+        ("f.path = ?", function),
+        ("'.' || f.path GLOB ?", None if name is None else f"*.{_literally(name)}"),
+        ("t.run = ?", run),
+        ("coalesce(t.finished_at, t.started_at, t.enqueued_at) > ?", since),
+    ]
     conditions += [("EXISTS (SELECT 1 FROM json_each(t.options, '$.tags') WHERE value = ?)", t) for t in tags or ()]
     given = [(sql, value) for sql, value in conditions if value is not None]
     where = "WHERE " + " AND ".join(sql for sql, _ in given) if given else ""
@@ -53,6 +67,26 @@ def find(
         (*(value for _, value in given), -1 if limit is None else limit),
     )
     return [task_of(rows.pop()) for _ in range(len(rows))]  # the last first, each let go of: a list may be long
+
+
+def _literally(text: str) -> str:
+    """Return the pattern that only the text itself matches."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def failures(after: int, queue: str | None) -> Transaction[list[FailedCall]]:
+    """Return some of what has FAILED with ids above `after`, oldest first. See Store.failures()."""
+    rows, _ = yield (
+        "SELECT t.id, t.run, q.name, f.path, t.finished_at, t.error FROM task t JOIN queue q ON q.id = t.queue"
+        " JOIN function f ON f.id = t.function WHERE t.status = ? AND t.error IS NOT NULL AND t.id > ?"
+        " AND (? IS NULL OR q.name = ?) ORDER BY t.id LIMIT ?",
+        (Status.FAILED, after, queue, queue, _FAILURES),
+    )
+    return [
+        FailedCall(id, run, of, path, at or 0, error)
+        for id, run, of, path, at, text in rows
+        if (error := decode_error(text, None)) is not None
+    ]
 
 
 def counts() -> Transaction[dict[str, dict[Status, int]]]:
@@ -65,6 +99,13 @@ def counts() -> Transaction[dict[str, dict[Status, int]]]:
     for queue, status, count in rows:
         found.setdefault(queue, {})[Status(status)] = count
     return found
+
+
+def unfinished() -> Transaction[dict[int, int]]:
+    """Return by run how many tasks are not finished."""
+    statuses = ", ".join(f"{status:d}" for status in Status if status not in FINISHED)
+    rows, _ = yield f"SELECT run, count(*) FROM task WHERE status IN ({statuses}) GROUP BY run", ()
+    return dict(rows)
 
 
 def taken() -> Transaction[list[Taken]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ... import slots
 from ...errors import FunctionLost, StoreError
+from ...model.failures import FailedCall
 from ...model.ids import NODES
 from ...model.task import Call, Function, Status, Task, format_id
 from .. import permissions
@@ -394,6 +395,9 @@ class SQLiteStore(Store):
     def counts(self) -> dict[str, dict[Status, int]]:
         return self.db.ask(looking.counts())
 
+    def unfinished(self) -> dict[int, int]:
+        return self.db.ask(looking.unfinished())
+
     def find(
         self,
         status: Status | None = None,
@@ -401,5 +405,15 @@ class SQLiteStore(Store):
         tags: Sequence[str] | None = None,
         limit: int | None = None,
         function: str | None = None,
+        *,
+        name: str | None = None,
+        run: int | None = None,
+        since: int | None = None,
     ) -> list[Task]:
-        return self.db.ask(looking.find(status, queue, tags, limit, function))
+        return self.db.ask(looking.find(status, queue, tags, limit, function, name, run, since))
+
+    def failures(self, queue: str | None = None) -> Iterator[FailedCall]:
+        last = -1
+        while found := self.db.ask(looking.failures(last, queue)):
+            yield from found
+            last = found[-1].id
