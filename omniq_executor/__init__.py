@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ERRORS = (
-    "CallError CodeChanged DependencyFailed FunctionChanged FunctionLost InputError InputIsFolder InputNotFound"
-    " KeyConflict NotImportable OmniqError PoolBroken RemoteError SerializationError SettingsError StoreError"
-    " StoreVersionError TaskNotFound TaskTimeout TooLarge WorkerCrashed"
+    "CallError CannotDebug CodeChanged DependencyFailed FunctionChanged FunctionLost InputError InputIsFolder"
+    " InputNotFound KeyConflict NotImportable OmniqError PoolBroken RemoteError SerializationError SettingsError"
+    " StoreError StoreVersionError TaskNotFound TaskTimeout TooLarge WorkerCrashed"
 )
 _HOMES = {
     "PersistentExecutor": "executor",

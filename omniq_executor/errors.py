@@ -21,6 +21,7 @@
      +-- KeyConflict               a key names another call already (also a ValueError)
      +-- FunctionChanged           an earlier run has the call, under other code of its function
      +-- TaskNotFound              no task of that id in the store (also a LookupError)
+     +-- CannotDebug               a call cannot be made once more under the debugger
 
 Each can be pickled, and each says in its message which thing it speaks of and what can be done.
 """
@@ -111,3 +112,7 @@ class FunctionChanged(OmniqError):
 
 class TaskNotFound(OmniqError, LookupError):
     """The store holds no task of the given id."""
+
+
+class CannotDebug(OmniqError):
+    """A call cannot be made once more under the debugger: it has not failed, say, or there is no terminal."""

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from .dispatch.attachment import Attachment, Onlooker, attachment
 from .errors import OmniqError, StoreError
@@ -102,6 +102,27 @@ class DurableFuture(concurrent.futures.Future[_T]):
         except StoreError:  # it is closed; what is kept beside it can be read all the same
             attempts = store.output.attempts(self._number)
         return b"".join(store.output.read(self._number, n) for n in attempts).decode(errors="replace")
+
+    def debug(self) -> _T | None:
+        """Make the call that failed once more, in this process, and go where it raises, by pdb or IPython's debugger.
+
+        What it does beside returning happens again, which is said first; nothing of it is stored, and the task stays
+        as it is. If it does not fail this time, that is said, and its result is returned. Ctrl-C while it runs leads
+        into the debugger, too. A function of a script or notebook is the one that was submitted, others are those of
+        now. An initializer is not run. See docs/failures.md.
+
+        Raises CannotDebug if the call has not failed, was never made, or where nobody can type, and TaskNotFound.
+
+        >>> future = executor.submit(int, "seven")
+        >>> future.debug()                                                 # doctest: +SKIP
+        builtins.int ["seven"] is called again here, in process 4711: its side effects happen again. ...
+        (Pdb) args
+        """
+        if self._number is None:
+            raise ValueError("this call could not be stored, so there is no task of it")
+        from . import debugging  # with pdb, which most programs never need
+
+        return cast("_T | None", debugging.debug(self._dispatcher.store.reopen(), self._number))
 
     def cancel(self, running: bool = False) -> bool:
         """Cancel the call if it has not started; return whether it is cancelled, now or before.

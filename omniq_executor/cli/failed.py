@@ -1,15 +1,19 @@
-"""The commands about what failed: `failures`."""
+"""The commands about what failed: `failures` and `debug`."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
+from .. import debugging
 from ..dispatch.history import failures_of
 from ..model.failures import FailedCall, FailureGroup
+from ..stores import open_store
 from ..stores.base import Store
 from ..stores.retention import names
 from .console import print_json, printable
-from .options import checked_since, look_into, on_store
+from .options import checked_id, checked_since, look_into, on_store, store_option
 
 
 @click.command()
@@ -60,3 +64,20 @@ def _print(group: FailureGroup) -> None:
     click.secho(printable(what), fg="red")
     for line in others:
         click.echo(printable(line))
+
+
+@click.command()
+@click.argument("id", metavar="ID", callback=checked_id)
+@store_option
+def debug(id: int, address: str | None) -> None:
+    """Make a call that failed once more, in this process, and go where it raises, by pdb.
+
+    Its side effects happen again; nothing of it is stored. It is unpickled, which runs code: only for stores that you
+    trust. Start it in the folder of the script, so that its modules are found.
+
+    \b
+    For example:
+      omniq-executor debug task-0d5kq3v7x8m2a
+    """
+    sys.path.insert(0, str(Path.cwd()))  # as when the script ran, so that its modules are found
+    debugging.debug(open_store(address, create=False), id)

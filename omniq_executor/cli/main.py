@@ -23,6 +23,7 @@ _COMMANDS = {
     "show": "looking.show",
     "logs": "looking.logs",
     "failures": "failed.failures",
+    "debug": "failed.debug",
     "runs": "past.runs",
     "diff": "past.diff",
     "retry": "upkeep.retry",

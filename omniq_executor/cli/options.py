@@ -12,7 +12,7 @@ from ..model.task import parse_id
 from ..stores import open_store
 from ..stores.base import Store, now
 
-_store = click.option(
+store_option = click.option(
     "--store",
     "address",
     metavar="ADDRESS",
@@ -23,7 +23,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 def on_store(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options --store and --json."""
-    return _store(as_json(command))
+    return store_option(as_json(command))
 
 
 def look_into(address: str | None) -> closing[Store]:

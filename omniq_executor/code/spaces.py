@@ -220,6 +220,20 @@ def space_of(run: int, is_forked: bool = False) -> Space:
     return found
 
 
+@contextmanager
+def visiting(space: Space) -> Iterator[Space]:
+    """Have the script's names be found in a space for a while, in a process that has a script of its own."""
+    before, mains = _here.space, {name: sys.modules[name] for name in MAINS if name in sys.modules}
+    space.enter()
+    try:
+        yield space
+    finally:
+        _here.space = before
+        for name in MAINS:
+            sys.modules.pop(name, None)
+        sys.modules.update(mains)
+
+
 class _Loading:
     """The loading of one payload."""
 

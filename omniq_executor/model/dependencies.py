@@ -106,8 +106,15 @@ def bind(args: str | bytes, kwargs: str | None, results: Mapping[int, str | byte
 
 def load_bound(args: str | bytes, kwargs: str | None, results: Mapping[int, str | bytes]) -> Any:
     """The arguments, with the results in place."""
+    with giving(results):
+        return codec.decode_call(args, kwargs)
+
+
+@contextlib.contextmanager
+def giving(results: Mapping[int, str | bytes]) -> Iterator[None]:
+    """Have arguments that are loaded be given these results."""
     before, here.results = here.results, results
     try:
-        return codec.decode_call(args, kwargs)
+        yield
     finally:
         here.results = before

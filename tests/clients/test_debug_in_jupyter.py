@@ -1,0 +1,75 @@
+"""A call that failed, once more under the debugger of a notebook."""
+
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import omniq_executor
+
+manager = pytest.importorskip("jupyter_client.manager", reason="jupyter_client is in the extra `clients`")
+pytest.importorskip("ipykernel", reason="ipykernel is in the extra `clients`")
+
+WAIT_S = 60.0
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs cells in a kernel of their own, with somebody who types if that is said; returns what each prints."""
+    paths = [str(Path(omniq_executor.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    monkeypatch.chdir(tmp_path)
+    kernel = manager.KernelManager()
+    kernel.kernel_spec_manager  # noqa: B018  # made by the look
+    kernel._kernel_spec = None
+    kernel.kernel_cmd = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.start_kernel()
+    client = kernel.client()
+    client.start_channels()
+    client.wait_for_ready(timeout=WAIT_S)
+
+    def run_cell(source: str, typed: list[str] | None = None) -> str:
+        texts: list[str] = []
+
+        def hear(message: Any) -> None:
+            content = message["content"]
+            texts.append(content.get("text") or "".join(content.get("traceback", ())))
+            texts.extend(content["data"].values() if message["msg_type"] == "execute_result" else ())
+
+        client.execute_interactive(
+            textwrap.dedent(source), timeout=WAIT_S, output_hook=hear, allow_stdin=typed is not None,
+            stdin_hook=lambda _: client.input(typed.pop(0) if typed else "q"),
+        )  # fmt: skip
+        return "".join(texts)
+
+    yield run_cell
+    client.stop_channels()
+    kernel.shutdown_kernel(now=True)
+
+
+def test_a_cell_debugs_a_call_and_shows_what_failed(run: Run) -> None:
+    assert "Traceback" not in run("""
+        from omniq_executor import PersistentExecutor
+        LIMIT = 3
+        def check(x):
+            here = x + LIMIT
+            raise ValueError(here)
+        executor = PersistentExecutor(1)
+        future = executor.submit(check, 2)
+        future.exception();
+    """)
+    run("LIMIT = 100")
+    shown = run("future.debug()", ["p here * 1000", "q"])
+    assert "check(2) is called again here" in shown
+    assert "5000" in shown
+    assert run("print(LIMIT)") == "100\n"
+    assert "this notebook is run without anybody who could type" in run("future.debug()")
+    failures = run("executor.failures()")
+    assert "1 x ValueError: line 6 of a cell, in check" in failures
+    assert "<table>" in failures
+    run("executor.shutdown()")
