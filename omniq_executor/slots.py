@@ -81,16 +81,25 @@ def row_of(memory: "mmap.mmap | memoryview[Any]", slot: int) -> "memoryview[int]
 
 def begun(path: Path) -> set[int] | None:
     """The ids of the tasks that workers had begun with last, by their file; None where there is none that tells."""
+    times = since(path)
+    return None if times is None else set(times)
+
+
+def since(path: Path) -> dict[int, int] | None:
+    """Return for these tasks when the worker began with the chunk that they are of, likewise.
+
+    In nanoseconds of time.monotonic() of the worker's machine; 0 where that was not noted yet.
+    """
     try:
         data = path.read_bytes()
     except OSError:
         return None
-    found = set()
+    found = {}
     count = len(data) // (CELLS * _BYTES)
     whole = memoryview(data)[: count * CELLS * _BYTES]
     for slot in range(count):
         row = row_of(whole, slot)
         # While a worker changes to another chunk, FIRST is ahead of STARTED: it is in no call then.
         if 0 <= row[FIRST] <= row[STARTED]:
-            found.add(row[TASK] + row[STARTED] - row[FIRST])
+            found[row[TASK] + row[STARTED] - row[FIRST]] = row[SINCE]
     return found

@@ -59,6 +59,10 @@ class Store:
     def json(self, *args: str) -> Any:
         return json.loads(self.run(*args, "--json"))
 
+    def lines(self, *args: str) -> list[Any]:
+        """What is one JSON object a line."""
+        return [json.loads(line) for line in self.run(*args, "--json").splitlines()]
+
 
 def omniq(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "omniq_executor", *args]
@@ -80,11 +84,12 @@ def test_status_counts_each_queue_and_state(store: Store) -> None:
         "first": {"COMPLETED": 2, "FAILED": 1},
         "second": {"COMPLETED": 1, "FAILED": 1},
     }
-    heading, first, second, _, usage = store.run("status").splitlines()
+    heading, first, second, _, usage, _, step = store.run("status").splitlines()
     assert heading.split() == ["QUEUE", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"]
     assert first.split() == ["first", "0", "0", "2", "1", "0"]
     assert second.split() == ["second", "0", "0", "1", "1", "0"]
     assert "on disk; the oldest task is of 20" in usage
+    assert step == f"2 tasks have failed: `omniq-executor failures --store {store.name}` shows why"
 
 
 def test_status_tells_what_is_to_go_and_when(tmp_path: Path) -> None:
@@ -99,7 +104,7 @@ def test_status_tells_what_is_to_go_and_when(tmp_path: Path) -> None:
     assert usage["oldest"] < usage["expiring"][0]["after"] < usage["expiring"][1]["after"]
     assert usage["bytes"] > 10_000
     first, last = (f"{usage['expiring'][n]['after'][:19]}Z" for n in (0, -1))
-    said = omniq(tmp_path, "status", "--store", "x.db").stdout.splitlines()[-1]
+    said = omniq(tmp_path, "status", "--store", "x.db").stdout.splitlines()[-3]
     assert f"; 1 task can go after {first}; 5 tasks until {last}" in said
 
 
@@ -114,7 +119,7 @@ def test_status_tells_a_living_owner_from_a_dead_one(tmp_path: Path) -> None:
         process.kill()
     dead = omniq(tmp_path, "status", "--store", "held.db").stdout
     for output, state in (alive, "alive"), (dead, "dead"):
-        owner = output.splitlines()[-3].split()
+        owner = output.splitlines()[-5].split()
         assert (owner[1], owner[3], owner[-1]) == ("held", str(process.pid), state)
 
 
@@ -137,11 +142,11 @@ def test_list_has_whole_rows_in_a_pipe_the_newest_last(store: Store) -> None:
     ],
 )
 def test_list_takes_filters(store: Store, filters: list[str], expected: list[int]) -> None:
-    assert [task["id"] for task in store.json("list", *filters)] == [store.tasks[i].task_id for i in expected]
+    assert [task["id"] for task in store.lines("list", *filters)] == [store.tasks[i].task_id for i in expected]
 
 
 def test_list_as_json_has_every_field(store: Store) -> None:
-    plain, pickled, failed, trap, _ = store.json("list")
+    plain, pickled, failed, trap, _ = store.lines("list")
     assert plain["func_path"] == "builtins.pow"
     assert (plain["args"], plain["kwargs"], plain["result"], plain["status"]) == ([2, 5], {}, 32, "COMPLETED")
     assert plain["enqueued_at"] <= plain["started_at"] <= plain["completed_at"]
@@ -156,7 +161,7 @@ def test_show_tells_everything_about_a_task(store: Store) -> None:
     shown = store.run("show", store.failed.task_id)
     for text in store.failed.task_id, "FAILED", "builtins.int", '["seven"]', "ValueError: invalid literal", "Traceback":
         assert text in shown
-    assert store.json("show", store.failed.task_id) in store.json("list")
+    assert store.json("show", store.failed.task_id) in store.lines("list")
 
 
 @pytest.mark.parametrize("name", ["a.db", "a"])
@@ -172,9 +177,9 @@ def test_show_tells_for_whose_results_a_task_waits(tmp_path: Path, name: str) ->
 
 
 def test_looking_unpickles_nothing(store: Store) -> None:
-    for command in ["status"], ["list"], ["show", store.trap.task_id]:
+    for command in ["status"], ["list"], ["failures"], ["watch"], ["show", store.trap.task_id]:
         store.run(*command)
-        store.json(*command)
+        store.run(*command, "--json")
     assert not store.marker.exists()
     assert "(--load shows it)" in store.run("show", store.trap.task_id)
     assert "(--load shows it)" in store.run("show", store.pickled.task_id)

@@ -58,6 +58,13 @@ def told(past: tuple[Path, str], *args: str) -> Any:
     return json.loads(done.stdout)
 
 
+def listed(past: tuple[Path, str], *args: str) -> list[Any]:
+    """What `runs` prints, one object a line."""
+    done = omniq(past[0], "runs", *args, "--store", past[1], "--json")
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 def printed(past: tuple[Path, str], *args: str) -> str:
     done = omniq(past[0], *args, "--store", past[1])
     assert (done.returncode, done.stderr) == (0, "")
@@ -65,14 +72,14 @@ def printed(past: tuple[Path, str], *args: str) -> str:
 
 
 def test_runs_are_listed_with_their_end_and_with_what_they_took_over_and_ran(past: tuple[Path, str]) -> None:
-    found = told(past, "runs")
+    found = listed(past)
     assert [(it["run"], it["end"], it["continues"], it["counts"]) for it in found] == [
         (1, "killed", [], {"afresh": 5}),
         (2, "killed", [1], {"result": 2, "failed": 1, "arguments": 1}),
         (3, "clean", [1, 2], {"result": 1, "code": 2, "arguments": 2}),
     ]
     assert [it["left_alone"] for it in found] == [0, 2, 5]
-    assert told(past, "runs", "--queue", "nobody") == []
+    assert listed(past, "--queue", "nobody") == []
     lines = [line.split() for line in printed(past, "runs").splitlines()]
     assert " ".join(lines[0]) == "RUN QUEUE STARTED TOOK END CALLS REUSED CODE ARGUMENTS AFRESH"
     assert [(it[0], it[1], it[-6:]) for it in lines[1:]] == [

@@ -43,7 +43,7 @@ def killed_demo(folder: Path, fraction: str) -> int:
 
 
 def listed(folder: Path, *args: str) -> Any:
-    return json.loads(omniq(folder, "list", "--limit", "1000", "--json", *args).stdout)
+    return [json.loads(line) for line in omniq(folder, "list", "--limit", "1000", "--json", *args).stdout.splitlines()]
 
 
 @pytest.fixture

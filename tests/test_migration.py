@@ -421,8 +421,8 @@ def test_both_stores_can_be_in_the_one_folder_of_the_settings(tmp_path: Path) ->
     with PersistentExecutor(1, store=tmp_path / "omniq_data" / "omniq.db", queue="q") as executor:
         ids = [executor.submit(pow, 2, n).task_id for n in range(3)]
     assert omniq(tmp_path, "migrate", "omniq_data/omniq.db", "omniq_data").returncode == 0
-    shown = json.loads(omniq(tmp_path, "list", "--store", "omniq_data", "--json").stdout)
-    assert [task["id"] for task in shown] == ids
+    shown = omniq(tmp_path, "list", "--store", "omniq_data", "--json").stdout.splitlines()
+    assert [json.loads(line)["id"] for line in shown] == ids
     back = omniq(tmp_path, "migrate", "omniq_data", "omniq_data/omniq.db")
     assert (
         back.stdout == f"{tmp_path}/omniq_data/omniq.db holds 3 tasks of {tmp_path}/omniq_data already: nothing to do\n"

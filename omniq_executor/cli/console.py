@@ -4,15 +4,21 @@ import codecs
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from ..model.task import iso
 from ..stores.base import Owner
 
-_UNLIMITED = 1_000_000
-_STYLES = {"COMPLETED": "green", "FAILED": "red", "RUNNING": "cyan", "alive": "green", "dead": "red"}
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_WHOLE = 22  # characters of a column that is never folded, as ids and times are, ...
+_FOLDED, _LEAST = 24, 14  # ... and of one that is, at least, and where there is no room for as much
+BESIDE = 3  # that a drawn column takes beside its cells
+STYLES = {"COMPLETED": "green", "FAILED": "red", "RUNNING": "cyan", "alive": "green", "dead": "red"}
 
 
 def printable(text: str) -> str:
@@ -89,15 +95,18 @@ class Raw:
         self._ends_line = True
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str | int]]) -> None:
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str | int]], optional: Sequence[str] = ()) -> None:
     """Print a table, numbers to the right.
 
-    Where there is no terminal, or not one wide enough for a drawn table, a row is a line of aligned
-    columns, two spaces or more apart. Nothing is ever cut.
+    Where there is no terminal a row is a line of aligned columns, two spaces or more apart. On a terminal it is drawn.
+    If that is too narrow, long cells are folded; if that does not do, columns that are `optional` are left out, the
+    first one first, which is said; and then each row is a block of lines. No cell is ever cut.
     """
     right = [any(isinstance(row[i], int) for row in rows) for i in range(len(headings))]
     cells = [[printable(str(cell)) for cell in row] for row in rows]
-    if not sys.stdout.isatty() or not _draw(headings, cells, right):
+    if sys.stdout.isatty():
+        _draw(headings, cells, right, optional)
+    else:
         _write([headings, *cells], right)
 
 
@@ -114,22 +123,60 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
-def _draw(headings: Sequence[str], rows: list[list[str]], right: list[bool]) -> bool:
-    """Draw a table on the terminal, if that is wide enough; return whether it is."""
+def _draw(headings: Sequence[str], rows: list[list[str]], right: list[bool], optional: Sequence[str]) -> None:
+    """Draw a table on the terminal."""
     from rich.console import Console  # which is half of the time that a command takes, and no pipe needs it
+
+    console = Console(highlight=False)
+    layout = layout_of([headings, *rows], [*map(headings.index, optional)], console.width)
+    if layout is None:
+        for row in rows:
+            click.echo()
+            for heading, cell in zip(headings, row, strict=True):
+                click.echo(f"{heading:<12}{cell}" if cell else heading)
+        return
+    shown, folded = layout
+    console.print(drawn([headings[i] for i in shown], [[row[i] for i in shown] for row in rows],
+                        [right[i] for i in shown], [shown.index(i) for i in folded]))  # fmt: skip
+    if len(shown) < len(headings):
+        left_out = ", ".join(heading for i, heading in enumerate(headings) if i not in shown)
+        console.print(f"This terminal is too narrow for {left_out}", style="dim")
+
+
+def layout_of(rows: Sequence[Sequence[str]], optional: Sequence[int], width: int) -> tuple[list[int], list[int]] | None:
+    """Return which columns of a table to show in so many characters, and which of them to fold; None where none fit.
+
+    Columns that are `optional` go first to last, when folding does not do.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    folded = [i for i, needed in enumerate(widths) if needed > _WHOLE]
+    ways = [(left_out, _FOLDED) for left_out in range(len(optional) + 1)]
+    for left_out, least in [*ways, (len(optional), _LEAST)]:
+        shown = [i for i in range(len(widths)) if i not in optional[:left_out]]
+        lines = BESIDE * len(shown) + 1
+        if sum(widths[i] for i in shown) + lines <= width:
+            return shown, []
+        if sum(least if i in folded else widths[i] for i in shown) + lines <= width:
+            return shown, [i for i in shown if i in folded]
+    return None
+
+
+def drawn(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool], folded: Collection[int] = ()
+) -> "Table":
+    """Return a table for rich, whose columns stay whole, but for those that are folded."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(header_style="bold")
-    for heading, to_right in zip(headings, right, strict=True):
-        table.add_column(heading, justify="right" if to_right else "left")
+    for i, heading in enumerate(headings):
+        table.add_column(
+            heading, justify="right" if right[i] else "left", no_wrap=i not in folded, overflow="fold",
+            min_width=_LEAST if i in folded else None,
+        )  # fmt: skip
     for row in rows:
-        table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
-    console = Console()
-    fits = console.measure(table, options=console.options.update_width(_UNLIMITED)).maximum <= console.width
-    if fits:
-        console.print(table)
-    return fits
+        table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
+    return table
 
 
 def to_the_second(microseconds: int | None) -> str:

@@ -12,6 +12,7 @@ from ..model import codec, dependencies
 from ..model.schema import task_to_dict
 from ..model.task import FINISHED, Status, Task, format_id, iso
 from ..stores.base import Store, Usage, now
+from .advice import next_steps
 from .console import (
     Raw,
     count_of_tasks,
@@ -23,7 +24,7 @@ from .console import (
     printable,
     to_the_second,
 )
-from .options import checked_id, look_into, on_store
+from .options import checked_id, checked_since, look_into, on_store
 
 # Between two looks: no event that Python can wait for tells that a file has grown. One who reads along does not
 # notice, and it costs next to nothing.
@@ -35,20 +36,21 @@ _OWNERS_S = 1.0  # between two looks whether the process that runs the task live
 @click.command()
 @on_store
 def status(address: str | None, as_json: bool) -> None:
-    """Count tasks by queue and state, and tell which owners live, what the store takes and what of it is to go.
+    """Count tasks by queue and state; tell which owners live, what the store takes, and what to do next.
 
     \b
     For example:
       omniq-executor status --store runs/etl.db
     """
     with look_into(address) as store:
-        counts, owners = store.counts(), [owner_fields(owner) for owner in store.owners()]
-        usage = store.usage()
+        counts, there, usage = store.counts(), store.owners(), store.usage()
+        steps = next_steps(counts, there, store.runs(), store.unfinished(), address)
+    owners = [owner_fields(owner) for owner in there]
     if as_json:
         queues = {queue: {state.name: number for state, number in found.items()} for queue, found in counts.items()}
         expiring = [{"after": iso(at), "tasks": tasks} for at, tasks in usage.expiring]
         takes = {"bytes": usage.size, "oldest": iso(usage.oldest), "expiring": expiring}
-        print_json({"queues": queues, "owners": owners, "usage": takes})
+        print_json({"queues": queues, "owners": owners, "usage": takes, "next": steps}, indent=None)
         return
     print_table(
         ["QUEUE", *(state.name for state in Status)],
@@ -59,6 +61,9 @@ def status(address: str | None, as_json: bool) -> None:
         print_table([name.upper() for name in owners[0]], [list(owner.values()) for owner in owners])
     click.echo()
     click.echo(_shown_usage(usage))
+    click.echo()
+    for step in steps:
+        click.echo(printable(step))
 
 
 def _shown_usage(usage: Usage) -> str:
@@ -89,19 +94,41 @@ def _shown_size(size: int) -> str:
 @click.command("list")
 @click.option("--status", "state", type=click.Choice([state.name for state in Status], case_sensitive=False))
 @click.option("--queue", help="Only the tasks of this queue.")
+@click.option("--function", "name", metavar="NAME", help="Only calls of it: its dotted path, or the end of it.")
+@click.option("--tag", "tags", metavar="TAG", multiple=True, help="Only those with this tag, and with all if several.")
+@click.option("--run", metavar="RUN", type=int, help="Only the tasks of this run.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=checked_since,
+    help="Only what was added, begun or finished since: 2h, or a date.",
+)
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Only the newest so many.")
 @on_store
-def list_(state: str | None, queue: str | None, limit: int, address: str | None, as_json: bool) -> None:
+def list_(
+    state: str | None,
+    queue: str | None,
+    name: str | None,
+    tags: tuple[str, ...],
+    run: int | None,
+    since: int | None,
+    limit: int,
+    address: str | None,
+    as_json: bool,
+) -> None:
     """List tasks, the newest last.
 
     \b
     For example:
       omniq-executor list --status FAILED --limit 20
+      omniq-executor list --function parse --since 2h
     """
+    status = Status[state.upper()] if state else None
     with look_into(address) as store:
-        tasks = store.find(status=Status[state.upper()] if state else None, queue=queue, limit=limit)
+        tasks = store.find(status, queue, tags, limit, name=name, run=run, since=since)
     if as_json:
-        print_json([task_to_dict(task) for task in tasks])
+        for task in tasks:
+            print_json(task_to_dict(task), indent=None)
         return
     print_table(
         ["ID", "STATUS", "ENQUEUED", "FINISHED", "QUEUE", "FUNCTION", "ERROR"],
@@ -117,6 +144,7 @@ def list_(state: str | None, queue: str | None, limit: int, address: str | None,
             ]
             for task in tasks
         ],
+        optional=["ENQUEUED", "QUEUE", "FINISHED"],
     )
 
 

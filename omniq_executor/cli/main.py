@@ -19,6 +19,7 @@ from .console import printable
 # Where each command is. Its module is loaded when it is asked for: a look needs neither executor nor dispatcher.
 _COMMANDS = {
     "status": "looking.status",
+    "watch": "watching.watch",
     "list": "looking.list_",
     "show": "looking.show",
     "logs": "looking.logs",

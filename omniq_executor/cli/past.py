@@ -36,9 +36,10 @@ def runs(run: int | None, queue: str | None, address: str | None, as_json: bool)
             _tell_of(store, history.of(run), as_json)
             return
         alive = {owner.id for owner in store.owners() if owner.alive}
-        told = [(it.record, _end(it.record, alive), it.resumed()) for it in history.each(queue)]
+        told = [(it.record, end_of(it.record, alive), it.resumed()) for it in history.each(queue)]
     if as_json:
-        print_json([_fields(record, end) | resumed.to_dict() for record, end, resumed in told])
+        for record, end, resumed in told:
+            print_json(_fields(record, end) | resumed.to_dict(), indent=None)
         return
     reasons = [reason for reason in Reason if any(reason in resumed.counts for *_, resumed in told)]
     reasons = [reason for reason in reasons if reason not in REUSED]
@@ -57,14 +58,15 @@ def runs(run: int | None, queue: str | None, address: str | None, as_json: bool)
             ]
             for record, end, resumed in told
         ],
+        optional=["TOOK", "STARTED"],
     )
 
 
 def _tell_of(store: Store, run: RunHistory, as_json: bool) -> None:
     record, resumed = run.record, run.resumed()
-    end = _end(record, {owner.id for owner in store.owners() if owner.alive})
+    end = end_of(record, {owner.id for owner in store.owners() if owner.alive})
     if as_json:
-        print_json(_fields(record, end) | resumed.to_dict())
+        print_json(_fields(record, end) | resumed.to_dict(), indent=None)
         return
     began = f"begun at {to_the_second(record.started_at)}"
     took = f", which took {_took(record)}" if record.ended_at else ""
@@ -81,7 +83,7 @@ def _origin(resumed: Resumed) -> str:
     return f"it continues {', '.join(map(str, resumed.continues))}, of which {resumed.left_alone} calls are left alone"
 
 
-def _end(run: RunRecord, alive: Iterable[int]) -> str:
+def end_of(run: RunRecord, alive: Iterable[int]) -> str:
     """Return in a word how a run ended."""
     if run.ended_at is None:
         return "running" if run.owner in alive else "killed"

@@ -150,12 +150,13 @@ class FailureGroup:
     def lines(self) -> list[str]:
         """Return it as text: what and where, since when, and an example."""
         example = self.example
-        text = f"\n      {self.place.text}" if self.place is not None and self.place.text else ""
+        text = [f"      {self.place.text}"] if self.place is not None and self.place.text else []
         first, last = _time(self.first), _time(self.last)
         times = f"at {last}" if first == last else f"{first} to {last}"
         such = "it is" if self.count == 1 else "such as"
         return [
-            f"{self.count} x {self._said}: {self.where}{text}",
+            f"{self.count} x {self._said}: {self.where}",
+            *text,
             f"      {short(example.error.message)}",
             f"      {such} {example.task_id}: {example.error.call or example.function}",
             f"      {times}; group {self.id}",

@@ -70,6 +70,6 @@ def test_a_cell_debugs_a_call_and_shows_what_failed(run: Run) -> None:
     assert run("print(LIMIT)") == "100\n"
     assert "this notebook is run without anybody who could type" in run("future.debug()")
     failures = run("executor.failures()")
-    assert "1 x ValueError: line 6 of a cell, in check" in failures
+    assert "1 x ValueError: line 5 of a cell, in check" in failures
     assert "<table>" in failures
     run("executor.shutdown()")
