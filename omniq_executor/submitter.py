@@ -178,10 +178,13 @@ class Submitter(concurrent.futures.Executor):
 
         The iterables are read to their end. What is returned counts the calls by reason and says of each item, by
         `why(item)`, what would become of it; printed it is a text, and a notebook shows a table. Raises ValueError
-        with a key, as `map()` does, and RuntimeError after `shutdown()`.
+        with a key, as `map()` does: of one call with a key, `future(key=…)` tells whether it is there. Raises
+        RuntimeError after `shutdown()`.
         """
         if self._call_options.key not in (None, MEMO):
-            raise ValueError("a key names one call, and a preview is of a map")
+            raise ValueError(
+                "a key names one call, and a preview is of a map: executor.future(key=…) finds the task of a key"
+            )
         function = self._describe(fn)
         preview = Preview()
         foresight, memo = Foresight(), self._call_options.key == MEMO

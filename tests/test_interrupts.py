@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 import omniq_executor
-from omniq_executor import PersistentExecutor
+from omniq_executor import PersistentExecutor, Status
 from omniq_executor.dispatch import sessions
 from omniq_executor.engines.local.pool import LocalEngine
 from omniq_executor.future import DurableFuture
@@ -497,3 +498,42 @@ def test_an_interrupt_that_comes_as_the_main_thread_falls_asleep_wakes_it(tmp_pa
             slow.cancel(running=True)
             for other in others:
                 other.join()
+
+
+def test_further_ones_at_the_end_of_the_interpreter_are_quiet_and_the_run_is_continued(
+    script: Any, wait_until: Any, open_store: Any
+) -> None:
+    script.write(
+        """
+import atexit, os, signal, time
+from omniq_executor import PersistentExecutor
+def stubborn():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open("begun", "a").close()
+    while not os.path.exists("gate"):
+        time.sleep(0.01)
+def at_end():  # called before what the package does then
+    open("ending", "w").close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if __name__ == "__main__":
+    executor = PersistentExecutor(1)
+    executor.submit(stubborn)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit.register(at_end)
+"""
+    )
+    process = script.start()
+    wait_until(lambda: (script.folder / "begun").exists() and (script.folder / "ending").exists())
+    for _ in range(5):  # in a second; its worker is killed after two
+        os.kill(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+    done = script.finished(process)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "KeyboardInterrupt" not in done.stderr
+    wait_until(functools.partial(_has_nobody, script, process))
+    (script.folder / "gate").touch()
+    again = script.run()
+    assert "continuing an earlier run" in again.stderr
+    assert open_store(script.store).counts() == {"script": {Status.COMPLETED: 1}}

@@ -1,6 +1,7 @@
 """What becomes of open dispatchers when the interpreter ends, and when the process is forked."""
 
 import atexit
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.util  # before our own exit handler is registered, so that ours runs first
@@ -19,12 +20,25 @@ _held = threading.local()  # what a thread that is forking keeps from taking tur
 
 def _close_at_exit() -> None:
     """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
-    # Those of no run come last: they only wait, and what they wait for may be finished by the others meanwhile.
-    for dispatcher in sorted(open_dispatchers, key=lambda one: not one.run.id):
-        if isinstance(sessions.ended_by(), KeyboardInterrupt):
-            dispatcher.stop(signal.SIGTERM, "the script was interrupted")
-        else:
-            dispatcher.close(wait=True)
+    try:
+        # Those of no run come last: they only wait, and what they wait for may be finished by the others meanwhile.
+        for dispatcher in sorted(open_dispatchers, key=lambda one: not one.run.id):
+            if isinstance(sessions.ended_by(), KeyboardInterrupt):
+                dispatcher.stop(signal.SIGTERM, "the script was interrupted")
+            else:
+                dispatcher.close(wait=True)
+        _forget_all()
+    except KeyboardInterrupt:
+        # Nobody hears of it any more, and the interpreter would print where it was. The session is ended in here, so
+        # that it does not end clean. Workers end in some seconds at most, and one more Ctrl-C makes them no faster.
+        while sessions.are_open() or open_dispatchers:
+            with contextlib.suppress(KeyboardInterrupt):
+                for dispatcher in list(open_dispatchers):
+                    dispatcher.stop(signal.SIGTERM, "waiting for the calls was interrupted")
+                _forget_all()
+
+
+def _forget_all() -> None:
     open_dispatchers.clear()  # nothing is to be done when their executors are dropped
     sessions.end_all()
 

@@ -18,7 +18,7 @@ class Reason(enum.Enum):
     FAILED = "run again, since they had failed"
     CODE = "run, since code changed"
     ARGUMENTS = "run, for new arguments"
-    FUNCTION = "run, for a new function"
+    FUNCTION = "run: no call of their function is left of earlier runs"
     CONTEXT = "run, since the context changed"
     AFRESH = "run afresh"
     EQUAL = "not run for themselves: equal calls were there"
@@ -34,7 +34,7 @@ _SENTENCES = {
     Reason.FAILED: "run again, since it had failed",
     Reason.CODE: "run, since {}",
     Reason.ARGUMENTS: "run, since no earlier call of its function with equal arguments is left to be taken over",
-    Reason.FUNCTION: "run, since no earlier run had a call of its function",
+    Reason.FUNCTION: "run, since no call of its function is left of earlier runs: it is new, or they were forgotten",
     Reason.CONTEXT: "run, since {} changed, so that no earlier run is continued",
     Reason.AFRESH: "run, since no earlier run is continued: {}",
     Reason.EQUAL: "not run for itself: an equal call was there already",
