@@ -13,6 +13,8 @@ Only who enqueues, claims or waits is an owner (see stores/owners.py); who looks
 are of no run: a queue's messages are not the submissions of a script, which a later run of it takes over.
 If the process dies, what it had claimed is released by an executor or worker that is there, or else by
 whoever enters the store next.
+
+The module is longer than others by the example of each method.
 """
 
 import asyncio
@@ -85,7 +87,11 @@ class AsyncOmniQ:
 
     @classmethod
     def from_env(cls, *, queue: str | None = None) -> Self:
-        """Return one with the settings of the variables OMNIQ_*. Raises SettingsError where they make no sense."""
+        """Return one with the settings of the variables OMNIQ_*. Raises SettingsError where they make no sense.
+
+        >>> AsyncOmniQ.from_env().queue
+        'default'
+        """
         return cls(Settings.from_env(), queue=queue)
 
     async def __aenter__(self) -> Self:
@@ -98,7 +104,14 @@ class AsyncOmniQ:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the store. What was claimed is PENDING again; whoever waits for a result gets a StoreError."""
+        """Close the store. What was claimed is PENDING again; whoever waits for a result gets a StoreError.
+
+        >>> async def example():
+        ...     omniq = AsyncOmniQ()
+        ...     await omniq.enqueue("math.sqrt", [4])
+        ...     await omniq.aclose()
+        >>> asyncio.run(example())
+        """
         self._closed = True
         if self._loop is asyncio.get_running_loop():
             await self._ended()
@@ -143,6 +156,12 @@ class AsyncOmniQ:
 
         Raises TypeError or ValueError that names what makes no sense, and SerializationError for what can be
         neither written as JSON nor pickled.
+
+        >>> async def example():
+        ...     async with AsyncOmniQ() as omniq:
+        ...         return await omniq.enqueue("math.sqrt", [4], timeout=60)
+        >>> asyncio.run(example())  # doctest: +ELLIPSIS
+        'task-...'
         """
         function = named(func) if isinstance(func, str) else self._functions.describe(func)
         call, after = _call(function, args, {} if kwargs is None else kwargs, self._address)
@@ -162,6 +181,12 @@ class AsyncOmniQ:
         Raises what `DurableFuture.result()` raises, where concurrent.futures.CancelledError is not asyncio's;
         but RemoteError where the call raised what is no Exception, as it would mean something else here. Also
         TaskNotFound if there is no such task, and ValueError for what is no task id.
+
+        >>> async def example():
+        ...     async with AsyncOmniQ() as omniq, omniq.worker(1):
+        ...         return await omniq.get_result(await omniq.enqueue("math.sqrt", [4]))
+        >>> asyncio.run(example())
+        2.0
         """
         number = parse_id(task_id)
         try:
@@ -190,6 +215,13 @@ class AsyncOmniQ:
         {"pickle": its bytes in base 64}. `status` is a Status or the name of one.
 
         Raises ValueError for a status or limit that makes no sense.
+
+        >>> async def example():
+        ...     async with AsyncOmniQ() as omniq:
+        ...         await omniq.enqueue("math.sqrt", [4])
+        ...         return [task["args"] for task in await omniq.list_tasks("PENDING")]
+        >>> asyncio.run(example())
+        [[4]]
         """
         if status is not None and not isinstance(status, Status):
             named_so = Status.__members__.get(str(status).upper())
@@ -203,7 +235,15 @@ class AsyncOmniQ:
         return await asyncio.to_thread(lambda: [task_to_dict(task) for task in tasks])
 
     async def stats(self) -> dict[str, int]:
-        """Return how many tasks there are, by the name of their status; 0 where there are none."""
+        """Return how many tasks there are, by the name of their status; 0 where there are none.
+
+        >>> async def example():
+        ...     async with AsyncOmniQ() as omniq:
+        ...         await omniq.enqueue("math.sqrt", [4])
+        ...         return await omniq.stats()
+        >>> asyncio.run(example())
+        {'PENDING': 1, 'RUNNING': 0, 'COMPLETED': 0, 'FAILED': 0, 'CANCELLED': 0}
+        """
         session = await self._session()
         counts = await session.store.counts()
         found = [count for queue, count in counts.items() if self._looked_at in (None, queue)]
@@ -214,6 +254,12 @@ class AsyncOmniQ:
 
         With `running` also if it has; see `DurableFuture.cancel()`. Raises TaskNotFound if there is no such task, and
         ValueError for what is no task id.
+
+        >>> async def example():
+        ...     async with AsyncOmniQ() as omniq:
+        ...         return await omniq.cancel(await omniq.enqueue("math.sqrt", [4]))
+        >>> asyncio.run(example())
+        True
         """
         number = parse_id(task_id)
         session = await self._session()
@@ -227,6 +273,13 @@ class AsyncOmniQ:
         Return False if it is not PENDING, or waits for others that it comes after. Each is claimed exactly once per
         attempt, whoever asks at the same time. It is RUNNING until `aclose()`, or the death of this process, makes it
         PENDING again. Raises TaskNotFound if there is no such task, and ValueError for what is no task id.
+
+        >>> async def example():
+        ...     async with AsyncOmniQ() as omniq:
+        ...         task_id = await omniq.enqueue("math.sqrt", [4])
+        ...         return await omniq.claim_task(task_id), await omniq.claim_task(task_id)
+        >>> asyncio.run(example())
+        (True, False)
         """
         number = parse_id(task_id)
         session = await self._session()
@@ -249,6 +302,12 @@ class AsyncOmniQ:
         The pool is that of a PersistentExecutor on the same store and queue. When the block is left, calls that
         run are finished and nothing more is started; when it is left by a cancellation they are ended, and
         PENDING again. Raises what PersistentExecutor raises.
+
+        >>> async def example():
+        ...     async with AsyncOmniQ() as omniq, omniq.worker(2):
+        ...         return await omniq.get_result(await omniq.enqueue(pow, [2, 5]))
+        >>> asyncio.run(example())
+        32
         """
         await self._session()
         starting = asyncio.ensure_future(asyncio.to_thread(self._start_worker, concurrency))

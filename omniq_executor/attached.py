@@ -24,6 +24,11 @@ def attach(store: str | os.PathLike[str] | Settings | Store | None = None, *, qu
     queue: only the tasks of this queue; by default those of the whole store.
 
     Nothing is run, claimed or changed by it, and there is nothing to close.
+
+    >>> executor.options(key="monday").submit(pow, 2, 5).result()
+    32
+    >>> attach("omniq_data/omniq.db").future(key="monday").result()
+    32
     """
     check_queue(queue)
     if isinstance(store, Store):
@@ -48,6 +53,10 @@ class Attached:
         """Return the future of the task of that id, or of that key.
 
         Raises TaskNotFound if there is none, and ValueError for what is no task id, or a key of several queues.
+
+        >>> task_id = executor.submit(pow, 2, 5).task_id
+        >>> attach().future(task_id).result()
+        32
         """
         return self._of(find_one(self._attachment.store, self.queue, task_id, key))
 
@@ -61,6 +70,10 @@ class Attached:
         """Return the futures of all tasks that match all that is given, oldest first.
 
         function: a function, or the name under which the store has it, such as "etl.parse" or "__main__.parse".
+
+        >>> results = list(executor.map(abs, [-1, -2]))
+        >>> [future.result() for future in attach().futures(function=abs)]
+        [1, 2]
         """
         return [self._of(id) for id in find_all(self._attachment.store, self.queue, status, tags, function)]
 

@@ -100,7 +100,11 @@ class Settings:
 
     @classmethod
     def from_env(cls) -> "Settings":
-        """Return the settings that the variables OMNIQ_* give; what they leave out is as by default."""
+        """Return the settings that the variables OMNIQ_* give; what they leave out is as by default.
+
+        >>> Settings.from_env().backend
+        'sqlite'
+        """
         given: dict[str, Any] = {}
         for name, rule in _RULES.items():
             variable = f"OMNIQ_{name.upper()}"

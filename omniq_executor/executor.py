@@ -251,6 +251,9 @@ class PersistentExecutor(Submitter):
 
         Raises TypeError or ValueError that names the option and value that make no sense, and InputNotFound, a
         FileNotFoundError, for what is neither a module nor a path.
+
+        >>> executor.options(max_retries=3, timeout=60, tags=["nightly"]).submit(pow, 2, 5).result()
+        32
         """
         usual = self._call_options.options or Options()
         call_options = make_options(
@@ -269,6 +272,10 @@ class PersistentExecutor(Submitter):
 
         A task that nobody else would run is run here. `attach()` gives futures that are only looked at.
         Raises TaskNotFound if the store has none, and ValueError for what is no task id.
+
+        >>> future = executor.submit(pow, 2, 5)
+        >>> executor.future(future.task_id).result()
+        32
         """
         return self._of(find_one(self.store, self.queue, task_id, key))
 
@@ -282,6 +289,10 @@ class PersistentExecutor(Submitter):
         """Return futures for all tasks of this queue that match all that is given, oldest first.
 
         function: a function, or the name under which the store has it, such as "etl.parse" or "__main__.parse".
+
+        >>> results = list(executor.map(abs, [-1, -2]))
+        >>> [future.result() for future in executor.futures(function=abs)]
+        [1, 2]
         """
         return [self._of(id) for id in find_all(self.store, self.queue, status, tags, function)]
 
@@ -298,6 +309,11 @@ class PersistentExecutor(Submitter):
         since its arguments did (DependencyFailed) waits for these. What earlier runs left runs with the code
         that it was submitted with. Raises StoreError if the store does not allow it, and RuntimeError after
         `shutdown()`.
+
+        >>> executor.submit(int, "seven").exception()
+        ValueError("invalid literal for int() with base 10: 'seven'")
+        >>> len(executor.retry_failed())
+        1
         """
         futures: list[DurableFuture[Any]] = self._dispatcher.retry(self._dispatcher.failures().numbers)
         return futures
@@ -322,6 +338,9 @@ class PersistentExecutor(Submitter):
 
         It counts the calls by reason and by function, as they are now; printed it is a text, and a notebook shows
         a table. It can be asked for after `shutdown()`, too.
+
+        >>> executor.resumed.continues
+        ()
         """
         return self._dispatcher.resumed()
 
@@ -330,6 +349,9 @@ class PersistentExecutor(Submitter):
 
         The workers are asked and go on. One that does not answer within `timeout` seconds, because
         it is stopped or holds the interpreter's lock, is there with a text that says so.
+
+        >>> executor.stacks()
+        {}
         """
         return {format_id(number): stack for number, stack in self._dispatcher.stacks(timeout).items()}
 
@@ -337,15 +359,23 @@ class PersistentExecutor(Submitter):
         """Take no more calls, and end when those that were taken are done; with `wait`, return only then.
 
         With `cancel_futures` what has not started is cancelled, for good.
+
+        >>> executor.shutdown(cancel_futures=True)
         """
         self._dispatcher.close(wait, cancel_futures)
 
     def terminate_workers(self) -> None:
-        """End the workers by SIGTERM, and the executor; calls that are not done stay PENDING in the store."""
+        """End the workers by SIGTERM, and the executor; calls that are not done stay PENDING in the store.
+
+        >>> executor.terminate_workers()
+        """
         self._dispatcher.stop(signal.SIGTERM, "terminate_workers() was called")
 
     def kill_workers(self) -> None:
-        """End the workers by SIGKILL, and the executor; calls that are not done stay PENDING in the store."""
+        """End the workers by SIGKILL, and the executor; calls that are not done stay PENDING in the store.
+
+        >>> executor.kill_workers()
+        """
         self._dispatcher.stop(signal.SIGKILL, "kill_workers() was called")
 
     def __exit__(

@@ -62,11 +62,19 @@ class DurableFuture(concurrent.futures.Future[_T]):
 
     @property
     def task_id(self) -> str | None:
-        """The id of the task in the store; None for a call that could not be stored at all."""
+        """The id of the task in the store; None for a call that could not be stored at all.
+
+        >>> executor.submit(pow, 2, 5).task_id  # doctest: +ELLIPSIS
+        'task-...'
+        """
         return None if self._number is None else format_id(self._number)
 
     def task(self) -> Task:
-        """Return all that the store knows of the call now. Raises TaskNotFound if it was purged meanwhile."""
+        """Return all that the store knows of the call now. Raises TaskNotFound if it was purged meanwhile.
+
+        >>> executor.submit(pow, 2, 5).task().func_path
+        'builtins.pow'
+        """
         if self._number is None:
             raise ValueError("this call could not be stored, so there is no task of it")
         return self._dispatcher.store.get(self._number)
@@ -76,6 +84,9 @@ class DurableFuture(concurrent.futures.Future[_T]):
 
         Of a future that was not submitted here it is what the store tells of the run that the task is of. Raises
         TaskNotFound if it was purged meanwhile.
+
+        >>> executor.submit(pow, 2, 5).why()
+        'run, since no earlier run is continued: it is the first of its queue'
         """
         if self._number is None:
             return str(Why(Reason.REFUSED, "it could not be stored"))
@@ -89,6 +100,11 @@ class DurableFuture(concurrent.futures.Future[_T]):
         while the call runs, by any process that has the store, and after `shutdown()`. Bytes that are no
         UTF-8 become U+FFFD. Raises TaskNotFound if the task was purged meanwhile, and TypeError or
         ValueError for what is no number of an attempt.
+
+        >>> with PersistentExecutor(capture_output=True) as loud:
+        ...     future = loud.submit(print, "hello")
+        >>> print(future.logs(), end="")
+        hello
         """
         if attempt is not None:
             check_whole("attempt", attempt, at_least=1)
@@ -133,13 +149,20 @@ class DurableFuture(concurrent.futures.Future[_T]):
         With `running` a call that has started is cancelled too, in whichever process it runs: its worker
         is ended with the child processes that the call has started, by SIGTERM and two seconds later by
         SIGKILL. Other calls are not touched. What it had done by then is not undone.
+
+        >>> executor.options(eta=3600).submit(print, "an hour later").cancel()
+        True
         """
         if self._number is not None and (not self.done() or self.recurs):
             self._dispatcher.cancel([self._number], running)
         return self.cancelled()
 
     def running(self) -> bool:
-        """Return whether a worker, of whichever process, is in the call, or has it among the calls to run next."""
+        """Return whether a worker, of whichever process, is in the call, or has it among the calls to run next.
+
+        >>> executor.options(eta=3600).submit(print, "an hour later").running()
+        False
+        """
         return self._number is not None and not self.done() and self._dispatcher.has_claimed(self._number)
 
     def result(self, timeout: float | None = None) -> _T:
@@ -148,13 +171,20 @@ class DurableFuture(concurrent.futures.Future[_T]):
         Raises what the call raised, with the worker's traceback as its `__cause__`; CancelledError
         if it was cancelled; TimeoutError if it is not done in time; and what loading the result
         raises, if it cannot be loaded here.
+
+        >>> executor.submit(pow, 2, 5).result(timeout=60)
+        32
         """
         self._wait(timeout)
         self._read()
         return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what the call raised, or None. `timeout` and what is raised are as for `result()`."""
+        """Return what the call raised, or None. `timeout` and what is raised are as for `result()`.
+
+        >>> executor.submit(int, "seven").exception()
+        ValueError("invalid literal for int() with base 10: 'seven'")
+        """
         self._wait(timeout)
         self._read()
         return super().exception(0)
@@ -190,7 +220,11 @@ class DurableFuture(concurrent.futures.Future[_T]):
         return asyncio.wrap_future(self).__await__()
 
     def done(self) -> bool:
-        """Return whether it has a result or an exception, or was cancelled."""
+        """Return whether it has a result or an exception, or was cancelled.
+
+        >>> executor.options(eta=3600).submit(print, "an hour later").done()
+        False
+        """
         return self._state in _DONE  # without the lock: a wait asks several times, and it never changes back
 
     def _wait(self, timeout: float | None) -> None:

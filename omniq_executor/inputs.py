@@ -35,6 +35,11 @@ class InputFile(os.PathLike[str]):
 
     A call whose file is missing (InputNotFound), a folder (InputIsFolder), or cannot be read (InputError) is not
     stored, and its future fails with that.
+
+    >>> Path("jan.csv").write_text("1,2")
+    3
+    >>> executor.submit(os.path.getsize, InputFile("jan.csv")).result()
+    3
     """
 
     __slots__ = ("_path",)

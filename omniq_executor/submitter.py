@@ -62,6 +62,9 @@ class Submitter(concurrent.futures.Executor):
         SerializationError. Raises StoreError if the call cannot be stored, PoolBroken if workers
         cannot be started, RuntimeError after `shutdown()`, and TaskNotFound for a future in the
         arguments whose task is not in this store.
+
+        >>> executor.submit(pow, 2, 5).result()
+        32
         """
         future: DurableFuture[_T]
         try:
@@ -111,6 +114,11 @@ class Submitter(concurrent.futures.Executor):
         goes on, and gives the exception in place of the result: CancelledError for a call that was cancelled,
         SerializationError for one that cannot be stored. What says nothing of a call is raised all the same: the end
         of the timeout, StoreError, PoolBroken, and what the iterables raise.
+
+        >>> list(executor.map(pow, [2, 3], [5, 2]))
+        [32, 9]
+        >>> list(executor.map(int, ["7", "x"], return_exceptions=True))
+        [7, ValueError("invalid literal for int() with base 10: 'x'")]
         """
         self._check_map(chunksize, buffersize)
         if "submit" in vars(self) and buffersize is None and not return_exceptions:
@@ -140,6 +148,9 @@ class Submitter(concurrent.futures.Executor):
 
         Like those of multiprocessing's imap_unordered(), results come alone: have `fn` return what tells the
         item, where that matters.
+
+        >>> sorted(executor.map_unordered(abs, [-1, -2]))
+        [1, 2]
         """
         self._check_map(1, buffersize)
         return self._results(fn, iterables, timeout, buffersize, return_exceptions, in_order=False)
@@ -180,6 +191,11 @@ class Submitter(concurrent.futures.Executor):
         `why(item)`, what would become of it; printed it is a text, and a notebook shows a table. Raises ValueError
         with a key, as `map()` does: of one call with a key, `future(key=…)` tells whether it is there. Raises
         RuntimeError after `shutdown()`.
+
+        >>> print(executor.preview(abs, [-1, -2]))
+        2 calls, of which 2 would run
+          2 run afresh
+              builtins.abs: it is the first of its queue
         """
         if self._call_options.key not in (None, MEMO):
             raise ValueError(

@@ -20,25 +20,12 @@ _held = threading.local()  # what a thread that is forking keeps from taking tur
 
 def _close_at_exit() -> None:
     """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
-    try:
-        # Those of no run come last: they only wait, and what they wait for may be finished by the others meanwhile.
-        for dispatcher in sorted(open_dispatchers, key=lambda one: not one.run.id):
-            if isinstance(sessions.ended_by(), KeyboardInterrupt):
-                dispatcher.stop(signal.SIGTERM, "the script was interrupted")
-            else:
-                dispatcher.close(wait=True)
-        _forget_all()
-    except KeyboardInterrupt:
-        # Nobody hears of it any more, and the interpreter would print where it was. The session is ended in here, so
-        # that it does not end clean. Workers end in some seconds at most, and one more Ctrl-C makes them no faster.
-        while sessions.are_open() or open_dispatchers:
-            with contextlib.suppress(KeyboardInterrupt):
-                for dispatcher in list(open_dispatchers):
-                    dispatcher.stop(signal.SIGTERM, "waiting for the calls was interrupted")
-                _forget_all()
-
-
-def _forget_all() -> None:
+    # Those of no run come last: they only wait, and what they wait for may be finished by the others meanwhile.
+    for dispatcher in sorted(open_dispatchers, key=lambda one: not one.run.id):
+        if isinstance(sessions.ended_by(), KeyboardInterrupt):
+            dispatcher.stop(signal.SIGTERM, "the script was interrupted")
+        else:
+            dispatcher.close(wait=True)
     open_dispatchers.clear()  # nothing is to be done when their executors are dropped
     sessions.end_all()
 
@@ -62,14 +49,30 @@ def _after_fork_in_child() -> None:
     close_with_multiprocessing.cache_clear()
 
 
-atexit.register(_close_at_exit)
+def _close_quietly() -> None:
+    """Do it; if Ctrl-C comes meanwhile, end what runs, and say nothing: nobody hears of it any more."""
+    try:
+        _close_at_exit()
+    except KeyboardInterrupt:
+        # Workers end in some seconds at most, and one more Ctrl-C makes them no faster. It is all done in here, where
+        # the session sees how it ended, and does not end clean.
+        is_over = False
+        while not is_over:
+            with contextlib.suppress(KeyboardInterrupt):
+                for dispatcher in list(open_dispatchers):
+                    dispatcher.stop(signal.SIGTERM, "waiting for the calls was interrupted")
+                _close_at_exit()
+                is_over = True
+
+
+atexit.register(_close_quietly)
 
 
 @functools.cache
 def close_with_multiprocessing() -> None:
     """In a process that multiprocessing has started, do it at its end: what `atexit` knows may not be heeded there."""
     if multiprocessing.parent_process() is not None:
-        multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=0)
+        multiprocessing.util.Finalize(None, _close_quietly, exitpriority=0)
 
 
 if hasattr(os, "register_at_fork"):

@@ -71,11 +71,6 @@ def end_all() -> None:
             _end(*_sessions.popitem())
 
 
-def are_open() -> bool:
-    """Whether this process has sessions."""
-    return bool(_sessions)
-
-
 def _end(address: str, session: _Session) -> None:
     """End a session, clean unless an exception is about to end the process."""
     clean = ended_by() is None

@@ -106,10 +106,9 @@ class FailureGroup:
 
         They are new futures, as those of `retry_failed()`.
 
-        >>> futures = [executor.submit(int, text) for text in ("7", "eight", "nine")]
-        >>> [group] = executor.failures()
-        >>> [future.exception() is None for future in group.retry()]
-        [False, False]
+        >>> results = list(executor.map(int, ["7", "eight", "nine"], return_exceptions=True))
+        >>> [type(future.exception()) for future in executor.failures()[0].retry()]
+        [<class 'ValueError'>, <class 'ValueError'>]
         """
         if self._retry is None:
             raise RuntimeError(f"nothing runs here: `omniq-executor retry --group {self.id}` has them run again")
@@ -171,7 +170,12 @@ Retry = Callable[[Sequence[int]], list[Any]]
 
 
 class Failures(Sequence[FailureGroup]):
-    """Groups of failures, the largest first. `repr()` is a text, and a notebook shows a table."""
+    """Groups of failures, the largest first. `repr()` is a text, and a notebook shows a table.
+
+    >>> future = executor.submit(int, "seven").exception()
+    >>> [(group.type, group.count) for group in executor.failures()]
+    [('ValueError', 1)]
+    """
 
     def __init__(self, groups: Iterable[FailureGroup]) -> None:
         self._groups = sorted(groups, key=lambda group: (-group.count, -group.last))

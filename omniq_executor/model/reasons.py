@@ -149,7 +149,11 @@ class Counts:
 
 
 class Resumed(Counts):
-    """What a run has taken over of those that it continues, and what it has run and why."""
+    """What a run has taken over of those that it continues, and what it has run and why.
+
+    >>> print(executor.resumed)
+    run 1 of queue 'examples': its calls are run, since no earlier run is continued: it is the first of its queue
+    """
 
     def __init__(self, queue: str, run: int, continues: tuple[int, ...], total: int) -> None:
         super().__init__()
@@ -189,7 +193,12 @@ class Resumed(Counts):
 
 
 class Preview(Counts):
-    """What a map would run, and why; see PersistentExecutor.preview(). Items have the places of the map's."""
+    """What a map would run, and why; see PersistentExecutor.preview(). Items have the places of the map's.
+
+    >>> preview = executor.preview(abs, [-1, -2])
+    >>> preview.runs, preview.why(0)
+    (2, 'run, since no earlier run is continued: it is the first of its queue')
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,6 +21,10 @@ def open_store(
     migration has not finished. Raises StoreError where
     it cannot be opened, StoreVersionError where a newer version has written it, and SettingsError where
     the environment says nonsense.
+
+    >>> results = list(executor.map(abs, [-1, -2]))
+    >>> [task.result for task in open_store().find(Status.COMPLETED)]
+    ['1', '2']
     """
     backend, path = parse_address(address)
     if backend == "sqlite":
