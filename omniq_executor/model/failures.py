@@ -282,12 +282,12 @@ def _time(microseconds: int) -> str:
 
 def _table(groups: Iterable[FailureGroup]) -> str:
     cell = 'style="text-align: left; vertical-align: top; padding: 0.1em 0.8em; border-bottom: 1px solid currentColor"'
-    heads = "".join(f"<th {cell}>{head}</th>" for head in ("calls", "exception", "where", "for example", "last"))
+    heads = "".join(f"<th {cell}>{head}</th>" for head in ("calls", "exception", "where", "for example", "when"))
     rows = []
     for group in groups:
         example, text = group.example, group.place.text if group.place is not None else ""
         code = f"<br><code>{escape(text)}</code>" if text else ""
-        traceback = f"<pre>{escape(example.error.traceback)}</pre>"
+        traceback = f'<pre style="white-space: pre-wrap">{escape(example.error.traceback)}</pre>'
         call = example.error.call or example.function
         cells = (
             str(group.count),
@@ -295,7 +295,8 @@ def _table(groups: Iterable[FailureGroup]) -> str:
             escape(group.where) + code,
             f"<details><summary>{escape(f'{call}: {short(example.error.message)}')}</summary>"
             f"{example.task_id}{traceback if example.error.traceback else ''}</details>",
-            _time(group.last),
+            "<br>to ".join(dict.fromkeys(_time(at).replace("T", " ") for at in (group.first, group.last))),
         )
         rows.append(f"<tr>{''.join(f'<td {cell}>{value}</td>' for value in cells)}</tr>")
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    body = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<table style="border-collapse: collapse">{body}</table>'

@@ -71,5 +71,5 @@ def test_a_cell_debugs_a_call_and_shows_what_failed(run: Run) -> None:
     assert "this notebook is run without anybody who could type" in run("future.debug()")
     failures = run("executor.failures()")
     assert "1 x ValueError: line 5 of a cell, in check" in failures
-    assert "<table>" in failures
+    assert "<table" in failures
     run("executor.shutdown()")
