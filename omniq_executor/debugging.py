@@ -19,18 +19,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .code import spaces, versions
-from .errors import CannotDebug, CodeChanged
+from .errors import CannotDebug, CodeChanged, SerializationError
 from .model import codec, dependencies
 from .model.preview import shown_arguments
 from .model.task import Status, Task, format_id
 from .stores.base import Store, TaskState
 
+Initializer = tuple[Callable[..., object], Sequence[Any]] | None
+
 _SHOWN = 200  # characters of what it returns
 
 
-def debug(store: Store, id: int) -> Any:
+def debug(store: Store, id: int, initializer: Initializer = None) -> Any:
     """Make the call of a task once more, and go where it raises; return what it returns if it does not.
 
+    The initializer and its arguments are those of the executor that the future is of, where it is there.
     The store is only read, and closed before the call. Raises TaskNotFound, CannotDebug where the task has not FAILED,
     was never called, cannot be loaded here, or where nobody can type anything, and what loading raises.
     """
@@ -48,7 +51,11 @@ def debug(store: Store, id: int) -> Any:
         " its side effects happen again. Nothing of it is stored."
     )
     main = vars(sys.modules["__main__"])
+    prepare = _stored(initializer)
     with spaces.visiting(spaces.Space()) as space:
+        if prepare is not None:
+            made, initargs = codec.decode(prepare)  # before the function, as in a worker: what it sets stays
+            made(*initargs)
         function, args, kwargs = _load(task, results, space, main)
         _tell_of_edits(function, task)
         try:
@@ -92,6 +99,20 @@ def _debugger() -> Any:
             " `omniq-executor debug ID` in a terminal"
         )
     return shell.debugger_cls()
+
+
+def _stored(initializer: Initializer) -> bytes | None:
+    """Return an initializer as it travels to a worker; None where there is none, or it cannot."""
+    if initializer is None:
+        return None
+    name = getattr(initializer[0], "__qualname__", "the initializer")
+    try:
+        data = codec.write(initializer).data
+    except SerializationError as error:
+        _say(f"{name}() is not run before it: {error}")
+        return None
+    _say(f"{name}() is run before it, as in a worker.")
+    return data
 
 
 def _results(task: Task, needed: Mapping[int, TaskState]) -> dict[int, str | bytes]:

@@ -180,6 +180,7 @@ class PersistentExecutor(Submitter):
                     opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run",
                     repeats=resume == "always", new_future=DurableFuture, on_change=on_change,
                 )  # fmt: skip
+                dispatcher.initializer = None if initializer is None else (initializer, initargs)
                 undo.pop_all()
                 undo.callback(dispatcher.close, wait=False)
                 dispatcher.close_with(self)

@@ -125,7 +125,7 @@ class DurableFuture(concurrent.futures.Future[_T]):
         What it does beside returning happens again, which is said first; nothing of it is stored, and the task stays
         as it is. If it does not fail this time, that is said, and its result is returned. Ctrl-C while it runs leads
         into the debugger, too. A function of a script or notebook is the one that was submitted, others are those of
-        now. An initializer is not run. See docs/failures.md.
+        now. The initializer of its executor is run before it. See docs/failures.md.
 
         Raises CannotDebug if the call has not failed, was never made, or where nobody can type, and TaskNotFound.
 
@@ -138,7 +138,9 @@ class DurableFuture(concurrent.futures.Future[_T]):
             raise ValueError("this call could not be stored, so there is no task of it")
         from . import debugging  # with pdb, which most programs never need
 
-        return cast("_T | None", debugging.debug(self._dispatcher.store.reopen(), self._number))
+        return cast(
+            "_T | None", debugging.debug(self._dispatcher.store.reopen(), self._number, self._dispatcher.initializer)
+        )
 
     def cancel(self, running: bool = False) -> bool:
         """Cancel the call if it has not started; return whether it is cancelled, now or before.

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -330,3 +331,29 @@ def test_a_call_that_could_not_be_stored_has_no_task_to_debug(executor: Any) -> 
     future = executor.submit(print, (n for n in "abc"))
     with pytest.raises(ValueError, match="no task of it"):
         future.debug()
+
+
+@pytest.mark.once
+def test_the_initializer_is_run_before_it_as_in_a_worker(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent("""
+            from omniq_executor import PersistentExecutor
+            MODEL = None
+            def load(name):
+                global MODEL
+                MODEL = [name]
+            def use():
+                raise ValueError(MODEL)
+            if __name__ == "__main__":
+                with PersistentExecutor(1, initializer=load, initargs=("large",)) as executor:
+                    future = executor.submit(use)
+                future.debug()
+                print("the script has", MODEL)
+        """)
+    )
+    with Terminal([sys.executable, "script.py"], tmp_path, env={"PYTHONPATH": ROOT}) as terminal:
+        types(terminal, ["p MODEL", "q"])
+        assert terminal.wait() == 0
+    assert "load() is run before it, as in a worker." in terminal.text
+    assert "['large']" in terminal.text.rpartition("(Pdb) p MODEL")[2]
+    assert terminal.text.endswith("the script has None\n")

@@ -177,6 +177,12 @@ def test_many_failures_take_the_memory_of_their_ids_alone() -> None:
     assert size < 20_000 * 24  # bytes
 
 
+def test_what_a_message_holds_steers_no_terminal() -> None:
+    (group,) = groups_of([call(1, at_line(3)._replace(message="\x1b[31mred\x07\nand more"))])
+    assert "\\x1b[31mred\\x07 and more" in repr(group)
+    assert "\x1b" not in repr(group)
+
+
 def test_an_empty_store_has_no_failures() -> None:
     assert (len(Failures([])), repr(Failures([])), Failures([]).calls) == (0, "no call has failed", 0)
     assert "<table" not in Failures([])._repr_html_()

@@ -466,3 +466,18 @@ def test_the_preview_the_futures_and_the_store_say_the_same_whatever_is_edited(
             assert (derived.changes, derived.left_alone) == (resumed.changes, resumed.left_alone)
         else:
             assert derived.fresh == resumed.fresh == preview.reasons[0]
+
+
+def test_a_call_whose_function_was_forgotten_is_not_said_to_be_of_a_new_one(make_executor: Any) -> None:
+    with make_executor() as first:
+        first.submit(pow, 2, 3).result()
+        first.submit(abs, -1).result()
+        calls, _ = first.store.results_of("pow")
+        assert first.store.remove(calls) == 1
+    second = make_executor(resume="always")
+    forgotten = second.submit(pow, 2, 3)
+    assert forgotten.result() == 8
+    assert forgotten.why() == (
+        "run, since no call of its function is left of earlier runs: it is new, or they were forgotten"
+    )
+    assert second.submit(abs, -1).why() == "taken over: its result was there"

@@ -113,6 +113,8 @@ class Onlooker(Dispatcher):
 class Attachment:
     """See the module's docstring. `attachment()` gives the one of a store."""
 
+    initializer = None  # which is not known of others' workers
+
     def __init__(self, address: str) -> None:
         self.address = address
         """What open_store() takes, from any folder."""

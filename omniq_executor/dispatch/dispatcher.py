@@ -66,6 +66,8 @@ class Dispatcher:
         self.owner = owner
         self.run = run
         self.engine = engine
+        self.initializer: Any = None
+        """Of the workers, with its arguments, if there is one: for who makes a call once more."""
         self._waiters = waiters or Waiters()
         self._new_future: Any = new_future
         self._why_fresh: Why | None = None  # unless it continues others; found out when it is asked for

@@ -271,8 +271,10 @@ def is_own(file: str) -> bool:
 
 
 def short(message: str) -> str:
-    """Return the beginning of a message, in one line."""
+    """Return the beginning of a message, in one line that steers no terminal."""
     line = " ".join(message[: _SHOWN * 2].split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
 
 
