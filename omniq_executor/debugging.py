@@ -150,6 +150,11 @@ def _load(
         except CodeChanged as error:
             _say(f"The code is that of now. {error}")
             return load(_as_it_is)
+    except ImportError as error:
+        raise CannotDebug(
+            f"{task.task_id} cannot be loaded here: {error}. Start it where its modules are found, as in the folder of"
+            " the script"
+        ) from error
     except AttributeError as error:
         for name, value in main.items():
             vars(space.main).setdefault(name, value)

@@ -261,6 +261,16 @@ def test_code_that_goes_by_name_is_that_of_now_which_is_said(one_job: Job) -> No
 
 
 @pytest.mark.once
+def test_in_another_folder_it_says_where_to_start_it(one_job: Job, tmp_path: Path) -> None:
+    store = str(one_job.folder / "x.db")
+    command = [sys.executable, "-m", "omniq_executor", "debug", one_job.ids["helping"], "--store", store]
+    with Terminal(command, tmp_path, env=one_job.env) as terminal:
+        assert terminal.wait() == 1
+    said = " ".join(terminal.text.split())
+    assert "No module named 'helping'. Start it where its modules are found, as in the folder of the script" in said
+
+
+@pytest.mark.once
 def test_code_of_a_script_is_that_of_then_and_an_edit_is_said(one_job: Job) -> None:
     script = one_job.folder / "script.py"
     script.write_text(SCRIPT.replace("LIMIT = 3", "LIMIT = 4"))

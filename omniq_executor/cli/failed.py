@@ -27,7 +27,9 @@ from .options import checked_id, checked_since, look_into, on_store, store_optio
 def failures(
     queue: str | None, name: str | None, run: int | None, since: int | None, address: str | None, as_json: bool
 ) -> None:
-    """Show what failed, in groups: by the exception and the line of your own code that it came from.
+    """Show what failed, in groups.
+
+    A group has the calls that failed by the same exception, raised from the same line of your own code.
 
     \b
     For example:
@@ -70,10 +72,11 @@ def _print(group: FailureGroup) -> None:
 @click.argument("id", metavar="ID", callback=checked_id)
 @store_option
 def debug(id: int, address: str | None) -> None:
-    """Make a call that failed once more, in this process, and go where it raises, by pdb.
+    """Make a call that failed once more, under the debugger.
 
-    Its side effects happen again; nothing of it is stored. It is unpickled, which runs code: only for stores that you
-    trust. Start it in the folder of the script, so that its modules are found.
+    It is made in this process, and pdb opens where it raises. Its side effects happen again; nothing of it is stored.
+    It is unpickled, which runs code: only for stores that you trust. Start it in the folder of the script, so that its
+    modules are found.
 
     \b
     For example:

@@ -36,7 +36,9 @@ _OWNERS_S = 1.0  # between two looks whether the process that runs the task live
 @click.command()
 @on_store
 def status(address: str | None, as_json: bool) -> None:
-    """Count tasks by queue and state; tell which owners live, what the store takes, and what to do next.
+    """Tell how a store stands, and what to do next.
+
+    That is the number of tasks by queue and state, which owners live, what the store takes, and what of it is to go.
 
     \b
     For example:

@@ -1,6 +1,6 @@
 """The command `omniq-executor`: a look into a store, its upkeep, a worker, and the demo.
 
-Looking creates nothing, runs nothing and, short of `show --load`, unpickles nothing. The exit status
+Looking creates nothing, runs nothing and, short of `show --load` and `debug`, unpickles nothing. The exit status
 is 0 when what was asked for is done, 1 when there was nothing to do it to or a problem is left, and
 2 for a command that makes no sense.
 """

@@ -208,9 +208,10 @@ def duration(seconds: float) -> str:
 @click.command()
 @on_store
 def watch(address: str | None, as_json: bool) -> None:
-    """Show what happens in a store until Ctrl-C: queues, processes, what runs now and for how long, what failed.
+    """Show what happens in a store, until Ctrl-C.
 
-    Where there is no terminal, and with --json, it shows it once.
+    It shows queues, processes, what runs now and for how long, and what failed. Where there is no terminal, and with
+    --json, it shows that once.
 
     \b
     For example:
