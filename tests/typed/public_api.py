@@ -18,6 +18,8 @@ from omniq_executor import (
     AsyncOmniQ,
     Attached,
     DurableFuture,
+    FailureGroup,
+    Failures,
     InputFile,
     PersistentExecutor,
     Preview,
@@ -341,6 +343,13 @@ async def uses_a_subclass() -> None:
 
 
 # --- The rest ----------------------------------------------------------------------------------------------------
+
+
+def finds_failures(executor: PersistentExecutor) -> None:
+    assert_type(executor.failures(), Failures)
+    assert_type(executor.failures()[0], FailureGroup)
+    assert_type(executor.failures()[0].retry(), list[Any])
+    assert_type(executor.submit(len, "abc").debug(), int | None)
 
 
 def looks_into_stores() -> None:
