@@ -11,7 +11,9 @@ from .future import DurableFuture, reference
 from .model.functions import path_of
 from .model.options import check_queue
 from .model.task import Status, format_id, parse_id
+from .stores import glance
 from .stores.base import Store
+from .stores.glance import Glance, Wanted, card_of, line_of
 
 
 def attach(store: str | os.PathLike[str] | Settings | Store | None = None, *, queue: str | None = None) -> "Attached":
@@ -80,8 +82,22 @@ class Attached:
     def _of(self, id: int) -> DurableFuture[Any]:
         return reference(self._attachment.address, format_id(id))
 
+    def _look(self) -> Glance:
+        found = glance(self._attachment.address, Wanted(counts=True))
+        if self.queue is None or not found.counts or "" in found.counts:
+            return found
+        return found._replace(counts={name: of for name, of in found.counts.items() if name == self.queue})
+
     def __repr__(self) -> str:
-        return f"<Attached to {self._attachment.address}{'' if self.queue is None else f', queue {self.queue!r}'}>"
+        return line_of("Attached to", self._attachment.address, self._look, self._state)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of it."""
+        return card_of("Attached to", self._attachment.address, self._look, self._state).html()
+
+    @property
+    def _state(self) -> str:
+        return "" if self.queue is None else f"queue {self.queue!r}"
 
 
 def find_one(store: Store, queue: str | None, task_id: str | None, key: str | None) -> int:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Literal, overload
@@ -34,6 +35,8 @@ from .model.functions import Functions
 from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
 from .model.reasons import Resumed
 from .model.task import Options, Status, format_id
+from .progress import wait_for, wait_for_all
+from .shown import Facts, executor_card, executor_line
 from .stores import open_store
 from .stores.base import Resume, now
 from .submitter import Submitter
@@ -344,6 +347,36 @@ class PersistentExecutor(Submitter):
         ()
         """
         return self._dispatcher.resumed()
+
+    def progress(self, futures: Iterable[Future[Any]] | None = None) -> None:
+        """Show how calls stand until they are done: these, or all of this executor. Nothing of them is raised.
+
+            futures = [executor.submit(parse, path) for path in paths]
+            executor.progress(futures)
+
+        It shows how many are done, were resumed and failed, how fast they run, how long the rest may take and which is
+        the slowest: in the cell of a notebook, on a terminal, or as a line every 30 s. Ctrl-C ends the wait, and
+        none of the calls. See docs/progress.md.
+        """
+        if futures is None:
+            wait_for_all(self._dispatcher, self.queue)
+        else:
+            wait_for(futures, self._dispatcher)
+
+    def __repr__(self) -> str:
+        return executor_line(self._facts())
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of it."""
+        return executor_card(self._facts()).html()
+
+    def _facts(self) -> Facts:
+        dispatcher = self._dispatcher
+        method = self._mp_context.get_start_method() if dispatcher.engine.max_workers else "external"
+        return Facts(
+            type(self).__name__, self.store.address, dispatcher.run, dispatcher.standing(),
+            len(self._processes), dispatcher.engine.max_workers, method, dispatcher.failure or "",
+        )  # fmt: skip
 
     def stacks(self, timeout: float = 1.0) -> dict[str, str]:
         """Return the Python stack of each running call, by task id, innermost line last.

@@ -23,7 +23,10 @@ from .interrupts import SafeCondition, SafeEvent, SafeLock, SafeWaiters, interru
 from .model import codec, dependencies
 from .model.options import check_whole
 from .model.reasons import Reason, Why
+from .model.shown import ShownFuture, error_head, exception_head, future_card, future_line
 from .model.task import ErrorInfo, Task, format_id, parse_id
+from .stores import glance
+from .stores.glance import Wanted
 
 if TYPE_CHECKING:
     from .dispatch.dispatcher import Dispatcher
@@ -197,6 +200,31 @@ class DurableFuture(concurrent.futures.Future[_T]):
             return self.done(), self.cancelled(), None, None
         self._read()
         return True, False, self._result, self._exception
+
+    def __repr__(self) -> str:
+        return future_line(self._shown())
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of it."""
+        return future_card(self._shown()).html()
+
+    def _shown(self) -> ShownFuture:
+        """Return what is known of it here, and by a look into the store that waits for nobody."""
+        is_done, stored, error = self.done(), self._stored, self._exception
+        kind = "" if stored is not _UNREAD or not is_done or error else type(self._result).__name__
+        head = error_head(stored) if isinstance(stored, ErrorInfo) else "" if error is None else exception_head(error)
+        ended = "CANCELLED" if self.cancelled() else "FAILED" if head else "COMPLETED"
+        return ShownFuture(self.task_id, ended if is_done else "", kind, head, self.resumed, *self._seen())
+
+    def _seen(self) -> tuple[Task | None, str]:
+        """Return the task as a glance finds it, or why that finds none."""
+        if self._number is None:
+            return None, ""
+        try:
+            tasks = glance(self._url(), Wanted(ids=[self._number])).tasks
+        except StoreError as error:
+            return None, f"cannot be read now: {error}"
+        return (tasks[0], "") if tasks else (None, "holds it no more")
 
     def __reduce__(self) -> Any:
         """Refer to the result, as an argument of a call of the same store; elsewhere to the future."""
@@ -383,10 +411,10 @@ class _Reference(DurableFuture[_T]):
     def _url(self) -> str:
         return self._attachment.address
 
-    def __repr__(self) -> str:
+    def _shown(self) -> ShownFuture:
         if "_condition" in vars(self):
-            return super().__repr__()
-        return f"<{type(self).__name__} of {self.task_id} in {self._attachment.address}>"
+            return super()._shown()
+        return ShownFuture(self.task_id, "", "", "", False, *self._seen())  # nothing has begun, and nothing does here
 
 
 _OF_ANY = frozenset(vars(DurableFuture[Any](None, None))) - {"_number"}  # type: ignore[arg-type]  # it is not used

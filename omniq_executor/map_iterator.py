@@ -6,10 +6,11 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.waiters import CANCELLED
+from .display.meter import Counts, map_card, map_line
 from .errors import CallError
 from .future import rebuild
 from .model import codec
@@ -17,6 +18,9 @@ from .model.functions import stored_call
 from .model.options import CallOptions
 from .model.task import Call, ErrorInfo, Function
 from .stores.base import Batch, ResultBatch
+
+if TYPE_CHECKING:
+    from .display.progress import Progress
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
 _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
@@ -31,17 +35,24 @@ class _InOrder:
 
     def __init__(self) -> None:
         self.position = 0  # of the outcome to take next
+        self.came = self.failed = self.cancelled = self.resumed = 0
+        """How many outcomes have come; and of these, how many calls failed, were cancelled, or had run before."""
         self._arrived: dict[int, tuple[int, int, Any]] = {}  # id, count, outcome
         self._kept_bytes = 0
 
     def put(self, position: int, id: int, count: int, outcome: Any) -> None:
         """Take what became of `count` positions; beyond _KEPT_BYTES it is left in the store."""
         size = _size(outcome)
+        if outcome is CANCELLED:
+            self.cancelled += count
+        elif isinstance(outcome, ErrorInfo | BaseException):
+            self.failed += count
         if size and self._kept_bytes + size > _KEPT_BYTES and position != self.position:
             outcome = _IN_STORE
         else:
             self._kept_bytes += size
         self._arrived[position] = id, count, outcome
+        self.came += count
 
     def has_next(self) -> bool:
         """Return whether the next outcome is there."""
@@ -59,14 +70,9 @@ class _InOrder:
 class _AsTheyCome(_InOrder):
     """Outcomes in the order in which they came, which is what they are given for a position."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._came = 0
-
     def put(self, position: int, id: int, count: int, outcome: Any) -> None:
         """Take what became of `count` positions, wherever they are. The dispatcher's lock is held."""
-        super().put(self._came, id, count, outcome)
-        self._came += count
+        super().put(self.came, id, count, outcome)
 
 
 class Results(Iterator[Any]):
@@ -88,7 +94,10 @@ class Results(Iterator[Any]):
         call_options: CallOptions,
         in_order: bool = True,
         returns_exceptions: bool = False,
+        total: int | None = None,
+        shows_progress: bool = False,
     ) -> None:
+        """`total` is how many items there are, if that is known before they are read."""
         self._dispatcher = dispatcher
         self._function = function
         self._rows = rows
@@ -102,6 +111,12 @@ class Results(Iterator[Any]):
         self._values: deque[Any] = deque()  # read, to be given next
         self._exhausted = False
         self._ended = False
+        self._items = total  # how many there are in all, as far as is known
+        self._progress: Progress | None = None
+        if shows_progress:
+            from .progress import of_map
+
+            self._progress = of_map(self, dispatcher, self._arrivals, function.path)
         dispatcher.watch(self, self._arrivals)
         try:
             while not self._exhausted and (buffersize is None or self._added < buffersize):
@@ -118,6 +133,7 @@ class Results(Iterator[Any]):
         rows = list(itertools.islice(self._rows, count))
         if len(rows) < count:
             self._exhausted = True
+            self._items = self._added + len(rows)
         if not rows:
             return
         text = codec.encode_rows(rows)
@@ -164,6 +180,31 @@ class Results(Iterator[Any]):
     def __iter__(self) -> "Results":
         return self
 
+    def __len__(self) -> int:
+        """Return how many results are to come: what progress bars take for their total. TypeError if nobody knows."""
+        if self._items is None:
+            raise TypeError("the number of items is not known, since they are read as results are taken")
+        return 0 if self._ended else len(self._values) + self._items - self._arrivals.position
+
+    def __bool__(self) -> bool:
+        return True  # as any iterator is, also at its end
+
+    def __length_hint__(self) -> int:
+        return NotImplemented if self._items is None else len(self)
+
+    def counts(self) -> Counts:
+        """Return how its calls stand."""
+        came = self._arrivals
+        what = self._function.path.removeprefix("__main__.")
+        return Counts(what, self._items, came.came, came.resumed, came.failed, came.cancelled)
+
+    def __repr__(self) -> str:
+        return f"<map of {map_line(self.counts())}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of it."""
+        return map_card(self.counts()).html()
+
     def __next__(self) -> Any:
         if self._values:
             return self._values.popleft()
@@ -181,6 +222,8 @@ class Results(Iterator[Any]):
     def _end(self, error: BaseException) -> None:
         self._ended = True
         self._dispatcher.unwatch(self._arrivals)
+        if self._progress is not None:
+            self._progress.close()
         # Ctrl-C ends a script, and is no wish to cancel then: what has not started is left for the next run. A session
         # or a notebook goes on, where nobody can get at these results any more, and other calls would wait for them.
         if not isinstance(error, StopIteration) and (isinstance(error, Exception) or hasattr(sys, "ps1")):

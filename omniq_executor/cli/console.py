@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..display.words import first_line as first_line, printable as printable
 from ..model.task import iso
 from ..stores.base import Owner
 
@@ -19,18 +20,6 @@ _WHOLE = 22  # characters of a column that is never folded, as ids and times are
 _FOLDED, _LEAST = 24, 14  # ... and of one that is, at least, and where there is no room for as much
 BESIDE = 3  # that a drawn column takes beside its cells
 STYLES = {"COMPLETED": "green", "FAILED": "red", "RUNNING": "cyan", "alive": "green", "dead": "red"}
-
-
-def printable(text: str) -> str:
-    """Return `text` without what could steer a terminal or cannot be encoded; line ends and tabs stay."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
-
-
-def first_line(text: str) -> str:
-    """Return the first line of `text`, printable."""
-    return printable(text.strip().partition("\n")[0])
 
 
 def count_of_tasks(count: int) -> str:

@@ -29,6 +29,7 @@ from .dropped import when_dropped
 from .loop import KILL_AFTER_S, USUAL, Loop
 from .resumption import NOTHING, Foresight, OnChange
 from .reuse import is_memo, memo_key, name_of
+from .standing import Standing, standing_of
 from .waiters import Consumer, Waiters, outcome_of
 
 ANSWER_S = 0.2  # in which workers that are to be ended can send what they have
@@ -122,9 +123,13 @@ class Dispatcher:
         future = self._future_of(found)
         if is_new:  # else it is that of whoever submitted the call first
             future._why = why
-        future.resumed = found.status is Status.COMPLETED and found.owner != self.owner
+        future.resumed = self._is_resumed(found)
         self._loop.turn_or_later()
         return future
+
+    def _is_resumed(self, found: TaskState) -> bool:
+        """Return whether a call need not run, since its result is there, and was not made by this executor."""
+        return found.status is Status.COMPLETED and found.owner != self.owner
 
     def _submit_new(self, id: int, function: Function, call: Call, call_options: CallOptions, why: Why | None) -> Any:
         future = self._new_future(self, id)
@@ -176,6 +181,7 @@ class Dispatcher:
         for place, found in enumerate(known):
             if found is not None:
                 self._waiters.add_single(found.id, consumer, position + place)
+                consumer.resumed += self._is_resumed(found)
                 # What is PENDING is of this run by now; what runs elsewhere may be left by whoever runs it.
                 loop.take_in_state(found, may_adopt=found.status is Status.RUNNING)
         for is_new, stretch in itertools.groupby(range(len(calls)), lambda place: known[place] is None):
@@ -197,6 +203,7 @@ class Dispatcher:
         for name, found in known.items():
             for place in positions[name]:
                 self._waiters.add_single(found.id, consumer, place)
+                consumer.resumed += self._is_resumed(found)
         for found in known.values():
             loop.take_in_state(found, may_adopt=found.status is Status.RUNNING)
         new = [name for name in positions if name not in known]
@@ -237,6 +244,7 @@ class Dispatcher:
                     if found is None:
                         raise
             self._waiters.add_single(found.id, consumer, place)
+            consumer.resumed += self._is_resumed(found)
             self._loop.take_in_state(found, may_adopt=True)
         self._loop.turn_or_later()
 
@@ -394,6 +402,10 @@ class Dispatcher:
                 return True
             is_open = not self.driver.is_closed
             return is_open and any(found.status is Status.RUNNING for found in self.store.states([id]))
+
+    def standing(self, consumer: Consumer | None = None) -> Standing | None:
+        """Return how calls stand: a consumer's alone, or all. None where a turn takes so long that nobody can tell."""
+        return self.driver.glance(functools.partial(standing_of, self._loop, self.engine, consumer))
 
     @property
     def failure(self) -> str | None:

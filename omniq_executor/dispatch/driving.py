@@ -39,16 +39,19 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..engines.pacing import STEAL_AFTER_S
 from ..interrupts import interrupts
 from ..pipes import drain, wake_pipe
 
+_T = TypeVar("_T")
+
 STANDBY_S = 0.005
 GRACE_S = 0.001
 MOMENT_S = 0.001  # of a wait, in which nothing is done for a signal that comes just as it begins
 YIELD_S = 0.005  # at most, in which a thread that was woken gets a CPU
+GLANCE_S = 0.05  # for which who only looks waits for a turn to end
 
 
 class Work(Protocol):
@@ -144,6 +147,17 @@ class Driver:
     def poll(self, timeout_s: float = 0) -> None:
         """Take in what events there are, or come within a time. The lock is held."""
         self._take_in(self.selector.select(timeout_s))
+
+    def glance(self, look: Callable[[], _T]) -> _T | None:
+        """Return what a look finds that changes nothing, or None where a turn takes too long. Nobody is told of it."""
+        with interrupts:
+            if not self._lock.acquire(timeout=GLANCE_S):
+                return None
+            try:
+                return look()
+            finally:
+                self._lock.release()
+                self._write_wake()  # of whoever found the lock taken meanwhile
 
     # waking
 

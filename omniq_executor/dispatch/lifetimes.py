@@ -8,12 +8,16 @@ import multiprocessing.util  # before our own exit handler is registered, so tha
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 from ..interrupts import interrupts
 from . import sessions
 from .dispatcher import open_dispatchers
 
 FORK_WAIT_S = 1.0  # for the end of turns in other threads, each
+
+at_end: list[Callable[[], object]] = []
+"""What is called at the end of the interpreter, once all executors have come to theirs."""
 
 _held = threading.local()  # what a thread that is forking keeps from taking turns
 
@@ -28,6 +32,8 @@ def _close_at_exit() -> None:
             dispatcher.close(wait=True)
     open_dispatchers.clear()  # nothing is to be done when their executors are dropped
     sessions.end_all()
+    for call in at_end:
+        call()
 
 
 def _before_fork() -> None:

@@ -26,6 +26,9 @@ CANCELLED = Status.CANCELLED
 class Consumer(Protocol):
     """Who waits for tasks by position: the iterator of a map."""
 
+    resumed: int
+    """How many results were in the store already when their calls were added."""
+
     def put(self, position: int, id: int, count: int, outcome: Any) -> None:
         """Take what became of `count` consecutive positions, whose tasks have the ids from `id` on.
 
@@ -70,6 +73,8 @@ class Waiters:
     def __init__(self) -> None:
         self.open = 0
         """How many tasks are waited for and not resolved."""
+        self.done = self.failed = self.cancelled = 0
+        """How many were waited for and are resolved; and how many of these failed, or were cancelled."""
         self.put = False
         """Whether a consumer was given something, since whoever sets this to False last looked."""
         self._futures: dict[int, Waiter] = {}
@@ -132,6 +137,13 @@ class Waiters:
                 ids.append(id)
         return [id for id in ids if id not in shared] if shared else ids
 
+    def is_of(self, id: int, consumer: Consumer) -> bool:
+        """Return whether a consumer waits for a task."""
+        span = self._range_of(id)
+        return (span is not None and span.consumer is consumer) or any(
+            of is consumer for of, _ in self._singles.get(id, ())
+        )
+
     # what became of it
 
     def resolve_all(self, ids: Sequence[int], outcome: Any, refused: AbstractSet[int]) -> None:
@@ -162,7 +174,7 @@ class Waiters:
         if future is not None:
             self._hand_over(future, outcome, False)
         for consumer, position in self._singles.pop(id, ()):
-            self.open -= 1
+            self._count(1, outcome)
             consumer.put(position, id, 1, outcome)
             self.put = True  # after it: whoever unsets this, and looks at the consumer, is to find it there
         span = self._range_of(id)
@@ -175,9 +187,17 @@ class Waiters:
             self.resolve(id, error)
 
     def _hand_over(self, future: Waiter, outcome: Any, is_read: bool) -> None:
-        self.open -= 1
+        self._count(1, None if is_read else outcome)
         self._resolved += 1
         self.to_notify.append((future, outcome, is_read))
+
+    def _count(self, count: int, outcome: Any) -> None:
+        self.open -= count
+        self.done += count
+        if outcome is CANCELLED:
+            self.cancelled += count
+        elif isinstance(outcome, ErrorInfo | BaseException):
+            self.failed += count
 
     def _put(self, span: _Range, id: int, count: int, outcome: Any) -> None:
         index = bisect_right(self._ranges, id, key=lambda r: r.first) - 1
@@ -186,7 +206,7 @@ class Waiters:
             for first, end in ((span.first, id), (id + count, span.end))
             if first < end
         ]
-        self.open -= count
+        self._count(count, outcome)
         span.consumer.put(span.position + id - span.first, id, count, outcome)
         self.put = True  # as in resolve()
 

@@ -126,6 +126,9 @@ class Engine(Protocol):
     def held(self) -> Iterator[int]:
         """Return the ids of all calls that are not reported yet."""
 
+    def running(self) -> Sequence[tuple[int, float]]:
+        """Return the ids of the calls that workers are in, and since when: in seconds of time.monotonic()."""
+
     def probe_stacks(self, on_end: Callable[[], None]) -> StackProbe:
         """Ask where the running calls are. The answers come with other events; after the last `on_end` is called."""
 

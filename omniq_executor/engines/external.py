@@ -1,7 +1,7 @@
 """The engine that runs nothing: what is submitted is worked off by other processes, whenever they like."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .base import Chunk, Report
@@ -38,6 +38,10 @@ class External:
     def held(self) -> Iterator[int]:
         """Return nothing."""
         return iter(())
+
+    def running(self) -> Sequence[tuple[int, float]]:
+        """Return nothing: what runs elsewhere, the store alone knows."""
+        return ()
 
     def probe_stacks(self, on_end: Callable[[], None]) -> "External":
         """Ask nobody."""

@@ -143,6 +143,17 @@ class Task(NamedTuple):
     result: Annotated[str | bytes | None, Field(Kind.VALUE, "")] = None
     error: Annotated[ErrorInfo | None, Field(Kind.ERROR, "TEXT")] = None
 
+    def __repr__(self) -> str:
+        from .shown import task_line
+
+        return task_line(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of it."""
+        from .shown import task_card
+
+        return task_card(self).html()
+
     @property
     def task_id(self) -> str:
         """The id as it is shown: `task-` and 13 characters that sort by time of submission."""

@@ -4,6 +4,7 @@ import os
 
 from ..config import Settings, parse_address
 from .base import Store
+from .glance import Glance, Wanted, patiently
 
 
 def open_store(
@@ -34,3 +35,13 @@ def open_store(
     from .file.store import FileStore
 
     return FileStore(path, create=create, durability=durability, importing=importing)  # type: ignore[arg-type]
+
+
+def glance(address: str, wanted: Wanted) -> Glance:
+    """Return what a look into a store finds that waits for nobody, see glance.py. Raises StoreError."""
+    backend, path = parse_address(address)
+    if backend == "sqlite":
+        from .sqlite.glance import look
+    else:
+        from .file.glance import look
+    return patiently(address, lambda: look(path.absolute(), wanted))

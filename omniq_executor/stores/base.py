@@ -12,6 +12,7 @@ is read as a whole.
 """
 
 import abc
+import functools
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ from ..model.task import (
     format_id,
     parse_id,
 )
+from .glance import Glance, Wanted, card_of, line_of, patiently
 from .output import Output
 from .owners import Owners, new_session_id
 from .reserve import Reserve
@@ -275,6 +277,31 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def _check_open(self) -> None:
         """Raise StoreError after close()."""
+
+    def glance(self, wanted: Wanted) -> Glance:
+        """Return what a look finds that waits for nobody, see glance.py; also after close(). Raises StoreError."""
+        return patiently(self.url, lambda: self._glance(wanted))
+
+    @abc.abstractmethod
+    def _glance(self, wanted: Wanted) -> Glance:
+        """Look, by means of its own: not by those of the open store, which others may hold up."""
+
+    @property
+    def _state(self) -> str:
+        try:
+            self._check_open()
+        except StoreError:
+            return "closed"
+        return ""
+
+    def __repr__(self) -> str:
+        look = functools.partial(self.glance, Wanted(counts=True))
+        return line_of(type(self).__name__, self.address, look, self._state)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of it."""
+        look = functools.partial(self.glance, Wanted(counts=True))
+        return card_of(type(self).__name__, self.address, look, self._state).html()
 
     def reopen(self) -> "Store":
         """Return another handle on the store, also after this one is closed. Raises StoreError where it is gone."""

@@ -475,6 +475,10 @@ class LocalEngine:
         """The process ids of the workers."""
         return list(self.processes())
 
+    def running(self) -> list[tuple[int, float]]:
+        """Return the ids of the calls that workers are in, and since when."""
+        return [found for worker in self._alive if (found := worker.running_since()) is not None]
+
     def processes(self) -> dict[int, Process]:
         """The worker processes by their ids, as far as those are known. Any thread may ask."""
         processes = [worker.process for worker in self._alive]

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
-from ...slots import RESUME, STARTED, STOP
+from ...slots import RESUME, SINCE, STARTED, STOP
 from ..base import RETURNED, Chunk, Report
 from . import worker as proc
 from .launch import Process
@@ -79,6 +79,11 @@ class Record:
         """Return the id of the call that it is in."""
         started: int = self.row[STARTED]
         return self.id_of(started) if self.reported <= started else None
+
+    def running_since(self) -> tuple[int, float] | None:
+        """Return the id of the call that it is in, and when it began with that or with a short one before it."""
+        id, since = self.running(), self.row[SINCE]
+        return None if id is None or not since else (id, since / 1e9)
 
     # reports
 

@@ -25,7 +25,9 @@ from ...model.task import FINISHED, Function, Status, Task
 from ..base import PastCall, TaskState
 from ..retention import names
 from .folders import STATUS_FOLDERS
+from ..glance import Glance, Wanted
 from .functions import Functions
+from .glance import look
 from .retention import Retention
 from .tasks import Tasks, found, likeness_of
 from .turns import Turns
@@ -84,6 +86,9 @@ class FileStore(Turns, Retention):
             number = self._tasks.folders.by_key(queue, key)
             record = None if number is None else self._tasks.load(number)
             return None if record is None else found(record)
+
+    def _glance(self, wanted: Wanted) -> Glance:
+        return look(self.path, wanted)
 
     def counts(self) -> dict[str, dict[Status, int]]:
         counts: dict[str, dict[Status, int]] = {}

@@ -43,12 +43,14 @@ from ..base import (
     now,
     of_the_dead,
 )
+from ..glance import Glance, Wanted
 from ..output import Output
 from ..owners import new_owner_id
 from ..reserve import size_on_disk
 from ..retention import expired
 from . import looking, retention, runs, tables, turns, upkeep, waits
 from .database import Database, Durability, drive, explained
+from .glance import look
 
 _KNOWN_FUNCTIONS = 4096  # whose numbers are kept
 _STEP_S = 0.005  # that a step of an expiry takes at most, roughly: it looks at so many tasks
@@ -391,6 +393,9 @@ class SQLiteStore(Store):
 
     def by_key(self, queue: str, key: str) -> TaskState | None:
         return self.db.ask(looking.by_key(self._queue(queue), key))
+
+    def _glance(self, wanted: Wanted) -> Glance:
+        return look(self.path, wanted)
 
     def counts(self) -> dict[str, dict[Status, int]]:
         return self.db.ask(looking.counts())
