@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.waiters import CANCELLED
-from .display.meter import Counts, map_card, map_line
+from .display.meter import Counts, still
 from .errors import CallError
 from .future import rebuild
 from .model import codec
@@ -199,11 +199,11 @@ class Results(Iterator[Any]):
         return Counts(what, self._items, came.came, came.resumed, came.failed, came.cancelled)
 
     def __repr__(self) -> str:
-        return f"<map of {map_line(self.counts())}>"
+        return f"<map of {still(self.counts()).line()}>"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows of it."""
-        return map_card(self.counts()).html()
+        return still(self.counts()).html()
 
     def __next__(self) -> Any:
         if self._values:

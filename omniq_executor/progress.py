@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.lifetimes import at_end
+from .display import meter
 from .display.meter import Counts, Slow
 from .display.progress import Progress, close_all
 from .errors import StoreError
@@ -134,7 +135,7 @@ class _Describe:
         id, for_s = standing.slowest
         if ids is not None and id not in ids:
             return None
-        if for_s >= 1 and self._known[0] != id:
+        if for_s >= meter.SLOW_S and self._known[0] != id:
             try:
                 (task,) = self._store.glance(Wanted(ids=[id])).tasks or (None,)
             except StoreError:

@@ -35,15 +35,14 @@ def executor_line(facts: Facts) -> str:
 def executor_card(facts: Facts) -> Card:
     """Return it for a notebook."""
     run = facts.run
+    done = f", with {run.done:,} of {words.counted(run.total, 'call')} done"
     fields = [
         ("store", facts.address),
-        ("queue", run.queue),
-        ("run", _run(run).removeprefix("run ")),
-        ("", f"{run.done:,} of {words.counted(run.total, 'call')} of before were done" if run.continues else ""),
+        ("run", f"{_run(run).removeprefix('run ')}{done if run.continues else ''}"),
         ("workers", _workers(facts)),
         ("calls", _calls(facts.standing)),
     ]
-    return Card(facts.kind, "", _state(facts), fields, note=facts.failure, is_bad=bool(facts.failure))
+    return Card(facts.kind, run.queue, _state(facts), fields, note=facts.failure, is_bad=bool(facts.failure))
 
 
 def _run(run: Run) -> str:

@@ -13,14 +13,14 @@ from html import escape
 from typing import NamedTuple
 
 from . import words
-from .card import BAD, FONT, LINE, MONO, Card
+from .card import BAD, FONT, LINE, MONO
 
 _LEAST_CALLS = 5  # from which something is guessed
 _LEAST_S = 2.0  # likewise, that they took here
 _ENOUGH_CALLS = 100  # after which nobody asks what earlier runs took
 _WIDEST = 8.0  # times as long as the low end the high one may be; a wider range says nothing
 _SAMPLES = 128
-_SLOW_S = 1.0  # from which on the slowest call is named
+SLOW_S = 1.0  # from which on the slowest call is named
 
 _TRACK = "height: 0.5em; border-radius: 3px; overflow: hidden; display: flex; margin: 0.3em 0"
 
@@ -92,23 +92,24 @@ class Frame(NamedTuple):
 
     def _when(self) -> str:
         if not self.end:
-            return _clock(self.elapsed_s)
+            return _clock(self.elapsed_s) if self.elapsed_s else ""
         word = "in" if self.end == "done" else "after"
         return f"{self.end} {word} {words.duration(self.elapsed_s)}" if self.elapsed_s else self.end
 
     def slowest(self) -> str:
         """Return a line on the call that has been running for longest, if it is worth one."""
         slow = self.counts.slowest
-        if self.end or slow is None or slow.for_s < _SLOW_S:
+        if self.end or slow is None or slow.for_s < SLOW_S:
             return ""
-        return f"slowest running: {slow.call}  {slow.task_id}, for {words.duration(slow.for_s)}"
+        named = f"{slow.call} ({slow.task_id})" if slow.call else slow.task_id
+        return f"slowest running: {named} for {words.duration(slow.for_s)}"
 
     def line(self) -> str:
         """Return it in one line, for a log."""
         share = f" ({self.percent})" if self.percent and not self.end else ""
-        said = ", ".join(text for text, _ in self.details())
+        said = ", ".join([f"{self.amount}{share}", *(text for text, _ in self.details())])
         slowest = f"; {self.slowest()}" if self.slowest() else ""
-        return f"{self.counts.what}: {self.amount}{share}, {said}{slowest}"
+        return f"{self.counts.what}: {said}{slowest}"
 
     def text(self) -> str:
         """Return it in lines, for who cannot show HTML."""
@@ -144,6 +145,11 @@ class Frame(NamedTuple):
             f'<div style="width: {bad}; background: {BAD}"></div></div>'
             f'<div style="font-variant-numeric: tabular-nums">{details}</div>{slowest}</div>'
         )
+
+
+def still(counts: Counts) -> Frame:
+    """Return what is shown of calls by themselves, with no clock that runs."""
+    return Frame(counts, 0.0, "", "", "done" if counts.is_over else "")
 
 
 class Meter:
@@ -207,23 +213,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def map_line(counts: Counts) -> str:
-    """Return how the calls of a map stand, in a line."""
-    of = "" if counts.total is None else f" of {counts.total:,}"
-    said = [f"{counts.done:,}{of} done", *_beside(counts)]
-    return f"{counts.what}: {', '.join(said)}"
-
-
-def map_card(counts: Counts) -> Card:
-    """Return how the calls of a map stand, as a card."""
-    of = "" if counts.total is None else f" of {counts.total:,}"
-    return Card("map of", counts.what, "done" if counts.is_over else "", [
-        ("done", f"{counts.done:,}{of}"), ("of these", ", ".join(_beside(counts))),
-    ])  # fmt: skip
-
-
-def _beside(counts: Counts) -> list[str]:
-    found = {"resumed": counts.resumed, "failed": counts.failed, "cancelled": counts.cancelled}
-    return [f"{count:,} {what}" for what, count in found.items() if count]

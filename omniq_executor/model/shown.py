@@ -89,17 +89,16 @@ def task_card(task: Task, kind: str = "Task", state: str = "", notes: tuple[tupl
     kept = "a pickle, which is not shown" if isinstance(task.result, bytes) else words.shortened(result, 200)
     fields = [
         ("call", call_text(task.func_path, task.args, task.kwargs, 300)),
-        ("function", task.func_path),
+        ("function", "" if task.func_path.startswith("__main__.") else task.func_path),
         *notes,
         ("queue", f"{task.queue}, run {task.run}" if task.run else task.queue),
         ("key", task.key or ""),
         ("tags", ", ".join(options.tags) if options else ""),
         ("submitted", _moment(task.enqueued_at, moment)),
-        ("began", "" if task.started_at is None else _moment(task.started_at, moment)),
-        ("ended", "" if task.finished_at is None else f"{_moment(task.finished_at, moment)}, {time_text(task, 0)}"),
+        ("ran", _times(task, moment)),
         ("due", _moment(task.eta, moment) if task.status.name == "PENDING" and task.eta > moment else ""),
         ("waits for", words.counted(len(task.after), "task") if task.status.name == "PENDING" and task.after else ""),
-        ("attempts", _attempts(task)),
+        ("attempts", "" if task.attempts == 1 and not task.options else _attempts(task)),
         ("result", kept),
     ]
     note = f"{error_head(task.error)}{_traceback(task.error)}" if task.error else ""
@@ -143,7 +142,7 @@ def future_line(shown: ShownFuture) -> str:
 def future_card(shown: ShownFuture) -> Card:
     """Return what is shown of a future in a notebook."""
     notes = (
-        ("returned", "" if shown.error else shown.returned),
+        ("returned", "" if shown.error or (shown.task is not None and shown.task.result) else shown.returned),
         ("resumed", "its result was there already" if shown.resumed else ""),
         ("its store", shown.unseen),
     )
@@ -164,6 +163,15 @@ def exception_head(error: BaseException) -> str:
     return f"{name}: {words.shortened(text, _MESSAGE)}" if text.strip() else name
 
 
+def _times(task: Task, now: int) -> str:
+    """Return when it began, and how long that took."""
+    if task.started_at is None:
+        return ""
+    waited = task.started_at - task.enqueued_at
+    began = f"after {words.duration(waited / 1e6)} of waiting, " if waited >= 1_000_000 else ""
+    return f"{began}for {words.duration(((task.finished_at or now) - task.started_at) / 1e6)}"
+
+
 def _attempts(task: Task) -> str:
     died = task.crashes + task.owner_deaths
     deaths = f", of which {died} died" if died else ""
@@ -173,9 +181,12 @@ def _attempts(task: Task) -> str:
 
 
 def _traceback(error: ErrorInfo) -> str:
-    """Return where it was raised: the last lines of the traceback that name a place."""
-    places = [line for line in error.traceback.splitlines() if line.startswith("  ")]
-    return "\n" + "\n".join(places[-4:]) if places else ""
+    """Return where it was raised: the last place that the traceback names."""
+    _, place, after = error.traceback.rpartition("\n  File ")
+    where, *code = after.splitlines() or [""]
+    return (
+        "\n".join(["", f"File {where}", *(line[2:] for line in code[:2] if line.startswith("    "))]) if place else ""
+    )
 
 
 def _moment(microseconds: int, now: int) -> str:
