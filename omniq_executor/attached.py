@@ -13,7 +13,7 @@ from .model.options import check_queue
 from .model.task import Status, format_id, parse_id
 from .stores import glance
 from .stores.base import Store
-from .stores.glance import Glance, Wanted, card_of, line_of
+from .stores.glances import Glance, Wanted, card_of, line_of
 
 
 def attach(store: str | os.PathLike[str] | Settings | Store | None = None, *, queue: str | None = None) -> "Attached":

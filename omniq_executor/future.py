@@ -26,7 +26,7 @@ from .model.reasons import Reason, Why
 from .model.shown import ShownFuture, error_head, exception_head, future_card, future_line
 from .model.task import ErrorInfo, Task, format_id, parse_id
 from .stores import glance
-from .stores.glance import Wanted
+from .stores.glances import Wanted
 
 if TYPE_CHECKING:
     from .dispatch.dispatcher import Dispatcher

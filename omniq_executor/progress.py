@@ -6,7 +6,7 @@ and how long earlier ones took.
 
 import concurrent.futures
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .dispatch.dispatcher import Dispatcher
@@ -17,7 +17,7 @@ from .display.progress import Progress, close_all
 from .errors import StoreError
 from .model.shown import call_text
 from .model.task import format_id
-from .stores.glance import Wanted
+from .stores.glances import Wanted
 
 if TYPE_CHECKING:
     from .dispatch.standing import Standing
@@ -96,11 +96,12 @@ class _Counted:
         self._open = list(futures)
         self._dispatcher = dispatcher
         self._describe = _Describe(dispatcher)
-        self._ids = {getattr(future, "_number", None) for future in futures}
+        ids = [id for future in futures if (id := getattr(future, "_number", None)) is not None]
+        self._ids = set(ids)
         self._total = len(self._open)
         self._resumed = self._failed = self._cancelled = 0
-        self.path = self._describe.path_of(next((id for id in self._ids if id is not None), None))
-        """Of the function of the first."""
+        self.path = self._describe.path_of(ids[:: max(len(ids) // 50, 1)])
+        """Of their function, by some fifty of them; "" if there are several."""
 
     def __call__(self) -> Counts:
         still = []
@@ -114,7 +115,7 @@ class _Counted:
             else:
                 self._resumed += bool(getattr(future, "resumed", False))
         self._open = still
-        what = self.path.removeprefix("__main__.") or "futures"
+        what = self.path.removeprefix("__main__.") or "calls"
         standing = self._dispatcher.standing() if still else None
         return Counts(
             what, self._total, self._total - len(still), self._resumed, self._failed, self._cancelled,
@@ -143,13 +144,13 @@ class _Describe:
             self._known = id, "" if task is None else call_text(task.func_path, task.args, task.kwargs, 50)
         return Slow(format_id(id), self._known[1] if self._known[0] == id else "", for_s)
 
-    def path_of(self, id: int | None) -> str:
-        """Return the path of a task's function, "" where the store does not say it."""
+    def path_of(self, ids: Collection[int]) -> str:
+        """Return the path of the function of tasks, "" if they are of several, or the store does not say it."""
         try:
-            tasks = self._store.glance(Wanted(ids=[id])).tasks if id is not None else ()
+            paths = {task.func_path for task in self._store.glance(Wanted(ids=[*ids])).tasks}
         except StoreError:
-            return ""
-        return tasks[0].func_path if tasks else ""
+            paths = set()
+        return paths.pop() if len(paths) == 1 else ""
 
 
 def _earlier(dispatcher: Dispatcher, path: str) -> Sequence[float]:

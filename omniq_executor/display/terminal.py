@@ -66,5 +66,5 @@ def render(frame: Frame, console: "Console") -> "RenderableType":
     for at, (said, is_bad) in enumerate(frame.details()):
         text.append(" · " if at else "", "bright_black").append(said, "red" if is_bad else "")
     if frame.slowest():
-        text.append(f"\n  {frame.slowest()}", "bright_black")
+        text.append(f"\n  {frame.slowest()}", "dim")
     return text

@@ -1,5 +1,8 @@
 """Words for what people are shown: numbers, times, sizes, and texts of anybody's made short."""
 
+import math
+from collections.abc import Callable
+
 _UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"))
 _STEPS = (1, 2, 5, 10, 15, 20, 30)  # to which a time that is only estimated is rounded, as far as it is long
 
@@ -65,14 +68,13 @@ def rate(per_second: float) -> str:
 
 def between(low_s: float, high_s: float) -> str:
     """Return a time that is only estimated, as a range: "2–3 min", "about 40 s"."""
-    unit_s, unit = next(((length, name) for length, name in _UNITS if high_s >= 2 * length), (1.0, "s"))
-    high = _rounded(high_s / unit_s)
-    low = min(_rounded(low_s / unit_s), high)
+    unit_s, unit = next(((length, name) for length, name in _UNITS if high_s >= 3 * length), (1.0, "s"))
+    low, high = _rounded(low_s / unit_s, math.floor), _rounded(high_s / unit_s, math.ceil)
     if high <= 1:
         return f"about 1 {unit}"
     return f"about {high} {unit}" if low == high else f"{max(low, 1)}–{high} {unit}"
 
 
-def _rounded(value: float) -> int:
-    step = next((step for step in reversed(_STEPS) if value >= step * 4), 1)
-    return max(int(value / step + 0.5) * step, 0)
+def _rounded(value: float, to_whole: Callable[[float], int]) -> int:
+    step = next((step for step in reversed(_STEPS) if value >= step * 8), 1)
+    return to_whole(value / step) * step

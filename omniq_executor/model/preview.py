@@ -27,6 +27,18 @@ def preview(data: bytes) -> str:
         return f"a pickle of {len(data)} bytes ({type(error).__name__})"
 
 
+def pickled_arguments(data: bytes, shorten: reprlib.Repr) -> str:
+    """Return the pickled (args, kwargs) of a call as they would be written in it."""
+    if len(data) <= MOST_BYTES:
+        try:
+            args, kwargs = _Looker(io.BytesIO(data)).load()
+            named = [f"{name}={shorten.repr(value)}" for name, value in kwargs.items()]
+            return ", ".join([*map(shorten.repr, args), *named])
+        except Exception:  # noqa: BLE001 - as in preview(), which says what is there instead
+            pass
+    return preview(data)
+
+
 def shown_arguments(args: str | bytes, kwargs: str | None) -> str:
     """Return the stored arguments of a call as a short text."""
     text = preview(args) if isinstance(args, bytes) else f"{args}{kwargs or ''}"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..display import words
 from ..display.card import Card
-from .preview import preview
+from .preview import pickled_arguments
 
 Task = Any
 ErrorInfo = Any
@@ -33,7 +33,7 @@ def call_text(path: str, args: str | bytes, kwargs: str | None, most: int = CALL
 
 def _arguments(args: str | bytes, kwargs: str | None) -> str:
     if isinstance(args, bytes):
-        return _of_pickle(args)
+        return pickled_arguments(args, _shorten) if args else "…"  # what is too large is not read to be shown
     try:
         given = json.loads(args) if len(args) <= _READ else None
         named = json.loads(kwargs) if kwargs and len(kwargs) <= _READ else {}
@@ -43,17 +43,6 @@ def _arguments(args: str | bytes, kwargs: str | None) -> str:
         return f"{args[1:_READ]}…"
     shown = [_shorten.repr(value) for value in given]
     return ", ".join([*shown, *(f"{name}={_shorten.repr(value)}" for name, value in named.items())])
-
-
-def _of_pickle(data: bytes) -> str:
-    """Return what a pickle of (args, kwargs) holds. It reads `((1, 2), {'a': 3})`, of which the outer brackets go."""
-    if not data:
-        return "…"  # it was too large to be looked at
-    text = preview(data)
-    inner, separator, named = text.removeprefix("(").removesuffix(")").rpartition(", ")
-    if separator and named == "{}" and inner.startswith("(") and inner.endswith(")"):
-        return inner[1:-1].removesuffix(",")
-    return text
 
 
 def error_head(error: ErrorInfo) -> str:

@@ -4,7 +4,7 @@ import os
 
 from ..config import Settings, parse_address
 from .base import Store
-from .glance import Glance, Wanted, patiently
+from .glances import Glance, Wanted, patiently
 
 
 def open_store(
@@ -38,7 +38,7 @@ def open_store(
 
 
 def glance(address: str, wanted: Wanted) -> Glance:
-    """Return what a look into a store finds that waits for nobody, see glance.py. Raises StoreError."""
+    """Return what a look into a store finds that waits for nobody, see glances.py. Raises StoreError."""
     backend, path = parse_address(address)
     if backend == "sqlite":
         from .sqlite.glance import look

@@ -36,7 +36,7 @@ from ..model.task import (
     format_id,
     parse_id,
 )
-from .glance import Glance, Wanted, card_of, line_of, patiently
+from .glances import Glance, Wanted, card_of, line_of, patiently
 from .output import Output
 from .owners import Owners, new_session_id
 from .reserve import Reserve
@@ -279,7 +279,7 @@ class Store(abc.ABC):
         """Raise StoreError after close()."""
 
     def glance(self, wanted: Wanted) -> Glance:
-        """Return what a look finds that waits for nobody, see glance.py; also after close(). Raises StoreError."""
+        """Return what a look finds that waits for nobody, see glances.py; also after close(). Raises StoreError."""
         return patiently(self.url, lambda: self._glance(wanted))
 
     @abc.abstractmethod

@@ -107,3 +107,9 @@ def test_process_map_works_with_its_lock(monkeypatch: Any, store: Path) -> None:
     assert os.getpid() not in {pid for _, pid in results}
     assert "| 20/20 [" in shown.getvalue()
     assert made[0]._mp_context.get_start_method() == multiprocessing.get_start_method()
+
+
+def test_a_bar_finds_the_total_of_a_map_by_itself(executor: PersistentExecutor) -> None:
+    bar = tqdm.tqdm(executor.map(calls.square, range(1000), timeout=WAIT_S), file=io.StringIO())
+    assert bar.total == 1000
+    assert len(list(bar)) == 1000

@@ -1,4 +1,4 @@
-"""A look into a folder of files that waits for nobody, see stores/glance.py: it reads what is there, without the lock.
+"""A look into a folder of files that waits for nobody, see stores/glances.py: it reads what is there, without the lock.
 
 So it may find a file that is being written, and links that are not there yet; the next look finds them.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import StoreError
 from ...model.task import Status, format_id, parse_id
-from ..glance import EARLIER, GLANCE_S, Glance, Wanted
+from ..glances import EARLIER, GLANCE_S, Glance, Wanted
 from .folders import STATUS_FOLDERS, WAITING
 from .records import Damaged, Record, from_text
 

@@ -23,9 +23,9 @@ from ...model.failures import FailedCall
 from ...model.schema import USUAL
 from ...model.task import FINISHED, Function, Status, Task
 from ..base import PastCall, TaskState
+from ..glances import Glance, Wanted
 from ..retention import names
 from .folders import STATUS_FOLDERS
-from ..glance import Glance, Wanted
 from .functions import Functions
 from .glance import look
 from .retention import Retention

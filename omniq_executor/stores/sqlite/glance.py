@@ -1,4 +1,4 @@
-"""A look into a database that waits for nobody, see stores/glance.py: by a connection of its own that only reads."""
+"""A look into a database that waits for nobody, see stores/glances.py: by a connection of its own that only reads."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from urllib.parse import quote
 from ...errors import StoreError
 from ...model.schema import FIELDS, Kind
 from ...model.task import Status
-from ..glance import EARLIER, GLANCE_S, Glance, Wanted
+from ..glances import EARLIER, GLANCE_S, Glance, Wanted
 from .database import drive
 from .looking import counts
 from .tables import task_of
@@ -39,8 +39,9 @@ def look(path: Path, wanted: Wanted) -> Glance:
         size = sum(beside.stat().st_size for beside in (path, Path(f"{path}-wal")) if beside.exists())
         if not path.exists():
             raise StoreError(f"there is no store at {path}")
-        # Not as other connections are: it makes no file, and at its end works off no log.
-        uri = f"file:{quote(str(path))}?mode=ro"
+        # Not as other connections are: it works off no log, and where there is none it begins none.
+        how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+        uri = f"file:{quote(str(path))}?{how}"
         with contextlib.closing(sqlite3.connect(uri, GLANCE_S, uri=True, isolation_level=None)) as connection:
             return _look(connection, wanted, size)
     except (sqlite3.Error, OSError) as error:

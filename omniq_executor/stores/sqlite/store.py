@@ -43,7 +43,7 @@ from ..base import (
     now,
     of_the_dead,
 )
-from ..glance import Glance, Wanted
+from ..glances import Glance, Wanted
 from ..output import Output
 from ..owners import new_owner_id
 from ..reserve import size_on_disk
