@@ -63,13 +63,9 @@ def wait_for_all(dispatcher: Dispatcher, queue: str) -> None:
             )  # fmt: skip
         return last
 
-    def is_over() -> bool:
-        standing = dispatcher.standing()
-        return standing is not None and not standing.open
-
     progress = Progress(look)
     try:
-        dispatcher.wait_until(is_over)
+        dispatcher.wait_until(lambda: not dispatcher.awaited)
     finally:
         progress.close()
 

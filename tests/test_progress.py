@@ -313,6 +313,20 @@ def test_interrupt_ends_the_wait_and_none_of_the_calls(
     assert future.result(WAIT_S) == 7
 
 
+def test_a_forked_child_shows_nothing_at_its_end(
+    make_executor: Any, journal: Any, gate: Path, place: FakePlace
+) -> None:
+    results = gated(make_executor(1), journal, gate, 3, 1)
+    place.wait_for(lambda frame: frame.counts.done == 1)
+    assert len(shown._open) == 1
+    child = os.fork()
+    if child == 0:
+        os._exit(len(shown._open))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    gate.touch()
+    assert list(results) == [0, 1, 2]
+
+
 def test_lines_are_written_whole(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as stream:
         Lines(stream).show(still(Counts("f", 10, 5)))

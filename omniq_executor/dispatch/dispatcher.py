@@ -403,6 +403,11 @@ class Dispatcher:
             is_open = not self.driver.is_closed
             return is_open and any(found.status is Status.RUNNING for found in self.store.states([id]))
 
+    @property
+    def awaited(self) -> int:
+        """How many calls are waited for and not done."""
+        return self._waiters.open
+
     def standing(self, consumer: Consumer | None = None) -> Standing | None:
         """Return how calls stand: a consumer's alone, or all. None where a turn takes so long that nobody can tell."""
         return self.driver.glance(functools.partial(standing_of, self._loop, self.engine, consumer))

@@ -8,6 +8,7 @@ work: what cannot be shown is shown no more.
 
 import contextvars
 import logging
+import os
 import threading
 import time
 import weakref
@@ -104,3 +105,7 @@ def close_all() -> None:
     """Leave the terminal as it was, when the interpreter ends."""
     for progress in list(_open):
         progress.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open.clear)  # what is shown is the parent's

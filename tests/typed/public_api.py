@@ -173,6 +173,10 @@ def submits_with_futures(executor: PersistentExecutor) -> None:
 
 def maps(executor: PersistentExecutor) -> None:
     assert_type(executor.map(word, [1, 2]), Iterator[str])
+    assert_type(executor.map(word, [1, 2], progress=True), Iterator[str])
+    assert_type(executor.map_unordered(word, [1, 2], progress=True), Iterator[str])
+    executor.progress()
+    executor.progress([executor.submit(add, 1)])
     assert_type(executor.map(add, [1, 2], range(2)), Iterator[int])
     assert_type(executor.map(mixed, [1], [""], [b""], [2.0], timeout=3, chunksize=2, buffersize=4), Iterator[float])
     assert_type(executor.map(add, [executor.submit(add, 1), 2]), Iterator[int])
