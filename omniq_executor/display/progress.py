@@ -84,6 +84,7 @@ class Progress:
             except Exception as error:  # noqa: BLE001 - a closed terminal, say: the calls have nothing to do with it
                 _log.debug("progress is not shown any more: %r", error)
                 self._is_ended = True
+                _open.discard(self)
         return not self._is_ended
 
     def _end(self) -> None:
