@@ -13,11 +13,12 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Literal, overload
 
+from . import notebooks
 from .attached import find_all, find_one
 from .code.depends import Dependency, Depends
 from .code.run_context import context_of
-from .config import Settings
-from .dispatch import sessions
+from .config import Settings, parse_address
+from .dispatch import cells, sessions
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.lifetimes import close_with_multiprocessing
 from .dispatch.loop import USUAL
@@ -156,6 +157,8 @@ class PersistentExecutor(Submitter):
             raise TypeError(f"capture_output is True or False, not {capture_output!r}")
         initargs = tuple(initargs)
         context = mp_context or context_for(initializer, initargs)
+        name = queue or default_queue()
+        cells.enter(parse_address(store).path.absolute(), name)
         with contextlib.ExitStack() as undo:
             with interrupts:  # else what is made here, and nobody else knows yet, might be left behind
                 pool: LocalEngine | External = External()
@@ -166,7 +169,6 @@ class PersistentExecutor(Submitter):
                 undo.callback(opened.close)
                 if isinstance(pool, LocalEngine) and capture_output:
                     pool.output = str(opened.output.prepare())
-                name = queue or default_queue()
                 owner = opened.enter(name)
                 undo.callback(opened.leave, owner)
                 session = sessions.enter(opened, name, leftovers)
@@ -475,12 +477,8 @@ def default_queue() -> str:
         name: str = spec.name
         return name.removesuffix(".__main__")
     # A script that a cell has started has the notebook's environment too, so its own name comes first.
-    path = (
-        getattr(main, "__file__", None)
-        or getattr(main, "__vsc_ipynb_file__", None)
-        or os.environ.get("JPY_SESSION_NAME")
-    )
-    return os.path.splitext(os.path.basename(path))[0] if path else SESSION
+    path = getattr(main, "__file__", None)
+    return os.path.splitext(os.path.basename(path))[0] if path else notebooks.name() or SESSION
 
 
 def usable_cpus() -> int:

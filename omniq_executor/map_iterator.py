@@ -1,7 +1,6 @@
 """The iterators of `map()` and `map_unordered()`: results without a future for each."""
 
 import itertools
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from .model import codec
 from .model.functions import stored_call
 from .model.options import CallOptions
 from .model.task import Call, ErrorInfo, Function
+from .notebooks import is_interactive
 from .stores.base import Batch, ResultBatch
 
 if TYPE_CHECKING:
@@ -225,9 +225,12 @@ class Results(Iterator[Any]):
         if self._progress is not None:
             self._progress.close()
         # Ctrl-C ends a script, and is no wish to cancel then: what has not started is left for the next run. A session
-        # or a notebook goes on, where nobody can get at these results any more, and other calls would wait for them.
-        if not isinstance(error, StopIteration) and (isinstance(error, Exception) or hasattr(sys, "ps1")):
-            self._dispatcher.forget(self._arrivals)
+        # or a notebook goes on, where nobody can get at these results any more: it means what runs, too.
+        if isinstance(error, Exception):
+            if not isinstance(error, StopIteration):
+                self._dispatcher.forget(self._arrivals)
+        elif is_interactive():
+            self._dispatcher.forget(self._arrivals, running=True)
 
     def _next(self) -> Any:
         if self._buffersize is not None and not self._exhausted:

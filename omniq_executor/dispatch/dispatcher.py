@@ -9,6 +9,7 @@ import functools
 import itertools
 import logging
 import selectors
+import signal
 import threading
 import time
 import weakref
@@ -71,6 +72,7 @@ class Dispatcher:
         """Of the workers, with its arguments, if there is one: for who makes a call once more."""
         self._waiters = waiters or Waiters()
         self._new_future: Any = new_future
+        self._uses: tuple[int, int, int] | None = None  # how much it had been used when a cell ended that had used it
         self._why_fresh: Why | None = None  # unless it continues others; found out when it is asked for
         self._loop = Loop(
             store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers, repeats, on_change
@@ -317,11 +319,11 @@ class Dispatcher:
             if not self.driver.is_closed:
                 self._loop.cancel(ids, running)
 
-    def forget(self, consumer: Consumer) -> None:
-        """Nobody waits for the consumer's tasks any more: cancel those that have not started."""
+    def forget(self, consumer: Consumer, running: bool = False) -> None:
+        """Nobody waits for the consumer's tasks any more: cancel those that have not started, or with `running` all."""
         with self.driver:
             if not self.driver.is_closed:
-                self._loop.cancel(self._waiters.ids(consumer))
+                self._loop.cancel(self._waiters.ids(consumer), running)
 
     def watch(self, iterator: Any, consumer: Consumer) -> None:
         """As `forget()`, when an iterator is dropped, with a turn that follows."""
@@ -422,6 +424,22 @@ class Dispatcher:
     def leave_unclean(self) -> None:
         """Have the run be continued by the next one: it has not gone well."""
         self._loop.clean = False
+
+    def note_cell(self, failed: bool) -> None:
+        """Take note that a cell of the notebook has ended. If the cell has used the run, that stands as it did."""
+        with self.driver:
+            uses = self.driver.visits, self._loop.ids.taken, self._loop.resumption.resumed.reused
+            if uses != self._uses:
+                self._uses, self._loop.cell_failed = uses, failed
+
+    def let_go(self, why: str) -> None:
+        """End, so that another run can continue this one: at once if anything is under way."""
+        with self.driver:
+            is_busy = bool(self._waiters.open or self._loop.claims.held())
+        if is_busy:
+            self.stop(signal.SIGTERM, why)
+        else:
+            self.close(wait=True)
 
     def close(self, wait: bool, cancel_futures: bool = False) -> None:
         """Take nothing more, and end when everything awaited is resolved. With `wait`, return only then."""

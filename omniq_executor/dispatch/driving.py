@@ -109,7 +109,7 @@ class Driver:
         self._driver_lock = threading.Lock()
         self._is_finishing = False  # whether nobody begins to drive any more
         self._parked: list[tuple[SimpleQueue[None], Callable[[], bool]]] = []
-        self._visits = 0  # of threads that drive, or add while other things are open
+        self.visits = 0  # of threads that drive, or add while other things are open
         self._grace = False
         self._thread: threading.Thread | None = None
         self._running = threading.Lock()  # held by the own thread as long as it lives
@@ -137,7 +137,7 @@ class Driver:
 
     def count_visit(self) -> None:
         """Have the own thread keep away for a moment, as in a burst."""
-        self._visits += 1
+        self.visits += 1
         self._grace = True
 
     def hold_off(self) -> None:
@@ -331,9 +331,9 @@ class Driver:
     def _take_turn(self, timeout_s: float, gives_way: bool = False) -> None:
         """Wait for something to happen, and take the turn for it."""
         if gives_way and self._grace:
-            visits = self._visits
+            visits = self.visits
             self._standby.wait(GRACE_S)
-            if self._driver is not None or self._visits != visits:
+            if self._driver is not None or self.visits != visits:
                 return
             self._grace = False
             timeout_s = 0 if self._work.holds_back() else timeout_s

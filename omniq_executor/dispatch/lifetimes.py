@@ -26,7 +26,7 @@ def _close_at_exit() -> None:
     """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
     # Those of no run come last: they only wait, and what they wait for may be finished by the others meanwhile.
     for dispatcher in sorted(open_dispatchers, key=lambda one: not one.run.id):
-        if isinstance(sessions.ended_by(), KeyboardInterrupt):
+        if issubclass(sessions.ended_by() or Exception, KeyboardInterrupt):
             dispatcher.stop(signal.SIGTERM, "the script was interrupted")
         else:
             dispatcher.close(wait=True)

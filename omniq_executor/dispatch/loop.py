@@ -82,6 +82,7 @@ class Loop:
         self.dropped = Dropped(self.driver.waker)
         self.failure: str | None = None  # why nothing is taken any more
         self.clean = True  # whether the run has gone well so far
+        self.cell_failed = False  # whether the last cell of a notebook that used it has failed
         self.on_end: Callable[[], object] | None = None
         self.is_closing = False
         self.is_draining = False  # whether nothing is given to workers any more
@@ -435,13 +436,14 @@ class Loop:
             if self.driver.is_closed:
                 return
             self._engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
-            if self.failure is None and self.clean and self.retention.at < math.inf:
+            clean = self.clean and not self.cell_failed
+            if self.failure is None and clean and self.retention.at < math.inf:
                 self.retention.finish(self.ids.taken)
             try:
                 if self._run.id:
                     sessions.leave(self._store.address)
                     self.resumption.tell()
-                    self._store.end_run(self._run, self.clean, now())
+                    self._store.end_run(self._run, clean, now())
             except StoreError as error:
                 _log.error("the run could not be closed, and will be continued as a broken one: %s", error)
             try:

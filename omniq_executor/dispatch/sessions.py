@@ -3,7 +3,8 @@
 A run is not clean before the process has ended well: what its calls brought may be needed once more if the
 script dies later on. So a session is begun with the first executor on a store, outlives all of them, and is ended
 when the interpreter ends. A process that is killed ends none, and its lock tells so. A run that was cut off, by
-Ctrl-C say, does not become clean at all, and is continued by the next one, in this process or another.
+Ctrl-C say, does not become clean at all, and is continued by the next one, in this process or another. A notebook ends
+as its last cell did.
 """
 
 import logging
@@ -12,7 +13,9 @@ import sys
 import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from types import CodeType
 
+from .. import notebooks
 from ..errors import StoreError
 from ..stores.base import Leftover, Run, Store, now
 
@@ -34,11 +37,14 @@ class _Session:
 
 _sessions: dict[str, _Session] = {}  # by address of the store, the oldest first
 _lock = threading.Lock()  # executors may be made in several threads
+_outermost: CodeType | None = None  # what an exception must leave to end the process
 
 
 def enter(store: Store, queue: str, leftovers: str) -> int:
     """The id of this process's session in a store, which an executor on the queue uses until `leave()`."""
+    global _outermost
     with _lock:
+        _outermost = _outermost_code()
         if store.address not in _sessions:
             unused = [address for address, session in _sessions.items() if not session.users]
             for address in unused[: max(len(_sessions) + 1 - _MOST, 0)]:
@@ -60,7 +66,7 @@ def leave(address: str) -> None:
 def raised(address: str, run: Run) -> None:
     """An exception has left the run's `with` block. If it does not leave the process, the run is none the worse."""
     with _lock:
-        if address in _sessions and not _is_interactive():
+        if address in _sessions and not notebooks.is_interactive():
             _sessions[address].raised.append(run)
 
 
@@ -106,16 +112,28 @@ def tell_of_leftovers(address: str, left: Iterable[Leftover]) -> None:
         )  # fmt: skip
 
 
-def ended_by() -> BaseException | None:
-    """The exception that nobody caught, and that is about to end this process."""
-    if _is_interactive():
-        return None
-    return sys.exc_info()[1] or getattr(sys, "last_value", None)  # the first one in a process of multiprocessing
+def ended_by() -> type[BaseException] | None:
+    """Return the exception that nobody caught, and that is about to end this process, or that ended its notebook."""
+    if notebooks.cell_error is not None:
+        return notebooks.cell_error
+    if notebooks.is_interactive() and notebooks.shell() is None:
+        return None  # whoever types went on after it
+    error = sys.exc_info()[1]  # in a process of multiprocessing
+    if error is None:
+        error = getattr(sys, "last_value", None)
+        start = error.__traceback__ if error is not None else None
+        # Debuggers, consoles and test runners leave there what they have caught, from where they have caught it.
+        if start is not None and _outermost is not None and start.tb_frame.f_code is not _outermost:
+            return None
+    return None if error is None else type(error)
 
 
-def _is_interactive() -> bool:
-    """Whether somebody types what is run: an exception ends a statement there, not the process."""
-    return bool(sys.flags.interactive or hasattr(sys, "ps1"))
+def _outermost_code() -> CodeType | None:
+    """Return the code in which the main thread began."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return None if frame is None else frame.f_code
 
 
 def _after_fork_in_child() -> None:

@@ -397,8 +397,9 @@ class Store(abc.ABC):
 
         Those are the runs of the same queue and context whose session is over, whether calls of them were
         taken over or not. With `keep_broken` the session's own runs that did not end clean stay as they are, to be
-        continued, and nothing of their queue and context is settled. Returns what settled runs have left PENDING,
-        in whichever queue, of which nobody was told before.
+        continued, and nothing of their queue and context is settled, unless a run of the session has continued them
+        and ended clean. Returns what settled runs have left PENDING, in whichever queue, of which nobody was told
+        before.
         """
 
     @abc.abstractmethod

@@ -36,13 +36,16 @@ class PastRun(NamedTuple):
 def ended(past: Iterable[PastRun], own: Collection[int], keep_broken: bool) -> tuple[set[int], set[int]]:
     """Return which runs are clean and which are settled as these end clean: themselves, and those like them.
 
-    With `keep_broken` those of them that are broken stay as they are, and all that are like them.
+    With `keep_broken` those of them that are broken stay as they are, and all that are like them, unless another one of
+    these has continued them and is not broken itself.
     """
     unsettled = [run for run in past if not run.settled]
-    kept = [run for run in unsettled if keep_broken and run.is_broken and run.id in own]
-    alike = {run.likeness for run in unsettled if run.id in own}.difference(run.likeness for run in kept)
+    broken = {run.id for run in unsettled if keep_broken and run.is_broken and run.id in own}
+    mended = {id for run in unsettled if run.id in own and run.id not in broken for id in run.continues}
+    kept = {run.likeness for run in unsettled if run.id in broken.difference(mended)}
+    alike = {run.likeness for run in unsettled if run.id in own}.difference(kept)
     settled = {run.id for run in unsettled if run.likeness in alike and (run.is_over or run.id in own)}
-    return set(own).difference(run.id for run in kept), settled
+    return set(own).difference(broken), settled
 
 
 def continued(past: Iterable[PastRun], resume: Resume, session: int, have_failed: Collection[int] = ()) -> set[int]:

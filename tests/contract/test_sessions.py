@@ -360,6 +360,21 @@ def test_what_broke_is_kept_if_that_is_wished_with_all_of_its_queue_and_context(
     assert enter(context="fine").run.continues == ()
 
 
+def test_what_broke_and_was_continued_to_a_clean_end_in_the_same_session_is_settled(enter: Enter, store: Store) -> None:
+    session = store.begin_session(tick())
+    broken = enter(session=session)
+    broken.stop(clean=False)
+    again = enter(session=session)
+    again.stop(clean=False)
+    mended = enter(session=session)
+    assert mended.run.continues == (broken.run.id, again.run.id)
+    mended.stop()
+    end(store, session, keep_broken=True)
+    assert settled(store) == [broken.run.id, again.run.id, mended.run.id]
+    assert [record.clean for record in store.runs()] == [False, False, True]
+    assert enter().run.continues == ()
+
+
 def test_a_run_whose_end_is_told_twice_tells_once_what_it_left(client: Client) -> None:
     client.add(1)
     assert [left.tasks for left in (*client.store.end_run(client.run, True, tick()),)] == [1]
