@@ -339,3 +339,21 @@ if __name__ == "__main__":
     )
     done = script.run()
     assert (done.returncode, done.stdout, done.stderr) == (0, "True True\nTrue\n", "")
+
+
+@pytest.mark.parametrize(("end", "clean"), [("", True), ("1 / 0", False)])
+@pytest.mark.parametrize("python", [["script.py"], ["-m", "script"]], ids=["script", "module"])
+def test_what_a_console_has_caught_is_no_bad_end(
+    script: Any, open_store: Any, python: list[str], end: str, clean: bool
+) -> None:
+    script.write(f"""
+import code, sys
+from omniq_executor import PersistentExecutor
+with PersistentExecutor(1) as executor:
+    executor.submit(abs, -1).result()
+code.InteractiveConsole().push("1 / 0")
+assert isinstance(sys.last_value, ZeroDivisionError)
+{end}
+""")
+    assert (script.run(python=python).returncode == 0) is clean
+    assert [run.clean for run in open_store(script.store).runs()] == [clean]

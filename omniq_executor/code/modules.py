@@ -230,6 +230,8 @@ def script() -> tuple[str, str] | None:
     """Return how the main module can be imported, as multiprocessing knows it; None for a session or a notebook."""
     from multiprocessing import spawn
 
+    if not hasattr(main := sys.modules["__main__"], "__spec__"):
+        main.__spec__ = None  # IPython's %run takes all from the module of a script that it runs again
     data = spawn.get_preparation_data("")
     for how in ("path", "name"):
         if f"init_main_from_{how}" in data:

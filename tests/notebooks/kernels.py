@@ -57,7 +57,7 @@ class Kernel:
     def run(self, cell: str) -> str:
         """What a cell prints, which raises nothing."""
         printed, raised = self.end(self.begin(cell))
-        assert not raised
+        assert not raised, raised
         return printed
 
     def fail(self, cell: str) -> str:
