@@ -31,8 +31,8 @@ def shell() -> Any:
     return ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
 
 
-def watch(on_end: Callable[[bool], object]) -> None:
-    """Have `on_end` called after each cell, from the one that is running on, with whether it failed."""
+def watch(on_end: Callable[[], object]) -> None:
+    """Have `on_end` called after each cell, from the one that is running on. How it ended is `cell_error` then."""
     global _watched, _shown
     found = shell()
     if found is None or found is _watched:
@@ -50,7 +50,7 @@ def watch(on_end: Callable[[bool], object]) -> None:
         else:
             error = result.error_before_exec or result.error_in_exec or error
         cell_error = None if error is None else type(error)
-        on_end(error is not None)
+        on_end()
 
     found.events.register("post_run_cell", note)
 

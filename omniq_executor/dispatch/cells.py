@@ -2,6 +2,7 @@
 
 - A run stands as the last cell that used it did: one that failed leaves it to be continued, until a later cell that
   uses the same executor ends well. How the notebook ended is for sessions.py: as its last cell did.
+- An interrupt ends what runs for maps whose iterators are gone: nobody can get at these results any more.
 - A cell that makes an executor, and is run again, makes another one while the first is still bound to the name. The
   first lets go before the second begins: what it has not finished is PENDING then, and the second takes it over.
 """
@@ -21,6 +22,8 @@ def enter(path: Path, queue: str) -> None:
             dispatcher.let_go("the statement that made the executor is run again, and makes another one")
 
 
-def _note_end(failed: bool) -> None:
+def _note_end() -> None:
+    error = notebooks.cell_error
+    interrupted = error is not None and issubclass(error, KeyboardInterrupt)
     for dispatcher in list(open_dispatchers):
-        dispatcher.note_cell(failed)
+        dispatcher.note_cell(error is not None, interrupted)

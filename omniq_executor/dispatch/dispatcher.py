@@ -425,9 +425,14 @@ class Dispatcher:
         """Have the run be continued by the next one: it has not gone well."""
         self._loop.clean = False
 
-    def note_cell(self, failed: bool) -> None:
-        """Take note that a cell of the notebook has ended. If the cell has used the run, that stands as it did."""
+    def note_cell(self, failed: bool, interrupted: bool) -> None:
+        """Take note that a cell of the notebook has ended. If the cell has used the run, that stands as it did.
+
+        If it was interrupted, what runs for maps whose iterators are gone is ended.
+        """
         with self.driver:
+            if interrupted and not self.driver.is_closed:
+                self._loop.end_abandoned()
             uses = self.driver.visits, self._loop.ids.taken, self._loop.resumption.resumed.reused
             if uses != self._uses:
                 self._uses, self._loop.cell_failed = uses, failed

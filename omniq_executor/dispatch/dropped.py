@@ -48,6 +48,10 @@ class Dropped:
         """Do not notice it, as the iterator has come to its end."""
         self._watched.pop(id(consumer), None)
 
+    def watches(self, consumer: Consumer) -> bool:
+        """Return whether it would be noticed, so that the iterator is there."""
+        return id(consumer) in self._watched
+
     def __bool__(self) -> bool:
         return bool(self._dropped)
 

@@ -305,6 +305,16 @@ class Loop:
         if self.peers.must_notify:
             self._notify()
 
+    def end_abandoned(self) -> None:
+        """Cancel what maps wait for whose iterators are gone, also what has started."""
+        self.turn_or_later()  # which notices those that were dropped just now
+        ids = [id for consumer in self.waiters.consumers() if not self.dropped.watches(consumer)
+               for id in self.waiters.ids(consumer)]  # fmt: skip
+        try:
+            self.cancel(ids, running=True)
+        except StoreError as error:
+            _log.error("%s; calls that an interrupt was to end go on", error)
+
     def _take_in_cancelled(self, cancelled: Sequence[int]) -> None:
         for id in cancelled:
             self.waiters.resolve(id, CANCELLED)

@@ -144,6 +144,12 @@ class Waiters:
             of is consumer for of, _ in self._singles.get(id, ())
         )
 
+    def consumers(self) -> list[Consumer]:
+        """Return the consumers that wait."""
+        waiting = [span.consumer for span in self._ranges]
+        waiting += [consumer for singles in self._singles.values() for consumer, _ in singles]
+        return [*{id(consumer): consumer for consumer in waiting}.values()]
+
     # what became of it
 
     def resolve_all(self, ids: Sequence[int], outcome: Any, refused: AbstractSet[int]) -> None:

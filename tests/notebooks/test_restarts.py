@@ -183,7 +183,8 @@ def test_an_interrupt_in_mid_map_stops_what_runs_and_the_next_run_goes_on(
 ) -> None:
     kernel.run(MAKE)
     kernel.run(DEFINE + "\ndef some(n):\n    note(f'{n}:{os.getpid()}')\n    return n if n < 2 else h(n)")
-    for loop in "list(executor.map(some, range(9)))", "for n in executor.map(some, range(9)): pass":
+    in_next, in_body = "list(executor.map(some, range(9)))", "for n in executor.map(some, range(9)): time.sleep(999)"
+    for loop in in_next, in_body:
         cell = kernel.begin(loop)
         wait_until(lambda: log.count("h") == 2)
         processes = [psutil.Process(pid) for pid in {int(line.split(":")[1]) for line in log.take() if ":" in line}]
