@@ -183,7 +183,7 @@ class PersistentExecutor(Submitter):
                 lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
                 dispatcher = Dispatcher(
                     opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run",
-                    repeats=resume == "always", new_future=DurableFuture, on_change=on_change,
+                    resume=resume, new_future=DurableFuture, on_change=on_change,
                 )  # fmt: skip
                 dispatcher.initializer = None if initializer is None else (initializer, initargs)
                 undo.pop_all()

@@ -24,7 +24,7 @@ from ..model.failures import Failures
 from ..model.options import CallOptions
 from ..model.reasons import Reason, Resumed, Why
 from ..model.task import Call, Function, Options, Status
-from ..stores.base import Batch, Run, Store, TaskState, now
+from ..stores.base import Batch, Resume, Run, Store, TaskState, now
 from . import history
 from .dropped import when_dropped
 from .loop import KILL_AFTER_S, USUAL, Loop
@@ -54,30 +54,33 @@ class Dispatcher:
         waiters: Waiters | None = None,
         queues: Sequence[str] | None = None,
         runs_leftovers: bool = False,
-        repeats: bool = False,
+        resume: Resume = "never",
         new_future: "Callable[[Dispatcher, int], Any] | None" = None,
         on_change: OnChange = "rerun",
     ) -> None:
         """`queues` are those to claim from, as in Turn, or None for what is of the run.
 
         `waiters` is told of what finishes. With `runs_leftovers` the run adopts what is PENDING in its queue and
-        that nobody else would run. With `repeats` equal calls of the run are one, however often they are submitted.
-        `new_future` makes what waits for the task of an id.
+        that nobody else would run. With resume="always" equal calls of the run are one, however often they are
+        submitted. `new_future` makes what waits for the task of an id.
         """
         self.store = store
         self.owner = owner
-        self.run = run
         self.engine = engine
         self.initializer: Any = None
         """Of the workers, with its arguments, if there is one: for who makes a call once more."""
         self._waiters = waiters or Waiters()
         self._new_future: Any = new_future
-        self._uses: tuple[int, int, int] | None = None  # how much it had been used when a cell ended that had used it
         self._why_fresh: Why | None = None  # unless it continues others; found out when it is asked for
         self._loop = Loop(
-            store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers, repeats, on_change
+            store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers, resume, on_change
         )
         self.driver = self._loop.driver
+
+    @property
+    def run(self) -> Run:
+        """The run that it works off."""
+        return self._loop.resumption.run
 
     # adding
 
@@ -426,16 +429,10 @@ class Dispatcher:
         self._loop.clean = False
 
     def note_cell(self, failed: bool, interrupted: bool) -> None:
-        """Take note that a cell of the notebook has ended. If the cell has used the run, that stands as it did.
-
-        If it was interrupted, what runs for maps whose iterators are gone is ended.
-        """
+        """Take note of how a cell of the notebook has ended, see Loop.note_cell()."""
         with self.driver:
-            if interrupted and not self.driver.is_closed:
-                self._loop.end_abandoned()
-            uses = self.driver.visits, self._loop.ids.taken, self._loop.resumption.resumed.reused
-            if uses != self._uses:
-                self._uses, self._loop.cell_failed = uses, failed
+            if not self.driver.is_closed:
+                self._loop.note_cell(failed, interrupted)
 
     def let_go(self, why: str) -> None:
         """End, so that another run can continue this one: at once if anything is under way."""

@@ -36,7 +36,7 @@ from ..errors import PoolBroken, StoreError, TaskNotFound
 from ..model.ids import Ids
 from ..model.options import CallOptions
 from ..model.task import FINISHED, Call, Function, Status
-from ..stores.base import Batch, Run, Store, TaskState, Turn, TurnResult, now
+from ..stores.base import Batch, Resume, Run, Store, TaskState, Turn, TurnResult, now
 from . import sessions
 from .claims import Claims
 from .committing import Committer
@@ -70,19 +70,20 @@ class Loop:
         waiters: Waiters,
         queues: Sequence[str] | None,
         runs_leftovers: bool,
-        repeats: bool,
+        resume: Resume,
         on_change: OnChange,
     ) -> None:
         self.driver = Driver(self)
         self.waiters = waiters
         self.ids = Ids(owner)
         self.claims = Claims(store, engine, crash_retries, functools.partial(self.ids.take, 1))
-        self.resumption = Resumption(store, run, runs_leftovers, repeats, on_change)
+        self.resumption = Resumption(store, run, runs_leftovers, resume, on_change)
         self.retention = Retention(store, owner)
         self.dropped = Dropped(self.driver.waker)
         self.failure: str | None = None  # why nothing is taken any more
         self.clean = True  # whether the run has gone well so far
-        self.cell_failed = False  # whether the last cell of a notebook that used it has failed
+        self._cell_failed = False  # whether the last cell of a notebook that used it has failed
+        self._uses: tuple[int, int, int] | None = None  # how much it had been used when that cell ended
         self.on_end: Callable[[], object] | None = None
         self.is_closing = False
         self.is_draining = False  # whether nothing is given to workers any more
@@ -305,16 +306,6 @@ class Loop:
         if self.peers.must_notify:
             self._notify()
 
-    def end_abandoned(self) -> None:
-        """Cancel what maps wait for whose iterators are gone, also what has started."""
-        self.turn_or_later()  # which notices those that were dropped just now
-        ids = [id for consumer in self.waiters.consumers() if not self.dropped.watches(consumer)
-               for id in self.waiters.ids(consumer)]  # fmt: skip
-        try:
-            self.cancel(ids, running=True)
-        except StoreError as error:
-            _log.error("%s; calls that an interrupt was to end go on", error)
-
     def _take_in_cancelled(self, cancelled: Sequence[int]) -> None:
         for id in cancelled:
             self.waiters.resolve(id, CANCELLED)
@@ -334,6 +325,26 @@ class Loop:
         if self.claims.queue.size:
             self.driver.tick()
         return mine
+
+    # notebooks
+
+    def note_cell(self, failed: bool, interrupted: bool) -> None:
+        """Take note that a cell of the notebook has ended. If the cell has used the run, that stands as it did.
+
+        If it was interrupted, what runs for maps whose iterators are gone is ended.
+        """
+        if interrupted:
+            self.turn_or_later()  # which notices those that were dropped just now
+        gone = [it for it in self.waiters.consumers() if not self.dropped.watches(it)] if interrupted else ()
+        before, self._uses = self._uses, (self.driver.visits, self.ids.taken, self.resumption.resumed.reused)
+        if self._uses != before:
+            self._cell_failed = failed
+        try:
+            self.cancel([id for consumer in gone for id in self.waiters.ids(consumer)], running=True)
+            if failed and self._uses != before:
+                self.resumption.continue_own()
+        except StoreError as error:
+            _log.error("%s; what the cell has left goes on, and what it has finished will run again", error)
 
     # others
 
@@ -446,7 +457,7 @@ class Loop:
             if self.driver.is_closed:
                 return
             self._engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
-            clean = self.clean and not self.cell_failed
+            clean = self.clean and not self._cell_failed
             if self.failure is None and clean and self.retention.at < math.inf:
                 self.retention.finish(self.ids.taken)
             try:

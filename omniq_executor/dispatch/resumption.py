@@ -12,7 +12,7 @@ from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
 from ..model.reasons import REUSED, Reason, Resumed, Why, taken_over
 from ..model.task import Call, Function, Status
-from ..stores.base import Resumable, Run, Store, TaskState, now
+from ..stores.base import Resumable, Resume, Run, Store, TaskState, now
 from .reuse import is_memo, memo_key, name_of
 from .waiters import Waiters
 
@@ -49,8 +49,10 @@ class Resumption:
     """See the module's docstring. Called under the dispatcher's lock."""
 
     def __init__(
-        self, store: Store, run: Run, runs_leftovers: bool, repeats: bool, on_change: OnChange = "rerun"
+        self, store: Store, run: Run, runs_leftovers: bool, resume: Resume, on_change: OnChange = "rerun"
     ) -> None:
+        self.run = run
+        """This run, as one that continues others, or as one that continues itself, too."""
         self.has_retried = False
         """Whether tasks became PENDING again, which others are to be told of, since whoever unsets this last looked."""
         self.foreign: set[int] = set()
@@ -65,13 +67,20 @@ class Resumption:
         self._digests: set[bytes] = set()  # of functions of this run, so that none is taken for an older one
         self._said_of: set[tuple[bytes, bytes]] = set()  # that the calls of the one function were taken for another
         self._changes: dict[tuple[bytes, bytes], str] = {}  # in words, from the one digest to the other
-        self.had: dict[bytes, int] | None = {} if repeats else None
+        self.had: dict[bytes, int] | None = {} if resume == "always" else None
         """The tasks of the calls that this run has had, by their names (see reuse.py), if they are run once each."""
         self._store = store
-        self._run = run
+        self._goes_on = resume in ("crashed", "failed")
         self._said = False  # that a run is continued
         self._again: set[int] = set()  # tasks that were found by their keys
         self._runs_leftovers = runs_leftovers
+
+    def continue_own(self) -> None:
+        """Have equal calls be given what this run has finished so far, each once: a cell that used it has failed."""
+        if self._goes_on:
+            self.run = self._store.offer_again(self.run)
+            self.resumed.continue_own(self.run.continues, self.run.total)
+            self._said = True  # what is continued is no earlier run, or it is told already
 
     def find(self, function: Function, call: Call, key: str | None) -> Look:
         """Return the task that a new call is, if there is one.
@@ -83,11 +92,11 @@ class Resumption:
         if key is not None and (found := self.by_key(function, call, key)) is not None:
             self._note_again(function, found, _OF_KEY)
             return Look(found, _OF_KEY)
-        return self.find_each(function, [call])[0] if self._run.continues else NOTHING
+        return self.find_each(function, [call])[0] if self.run.continues else NOTHING
 
     def by_key(self, function: Function, call: Call, key: str) -> TaskState | None:
         """Return the task that has the key, or None. Raises KeyConflict if it is another call."""
-        queue = self._run.queue
+        queue = self.run.queue
         found = self._store.by_key(queue, key)
         stored = self._store.stored([found.id]) if found is not None else []
         if found is None or not stored:  # it was purged in between
@@ -104,14 +113,14 @@ class Resumption:
                 f" {shown_arguments(task.args, task.kwargs)}, {task.task_id}, and cannot be of one with"
                 f" {shown_arguments(call.args, call.kwargs)} as well"
             )
-        if found.status is Status.FAILED and task.run != self._run.id and self._store.retry([found.id], now()):
+        if found.status is Status.FAILED and task.run != self.run.id and self._store.retry([found.id], now()):
             self.has_retried = True
             return found._replace(status=Status.PENDING, error=None)
         return found
 
     def by_memo(self, function: Function, key: str) -> Look:
         """Return the task of a call with memo=True, to be run again if it is no good; None if there is none."""
-        found = self._store.by_key(self._run.queue, key)
+        found = self._store.by_key(self.run.queue, key)
         if found is None:
             return _NO_EQUAL
         look = self._runnable(found)
@@ -121,7 +130,7 @@ class Resumption:
 
     def _note_again(self, function: Function, found: TaskState, why: Why) -> None:
         """Count a call that is a task which was there, without being taken over from a run."""
-        if self._run.continues:
+        if self.run.continues:
             self.resumed.add(function.path, why)
             if why.reason not in REUSED:
                 self._again.add(found.id)
@@ -130,7 +139,7 @@ class Resumption:
         """Return what was taken over so far, and why the rest was not. Raises StoreError."""
         resumed = copy.deepcopy(self.resumed)
         if self._again:
-            resumed.again = sum(call.id in self._again for call in self._store.calls(self._run.continues))
+            resumed.again = sum(call.id in self._again for call in self._store.calls(self.run.continues))
         return resumed
 
     def find_once(self, had: dict[bytes, int], function: Function, calls: dict[bytes, Call]) -> dict[bytes, Look]:
@@ -140,7 +149,7 @@ class Resumption:
         runnable = {name: self._runnable(states[id]) for name, id in ids.items() if id in states}
         known = {name: look for name, look in runnable.items() if look.found is not None}  # others were removed
         left = [name for name in calls if name not in known]
-        if left and self._run.continues:
+        if left and self.run.continues:
             looks = self.find_each(function, [calls[name] for name in left])
             known |= zip(left, looks, strict=True)
             had |= {name: look.found.id for name, look in zip(left, looks, strict=True) if look.found is not None}
@@ -160,7 +169,7 @@ class Resumption:
 
         Raises FunctionChanged, and takes nothing over, if one of them is there under other code and that is not wished.
         """
-        run = self._run
+        run = self.run
         if self._on_change == "raise":
             for _, why, _ in self.foresee(function, calls):
                 if why.reason is Reason.CODE:
@@ -221,7 +230,7 @@ class Resumption:
             return _EQUAL
         names.add(name)
         if memo:
-            found = self._store.by_key(self._run.queue, memo_key(function, call))
+            found = self._store.by_key(self.run.queue, memo_key(function, call))
         else:
             found = next(iter(self._store.states([self.had[name]])), None) if self.had and name in self.had else None
         if found is None:
@@ -237,7 +246,7 @@ class Resumption:
         """
         left = {} if left is None else left
         likenesses = {call.likeness for call in calls}
-        found = self._store.resumable(self._run, function.path, likenesses - left.keys())
+        found = self._store.resumable(self.run, function.path, likenesses - left.keys())
         for likeness in likenesses - left.keys():
             left[likeness] = (found or {}).get(likeness, [])
         for call in calls:
@@ -278,13 +287,13 @@ class Resumption:
             self._said_of.add((other.digest, function.digest))
             _log.warning(
                 "queue %r: results of %s are taken over (on_change='reuse') though %s",
-                self._run.queue, function.path, why.what,
+                self.run.queue, function.path, why.what,
             )  # fmt: skip
 
     def tell(self) -> None:
         """Say at the end of the run what it took over, if it did, and why the rest ran."""
         if self.resumed.reused:
-            _log.warning("queue %r: run %d: %s", self._run.queue, self._run.id, self.so_far().sentence())
+            _log.warning("queue %r: run %d: %s", self.run.queue, self.run.id, self.so_far().sentence())
 
     def expect(self) -> None:
         """Take note that others may have left something, or are gone."""
@@ -294,9 +303,9 @@ class Resumption:
         """Have this run be of what is waited for, or lies about, and nobody else would run. Raises StoreError."""
         self.foreign = {id for id in self.foreign if id in waiters}
         if self._runs_leftovers:
-            self._store.adopt(self._run, None, now())
+            self._store.adopt(self.run, None, now())
         if self.foreign and runs_calls:
-            self._store.adopt(self._run, self.foreign, now())
+            self._store.adopt(self.run, self.foreign, now())
         self.may_adopt = False
 
 

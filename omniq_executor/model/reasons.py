@@ -167,6 +167,11 @@ class Resumed(Counts):
         """How many tasks of those runs were found by their keys, so that they are no one run's."""
         self._total = total
 
+    def continue_own(self, continues: tuple[int, ...], total: int) -> None:
+        """Take note that the run continues these from now on, with itself, of which it can take over so many calls."""
+        self.continues = continues
+        self._total = self.reused + total
+
     @property
     def left_alone(self) -> int:
         """How many calls of the runs that it continues were not submitted again so far."""

@@ -439,6 +439,13 @@ class Store(abc.ABC):
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         """Do it for a run that continues others."""
 
+    @abc.abstractmethod
+    def offer_again(self, run: Run) -> Run:
+        """Have all that is COMPLETED of `run`, and of the runs that it continues, be there to be taken over once more.
+
+        Nothing else is, then. Returns the run as one that continues itself, too.
+        """
+
     def resumable(
         self, run: Run, path: str, likenesses: Collection[str | bytes]
     ) -> dict[str | bytes, list[Resumable]] | None:

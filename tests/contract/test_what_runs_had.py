@@ -76,6 +76,23 @@ def test_what_could_still_be_taken_over_is_told_whatever_code_it_had_and_nothing
     assert third.store.resumable(third.run, CUBE.path, [zero]) == {zero: [Resumable(cube, CUBE.digest, Status.PENDING)]}
 
 
+def test_what_a_run_has_completed_and_taken_over_is_offered_to_itself_once_more(client: Client, enter: Enter) -> None:
+    done, failed, pending = left_by_a_crash(client)
+    second = enter()
+    assert take_over(second, 0, 1, 2) == [done, failed, pending]
+    own, other = second.add(5, 6, claimed=True)
+    second.complete_block(own, [25])
+    before = second.store.taken()
+    second.run = second.store.offer_again(second.run)
+    assert second.run == Run(second.run.id, second.run.queue, (client.run.id, second.run.id), done=2, total=2)
+    assert take_over(second, 0, 1, 2, 5, 6) == [done, None, None, own, None]
+    assert take_over(second, 0, 5) == [None, None]
+    assert second.store.taken() == before
+    second.run = second.store.offer_again(second.run)
+    assert take_over(second, 0, 5) == [done, own]
+    assert second.statuses([other]) == [Status.RUNNING]
+
+
 def test_what_is_pickled_is_told_by_its_identity(client: Client, enter: Enter) -> None:
     (id,) = new_ids(1)
     calls = [Call(b"a pickle", None, b"identity")]

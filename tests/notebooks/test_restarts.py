@@ -192,7 +192,9 @@ def test_an_interrupt_in_mid_map_stops_what_runs_and_the_next_run_goes_on(
         kernel.interrupt()
         assert kernel.end(cell)[1] == "KeyboardInterrupt"
         assert psutil.wait_procs(processes, WAIT_S)[1] == []  # nobody has opened the gate
-        kernel.run("executor = PersistentExecutor(2)")
     (tmp_path / "gate").touch()
     assert kernel.run("print([*executor.map(some, range(9))])") == f"{[*range(9)]}\n"
     assert [line for line in log.take() if line[:2] in ("0:", "1:")] == []
+    assert kernel.run("print(executor.resumed.reused, executor.resumed.left_alone)") == "4 0\n"  # twice two
+    kernel.run("list(executor.map(some, range(9)))")  # it had ended well
+    assert log.count("0:") == log.count("1:") == 1

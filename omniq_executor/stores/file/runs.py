@@ -243,17 +243,26 @@ class Runs(OfFiles):
                 "clean": None, "settled": False, "session": session, "context": context, "result_ttl": result_ttl,
             }  # fmt: skip
             self._tasks.folders.write_json("runs", f"{number}.json", fields)
-            resumable = self._resumable[number] = defaultdict(deque)
-            functions = self._resumable_functions[number] = defaultdict(set)
-            done = total = 0
-            for record in self._tasks.all() if continues else ():
-                task = record.task
-                if task.run in continues and task.status is not Status.CANCELLED:
-                    resumable[record.digest, likeness_of(record)].append(task.id)
-                    functions[task.func_path].add(record.digest)
-                    total += 1
-                    done += task.status is Status.COMPLETED
-            return Run(number, queue, tuple(sorted(continues)), done, total)
+            return self._offer(Run(number, queue, tuple(sorted(continues))), frozenset(Status) - {Status.CANCELLED})
+
+    def offer_again(self, run: Run) -> Run:
+        with self._tasks.locked():
+            own = run._replace(continues=tuple(sorted({*run.continues, run.id})))
+            return self._offer(own, {Status.COMPLETED})
+
+    def _offer(self, run: Run, statuses: Collection[Status]) -> Run:
+        """Note what there is to be taken over of the runs that one continues; return that one with how much it is."""
+        resumable = self._resumable[run.id] = defaultdict(deque)
+        functions = self._resumable_functions[run.id] = defaultdict(set)
+        done = total = 0
+        for record in self._tasks.all() if run.continues else ():
+            task = record.task
+            if task.run in run.continues and task.status in statuses:
+                resumable[record.digest, likeness_of(record)].append(task.id)
+                functions[task.func_path].add(record.digest)
+                total += 1
+                done += task.status is Status.COMPLETED
+        return run._replace(done=done, total=total)
 
     def _read_runs(self, ids: Iterable[int] | None = None) -> dict[int, dict[str, Any]]:
         """Return the fields of these or all runs, which an older version may have written, but for damaged ones."""
@@ -297,7 +306,7 @@ class Runs(OfFiles):
                     while left and record is None:
                         taken.append((left, left.popleft()))
                         record = self._tasks.load(taken[-1][1])
-                    if record is not None:
+                    if record is not None and record.task.run != run.id:
                         noted.append(Taken(run.id, record.task.id, record.task.status, record.task.run))
                     if record is not None and record.task.status is Status.FAILED:
                         record = changes.change(record, record.after(Event.MANUAL_RETRY, now))
@@ -340,10 +349,13 @@ class Runs(OfFiles):
             text = self._taken_path(run).read_bytes()
         except FileNotFoundError:
             return
+        seen: set[int] = set()  # what was offered again is noted again: how it stood at first is what counts
         for line in text.splitlines():
             with contextlib.suppress(ValueError):  # a cut of the power may have torn one
                 task, status, origin = map(int, line.split())
-                yield Taken(run, task, Status(status), origin)
+                if task not in seen:
+                    seen.add(task)
+                    yield Taken(run, task, Status(status), origin)
 
     def _note_taken(self, run: int, taken: Iterable[Taken], anew: bool = False) -> None:
         """Add to the file of what a run has taken over. It is looked at and no more, so it is not synced."""

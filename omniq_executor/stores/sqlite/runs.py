@@ -152,28 +152,38 @@ def begin_run(
         (queue, owner, chain, now, session, context, result_ttl),
     )
     ((run,),), _ = yield "SELECT last_insert_rowid()", ()
-    done = total = 0
-    if continues:
-        yield f"DROP TABLE IF EXISTS temp.resumable_{run}", ()  # of a store that was deleted and made again
-        yield f"CREATE TEMP TABLE resumable_{run} (id INTEGER PRIMARY KEY, function INTEGER, call)", ()
-        yield (
-            f"INSERT INTO temp.resumable_{run}"
-            f" SELECT id, function, {LIKENESS}"
-            f" FROM task WHERE run IN (SELECT value FROM json_each(?)) AND status <> {Status.CANCELLED:d}",
-            (chain,),
-        )
-        yield f"CREATE INDEX temp.resumable_call_{run} ON resumable_{run} (function, call, id)", ()
-        yield f"DROP TABLE IF EXISTS temp.resumable_function_{run}", ()
-        yield (
-            f"CREATE TEMP TABLE resumable_function_{run} AS SELECT id, digest, path FROM function"
-            f" WHERE id IN (SELECT function FROM resumable_{run})",
-            (),
-        )
-        ((total, done),), _ = yield (
-            f"SELECT count(*), sum(status = {Status.COMPLETED:d}) FROM resumable_{run} JOIN task USING (id)",
-            (),
-        )
-    return Run(run, queue_name, tuple(sorted(continues)), done or 0, total)
+    opened = Run(run, queue_name, tuple(sorted(continues)))
+    return (yield from _offer(opened, f"status <> {Status.CANCELLED:d}")) if continues else opened
+
+
+def offer_again(run: Run) -> Transaction[Run]:
+    """Have what is COMPLETED be there to be taken over once more; returns the Run. See Store.offer_again()."""
+    own = run._replace(continues=tuple(sorted({*run.continues, run.id})))
+    return (yield from _offer(own, f"status = {Status.COMPLETED:d}"))
+
+
+def _offer(run: Run, where: str) -> Transaction[Run]:
+    """Note what there is to be taken over of the runs that one continues; returns that one with how much it is."""
+    id = run.id
+    yield f"DROP TABLE IF EXISTS temp.resumable_{id}", ()  # also of a store that was deleted and made again
+    yield f"CREATE TEMP TABLE resumable_{id} (id INTEGER PRIMARY KEY, function INTEGER, call)", ()
+    yield (
+        f"INSERT INTO temp.resumable_{id} SELECT id, function, {LIKENESS}"
+        f" FROM task WHERE run IN (SELECT value FROM json_each(?)) AND {where}",
+        (json.dumps(run.continues),),
+    )
+    yield f"CREATE INDEX temp.resumable_call_{id} ON resumable_{id} (function, call, id)", ()
+    yield f"DROP TABLE IF EXISTS temp.resumable_function_{id}", ()
+    yield (
+        f"CREATE TEMP TABLE resumable_function_{id} AS SELECT id, digest, path FROM function"
+        f" WHERE id IN (SELECT function FROM resumable_{id})",
+        (),
+    )
+    ((total, done),), _ = yield (
+        f"SELECT count(*), sum(status = {Status.COMPLETED:d}) FROM resumable_{id} JOIN task USING (id)",
+        (),
+    )
+    return run._replace(done=done or 0, total=total)
 
 
 def _older(runs: Collection[int], since: int) -> Transaction[set[int]]:
@@ -230,7 +240,10 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[lis
         return [None] * len(calls)
     ids = json.dumps(list(given))
     yield f"DELETE FROM temp.resumable_{run} WHERE id IN {GIVEN}", (ids,)
-    yield f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN}", (run, ids)
+    yield (
+        f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN} AND run <> ?",
+        (run, ids, run),
+    )
     failed, _ = yield f"SELECT id FROM task WHERE id IN {GIVEN} AND status = {Status.FAILED:d}", (ids,)
     if failed:
         yield from retry([id for (id,) in failed])

@@ -177,6 +177,9 @@ class SQLiteStore(Store):
         self._adopted.pop(run.id, None)
         return left
 
+    def offer_again(self, run: Run) -> Run:
+        return self.db.write(runs.offer_again(run))
+
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         return self.db.write(runs.take_over(run.id, self._function(function), calls))
 
