@@ -100,7 +100,12 @@ _NEWLOCALS = 0x02  # what functions have, and modules and cells have not
 def about_to_be_replaced() -> Iterator[Any]:
     """Give what the names stand for that the statement binds which has led here, where somebody types it."""
     frame = _statement() if is_interactive() else None
-    if frame is not None:
-        for step in dis.get_instructions(frame.f_code):
-            if step.opname in ("STORE_NAME", "STORE_GLOBAL") and step.argval in frame.f_globals:
-                yield frame.f_globals[step.argval]
+    if frame is None:
+        return
+    end = 0  # the line in which the statement's value ends; names that others bind are below it, or were bound before
+    for step in dis.get_instructions(frame.f_code):
+        first, last = (step.positions.lineno, step.positions.end_lineno) if step.positions else (None, None)
+        if step.offset == frame.f_lasti:
+            end = last or 0
+        elif step.opname in ("STORE_NAME", "STORE_GLOBAL") and (first or 1) <= end and step.argval in frame.f_globals:
+            yield frame.f_globals[step.argval]

@@ -213,6 +213,29 @@ futures = [executor.submit(lambda n: open(f"ran{n}", "w").close(), n) for n in r
     assert sorted(path.name for path in script.folder.glob("ran*")) == [f"ran{n}" for n in range(10)]
 
 
+def test_executors_of_a_script_that_a_session_follows_leave_each_other_alone(script: Any) -> None:
+    """Only the name that a statement binds tells that it replaces an executor, and not those of others in the file."""
+    script.write("""
+from omniq_executor import PersistentExecutor
+one = PersistentExecutor(1)
+two = PersistentExecutor(
+    1,
+)
+print(one.submit(abs, -1).result(), two.submit(abs, -2).result())
+one, three = PersistentExecutor(1), one
+two = PersistentExecutor(
+    1,
+)
+for executor in (one, two, three):
+    try:
+        print(executor.submit(abs, -3).result())
+    except RuntimeError:
+        print("it has let go")
+""")
+    done = script.run(python=["-i", "script.py"])
+    assert done.stdout.splitlines() == ["1 2", "3", "3", "it has let go"]
+
+
 def test_a_command_given_by_c(method: str, script: Any) -> None:
     code = METHODS_ALL + DEFINITIONS + BODY.format(method=method)
     done = script.run(python=["-c", code])

@@ -66,7 +66,6 @@ def test_notebooks_that_nbclient_runs_in_one_folder_go_on_each_by_itself(tmp_pat
     assert result == "30 0"
     write(one, [*cells[:2], "1 / 1"])
     assert run_by_nbclient(one) == [queue, "30 5"]  # taken over, since it had failed
-    assert run_by_nbclient(one) == [queue, "30 0"]  # and not since it has ended well
 
 
 def test_a_notebook_that_papermill_runs_goes_by_its_own_name(tmp_path: Path) -> None:
