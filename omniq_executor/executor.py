@@ -65,8 +65,8 @@ class PersistentExecutor(Submitter):
         SQLite database, any other path and `file:///x` a folder of files; or a Settings.
         Default: what the variables OMNIQ_* say (see Settings), else `omniq_data/omniq.db` in the
         current folder.
-    queue: the calls of one queue are worked off by the executors of that queue. Default: the name
-        of the script, so that two scripts in one folder do not run each other's calls.
+    queue: the calls of one queue are worked off by the executors of that queue. Default: the name of the
+        script or notebook (see docs/notebooks.md), so that two in one folder do not run each other's calls.
     resume: "crashed" continues what processes left that did not end clean: a call submitted again is not
         run again if it finished then. "failed" also continues the last process if it ended clean but calls of
         it failed, as of a script that catches their exceptions. "always" also continues the last process however
