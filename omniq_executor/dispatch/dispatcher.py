@@ -6,7 +6,6 @@ wait_until()                       takes the turns meanwhile, see driving.py
 
 import contextlib
 import functools
-import itertools
 import logging
 import selectors
 import signal
@@ -14,8 +13,7 @@ import threading
 import time
 import weakref
 from _thread import start_new_thread
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..engines.base import Engine
@@ -23,11 +21,12 @@ from ..errors import PoolBroken, StoreError
 from ..model.failures import Failures
 from ..model.options import CallOptions
 from ..model.reasons import Reason, Resumed, Why
-from ..model.task import Call, Function, Options, Status
+from ..model.task import Call, Function, Status
 from ..stores.base import Batch, Resume, Run, Store, TaskState, now
 from . import history
 from .dropped import when_dropped
 from .loop import KILL_AFTER_S, USUAL, Loop
+from .maps import Maps, is_resumed, recurs
 from .resumption import NOTHING, Foresight, OnChange
 from .reuse import is_memo, memo_key, name_of
 from .standing import Standing, standing_of
@@ -75,6 +74,7 @@ class Dispatcher:
         self._loop = Loop(
             store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers, resume, on_change
         )
+        self._maps = Maps(self._loop, self._waiters, owner)
         self.driver = self._loop.driver
 
     @property
@@ -98,7 +98,7 @@ class Dispatcher:
             loop.enter()
             loop.claims.queue.know(function)
             had = loop.resumption.had
-            if had is not None and key is None and not _recurs(call_options.options):
+            if had is not None and key is None and not recurs(call_options.options):
                 return self._submit_once(had, function, call, call_options)
             found, why = loop.resumption.find(function, call, key)
             if found is None:
@@ -128,13 +128,9 @@ class Dispatcher:
         future = self._future_of(found)
         if is_new:  # else it is that of whoever submitted the call first
             future._why = why
-        future.resumed = self._is_resumed(found)
+        future.resumed = is_resumed(found, self.owner)
         self._loop.turn_or_later()
         return future
-
-    def _is_resumed(self, found: TaskState) -> bool:
-        """Return whether a call need not run, since its result is there, and was not made by this executor."""
-        return found.status is Status.COMPLETED and found.owner != self.owner
 
     def _submit_new(self, id: int, function: Function, call: Call, call_options: CallOptions, why: Why | None) -> Any:
         future = self._new_future(self, id)
@@ -144,114 +140,16 @@ class Dispatcher:
         try:
             self._loop.add_one(id, function, call, call_options)
         except BaseException as error:
-            self._take_back((id,), error)
+            self._loop.take_back((id,), error)
             raise
         return future
-
-    def _take_back(self, ids: Iterable[int], error: BaseException) -> None:
-        """Have nobody wait for what could not be added."""
-        for id in ids:
-            self._waiters.remove(id)
-        self._loop.fail_by(error)
 
     def add(self, consumer: Consumer, position: int, batch: Batch) -> None:
         """Store new calls for consecutive positions of a consumer. Their ids are given here."""
         with self.driver:
             self._loop.enter()
             self._loop.claims.queue.know(batch.function)
-            had = self._loop.resumption.had
-            if batch.key is not None:
-                self._add_memos(consumer, position, batch)
-            elif had is not None and not _recurs(batch.options):
-                self._add_once(had, consumer, position, batch)
-            elif self.run.continues:
-                self._add_resumed(consumer, position, batch)
-            else:
-                self._add_new(consumer, position, batch)
-
-    def _add_new(self, consumer: Consumer, position: int, batch: Batch) -> None:
-        batch.first = self._loop.ids.take(batch.size)
-        self._waiters.add_range(batch.first, batch.size, consumer, position)
-        try:
-            self._loop.turn(batch)
-        except BaseException as error:
-            self._take_back((batch.first,), error)
-            raise
-
-    def _add_resumed(self, consumer: Consumer, position: int, batch: Batch) -> None:
-        """Add calls of which some may be in the store already, by the runs that this one continues."""
-        loop, calls = self._loop, batch.each()
-        known = [look.found for look in loop.resumption.find_each(batch.function, calls)]
-        # First those that are ours by now: adding others may fail.
-        for place, found in enumerate(known):
-            if found is not None:
-                self._waiters.add_single(found.id, consumer, position + place)
-                consumer.resumed += self._is_resumed(found)
-                # What is PENDING is of this run by now; what runs elsewhere may be left by whoever runs it.
-                loop.take_in_state(found, may_adopt=found.status is Status.RUNNING)
-        for is_new, stretch in itertools.groupby(range(len(calls)), lambda place: known[place] is None):
-            if is_new:
-                start, *_ = places = [*stretch]
-                part = replace(batch, size=len(places), text=None, calls=calls[start : start + len(places)])
-                self._add_new(consumer, position + start, part)
-        loop.turn_or_later()
-
-    def _add_once(self, had: dict[bytes, int], consumer: Consumer, position: int, batch: Batch) -> None:
-        """Add calls of which those that are equal are one, among them and with those that the run has had."""
-        loop, calls = self._loop, batch.each()
-        positions: dict[bytes, list[int]] = {}
-        for place, call in enumerate(calls):
-            positions.setdefault(name_of(batch.function, call), []).append(position + place)
-        named = {name: calls[places[0] - position] for name, places in positions.items()}
-        looks = loop.resumption.find_once(had, batch.function, named)
-        known = {name: look.found for name, look in looks.items() if look.found is not None}
-        for name, found in known.items():
-            for place in positions[name]:
-                self._waiters.add_single(found.id, consumer, place)
-                consumer.resumed += self._is_resumed(found)
-        for found in known.values():
-            loop.take_in_state(found, may_adopt=found.status is Status.RUNNING)
-        new = [name for name in positions if name not in known]
-        if new:
-            part = replace(batch, size=len(new), text=None, calls=[named[name] for name in new])
-            self._add_shared(consumer, [positions[name] for name in new], part)
-            had |= zip(new, range(part.first, part.first + part.size), strict=True)
-        loop.turn_or_later()
-
-    def _add_shared(self, consumer: Consumer, positions: Sequence[Sequence[int]], batch: Batch) -> None:
-        """Add new calls of which each is the one of all these positions."""
-        batch.first = self._loop.ids.take(batch.size)
-        ids = range(batch.first, batch.first + batch.size)
-        if all(len(places) == 1 for places in positions) and positions[-1][0] - positions[0][0] == batch.size - 1:
-            self._waiters.add_range(batch.first, batch.size, consumer, positions[0][0])
-        else:
-            for id, places in zip(ids, positions, strict=True):
-                for place in places:
-                    self._waiters.add_single(id, consumer, place)
-        try:
-            self._loop.turn(batch)
-        except BaseException as error:
-            self._take_back(ids, error)
-            raise
-
-    def _add_memos(self, consumer: Consumer, position: int, batch: Batch) -> None:
-        """Add calls with memo=True, each in a turn of its own: another process may have one at the same time."""
-        resumption = self._loop.resumption
-        for place, call in enumerate(batch.each(), position):
-            key = memo_key(batch.function, call)
-            found = resumption.by_memo(batch.function, key).found
-            if found is None:
-                try:
-                    self._add_new(consumer, place, replace(batch, size=1, text=None, calls=[call], key=key))
-                    continue
-                except StoreError:
-                    found = resumption.by_memo(batch.function, key).found
-                    if found is None:
-                        raise
-            self._waiters.add_single(found.id, consumer, place)
-            consumer.resumed += self._is_resumed(found)
-            self._loop.take_in_state(found, may_adopt=True)
-        self._loop.turn_or_later()
+            self._maps.add(consumer, position, batch)
 
     def prepare(self) -> Any:
         """Make ready for a first call, before it is described, and return the engine's snapshot.
@@ -507,7 +405,3 @@ class Dispatcher:
     def leave_to_parent(self) -> None:
         """After a fork, in the child: let go of what is the parent's."""
         self._loop.leave_to_parent()
-
-
-def _recurs(options: Options | None) -> bool:
-    return options is not None and options.interval is not None

@@ -29,7 +29,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..engines.base import Engine
 from ..errors import PoolBroken, StoreError, TaskNotFound
@@ -142,6 +142,12 @@ class Loop:
         self.claims.queue.add((id,), function, None, (call,), not self._holds)
         if self._holds:
             self.driver.tick()
+
+    def take_back(self, ids: Iterable[int], error: BaseException) -> None:
+        """Have nobody wait for what could not be added."""
+        for id in ids:
+            self.waiters.remove(id)
+        self.fail_by(error)
 
     def _has_room_for_one(self) -> bool:
         """Return whether a new call can go to a worker, with no older one and nothing else to do first."""

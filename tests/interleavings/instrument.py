@@ -37,6 +37,7 @@ MODULES = (  # each after those of which it takes something when it is imported
     "dispatch.resumption",
     "dispatch.loop",
     "dispatch.dispatcher",
+    "dispatch.maps",
     "future",
     "map_iterator",
 )
