@@ -353,12 +353,11 @@ class PersistentExecutor(Submitter):
     def progress(self, futures: Iterable[Future[Any]] | None = None) -> None:
         """Show how calls stand until they are done: these, or all of this executor. Nothing of them is raised.
 
-            futures = [executor.submit(parse, path) for path in paths]
-            executor.progress(futures)
-
         It shows how many are done, were resumed and failed, how fast they run, how long the rest may take and which is
         the slowest: in the cell of a notebook, on a terminal, or as a line every 30 s. Ctrl-C ends the wait, and
         none of the calls. See docs/progress.md.
+
+        >>> executor.progress([executor.submit(pow, 2, n) for n in range(3)])
         """
         if futures is None:
             wait_for_all(self._dispatcher, self.queue)
