@@ -9,6 +9,8 @@ import psutil
 import pytest
 from kernels import WAIT_S, Kernel, kernel_in
 
+from omniq_executor import Status
+
 # Of the libraries under the kernel, not of ours.
 pytestmark = [
     pytest.mark.slow,
@@ -179,22 +181,25 @@ def test_what_is_run_again_in_the_same_kernel(kernel: Kernel, log: Log, tmp_path
 
 
 def test_an_interrupt_in_mid_map_stops_what_runs_and_the_next_run_goes_on(
-    kernel: Kernel, log: Log, tmp_path: Path, wait_until: Any
+    kernel: Kernel, log: Log, tmp_path: Path, open_store: Any, wait_until: Any
 ) -> None:
     kernel.run(MAKE)
+    store = open_store(kernel.store)
     kernel.run(DEFINE + "\ndef some(n):\n    note(f'{n}:{os.getpid()}')\n    return n if n < 2 else h(n)")
     in_next, in_body = "list(executor.map(some, range(9)))", "for n in executor.map(some, range(9)): time.sleep(999)"
     for loop in in_next, in_body:
         cell = kernel.begin(loop)
-        wait_until(lambda: log.count("h") == 2)
+        wait_until(lambda: log.count("h") == 2 and store.find(Status.COMPLETED))
         processes = [psutil.Process(pid) for pid in {int(line.split(":")[1]) for line in log.take() if ":" in line}]
         assert len(processes) == 2
         kernel.interrupt()
         assert kernel.end(cell)[1] == "KeyboardInterrupt"
         assert psutil.wait_procs(processes, WAIT_S)[1] == []  # nobody has opened the gate
+    done = len(store.find(Status.COMPLETED))  # of the first two: they may wait behind one that waits for the gate
     (tmp_path / "gate").touch()
     assert kernel.run("print([*executor.map(some, range(9))])") == f"{[*range(9)]}\n"
-    assert [line for line in log.take() if line[:2] in ("0:", "1:")] == []
-    assert kernel.run("print(executor.resumed.reused, executor.resumed.left_alone)") == "4 0\n"  # twice two
+    assert log.count("0:") + log.count("1:") == 2 - done
+    assert kernel.run("print(executor.resumed.left_alone)") == "0\n"
+    log.take()
     kernel.run("list(executor.map(some, range(9)))")  # it had ended well
     assert log.count("0:") == log.count("1:") == 1
