@@ -73,8 +73,9 @@ def _file_of_parent() -> str | None:
     import psutil  # 20 ms, and most processes never need it
 
     try:
-        line = psutil.Process().parent().cmdline()
-    except (psutil.Error, AttributeError):  # it is gone, or is not ours to look at
+        parent = psutil.Process().parent()
+        line = [] if parent is None else parent.cmdline()
+    except psutil.Error:  # it is gone, or is not ours to look at
         return None
     return next((word for word in line[1:] if word.endswith(".ipynb") and not word.startswith("-")), None)
 

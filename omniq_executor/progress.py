@@ -30,6 +30,7 @@ class Map(Protocol):
 
     def counts(self) -> Counts:
         """Return how its calls stand."""
+        raise NotImplementedError
 
 
 def of_map(iterator: Map, dispatcher: Dispatcher, arrivals: Any, path: str) -> Progress:
@@ -76,11 +77,7 @@ def wait_for(futures: Iterable[concurrent.futures.Future[Any]], dispatcher: Disp
     count = _Counted(those, dispatcher)
     progress = Progress(count, lambda: _earlier(dispatcher, count.path) if count.path else ())
     try:
-        for future in those:
-            if hasattr(future, "_wait"):
-                future._wait(None)
-            else:
-                concurrent.futures.wait([future])
+        concurrent.futures.wait(those)
     finally:
         progress.close()
 

@@ -3,6 +3,7 @@
 The classes of tasks and errors are not named here, since they ask this module for their `repr()`.
 """
 
+import contextlib
 import json
 import reprlib
 import time
@@ -34,11 +35,11 @@ def call_text(path: str, args: str | bytes, kwargs: str | None, most: int = CALL
 def _arguments(args: str | bytes, kwargs: str | None) -> str:
     if isinstance(args, bytes):
         return pickled_arguments(args, _shorten) if args else "…"  # what is too large is not read to be shown
-    try:
-        given = json.loads(args) if len(args) <= _READ else None
+    given: Any = None
+    named: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, RecursionError):
         named = json.loads(kwargs) if kwargs and len(kwargs) <= _READ else {}
-    except (ValueError, RecursionError):
-        given = None
+        given = json.loads(args) if len(args) <= _READ else None
     if given is None:
         return f"{args[1:_READ]}…"
     shown = [_shorten.repr(value) for value in given]
