@@ -222,7 +222,13 @@ def file_of(name: str) -> str | None:
 
 def is_own_file(file: str) -> bool:
     """Return whether a file is the user's own: neither of the standard library nor installed."""
-    path = os.path.realpath(file)
+    file = os.path.realpath(file) if os.path.islink(file) else os.path.abspath(file)
+    return _is_own_folder(os.path.dirname(file))
+
+
+@functools.lru_cache(4096)  # most modules of a project are in few folders, and each part of a path is a system call
+def _is_own_folder(folder: str) -> bool:
+    path = os.path.join(os.path.realpath(folder), "")
     return not path.startswith(_LIBRARY) and not {"site-packages", "dist-packages"} & {*path.split(os.sep)}
 
 
