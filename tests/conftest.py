@@ -16,6 +16,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 import omniq_executor
@@ -23,6 +24,10 @@ from omniq_executor import PersistentExecutor
 
 METHODS = [name for name in ("fork", "forkserver", "spawn") if name in multiprocessing.get_all_start_methods()]
 WAIT_S = 30.0  # a bound for what is expected at once, on a machine that is busy with other things
+
+# How long one example takes says how busy the machine is; what hangs is ended by pytest's own timeout.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 # A job that a shell runs in the background ignores Ctrl-C and SIGQUIT, and one of `nohup` the end of the terminal; the
 # scripts that the tests end by these would, too.
