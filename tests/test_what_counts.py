@@ -95,3 +95,27 @@ def test_functions_by_value_that_differ_in_an_attribute_are_two() -> None:
     functions = Functions()
     assert functions.describe(made(1)).digest == functions.describe(made(1)).digest
     assert functions.describe(made(1)).digest != functions.describe(made(2)).digest
+
+
+def test_a_constant_that_is_patched_as_its_file_says_is_another_one_and_a_counter_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPython's autoreload puts constants into a module as it is."""
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "patched_module.py"
+    path.write_text("LIMIT = 1\nCOUNT = 0\nclass Kind:\n    size = 1\ndef f(x): return LIMIT + Kind.size + COUNT\n")
+    module: Any = importlib.import_module("patched_module")
+    functions = Functions()
+    seen = [functions.describe(module.f).digest]
+    module.COUNT = 5000  # by the program
+    assert functions.describe(module.f).digest == seen[0]
+    path.write_text("LIMIT = 1\nCOUNT = 0\nclass Kind:\n    size = 1\ndef f(x): return 0\n")  # edited, and not loaded
+    module.COUNT = 6000
+    assert functions.describe(module.f).digest == seen[0]
+    module.COUNT = 0
+    for limit, size in ((7000, 1), (7000, 8000)):
+        path.write_text(f"LIMIT = {limit}\nCOUNT = 0\nclass Kind:\n    size = {size}\ndef f(x): return 0\n")
+        module.LIMIT, module.Kind.size = limit, size
+        seen.append(functions.describe(module.f).digest)
+    assert len({*seen}) == 3
+    del sys.modules["patched_module"]

@@ -10,7 +10,7 @@ import re
 import sys
 from hashlib import blake2b
 from operator import attrgetter
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 MAIN = "__main__"
@@ -77,6 +77,14 @@ def wrapped(value: Any) -> list[Any] | None:
     return [value.__wrapped__] if type(value) is CACHED else None
 
 
+def is_called(value: Any, path: str) -> bool:
+    """Return whether code of a class was defined there under that name, and so is told apart by it."""
+    if isinstance(value, functools.singledispatchmethod):
+        return True
+    parts = [value] if isinstance(value, FunctionType | type) else wrapped(value) or ()
+    return bool(parts) and all(getattr(part, "__qualname__", "") == path for part in parts)
+
+
 _known: dict[str, tuple[Any, bool]] = {}
 
 
@@ -100,7 +108,8 @@ def is_own(name: str) -> bool:
     return own
 
 
-_texts: dict[str, tuple[Any, bytes | None]] = {}
+Stamp = tuple[int, int] | None  # when a file was changed, and its size
+_texts: dict[str, tuple[Any, bytes | None, Stamp]] = {}
 
 
 def text_digest(name: str) -> bytes | None:
@@ -108,11 +117,35 @@ def text_digest(name: str) -> bytes | None:
     module = sys.modules.get(name)
     spec, known = getattr(module, "__spec__", None), _texts.get(name)
     if known is None or known[0] is not spec:
-        digest = None
+        digest, stamp = None, None
         with contextlib.suppress(OSError), open(getattr(module, "__file__", None) or "", "rb") as file:
+            stamp = stamp_of(os.fstat(file.fileno()))  # before it is read: a later change is seen
             digest = hash_of(file.read())
-        known = _texts[name] = spec, digest
+        known = _texts[name] = spec, digest, stamp
     return known[1]
+
+
+def text_stamp(name: str) -> Stamp:
+    """Return the state of the file of a module as its text was read; None where there is none."""
+    text_digest(name)
+    return _texts[name][2]
+
+
+def file_stamp(name: str) -> Stamp:
+    """Return the state of the file of a module as it is now, or None."""
+    with contextlib.suppress(OSError, KeyError):
+        return stamp_of(os.stat(getattr(sys.modules[name], "__file__", None) or ""))
+    return None
+
+
+def forget_text(name: str) -> None:
+    """Have the text of a module be read again: the module is by now what its file says."""
+    _texts.pop(name, None)
+
+
+def stamp_of(found: os.stat_result) -> Stamp:
+    """Return what tells one state of a file from another."""
+    return found.st_mtime_ns, found.st_size
 
 
 def note_texts() -> None:

@@ -32,6 +32,7 @@ from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from .byte_code import MADE, code_digest
+from .in_place import Constants, look_at_functions
 from .modules import (
     CACHED,
     CONTAINERS,
@@ -39,6 +40,7 @@ from .modules import (
     Reduced,
     file_of,
     hash_of,
+    is_called,
     is_main,
     is_own,
     mentions,
@@ -80,6 +82,7 @@ class Version:
         self._names: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}  # names that were read, and their values
         self._loads: list[tuple[Mapping[str, Any], Any]] = []  # names of modules, and what each load makes anew
         self._look_at = 0.0  # when to look at names again
+        self._constants = Constants() if own is None else None
         self._functions: list[FunctionType] = []
         self._codes: list[CodeType] = []
         self._seen: set[int] = set()
@@ -108,6 +111,10 @@ class Version:
         holds = all(map(is_, map(_code_of, self._functions), self._codes)) and all(
             all(map(is_, map(names.get, known), known.values())) for names, known in self._names.values()
         )
+        if not holds:
+            look_at_functions(self._functions, self._codes)
+        elif self._constants is not None and not self._constants.are_same():
+            holds = not self._constants.are_patched()
         if holds and len(self._functions) > _FEW:
             self._look_at = moment + _LOOK_EVERY_S
         return holds
@@ -279,6 +286,8 @@ class Version:
             self._note_load(names)
             self._keep(str(module), name, value)
             self._hold(value)
+            if self._constants is not None:
+                self._constants.note(str(module), names, name, name, value)
         return None
 
     def _attributes(self, module: ModuleType, attributes: frozenset[str], seen: set[int]) -> None:
@@ -314,12 +323,15 @@ class Version:
         for name, value in vars(kind).items():
             if isinstance(value, _CODE):
                 self._queue.append(value)
-                if module != MAIN and not _is_called(value, f"{kind.__qualname__}.{name}"):
+                if module != MAIN and not is_called(value, f"{kind.__qualname__}.{name}"):
                     self._keep(module, f"{kind.__qualname__}.{name}", value)
             elif name[:2] != "__" or (name not in MADE and type(value) in _PLAIN_KINDS):
                 self._hold(value)
                 if module != MAIN:
-                    self._keep(module, f"{kind.__qualname__}.{name}", value)
+                    path = f"{kind.__qualname__}.{name}"
+                    self._keep(module, path, value)
+                    if self._constants is not None:
+                        self._constants.note(module, vars(kind), name, path, value)
 
     def _named(self, names: Mapping[str, Any], definition: FunctionType | type) -> None:
         """Note a function or class, which may be replaced under its name, as by a reload."""
@@ -359,14 +371,6 @@ def _leave_out(module: str, name: str, why: Exception) -> None:
             "a change of %s in module %s will not be seen, so results of before are reused then: it has no stable form"
             " (%s). options(depends=[%r]) has the text of the module count", what, module, why, module,
         )  # fmt: skip
-
-
-def _is_called(value: Any, path: str) -> bool:
-    """Return whether code of a class was defined there under that name, and so is told apart by it."""
-    if isinstance(value, functools.singledispatchmethod):
-        return True
-    parts = [value] if isinstance(value, FunctionType | type) else wrapped(value) or ()
-    return bool(parts) and all(getattr(part, "__qualname__", "") == path for part in parts)
 
 
 _left_out: set[tuple[str, str]] = set()

@@ -119,3 +119,24 @@ def f(n):
     with kernel_in(tmp_path, "report.ipynb") as other:
         other.run(make)
         assert other.run("print([*executor.map(f, range(3))], executor.resumed.reused)") == "[0, 1, 2] 3\n"
+
+
+def test_a_constant_or_default_that_autoreload_puts_in_place_reaches_the_workers(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    """It patches the module as it is: nothing was loaded anew, and workers went on with the old one, for good."""
+    text = "LIMIT = {limit}\n\n\nclass Kind:\n    size = {size}\n\n\n"
+    text += "def add(n, step={step}):\n    return n + LIMIT + Kind.size + step\n"
+    module = tmp_path / "sums.py"
+    module.write_text(text.format(limit=1, size=0, step=0))
+    kernel.run("%load_ext autoreload\n%autoreload 2\nimport sums")
+    kernel.run(f"{MAKE}\ndef own(n):\n    return sums.add(n)")
+    ask = "print(*executor.map(sums.add, [0, 1]), *executor.map(own, [0, 1]), executor.submit(own, 0).result())"
+    assert kernel.run(ask) == "1 2 1 2 1\n"
+    for values, expected in (
+        ({"limit": 100, "size": 0, "step": 0}, "100 101 100 101 100\n"),
+        ({"limit": 100, "size": 2000, "step": 0}, "2100 2101 2100 2101 2100\n"),
+        ({"limit": 100, "size": 2000, "step": 30000}, "32100 32101 32100 32101 32100\n"),
+    ):
+        module.write_text(text.format(**values))
+        assert kernel.run(ask) == expected
