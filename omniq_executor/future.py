@@ -211,7 +211,8 @@ class DurableFuture(concurrent.futures.Future[_T]):
     def _shown(self) -> ShownFuture:
         """Return what is known of it here, and by a look into the store that waits for nobody."""
         is_done, stored, error = self.done(), self._stored, self._exception
-        kind = "" if stored is not _UNREAD or not is_done or error else type(self._result).__name__
+        is_read = is_done and stored is _UNREAD and error is None and not self.cancelled()
+        kind = type(self._result).__name__ if is_read else ""
         head = error_head(stored) if isinstance(stored, ErrorInfo) else "" if error is None else exception_head(error)
         ended = "CANCELLED" if self.cancelled() else "FAILED" if head else "COMPLETED"
         return ShownFuture(self.task_id, ended if is_done else "", kind, head, self.resumed, *self._seen())

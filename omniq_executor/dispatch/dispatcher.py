@@ -74,6 +74,7 @@ class Dispatcher:
         self._loop = Loop(
             store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers, resume, on_change
         )
+        self._resume = resume
         self._maps = Maps(self._loop, self._waiters, owner)
         self.driver = self._loop.driver
 
@@ -265,14 +266,18 @@ class Dispatcher:
     def why(self, id: int) -> Why:
         """Return why a task runs, or did, by what is stored."""
         with self._looking() as store:
-            return history.why(store, id)
+            found = history.why(store, id)
+            is_own = found.reason in (Reason.AFRESH, Reason.CONTEXT) and store.get(id).run == self.run.id
+        return self._fresh() if is_own else found
 
     def _fresh(self) -> Why:
         """Return why the run continues no others."""
         if self._why_fresh is None:
             with self._looking() as store:
                 found = history.History(store)
-                self._why_fresh = found.fresh(found.run(self.run.id))
+                why = found.fresh(found.run(self.run.id))
+            is_wish = self._resume == "never" and why != history.FIRST
+            self._why_fresh = Why(Reason.AFRESH, "resume='never'") if is_wish else why
         return self._why_fresh
 
     @contextlib.contextmanager

@@ -20,6 +20,8 @@ from ..model.reasons import Reason, Resumed, Why, taken_over
 from ..model.task import Function, Status
 from ..stores.base import PastCall, RunRecord, Store, Taken
 
+FIRST = Why(Reason.AFRESH, "it is the first of its queue")
+
 
 class History:
     """What a store tells of its runs, as it is now."""
@@ -81,7 +83,7 @@ class History:
         """Return why the calls of a run that continues none were run."""
         before = [it for it in self.runs.values() if it.queue == run.queue and it.id < run.id]
         if not before:
-            return Why(Reason.AFRESH, "it is the first of its queue")
+            return FIRST
         alike = [it for it in before if it.context == run.context]
         others = [it for it in before if it.id > max((it.id for it in alike), default=0) and _is_broken(it)]
         if others:

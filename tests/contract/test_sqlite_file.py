@@ -13,7 +13,7 @@ import pytest
 from backends import BACKENDS, CUBE, ERROR, SQUARE, Backend, Client, call, new_ids, tick
 from filelock import FileLock
 
-from omniq_executor import StoreError, StoreVersionError, TooLarge
+from omniq_executor import PersistentExecutor, StoreError, StoreVersionError, TooLarge
 from omniq_executor.model.schema import VERSION
 from omniq_executor.model.task import LAST_TIER, Call, Event, Options, Status, format_id, iso
 from omniq_executor.stores.base import Batch, Outcome
@@ -403,3 +403,22 @@ def test_news_are_dropped_as_soon_as_all_others_have_heard(address: Path, enter:
             assert len(other.store.read_changes(other.owner)) == 2
             counts += connection.execute("SELECT count(*) FROM news").fetchone()
     assert counts == [2, 0]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_store_that_was_deleted_while_it_was_open_takes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    """What was stored went to a file without a name, and nobody was told."""
+    monkeypatch.setattr(sqlite, "LOOK_AT_FILE_S", 0.0)
+    path = tmp_path / "runs.db"
+    with PersistentExecutor(1, store=path) as executor:
+        assert executor.submit(abs, -1).result() == 1
+        path.unlink()
+        if replaced:
+            path.touch()
+        with contextlib.suppress(StoreError):
+            executor.submit(abs, -2)  # which may be the one that notices it
+        with pytest.raises(StoreError, match="was deleted, or another file has taken its place"):
+            executor.submit(abs, -2)
+        executor.kill_workers()

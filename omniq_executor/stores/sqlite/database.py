@@ -45,6 +45,7 @@ CHECKPOINT_BYTES = 64 << 20  # of write-ahead log; a checkpoint syncs the disk, 
 _CHECKPOINT_TIMEOUT_S = 1.0
 _LEAST_FREE = 1 << 20  # bytes, below which it is not worth while to give them back
 LOOK_AT_LOG_EVERY = 64  # turns
+LOOK_AT_FILE_S = 1.0
 MARK_AFTER_S = 2.0  # since it was opened: it syncs the disk, and what is that short is soon done again
 _ERRORS = (sqlite3.Error, OverflowError)  # the latter of a value of more than 2 GB
 
@@ -80,6 +81,8 @@ class Database:
         self._is_importing = importing  # whether a migration may be under way in it
         self._durability = durability
         self._lent: list[sqlite3.Connection] = []  # to others, see connect()
+        self._is_lost = False  # whether the file was deleted, or is another one
+        self._look_at = 0.0  # when to look whether it was
         try:
             if not create and not path.exists():
                 raise StoreError(f"there is no store at {path}")
@@ -92,6 +95,7 @@ class Database:
         except OSError as error:
             what = "opened" if os.path.exists(path) else "created"
             raise StoreError(f"the store {path} cannot be {what}: {permissions.explain(error)}") from error
+        self._place = _place_of(path)
         _open.add(self)
         if is_lost:
             _log.warning(
@@ -197,6 +201,11 @@ class Database:
         """Return the connection. Raises StoreError after close()."""
         if self.connection is None:
             raise StoreError(f"the store {self.path} has been closed")
+        if self._is_lost:
+            raise StoreError(
+                f"the store {self.path} was deleted, or another file has taken its place, while it was open: what is"
+                " stored from now on would be lost. Make another executor"
+            )
         return self.connection
 
     # transactions
@@ -258,7 +267,11 @@ class Database:
     # the log
 
     def count_turn(self) -> None:
+        """After each turn: look now and then at what is on the disk."""
         self._turns += 1
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK_AT_FILE_S
+            self._is_lost = _place_of(self.path) != self._place
         if self._turns % LOOK_AT_LOG_EVERY == 0 or time.monotonic() >= self._mark_at:
             self.work_off_log()
 
@@ -307,6 +320,15 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+
+
+def _place_of(path: Path) -> tuple[int, int] | None:
+    """Return what tells one file from another, or None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def drive(connection: sqlite3.Connection, transaction: Transaction[_T]) -> _T:
