@@ -285,7 +285,8 @@ class RunsModel:
         for run in own:
             if run not in broken:
                 self.runs[run.id] = run._replace(clean=True)
-        kept = {(run.queue, run.context) for run in broken}
+        mended = {id for run in own if run not in broken for id in run.continues}
+        kept = {(run.queue, run.context) for run in broken if run.id not in mended}
         return self._settle([run.id for run in own if (run.queue, run.context) not in kept])
 
     def _settle(self, ids: list[int]) -> list[Leftover]:
