@@ -74,6 +74,9 @@ def wait_for_all(dispatcher: Dispatcher, queue: str) -> None:
 def wait_for(futures: Iterable[concurrent.futures.Future[Any]], dispatcher: Dispatcher) -> None:
     """Show the progress of futures, until all are done. Those of other executors are taken as well."""
     those = list(futures)
+    for one in those:
+        if not isinstance(one, concurrent.futures.Future):
+            raise TypeError(f"{one!r} is no future")
     count = _Counted(those, dispatcher)
     progress = Progress(count, lambda: _earlier(dispatcher, count.path) if count.path else ())
     try:

@@ -414,3 +414,12 @@ def test_a_task_cancelled_through_another_handle_fails_what_waits_for_it(make_ex
     assert other.cancel([first.task().id], 10**15) == [first.task().id]
     other.notify(0)
     assert isinstance(later.exception(WAIT_S), DependencyFailed)
+
+
+def test_what_is_shown_of_a_call_names_the_result_that_it_is_given(make_executor: Any) -> None:
+    executor = make_executor()
+    first = executor.submit(pow, 2, 3)
+    second = executor.submit(divmod, first, 5)
+    assert second.result() == (1, 3)
+    assert f"divmod(<result of {first.task_id}>(), 5)" not in repr(second)
+    assert f"<result of {first.task_id}>" in repr(second)

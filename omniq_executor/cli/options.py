@@ -56,13 +56,14 @@ def _fraction(value: float) -> float:
 def _since(text: str) -> int:
     """Return a time of so long ago, or at a date, in microseconds."""
     try:
-        moment = datetime.datetime.fromisoformat(text) if "-" in text else None
+        if "-" in text:
+            return int(
+                datetime.datetime.fromisoformat(text).timestamp() * 1e6
+            )  # without a zone it is that of the place
+        at = now()
+        return at - int(min(parse_duration(text) * 1e6, at))
     except ValueError:
         raise ValueError(f"{text!r} is no time: give how long ago, 2h say, or a date, 2026-05-01T12:00") from None
-    if moment is not None:
-        return int(moment.timestamp() * 1e6)  # without a zone it is that of the place
-    at = now()
-    return at - int(min(parse_duration(text) * 1e6, at))
 
 
 checked_since = _checked(_since)

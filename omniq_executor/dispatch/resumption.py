@@ -10,7 +10,7 @@ from ..code.parts import changes
 from ..errors import FunctionChanged, FunctionLost, KeyConflict
 from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
-from ..model.reasons import REUSED, Reason, Resumed, Why, taken_over
+from ..model.reasons import REUSED, Reason, Resumed, Why, runs_text, taken_over
 from ..model.task import Call, Function, Status
 from ..stores.base import Resumable, Resume, Run, Store, TaskState, now
 from .reuse import is_memo, memo_key, name_of
@@ -198,8 +198,8 @@ class Resumption:
         if any(known is not None for known in found) and not self._said:
             self._said = True
             _log.warning(
-                "queue %r: continuing an earlier run: %d of %d calls are done (run %s)",
-                run.queue, run.done, run.total, ", ".join(map(str, run.continues)),
+                "queue %r: continuing an earlier run: %d of %d calls are done (%s)",
+                run.queue, run.done, run.total, runs_text(run.continues),
             )  # fmt: skip
         if any(known is not None and known.status is Status.PENDING for known in found):
             self.has_retried = True  # what had failed is PENDING again, and may be for workers elsewhere

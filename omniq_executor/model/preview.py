@@ -49,6 +49,8 @@ class _Looker(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in _CODE and name in _OF_PAYLOADS:
             return _OF_PAYLOADS[name]
+        if (module, name) == _RESULT_OF:
+            return lambda task_id: _stand_in(f"<result of {task_id}>")
         label = name if module in ("builtins", "__main__") else f"{module}.{name}"
         return _stand_in(label)
 
@@ -90,6 +92,7 @@ class _StandIn(metaclass=_Named):
     given: list[Any]
 
 
+_RESULT_OF = "omniq_executor.model.dependencies", "result_of"
 _CODE = ("omniq_executor.code.spaces", "omniq_executor.code.versions")
 # What stands in the pickles of arguments with classes and functions of the user's: their shell is looked into.
 _OF_PAYLOADS: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 import enum
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -192,7 +192,10 @@ class Resumed(Counts):
         of = f"run {self.run} of queue {self.queue!r}"
         if self.fresh is not None:
             return f"{of}: its calls are {self.fresh}"
-        runs = f"{'run' if len(self.continues) == 1 else 'runs'} {', '.join(map(str, self.continues))}"
+        others = [run for run in self.continues if run != self.run]
+        if not others:
+            return f"{of}, a cell of which is run again: {super()._heading()}"
+        runs = runs_text(others)
         left = f"; {calls(self.left_alone)} of {runs} left alone" if self.left_alone else ""
         return f"{of}, which continues {runs}: {super()._heading()}{left}"
 
@@ -230,6 +233,11 @@ class Preview(Counts):
 
     def _heading(self) -> str:
         return f"{super()._heading()}, of which {self.runs} would run"
+
+
+def runs_text(runs: Sequence[int]) -> str:
+    """Return which runs, in words."""
+    return f"{'run' if len(runs) == 1 else 'runs'} {', '.join(map(str, runs))}"
 
 
 def calls(count: int) -> str:
