@@ -36,7 +36,6 @@ from .model.functions import Functions
 from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
 from .model.reasons import Resumed
 from .model.task import Options, Status, format_id
-from .progress import wait_for, wait_for_all
 from .shown import Facts, executor_card, executor_line
 from .stores import open_store
 from .stores.base import Resume, now
@@ -359,10 +358,12 @@ class PersistentExecutor(Submitter):
 
         >>> executor.progress([executor.submit(pow, 2, n) for n in range(3)])
         """
+        from . import progress  # which most programs never need, as in map_iterator.py
+
         if futures is None:
-            wait_for_all(self._dispatcher, self.queue)
+            progress.wait_for_all(self._dispatcher, self.queue)
         else:
-            wait_for(futures, self._dispatcher)
+            progress.wait_for(futures, self._dispatcher)
 
     def __repr__(self) -> str:
         return executor_line(self._facts())

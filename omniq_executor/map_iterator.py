@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.waiters import CANCELLED
-from .display.meter import Counts, still
 from .errors import CallError
 from .future import rebuild
 from .model import codec
@@ -20,6 +19,7 @@ from .notebooks import is_interactive
 from .stores.base import Batch, ResultBatch
 
 if TYPE_CHECKING:
+    from .display.meter import Counts
     from .display.progress import Progress
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
@@ -192,17 +192,23 @@ class Results(Iterator[Any]):
     def __length_hint__(self) -> int:
         return NotImplemented if self._items is None else len(self)
 
-    def counts(self) -> Counts:
+    def counts(self) -> "Counts":
         """Return how its calls stand."""
+        from .display.meter import Counts
+
         came = self._arrivals
         what = self._function.path.removeprefix("__main__.")
         return Counts(what, self._items, came.came, came.resumed, came.failed, came.cancelled)
 
     def __repr__(self) -> str:
+        from .display.meter import still
+
         return f"<map of {still(self.counts()).line()}>"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows of it."""
+        from .display.meter import still
+
         return still(self.counts()).html()
 
     def __next__(self) -> Any:
