@@ -42,7 +42,7 @@ def look(path: Path, wanted: Wanted) -> Glance:
         # Not as other connections are: it works off no log, and where there is none it begins none.
         how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
         uri = f"file:{quote(str(path))}?{how}"
-        with contextlib.closing(sqlite3.connect(uri, GLANCE_S, uri=True, isolation_level=None)) as connection:
+        with contextlib.closing(sqlite3.connect(uri, timeout=GLANCE_S, uri=True, isolation_level=None)) as connection:
             return _look(connection, wanted, size)
     except (sqlite3.Error, OSError) as error:
         busy = getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
