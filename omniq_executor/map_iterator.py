@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from .dispatch.dispatcher import Dispatcher
-from .dispatch.waiters import CANCELLED
+from .dispatch.waiters import CANCELLED, FAILURES
 from .errors import CallError
 from .future import rebuild
 from .model import codec
@@ -45,7 +45,7 @@ class _InOrder:
         size = _size(outcome)
         if outcome is CANCELLED:
             self.cancelled += count
-        elif isinstance(outcome, ErrorInfo | BaseException):
+        elif isinstance(outcome, FAILURES):
             self.failed += count
         if size and self._kept_bytes + size > _KEPT_BYTES and position != self.position:
             outcome = _IN_STORE

@@ -9,7 +9,6 @@ nothing beside them, so that one more death tells which call it was.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..model.task import LAST_TIER
@@ -73,7 +72,7 @@ def plan(
         is_usual = not batch.priority and not batch.eta and batch.options is None and not is_alone
         has_room = found.best >= batch.size and found.total >= batch.size + found.queued
         if is_usual and has_room and not some:
-            batch = replace(batch, claimed=True)
+            batch = batch.as_claimed()
         turn.adds = (batch,)
         some = some or not batch.claimed
     waits = False

@@ -21,6 +21,8 @@ from ..model.task import ErrorInfo, Status
 from ..stores.base import ResultBatch, TaskState
 
 CANCELLED = Status.CANCELLED
+FAILURES = ErrorInfo, BaseException
+"""What an outcome is an instance of that is no result, beside CANCELLED."""
 
 
 class Consumer(Protocol):
@@ -202,7 +204,7 @@ class Waiters:
         self.done += count
         if outcome is CANCELLED:
             self.cancelled += count
-        elif isinstance(outcome, ErrorInfo | BaseException):
+        elif isinstance(outcome, FAILURES):
             self.failed += count
 
     def _put(self, span: _Range, id: int, count: int, outcome: Any) -> None:

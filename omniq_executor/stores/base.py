@@ -68,6 +68,13 @@ class Batch:
     eta: int = 0
     options: Options | None = None
 
+    def as_claimed(self) -> "Batch":
+        """Return it with its tasks claimed; dataclasses.replace() costs as much as a tenth of a submit()."""
+        return Batch(
+            self.first, self.size, self.function, self.text, self.calls, True, self.key, self.priority, self.eta,
+            self.options,
+        )  # fmt: skip
+
     def each(self) -> Sequence[Call]:
         """Return the calls, one by one."""
         return self.calls or () if self.text is None else [Call(text) for text in split(self.text)]

@@ -269,10 +269,11 @@ class Database:
     def count_turn(self) -> None:
         """After each turn: look now and then at what is on the disk."""
         self._turns += 1
-        if time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + LOOK_AT_FILE_S
+        moment = time.monotonic()
+        if moment >= self._look_at:
+            self._look_at = moment + LOOK_AT_FILE_S
             self._is_lost = _place_of(self.path) != self._place
-        if self._turns % LOOK_AT_LOG_EVERY == 0 or time.monotonic() >= self._mark_at:
+        if self._turns % LOOK_AT_LOG_EVERY == 0 or moment >= self._mark_at:
             self.work_off_log()
 
     def work_off_log(self) -> None:
