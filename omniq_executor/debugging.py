@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from . import notebooks
 from .code import spaces, versions
 from .errors import CannotDebug, CodeChanged, SerializationError
 from .model import codec, dependencies
@@ -83,8 +84,7 @@ def _call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
 
 def _debugger() -> Any:
     """Return IPython's debugger where it is at work, else pdb. Raise CannotDebug where nobody can type."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
+    shell = notebooks.shell()
     if shell is None:
         if sys.stdin is None or not sys.stdin.isatty():
             raise CannotDebug(

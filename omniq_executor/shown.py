@@ -46,7 +46,7 @@ def executor_card(facts: Facts) -> Card:
 
 
 def _run(run: Run) -> str:
-    before = ", ".join(map(str, run.continues))
+    before = ", ".join(str(it) for it in run.continues if it != run.id)  # itself, when a cell of it has failed
     return f"run {run.id}{f', which continues {before}' if before else ''}"
 
 

@@ -5,13 +5,12 @@ by then. That tells it from a counter, say, which the program itself has changed
 """
 
 import contextlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
-from .modules import Stamp, file_stamp, forget_text, stamp_of, text_stamp
+from .modules import Stamp, file_stamp, forget_text, text_stamp
 
 
 class _Constant(NamedTuple):
@@ -78,13 +77,12 @@ def _literals_of(name: str) -> dict[str, Any]:
     """Return the literals in the file of a module, by the names that it, and its classes, give them."""
     import ast
 
-    file = getattr(sys.modules.get(name), "__file__", None) or ""
-    stamp, found = None, dict[str, Any]()
+    stamp, known = file_stamp(name), _literals.get(name)
+    if known is not None and known[0] == stamp:
+        return known[1]
+    found: dict[str, Any] = {}
     with contextlib.suppress(OSError, SyntaxError, ValueError):
-        stamp = stamp_of(os.stat(file))
-        if (known := _literals.get(name)) is not None and known[0] == stamp:
-            return known[1]
-        with open(file, "rb") as opened:
+        with open(getattr(sys.modules.get(name), "__file__", None) or "", "rb") as opened:
             bodies: list[tuple[str, list[ast.stmt]]] = [("", ast.parse(opened.read()).body)]
         while bodies:
             prefix, body = bodies.pop()

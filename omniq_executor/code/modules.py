@@ -119,7 +119,7 @@ def text_digest(name: str) -> bytes | None:
     if known is None or known[0] is not spec:
         digest, stamp = None, None
         with contextlib.suppress(OSError), open(getattr(module, "__file__", None) or "", "rb") as file:
-            stamp = stamp_of(os.fstat(file.fileno()))  # before it is read: a later change is seen
+            stamp = _stamp_of(os.fstat(file.fileno()))  # before it is read: a later change is seen
             digest = hash_of(file.read())
         known = _texts[name] = spec, digest, stamp
     return known[1]
@@ -134,7 +134,7 @@ def text_stamp(name: str) -> Stamp:
 def file_stamp(name: str) -> Stamp:
     """Return the state of the file of a module as it is now, or None."""
     with contextlib.suppress(OSError, KeyError):
-        return stamp_of(os.stat(getattr(sys.modules[name], "__file__", None) or ""))
+        return _stamp_of(os.stat(getattr(sys.modules[name], "__file__", None) or ""))
     return None
 
 
@@ -143,7 +143,7 @@ def forget_text(name: str) -> None:
     _texts.pop(name, None)
 
 
-def stamp_of(found: os.stat_result) -> Stamp:
+def _stamp_of(found: os.stat_result) -> Stamp:
     """Return what tells one state of a file from another."""
     return found.st_mtime_ns, found.st_size
 

@@ -166,19 +166,16 @@ class Loop:
     def take_turn(self) -> None:
         """Take the turn for what has come. It raises nothing: what could not be stored is tried again."""
         self._is_visit = self._holds = False
-        try:
-            self.turn()
-        except StoreError as error:
-            self._committer.put_off(error)
-        except Exception as error:  # noqa: BLE001 - as below
-            self.fail_by(error)
+        self.turn_or_later()
         if self.failure is None and self.retention.at <= time.monotonic():
             self.retention.step()
 
     def turn_or_later(self) -> None:
         """Take a turn now, or if that fails once more later."""
         try:
-            self._committer.attempt(self.turn)
+            self.turn()
+        except StoreError as error:
+            self._committer.put_off(error)
         except Exception as error:  # noqa: BLE001 - a fault of our own: nobody may wait for ever because of it
             self.fail_by(error)
 

@@ -3,6 +3,7 @@
 import sys
 from typing import Any, Protocol, TextIO
 
+from .. import notebooks
 from .meter import Frame
 
 LOG_EVERY_S = 30.0
@@ -63,9 +64,7 @@ class Lines:
 
 def find_place() -> Place:
     """Return where progress belongs in this process."""
-    # A module that nobody has imported is not running this code. A kernel is what makes a shell that of a notebook.
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if getattr(shell, "kernel", None) is not None:
+    if getattr(notebooks.shell(), "kernel", None) is not None:  # which makes a shell that of a notebook
         return Cell()
     if sys.stderr.isatty():
         from .terminal import Terminal

@@ -1,17 +1,12 @@
 """A call that failed, once more under the debugger of a notebook."""
 
-import os
-import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-import omniq_executor
-
-manager = pytest.importorskip("jupyter_client.manager", reason="jupyter_client is in the extra `clients`")
+pytest.importorskip("jupyter_client.manager", reason="jupyter_client is in the extra `clients`")
 pytest.importorskip("ipykernel", reason="ipykernel is in the extra `clients`")
 
 WAIT_S = 60.0
@@ -19,19 +14,8 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(client: Any) -> Run:
     """Runs cells in a kernel of their own, with somebody who types if that is said; returns what each prints."""
-    paths = [str(Path(omniq_executor.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-    monkeypatch.chdir(tmp_path)
-    kernel = manager.KernelManager()
-    kernel.kernel_spec_manager  # noqa: B018  # made by the look
-    kernel._kernel_spec = None
-    kernel.kernel_cmd = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.start_kernel()
-    client = kernel.client()
-    client.start_channels()
-    client.wait_for_ready(timeout=WAIT_S)
 
     def run_cell(source: str, typed: list[str] | None = None) -> str:
         texts: list[str] = []
@@ -47,9 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         )  # fmt: skip
         return "".join(texts)
 
-    yield run_cell
-    client.stop_channels()
-    kernel.shutdown_kernel(now=True)
+    return run_cell
 
 
 def test_a_cell_debugs_a_call_and_shows_what_failed(run: Run) -> None:

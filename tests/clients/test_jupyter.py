@@ -1,18 +1,14 @@
 """A notebook: cells run by a real kernel, where `__main__` is no file and names are defined again and again."""
 
-import os
-import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_namespaces import PROGRAMS, expected  # noqa: F401  # a fixture
 
-import omniq_executor
-
-manager = pytest.importorskip("jupyter_client.manager", reason="jupyter_client is in the extra `clients`")
+pytest.importorskip("jupyter_client.manager", reason="jupyter_client is in the extra `clients`")
 pytest.importorskip("ipykernel", reason="ipykernel is in the extra `clients`")
 
 WAIT_S = 60.0
@@ -20,19 +16,8 @@ Cell = Callable[[str], str]
 
 
 @pytest.fixture
-def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
+def cell(client: Any) -> Cell:
     """Runs cells in a kernel of their own; returns what each prints, or the traceback of what it raises."""
-    paths = [str(Path(omniq_executor.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-    monkeypatch.chdir(tmp_path)
-    kernel = manager.KernelManager()
-    kernel.kernel_spec_manager  # noqa: B018  # made by the look
-    kernel._kernel_spec = None
-    kernel.kernel_cmd = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.start_kernel()
-    client = kernel.client()
-    client.start_channels()
-    client.wait_for_ready(timeout=WAIT_S)
 
     def run(source: str) -> str:
         texts: list[str] = []
@@ -47,9 +32,7 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
         client.execute_interactive(textwrap.dedent(source), timeout=WAIT_S, output_hook=hear)
         return "".join(texts)
 
-    yield run
-    client.stop_channels()
-    kernel.shutdown_kernel(now=True)
+    return run
 
 
 @pytest.mark.slow

@@ -1,18 +1,13 @@
 """What a real kernel publishes: progress as one display that is updated, and objects as HTML beside their text."""
 
-import os
-import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-import omniq_executor
-
-manager = pytest.importorskip("jupyter_client.manager", reason="jupyter_client is in the extra `clients`")
+pytest.importorskip("jupyter_client.manager", reason="jupyter_client is in the extra `clients`")
 pytest.importorskip("ipykernel", reason="ipykernel is in the extra `clients`")
 
 WAIT_S = 60.0
@@ -20,19 +15,8 @@ Run = Callable[[str], list[Any]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(client: Any) -> Run:
     """Runs cells in a kernel of their own; returns the messages of each: (type, content, seconds since its start)."""
-    paths = [str(Path(omniq_executor.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-    monkeypatch.chdir(tmp_path)
-    kernel = manager.KernelManager()
-    kernel.kernel_spec_manager  # noqa: B018  # made by the look
-    kernel._kernel_spec = None
-    kernel.kernel_cmd = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.start_kernel()
-    client = kernel.client()
-    client.start_channels()
-    client.wait_for_ready(timeout=WAIT_S)
 
     def execute(source: str) -> list[Any]:
         began = time.monotonic()
@@ -54,9 +38,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
             while n and not pathlib.Path("gate").exists(): time.sleep(0.005)
             return n
     """)
-    yield execute
-    client.stop_channels()
-    kernel.shutdown_kernel(now=True)
+    return execute
 
 
 def test_progress_is_one_display_of_its_cell_that_is_updated(run: Run) -> None:

@@ -139,9 +139,7 @@ MUTATIONS: dict[str, Mutation] = {
 +        if engine.reports or peers.was_notified:
 """,
         """
--            self._committer.attempt(self.turn)
-+            self.turn()
-+        except StoreError:
+-            self._committer.put_off(error)
 +            pass
 """,
     ),
