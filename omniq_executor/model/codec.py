@@ -80,6 +80,9 @@ def encode_plain_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[st
     """Return a call as JSON array and JSON object or None; None where JSON would not keep it exactly."""
     if len(args) == 1 and not kwargs and type(args[0]) is int and -(2**63) <= args[0] < 2**63:
         return f"[{args[0]}]", None
+    if not kwargs and SCALARS.issuperset(map(type, args)):
+        text = _encode_plain(args)
+        return (text, None) if text is not None else None
     seen: set[int] = set()  # by both, so that what is given twice stays one
     if all(_is_plain(value, seen, 0) for value in (*args, *kwargs.values())):
         text, named = _encode_plain(args), _encode_plain(kwargs) if kwargs else None
