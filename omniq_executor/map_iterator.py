@@ -119,6 +119,8 @@ class Results(Iterator[Any]):
             self._progress = of_map(self, dispatcher, self._arrivals, function.path)
         dispatcher.watch(self, self._arrivals)
         try:
+            if self._progress is not None:
+                self._progress.start()
             while not self._exhausted and (buffersize is None or self._added < buffersize):
                 self._add_piece(buffersize)
         except BaseException as error:

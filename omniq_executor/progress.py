@@ -34,7 +34,7 @@ class Map(Protocol):
 
 
 def of_map(iterator: Map, dispatcher: Dispatcher, arrivals: Any, path: str) -> Progress:
-    """Show the progress of a map, for as long as it is there."""
+    """Return what shows the progress of a map, for as long as it is there."""
     alive = weakref.ref(iterator)  # who drops it wants no results any more
     describe = _Describe(dispatcher)
 
@@ -66,6 +66,7 @@ def wait_for_all(dispatcher: Dispatcher, queue: str) -> None:
 
     progress = Progress(look)
     try:
+        progress.start()
         dispatcher.wait_until(lambda: not dispatcher.awaited)
     finally:
         progress.close()
@@ -80,6 +81,7 @@ def wait_for(futures: Iterable[concurrent.futures.Future[Any]], dispatcher: Disp
     count = _Counted(those, dispatcher)
     progress = Progress(count, lambda: _earlier(dispatcher, count.path) if count.path else ())
     try:
+        progress.start()
         concurrent.futures.wait(those)
     finally:
         progress.close()

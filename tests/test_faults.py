@@ -246,9 +246,10 @@ def test_a_killed_parent_leaves_its_calls_to_the_next_run(script: Any, wait_unti
     process = script.start()
     pids_file = script.folder / "pids"
     wait_until(lambda: pids_file.exists() and len(pids_file.read_text().split()) >= 2)
+    store = open_store(script.store)
+    wait_until(lambda: len(store.ids()) == 10)  # the first ones run while the last are submitted
     process.kill()
     process.wait(WAIT_S)
-    store = open_store(script.store)
     assert [owner.alive for owner in store.owners()] == [False]
     with PersistentExecutor(1, store=script.store, queue="other"):
         pass  # whoever comes next takes the calls of the dead back

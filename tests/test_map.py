@@ -631,5 +631,7 @@ def test_a_map_of_other_items_in_another_order_runs_only_what_is_new_or_had_fail
     assert eval(done.stdout) == (expected if form == "map" else sorted(expected, key=str)), done.stderr
     again = Counter(map(int, script.journal.lines())) - before
     assert len(completed) >= 30
-    assert {7, 17} <= set(before) - completed  # these had failed
+    failed = {n for n in before if n % 10 == 7}  # 7 not always: a worker that begins late has it, and the other's come
+    assert failed
+    assert not failed & completed
     assert again == Counter(set(wanted) - completed)

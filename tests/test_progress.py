@@ -297,6 +297,21 @@ def test_progress_of_nothing_returns_at_once(executor: PersistentExecutor, place
     assert list(executor.map(calls.square, [], progress=True)) == []
 
 
+def test_interrupt_just_as_it_is_begun_to_be_shown_ends_it(
+    executor: PersistentExecutor, place: FakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = shown.Progress.start
+
+    def interrupted(self: shown.Progress) -> None:
+        start(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shown.Progress, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        executor.progress([executor.submit(calls.square, 3)])
+    assert place.ended.is_set()
+
+
 def test_interrupt_ends_the_wait_and_none_of_the_calls(
     make_executor: Any, journal: Any, gate: Path, place: FakePlace
 ) -> None:
@@ -403,7 +418,7 @@ def test_into_a_pipe_go_lines_alone_and_stdout_stays_the_programs(tmp_path: Path
 
 def test_a_frame_that_takes_long_is_followed_by_a_longer_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: queue.SimpleQueue[float] = queue.SimpleQueue()
-    clock = iter([0.0, 0.5, 1.0, 1.001, 2.0, 2.0])
+    clock = iter([0.5, 1.0, 1.001, 2.0, 2.0])
     monkeypatch.setattr(time, "thread_time", lambda: next(clock))
 
     class Closed(threading.Event):

@@ -25,9 +25,10 @@ _open: "weakref.WeakSet[Progress]" = weakref.WeakSet()
 
 
 class Progress:
-    """Shows what `look` returns, until that is over, or `close()`, or until there is nothing to look at any more.
+    """Shows what `look` returns, from `start()` until that is over, or `close()`, or until nothing is left to look at.
 
-    `look` returns None then. `ask_earlier` is asked once, before the first frame, how long earlier calls took.
+    `look` returns None then. Ctrl-C may come at any time: whoever starts it where `close()` follows in any case leaves
+    nothing on the screen. `ask_earlier` is asked once, before the first frame, how long earlier calls took.
     """
 
     def __init__(
@@ -47,6 +48,9 @@ class Progress:
         # In the context of whoever begins it: by that, a notebook knows in which cell it is.
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="omniq-progress", daemon=True)
+
+    def start(self) -> None:
+        """Begin to show it."""
         _open.add(self)
         self._thread.start()
 
