@@ -1,4 +1,4 @@
-"""The command: `python -m bench [--quick] [--only NAME]... [--json PATH] [--png PATH]`."""
+"""The command: `python -m bench [--quick] [--only NAME]... [--json PATH] [--png PATH] [--against PATH]`."""
 
 import argparse
 import os
@@ -11,7 +11,10 @@ from bench import report, rounds
 
 
 def main() -> int:
-    """Measure, print the table, write the files. The exit status is 1 if a measurement failed, not if it was slow."""
+    """Measure, print the table, write the files.
+
+    The exit status is 1 if a measurement failed, or if one is slower by a fifth than in the file to compare with.
+    """
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what runs is ended, as by Ctrl-C
     if not Path("/proc/self/stat").exists():
@@ -43,7 +46,10 @@ def main() -> int:
             tell(f"drawn: {options.png}")
         except ImportError:
             tell("no chart: matplotlib is not installed; it comes with the extra, pip install 'omniq-executor[bench]'")
-    return 1 if failed else 0
+    slower = report.slower(results, options.against) if options.against else []
+    for line in slower:
+        tell(line)
+    return 1 if failed or slower else 0
 
 
 def arguments() -> argparse.Namespace:
@@ -54,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=names, help="take this measurement only; may be repeated")
     parser.add_argument("--json", type=Path, default=rounds.ROOT / "bench/results/latest.json", metavar="PATH")
     parser.add_argument("--png", type=Path, metavar="PATH", help="draw a bar chart (needs the extra [bench])")
+    parser.add_argument("--against", type=Path, metavar="PATH", help="name what got slower than in this JSON file")
     parser.add_argument("--store-dir", type=Path, metavar="FOLDER", help="where stores are made, else a temporary one")
     parser.add_argument("--durability", choices=["process", "power"], default="process")
     return parser.parse_args()

@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import Any
 
 
 def noop(item: int) -> int:
@@ -13,6 +14,24 @@ def wait_1_ms(item: int) -> int:
     """Take 1 ms without using the processor, of which there may be no more than there are workers."""
     time.sleep(0.001)
     return item
+
+
+def wait(seconds: float) -> int:
+    """Take so long, likewise."""
+    time.sleep(seconds)
+    return 0
+
+
+def array_of(megabytes: int) -> Any:
+    """Make an array of so many MB, of which each page is written."""
+    import numpy
+
+    return numpy.ones(megabytes << 17)
+
+
+def last_of(array: Any) -> float:
+    """Look at one number of an array."""
+    return float(array[-1])
 
 
 def worker_pid(pause_s: float) -> int:

@@ -11,10 +11,11 @@ Calls are made as anybody would make them, without time limits: whoever starts t
 import json
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ class Side(NamedTuple):
             return ProcessPoolExecutor(WORKERS, context)
         from omniq_executor import PersistentExecutor
 
-        return PersistentExecutor(WORKERS, context, store=self.store, durability=self.durability)
+        return PersistentExecutor(WORKERS, context, store=self.store, durability=self.durability, queue="bench")
 
     def warm_executor(self) -> Executor:
         """An executor whose workers are all up and have run something."""
@@ -106,6 +107,21 @@ def noop_submit(side: Side, n: int) -> Figures:
     return {"rate": n / (done - start), "submit_rate": n / (submitted - start)}
 
 
+def own(item: int) -> int:
+    """Do nothing, as a function of the script, which workers cannot import: this module is run as one."""
+    return item
+
+
+def own_submit(side: Side, n: int) -> Figures:
+    """Throughput of a submit loop with a function of the script, until every result is there."""
+    with side.warm_executor() as executor:
+        executor.submit(own, 0).result()
+        start = time.perf_counter()
+        for future in [executor.submit(own, item) for item in range(n)]:
+            future.result()
+        return {"rate": n / (time.perf_counter() - start)}
+
+
 def round_trip(side: Side, n: int) -> Figures:
     """Microseconds from submit to result, one call at a time."""
     took = []
@@ -133,6 +149,83 @@ def calls_of_1_ms(side: Side, n: int) -> Figures:
     """Throughput of a map of calls that sleep for 1 ms."""
     with side.warm_executor() as executor:
         return {"rate": n / run_map(executor, calls.wait_1_ms, n)}
+
+
+def calls_of_10_ms(side: Side, n: int) -> Figures:
+    """How much longer a map of calls takes than its calls, if 2 workers never waited: of 10 ms, after short ones."""
+    return {"over": _over_ideal(side, [0.01] * n)}
+
+
+def calls_of_5_ms(side: Side, n: int) -> Figures:
+    """Likewise, of 5 ms."""
+    return {"over": _over_ideal(side, [0.005] * n)}
+
+
+def heavy_tail(side: Side, n: int) -> Figures:
+    """Likewise, of 0.1 ms to 1 s, of which few are long."""
+    chance = random.Random(7)
+    return {"over": _over_ideal(side, [min(0.0001 * chance.paretovariate(0.6), 1.0) for _ in range(n)])}
+
+
+def _over_ideal(side: Side, durations: Sequence[float]) -> float:
+    with side.warm_executor() as executor:
+        start = time.perf_counter()
+        done = sum(1 for _ in executor.map(calls.wait, durations))
+        seconds = time.perf_counter() - start
+    if done != len(durations):
+        raise RuntimeError(f"map over {len(durations)} items gave {done}")
+    return seconds / (sum(durations) / WORKERS)
+
+
+def array_results(side: Side, n: int) -> Figures:
+    """MB/s of arrays of so many MB that calls return."""
+    count = 20 if n > 1 else 5
+    with side.warm_executor() as executor:
+        executor.submit(calls.array_of, 1).result()  # the workers have imported numpy
+        start = time.perf_counter()
+        total = sum(array.nbytes for array in executor.map(calls.array_of, [n] * count))
+        seconds = time.perf_counter() - start
+    if total != n * count << 20:
+        raise RuntimeError(f"{count} arrays of {n} MiB had {total} bytes together")
+    return {"rate": total / 1e6 / seconds}
+
+
+def array_arguments(side: Side, n: int) -> Figures:
+    """MB/s of arrays of so many MB that calls are given, each another one."""
+    arrays = [calls.array_of(n) + number for number in range(20 if n > 1 else 5)]
+    with side.warm_executor() as executor:
+        executor.submit(calls.last_of, calls.array_of(1)).result()
+        start = time.perf_counter()
+        found = list(executor.map(calls.last_of, arrays))
+        seconds = time.perf_counter() - start
+    if found != [1.0 + number for number in range(len(arrays))]:
+        raise RuntimeError(f"calls saw other arrays than those that they were given: {found}")
+    return {"rate": sum(array.nbytes for array in arrays) / 1e6 / seconds}
+
+
+def same_array(side: Side, n: int) -> Figures:
+    """Seconds for 20 calls that are given the same array of so many MB."""
+    array = calls.array_of(n)
+    with side.warm_executor() as executor:
+        executor.submit(calls.last_of, calls.array_of(1)).result()
+        start = time.perf_counter()
+        futures = [executor.submit(calls.last_of, array) for _ in range(20)]
+        if sum(future.result() for future in futures) != 20:
+            raise RuntimeError("calls saw another array than the one that they were given")
+        return {"time": time.perf_counter() - start}
+
+
+def resumed_map(side: Side, n: int) -> Figures:
+    """Seconds for a map of calls that an earlier run has finished; ProcessPoolExecutor runs them."""
+    code = (
+        "import os, sys; from bench import calls, measure;"
+        "executor = measure.Side(sys.argv[1], sys.argv[2]).executor();"
+        "measure.run_map(executor, calls.noop, int(sys.argv[3])); os._exit(0)"  # in the midst: no clean end
+    )
+    if side.name == "persistent":
+        subprocess.run([sys.executable, "-c", code, side.name, side.store, str(n)], check=True)
+    with side.executor() as executor:
+        return {"time": run_map(executor, calls.noop, n)}
 
 
 def first_result(side: Side, n: int) -> Figures:
@@ -213,8 +306,16 @@ MEASUREMENTS: dict[str, Callable[[Side, int], Figures]] = {
     "map": noop_map,
     "files": file_map,
     "submit": noop_submit,
+    "own": own_submit,
     "round-trip": round_trip,
     "1ms": calls_of_1_ms,
+    "5ms": calls_of_5_ms,
+    "10ms": calls_of_10_ms,
+    "tail": heavy_tail,
+    "results": array_results,
+    "arguments": array_arguments,
+    "same": same_array,
+    "resume": resumed_map,
     "first": first_result,
     "memory": peak_memory,
     "import": import_time,

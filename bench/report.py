@@ -111,6 +111,24 @@ def write_json(of: Report, path: Path) -> None:
     path.write_text(json.dumps(asdict(of), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def slower(results: list[Result], path: Path) -> list[str]:
+    """Say of each row that is worse by a fifth than in a file that `write_json()` wrote, how it was and is.
+
+    Ratios to ProcessPoolExecutor are compared, since the machine may be another one or busier; figures that have none
+    are not. Rows are told by their measurement and figure, whatever their size.
+    """
+    kept = {
+        (row["measurement"], row["figure"]): row["ratio"]
+        for row in json.loads(path.read_text(encoding="utf-8"))["results"]
+    }
+    lines = []
+    for result in results:
+        before = kept.get((result.measurement, result.figure))
+        if before and result.ratio and turned(result, result.ratio) < turned(result, before) * 0.8:
+            lines.append(f"slower: {result.what}: {times(result.ratio)} now, {times(before)} before")
+    return lines
+
+
 def draw(of: Report, path: Path) -> None:
     """The ratios as bars, turned so that longer is better. Raises ImportError where matplotlib is missing."""
     from matplotlib.figure import Figure

@@ -56,12 +56,37 @@ PLAN = (
         Row("rate", "no-op `submit` loop of {n:,}, until every result is there", "calls/s", True, need=1.8, aim=2.5),
         Row("submit_rate", "its `submit` calls alone, durable when they return", "calls/s", True),
     )),
+    Measurement("own", 20_000, 2_000, 7, 2, (
+        Row("rate", "`submit` loop of {n:,}, function of the script, until every result is there", "calls/s", True,
+            need=2.5, aim=3.5),
+    )),
     Measurement("round-trip", 3_000, 500, 9, 2, (
         Row("p50", "submit and wait, one at a time, p50", "µs", need=1.1, aim=0.8),
         Row("p99", "submit and wait, one at a time, p99", "µs"),
     )),
     Measurement("1ms", 1_000, 300, 9, 2, (
         Row("rate", "`map` of {n:,} calls that sleep 1 ms, chunksize 1", "calls/s", True),
+    )),
+    Measurement("5ms", 600, 100, 5, 1, (
+        Row("over", "`map` of {n:,} calls of 5 ms after short ones, beside 2 workers that never wait", "×"),
+    )),
+    Measurement("10ms", 400, 50, 5, 1, (
+        Row("over", "`map` of {n:,} calls of 10 ms, likewise", "×"),
+    )),
+    Measurement("tail", 3_000, 100, 3, 1, (
+        Row("over", "`map` of {n:,} calls of 0.1 ms to 1 s, few of them long, likewise", "×"),
+    )),
+    Measurement("results", 10, 1, 5, 1, (
+        Row("rate", "arrays of {n} MB as results", "MB/s", True, need=1, aim=2),
+    )),
+    Measurement("arguments", 10, 1, 5, 1, (
+        Row("rate", "arrays of {n} MB as arguments", "MB/s", True, need=1, aim=2),
+    )),
+    Measurement("same", 100, 2, 5, 1, (
+        Row("time", "one array of {n} MB as an argument of 20 calls", "s", need=0.2, aim=0.1),
+    )),
+    Measurement("resume", 100_000, 5_000, 3, 1, (
+        Row("time", "`map` of {n:,} calls that an earlier run has finished (the other side runs them)", "s"),
     )),
     Measurement("first", 1, 1, 11, 2, (
         Row("time", "first result after construction, everything cold", "ms"),

@@ -109,3 +109,27 @@ def test_failed_measurement_is_named_and_the_others_go_on(tmp_path: Path) -> Non
     assert ran.returncode == 1
     assert "failed: first, pool: exit status 3" in ran.stderr
     assert {result["measurement"] for result in json.loads((tmp_path / "o.json").read_text())["results"]} == {"import"}
+
+
+def test_what_is_slower_by_a_fifth_than_in_a_kept_file_is_named(tmp_path: Path) -> None:
+    out, kept = tmp_path / "out.json", tmp_path / "kept.json"
+    assert bench("--only", "import", "--json", out).returncode == 0
+    report = json.loads(out.read_text(encoding="utf-8"))
+    for result in report["results"]:  # shorter is better: as if it had been five times as good, or as bad
+        result["ratio"] *= 0.2 if result["figure"] == "package" else 5
+    kept.write_text(json.dumps(report), encoding="utf-8")
+    ran = bench("--only", "import", "--json", out, "--against", kept)
+    assert ran.returncode == 1
+    (line,) = [line for line in ran.stderr.splitlines() if line.startswith("slower:")]
+    assert "import omniq_executor" in line
+
+
+def test_other_libraries_are_measured_beside_ours_and_those_that_are_missing_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.peers", "--quick", "--rounds", "1", "--row", "own", "--row", "10ms"]
+    only = ["--only", "omniq_executor, SQLite", "--json", str(tmp_path / "out.json")]
+    ran = subprocess.run([*command, *only], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
+    rows = [line for line in ran.stdout.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[1:]] == ["| ProcessPoolExecutor", "| omniq_executor, SQLite"]
+    figures = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert figures["ProcessPoolExecutor"]["own"]["ratio"] == 1
+    assert figures["omniq_executor, SQLite"]["10ms"]["figure"] >= 1
