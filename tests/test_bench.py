@@ -133,3 +133,21 @@ def test_other_libraries_are_measured_beside_ours_and_those_that_are_missing_nam
     figures = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert figures["ProcessPoolExecutor"]["own"]["ratio"] == 1
     assert figures["omniq_executor, SQLite"]["10ms"]["figure"] >= 1
+
+
+def test_the_store_of_many_days_keeps_its_size(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "bench.days",
+        "--days",
+        "4",
+        "--calls",
+        "3000",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=100, check=True)
+    days = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert [row["kept"] for row in days] == [3000] * 4
+    assert days[3]["size"] <= days[1]["size"] * 1.1
