@@ -186,10 +186,10 @@ def test_results_of_older_code_are_taken_over_where_that_is_wished_and_it_is_sai
     said = job.run(1, 1, 2, 3, 4, how={"on_change": "reuse"})
     what = "the constant helpers.LIMIT (helpers.py) changed"
     older = str(Why(Reason.OLDER, what))
-    assert said["why"] == said["foreseen"] == [older, UNSEEN, older, changed(what), UNSEEN]
+    assert said["why"] == said["foreseen"] == [older, changed(what), older, changed(what), UNSEEN]
     assert said["found"] == [6, 5, 10, "failed", 14]
     assert said["stderr"].count("are taken over (on_change='reuse') though " + what) == 1
-    assert said["resumed"]["counts"] == {"older": 2, "code": 1, "arguments": 2}
+    assert said["resumed"]["counts"] == {"older": 2, "code": 2, "arguments": 1}
 
 
 def test_a_changed_function_is_refused_where_that_is_wished_and_nothing_is_added(job: Job) -> None:
@@ -481,3 +481,110 @@ def test_a_call_whose_function_was_forgotten_is_not_said_to_be_of_a_new_one(make
         "run, since no call of its function is left of earlier runs: it is new, or they were forgotten"
     )
     assert second.submit(abs, -1).why() == "taken over: its result was there"
+
+
+# --- Again in the same run ---
+
+EDITED_TWICE = """
+import json, sys, types
+from omniq_executor import PersistentExecutor, open_store
+from omniq_executor.dispatch.history import History
+
+LIMIT = 1
+
+def clip(n):
+    return min(n, LIMIT)
+
+def cell(text):
+    exec(compile(text, "cell", "exec"), globals())
+
+def fails(n):
+    raise ValueError(n)
+
+def said(executor, *futures):
+    executor_says = [future.why() for future in futures]
+    with_store = open_store("store.db")
+    runs = History(with_store)
+    later = [str(runs.of(executor.resumed.run).reasons()[future._number]) for future in futures]
+    with_store.close()
+    assert executor_says == later, (executor_says, later)
+    return executor_says
+
+if __name__ == "__main__":
+    how = json.loads(sys.argv[1])
+    memo = how.pop("memo", False)
+    with PersistentExecutor(1, store="store.db", **how) as executor:
+        calls = executor.options(memo=True) if memo else executor
+        whys = []
+        for edit in "", "LIMIT = 2", "def clip(n): return max(0, min(n, LIMIT))":
+            cell(edit)
+            foreseen = calls.preview(clip, [5])
+            future = calls.submit(clip, 5)
+            future.result()
+            whys += said(executor, future)
+            assert foreseen.why(0) == whys[-1], (foreseen.why(0), whys)
+        failed = calls.submit(fails, 1)
+        failed.exception()
+        foreseen = calls.preview(fails, [1]).why(0)
+        again = calls.submit(fails, 1)
+        again.exception()
+        assert foreseen == again.why(), (foreseen, again.why())
+        print(json.dumps([*whys, failed.why(), again.why()]))
+        print(executor.resumed)
+"""
+LIMITED, CLIPPED = (
+    "run, since the constant LIMIT (script.py) changed",
+    "run, since its own code changed",
+)
+FIRST = str(Why(Reason.AFRESH, "it is the first of its queue"))
+AGAIN, FAILED = str(Why(Reason.AGAIN)), str(Why(Reason.FAILED))
+
+
+@pytest.mark.parametrize(
+    ("how", "first", "again"),
+    [
+        ({}, FIRST, AGAIN),
+        ({"resume": "always"}, FIRST, FAILED),
+        ({"memo": True}, UNSEEN, FAILED),
+    ],
+)
+def test_what_is_edited_or_has_failed_in_a_run_that_lives_on_is_said_to_run_because_of_that(
+    script: Any, how: dict[str, Any], first: str, again: str
+) -> None:
+    script.write(EDITED_TWICE)
+    done = script.run(json.dumps(how))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0]) == [first, LIMITED, CLIPPED, first, again]
+
+
+RESUMED_AND_EDITED = EDITED_TWICE[: EDITED_TWICE.index("if __name__")] + """
+import os
+
+if __name__ == "__main__":
+    with PersistentExecutor(1, store="store.db") as executor:
+        def submit(function, n):
+            foreseen = executor.preview(function, [n]).why(0)
+            future = executor.submit(function, n)
+            future.exception()
+            assert future.why() == foreseen, (future.why(), foreseen)
+            return future
+        futures = [submit(clip, 5), submit(fails, 1)]
+        if sys.argv[1] == "dies":
+            os.kill(os.getpid(), 9)
+        cell("LIMIT = 2")
+        futures += [submit(clip, 5), submit(clip, 6), submit(fails, 1)]
+        print(json.dumps(said(executor, *futures)))
+        with_store = open_store("store.db")
+        later = History(with_store).of(2).resumed()
+        with_store.close()
+        assert executor.resumed.to_dict() == later.to_dict(), (executor.resumed, later)
+"""
+
+
+def test_a_run_that_continues_another_says_so_too_and_at_its_end(script: Any) -> None:
+    script.write(RESUMED_AND_EDITED)
+    assert script.run("dies").returncode == -signal.SIGKILL
+    done = script.run("ends")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [RESULT, FAILED, LIMITED, UNSEEN, AGAIN]
+    assert "1 run again, since they had failed in this run, 1 run, since code changed (__main__.clip: the" in done.stderr

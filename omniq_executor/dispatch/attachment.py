@@ -123,6 +123,7 @@ class Attachment:
         self._store: Store | None = None
         self._file: object = None  # which it is
         self._onlooker: Onlooker | None = None
+        self._whys = history.Whys()
 
     @property
     def store(self) -> Store:
@@ -144,7 +145,7 @@ class Attachment:
 
     def why(self, id: int) -> Why:
         """Return why a task runs, or did, by what is stored."""
-        return history.why(self.store, id)
+        return self._whys.find(self.store, id)
 
     def join(self, id: int, future: Any) -> Onlooker | None:
         """Resolve a future if its task is finished; else have it wait, and return the Onlooker that it waits by.

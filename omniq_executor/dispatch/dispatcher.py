@@ -71,6 +71,7 @@ class Dispatcher:
         self._waiters = waiters or Waiters()
         self._new_future: Any = new_future
         self._why_fresh: Why | None = None  # unless it continues others; found out when it is asked for
+        self._whys = history.Whys()
         self._loop = Loop(
             store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers, resume, on_change
         )
@@ -97,7 +98,8 @@ class Dispatcher:
         with self.driver:
             loop = self._loop
             loop.enter()
-            loop.claims.queue.know(function)
+            if loop.claims.queue.know(function):
+                loop.resumption.know(function)
             had = loop.resumption.had
             if had is not None and key is None and not recurs(call_options.options):
                 return self._submit_once(had, function, call, call_options)
@@ -149,7 +151,8 @@ class Dispatcher:
         """Store new calls for consecutive positions of a consumer. Their ids are given here."""
         with self.driver:
             self._loop.enter()
-            self._loop.claims.queue.know(batch.function)
+            if self._loop.claims.queue.know(batch.function):
+                self._loop.resumption.know(batch.function)
             self._maps.add(consumer, position, batch)
 
     def prepare(self) -> Any:
@@ -253,22 +256,34 @@ class Dispatcher:
         with self.driver:
             if self.driver.is_closed:
                 raise RuntimeError("cannot preview calls after shutdown")
+            self._loop.resumption.know(function)
+            asks_store = memo or self._loop.resumption.asks_store
+        if asks_store and foresight.account is None:
+            with self._reading() as store:
+                foresight.account = history.account_of(store, self.run.id, function, memo)
+        with self.driver:
             fresh = None if self.run.continues else self._fresh()
             return self._loop.resumption.foresee_each(function, calls, foresight, fresh, memo)
 
     def resumed(self) -> Resumed:
         """Return what the run has taken over so far, and why the rest was not."""
         with self.driver:
-            resumed = self._loop.resumption.so_far()
+            resumed, asks_store = self._loop.resumption.so_far(), self._loop.resumption.asks_store
         resumed.fresh = None if self.run.continues else self._fresh()
+        if asks_store:
+            with self._reading() as store:
+                resumed.count_as(history.History(store).of(self.run.id).resumed())
         return resumed
 
     def why(self, id: int) -> Why:
         """Return why a task runs, or did, by what is stored."""
         with self._looking() as store:
-            found = history.why(store, id)
-            is_own = found.reason in (Reason.AFRESH, Reason.CONTEXT) and store.get(id).run == self.run.id
-        return self._fresh() if is_own else found
+            is_own = store.get(id).run == self.run.id
+        if is_own and not (self.run.continues or self._loop.resumption.asks_store):
+            return self._fresh()
+        with self._reading() as store:
+            found = self._whys.find(store, id)
+        return self._fresh() if is_own and found.reason in (Reason.AFRESH, Reason.CONTEXT) else found
 
     def _fresh(self) -> Why:
         """Return why the run continues no others."""
@@ -287,6 +302,12 @@ class Dispatcher:
             if not self.driver.is_closed:
                 yield self.store
                 return
+        with contextlib.closing(self.store.reopen()) as store:
+            yield store
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Store]:
+        """Give the store by a handle of its own, so that nobody else has to wait: for looks at all calls of a run."""
         with contextlib.closing(self.store.reopen()) as store:
             yield store
 

@@ -2,10 +2,12 @@
 
 A run is known by its record, its tasks by the run that they are of, and what it has taken over by a note. A task that
 a later run takes over unfinished is of that one from then on; the note says of which it was. The rest is derived: a
-task that is new in its run was not there before, or with other arguments, or under other code.
+task that is new in its run was not there before, or with other arguments, or under other code; or the run has had
+that call before, see repeats.py.
 """
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable
 from operator import attrgetter
@@ -19,8 +21,10 @@ from ..model.preview import shown_arguments
 from ..model.reasons import Reason, Resumed, Why, taken_over
 from ..model.task import Function, Status
 from ..stores.base import PastCall, RunRecord, Store, Taken
+from .repeats import Repeats
 
 FIRST = Why(Reason.AFRESH, "it is the first of its queue")
+_MOST_KEPT = 100_000  # reasons of calls
 
 
 class History:
@@ -31,6 +35,8 @@ class History:
         self.runs = {run.id: run for run in store.runs()}
         self._functions: dict[bytes, Function] = {}
         self._by_run: dict[int, list[PastCall]] | None = None  # all calls, if they are read already
+        self._memos: dict[str, Memos] = {}  # by queue
+        self._changes: dict[tuple[bytes, bytes], str] = {}
 
     def each(self, queue: str | None = None) -> list["RunHistory"]:
         """Return what each run had, oldest first, or each one of a queue."""
@@ -57,6 +63,25 @@ class History:
             except FunctionLost:
                 self._functions[digest] = Function(digest, "?", b"")
         return self._functions[digest]
+
+    def changed(self, older: bytes, newer: bytes) -> str:
+        """Return in words what changed from one function to another of its path, by their digests."""
+        pair = older, newer
+        if pair not in self._changes:
+            now = self.function(newer)
+            self._changes[pair] = changes(now.path, self.function(older).parts, now.parts)
+        return self._changes[pair]
+
+    def know(self, function: Function) -> None:
+        """Take note of a function that may not be stored yet."""
+        self._functions.setdefault(function.digest, function)
+
+    def memos(self, queue: str) -> "Memos":
+        """Return what there is of the calls with memo=True of a queue, in all of its runs."""
+        if queue not in self._memos:
+            runs = [run.id for run in self.runs.values() if run.queue == queue]
+            self._memos[queue] = Memos(self, [call for call in self._calls_of(runs) if call.is_memo])
+        return self._memos[queue]
 
     def of(self, id: int) -> "RunHistory":
         """Return what one run had. Raises TaskNotFound if there is none of that id."""
@@ -116,30 +141,18 @@ class RunHistory(NamedTuple):
 
     def reasons(self) -> dict[int, Why]:
         """Return by task why it was run, or was not, in this run."""
-        found = {it.task: taken_over(it.status) for it in self.taken}
-        own = [call for call in self.calls if call.id not in found]
-        if not self.record.continues:
-            return found | dict.fromkeys((call.id for call in own), self.history.fresh(self.record))
-        function = self.history.function
-        digests = {call.digest for call in own}
-        others: dict[tuple[str, str | bytes], bytes] = {}  # the newest code, by path and likeness
-        before = [*self.left, *(call for call in self.calls if call.id in found)]
-        paths = {function(call.digest).path for call in before}
-        for call in self.left:
-            if call.digest not in digests and call.status is not Status.CANCELLED:
-                others[function(call.digest).path, call.likeness] = call.digest
-        changed: dict[tuple[bytes, bytes], str] = {}
-        for call in own:
-            of = function(call.digest)
-            older = others.get((of.path, call.likeness))
-            if older is None:
-                found[call.id] = Why(Reason.ARGUMENTS if of.path in paths else Reason.FUNCTION)
-                continue
-            pair = older, call.digest
-            if pair not in changed:
-                changed[pair] = changes(of.path, function(older).parts, of.parts)
-            found[call.id] = Why(Reason.CODE, changed[pair])
-        return found
+        return self.account().reasons
+
+    def account(self) -> "Account":
+        """Return the same, so that further calls can be judged."""
+        account, taken = Account(self), {it.task: taken_over(it.status) for it in self.taken}
+        for call in self.calls:
+            if call.id in taken:
+                account.take(call.digest, call.likeness, call)
+                account.reasons[call.id] = taken[call.id]
+            else:
+                account.reasons[call.id] = account.judge(call.digest, call.likeness, call)
+        return account
 
     def resumed(self) -> Resumed:
         """Return how many calls had which reason."""
@@ -159,6 +172,62 @@ class RunHistory(NamedTuple):
         for digest in dict.fromkeys(call.digest for call in self.calls):
             found.setdefault(self.history.function(digest).path, []).append(self.history.function(digest))
         return found
+
+
+class Memos:
+    """Why calls with memo=True were run: the runs of a queue have them in common."""
+
+    def __init__(self, history: History, calls: Iterable[PastCall]) -> None:
+        self._repeats = Repeats(history.function, history.changed)
+        self.reasons = {call.id: self.judge(call.digest, call.likeness, call.enqueued_at) for call in calls}
+
+    def judge(self, digest: bytes, likeness: str | bytes, at: float = math.inf) -> Why:
+        """Return why the next call is run, if there is no equal one."""
+        return self._repeats.add(digest, likeness, at) or Why(Reason.ARGUMENTS)
+
+
+class Account:
+    """Why the calls of a run are run, in their order. With a call that is stored, what has become of it counts."""
+
+    def __init__(self, run: RunHistory) -> None:
+        self.reasons: dict[int, Why] = {}
+        """By task, of what was there."""
+        self.memos = functools.partial(run.history.memos, run.record.queue)
+        self._function, self._changed = run.history.function, run.history.changed
+        self._repeats = Repeats(self._function, self._changed)
+        self._fresh = None if run.record.continues else run.history.fresh(run.record)
+        self._digests: set[bytes] = set()  # of functions of this run, so that none is taken for an older one
+        self._others: dict[tuple[str, str | bytes], list[bytes]] = {}  # what is left, by path and likeness
+        for call in run.left:
+            if call.status is not Status.CANCELLED:
+                self._others.setdefault((self._function(call.digest).path, call.likeness), []).append(call.digest)
+        taken = {it.task for it in run.taken}
+        before = {call.digest for call in [*run.left, *(call for call in run.calls if call.id in taken)]}
+        self._paths = {self._function(digest).path for digest in before}
+
+    def take(self, digest: bytes, likeness: str | bytes, call: PastCall | None = None) -> None:
+        """Take in a call that is taken over."""
+        self._repeats.add(digest, likeness, 0, _failed_at(call), is_new=False)
+
+    def judge(self, digest: bytes, likeness: str | bytes, call: PastCall | None = None) -> Why:
+        """Return why the next call that is not taken over is run."""
+        if call is not None and call.is_memo:
+            return self.memos().reasons[call.id]
+        self._digests.add(digest)
+        why = self._repeats.add(digest, likeness, math.inf if call is None else call.enqueued_at, _failed_at(call))
+        if why is not None:
+            return why
+        if self._fresh is not None:
+            return self._fresh
+        path = self._function(digest).path
+        others = [it for it in self._others.get((path, likeness), ()) if it not in self._digests]
+        if others:
+            return Why(Reason.CODE, self._changed(others[-1], digest))
+        return Why(Reason.ARGUMENTS if path in self._paths else Reason.FUNCTION)
+
+
+def _failed_at(call: PastCall | None) -> int | None:
+    return call.finished_at if call is not None and call.status is Status.FAILED else None
 
 
 class Difference(NamedTuple):
@@ -197,13 +266,35 @@ def _only(
     return sorted(id for call, ids in these.items() for id in ids[counts[call] :])
 
 
-def why(store: Store, id: int) -> Why:
-    """Return why a task was run in the run that it is of. Raises TaskNotFound if there is no such task."""
-    task, history = store.get(id), History(store)
-    if task.run not in history.runs:
-        return Why(Reason.AFRESH, "it is of no run")
-    record = history.run(task.run)
-    return history.of(record.id).reasons()[id] if record.continues else history.fresh(record)
+class Whys:
+    """Why tasks were run. Who asks for one asks for its neighbours too: what was looked up last is kept."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Why] = {}
+
+    def find(self, store: Store, id: int) -> Why:
+        """Return why a task was run in the run that it is of. Raises TaskNotFound if there is no such task."""
+        known = self._known.get(id)
+        if known is not None:
+            return known
+        task, history = store.get(id), History(store)
+        if task.run not in history.runs:
+            return Why(Reason.AFRESH, "it is of no run")
+        run = history.of(task.run)
+        reasons = run.reasons()
+        if len(reasons) <= _MOST_KEPT:  # not of what other runs have: it is told why that was run there
+            self._known = {call.id: reasons[call.id] for call in run.calls if call.run == task.run}
+        return reasons[id]
+
+
+def account_of(store: Store, run: int, function: Function, memo: bool) -> Account:
+    """Return the account of a run so far, for further calls of a function that may not be stored yet."""
+    history = History(store)
+    history.know(function)
+    account = history.of(run).account()
+    if memo:
+        account.memos()  # while the store is open
+    return account
 
 
 def failures_of(store: Store, calls: Iterable[FailedCall], retry: Retry | None = None) -> Failures:

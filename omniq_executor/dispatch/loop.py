@@ -77,7 +77,7 @@ class Loop:
         self.waiters = waiters
         self.ids = Ids(owner)
         self.claims = Claims(store, engine, crash_retries, functools.partial(self.ids.take, 1))
-        self.resumption = Resumption(store, run, runs_leftovers, resume, on_change)
+        self.resumption = Resumption(store, run, waiters, runs_leftovers, resume, on_change)
         self.retention = Retention(store, owner)
         self.dropped = Dropped(self.driver.waker)
         self.failure: str | None = None  # why nothing is taken any more
@@ -466,7 +466,7 @@ class Loop:
             try:
                 if self._run.id:
                     sessions.leave(self._store.address)
-                    self.resumption.tell()
+                    self.resumption.tell(self.ids.taken)
                     self._store.end_run(self._run, clean, now())
             except StoreError as error:
                 _log.error("the run could not be closed, and will be continued as a broken one: %s", error)

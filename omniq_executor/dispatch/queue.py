@@ -39,13 +39,18 @@ class DispatchQueue:
         self._functions: dict[bytes, bytes] = {}  # pickles by digest, as the store has them
         self._own: dict[bytes, bytes] = {}  # of those that this process has described itself
 
-    def know(self, function: Function) -> None:
-        """Have calls of a function made with its pickle of this process, also those that an earlier one has stored."""
-        if self._own.get(function.digest) is not function.pickle:
-            self._own.pop(function.digest, None)
-            if len(self._own) == _KNOWN_FUNCTIONS:
-                del self._own[next(iter(self._own))]
-            self._own[function.digest] = function.pickle
+    def know(self, function: Function) -> bool:
+        """Have calls of a function made with its pickle of this process, also those that an earlier one has stored.
+
+        Return whether it may be new here.
+        """
+        if self._own.get(function.digest) is function.pickle:
+            return False
+        self._own.pop(function.digest, None)
+        if len(self._own) == _KNOWN_FUNCTIONS:
+            del self._own[next(iter(self._own))]
+        self._own[function.digest] = function.pickle
+        return True
 
     def add(self, ids: Sequence[int], function: Function, text: str | None, calls: Sequence[Call], gives: bool) -> None:
         """Take in new calls, claimed as attempt 1: give them, past none that waits, or have them wait."""

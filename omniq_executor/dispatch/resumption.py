@@ -13,11 +13,12 @@ from ..model.preview import shown_arguments
 from ..model.reasons import REUSED, Reason, Resumed, Why, runs_text, taken_over
 from ..model.task import Call, Function, Status
 from ..stores.base import Resumable, Resume, Run, Store, TaskState, now
+from .history import Account, History
+from .repeats import LOCAL
 from .reuse import is_memo, memo_key, name_of
 from .waiters import Waiters
 
 OnChange = Literal["rerun", "reuse", "raise"]
-_LOCAL = "<"  # in the path of what has no name of its own: lambdas and functions of functions may share one
 
 _log = logging.getLogger("omniq_executor")
 
@@ -32,13 +33,16 @@ class Look(NamedTuple):
 NOTHING = Look(None, None)
 _EQUAL = Why(Reason.EQUAL)
 _OF_KEY = Why(Reason.KEY)
-_NO_EQUAL = Look(None, Why(Reason.ARGUMENTS))
+_NO_EQUAL = Why(Reason.ARGUMENTS)
+_MOST_JUDGED = 100_000  # calls of a run for which the store is asked at its end
 
 
 class Foresight:
     """What calls that are foreseen leave to those after them."""
 
     def __init__(self) -> None:
+        self.account: Account | None = None
+        """Of the calls so far, where they may be such as the run has had before."""
         self.left: dict[str | bytes, list[Resumable]] = {}
         """By likeness, what could still be taken over."""
         self.names: set[bytes] = set()
@@ -49,7 +53,13 @@ class Resumption:
     """See the module's docstring. Called under the dispatcher's lock."""
 
     def __init__(
-        self, store: Store, run: Run, runs_leftovers: bool, resume: Resume, on_change: OnChange = "rerun"
+        self,
+        store: Store,
+        run: Run,
+        waiters: Waiters,
+        runs_leftovers: bool,
+        resume: Resume,
+        on_change: OnChange = "rerun",
     ) -> None:
         self.run = run
         """This run, as one that continues others, or as one that continues itself, too."""
@@ -63,6 +73,10 @@ class Resumption:
         """Whether there may be something to adopt."""
         self.resumed = Resumed(run.queue, run.id, run.continues, run.total)
         """What was taken over so far, and why the rest was not."""
+        self._unjudged = 0  # calls that run, and only the store tells why; see asks_store
+        self._code: dict[str, bytes] = {}  # the digest of a function by its path, of those with a name of their own
+        self._edited: set[str] = set()  # paths of functions of which this run has had several
+        self._waiters = waiters
         self._on_change = on_change
         self._digests: set[bytes] = set()  # of functions of this run, so that none is taken for an older one
         self._said_of: set[tuple[bytes, bytes]] = set()  # that the calls of the one function were taken for another
@@ -74,6 +88,26 @@ class Resumption:
         self._said = False  # that a run is continued
         self._again: set[int] = set()  # tasks that were found by their keys
         self._runs_leftovers = runs_leftovers
+
+    def know(self, function: Function) -> None:
+        """Take note of a function of which calls are submitted."""
+        path, digest = function.path, function.digest
+        if LOCAL not in path and self._code.setdefault(path, digest) != digest:
+            self._edited.add(path)
+
+    @property
+    def asks_store(self) -> bool:
+        """Whether only the store tells why some calls run; see `_may_repeat()`."""
+        may_take_older = self._on_change == "reuse" and self.run.continues
+        has_had = self._edited or self._waiters.failed or self.run.id in self.run.continues
+        return bool(has_had or self._unjudged or may_take_older)
+
+    def _may_repeat(self, path: str) -> bool:
+        """Return whether calls of a function may run because of what became of calls that this run has had before.
+
+        Then only the store tells why: of calls nothing is kept here, since there may be very many.
+        """
+        return path in self._edited or bool(self._waiters.failed) or self.run.id in self.run.continues
 
     def continue_own(self) -> None:
         """Have equal calls be given what this run has finished so far, each once: a cell that used it has failed."""
@@ -122,7 +156,8 @@ class Resumption:
         """Return the task of a call with memo=True, to be run again if it is no good; None if there is none."""
         found = self._store.by_key(self.run.queue, key)
         if found is None:
-            return _NO_EQUAL
+            self._unjudged += 1
+            return NOTHING
         look = self._runnable(found)
         if look.found is not None and look.why is not None:
             self._note_again(function, look.found, look.why)
@@ -181,7 +216,7 @@ class Resumption:
         found = self._store.take_over(run, function, calls, now())
         looks = [Look(it, it and _why(it)) for it in found]
         missing = [place for place, it in enumerate(found) if it is None]
-        if missing:
+        if missing and (self._on_change == "reuse" or not self._may_repeat(function.path)):
             seen = self.foresee(function, [calls[place] for place in missing])
             for place, (call, why, older) in zip(missing, seen, strict=True):
                 state = None
@@ -189,7 +224,9 @@ class Resumption:
                     other = function._replace(digest=older.digest, parts="")  # the store knows what that was made of
                     (state,) = self._store.take_over(run, other, [call], now())
                     self._say_older(function, other, why)
-                looks[place] = Look(state, why)
+                    self._edited.add(function.path)
+                looks[place] = Look(state, None if state is None and self._may_repeat(function.path) else why)
+        self._unjudged += sum(look == NOTHING for look in looks)
         for seen_why, count in Counter(look.why for look in looks).items():
             if seen_why is not None:
                 self.resumed.add(function.path, seen_why, count)
@@ -211,14 +248,24 @@ class Resumption:
         """Return for each call why it would run, or need not. `fresh` says why the run continues no others, if so."""
         whys: dict[int, Why] = {}
         left: dict[int, Call] = {}
+        account = foresight.account
         for place, call in enumerate(calls):
             equal = self._foresee_equal(function, call, foresight.names, memo)
-            if equal is None and fresh is None and not memo:
-                left[place] = call
+            if equal is not None:
+                whys[place] = equal
+            elif memo:
+                whys[place] = account.memos().judge(function.digest, call.likeness) if account else _NO_EQUAL
+            elif fresh is not None:
+                whys[place] = account.judge(function.digest, call.likeness) if account else fresh
             else:
-                whys[place] = equal or (fresh if fresh is not None and not memo else Why(Reason.ARGUMENTS))
+                left[place] = call
         seen = self.foresee(function, [*left.values()], foresight.left) if left else ()
-        whys |= {place: why for place, (_, why, _) in zip(left, seen, strict=True)}
+        for place, (call, why, older) in zip(left, seen, strict=True):
+            whys[place] = why
+            if account is not None and why.reason in REUSED:
+                account.take(function.digest if older is None else older.digest, call.likeness)
+            elif account is not None:
+                whys[place] = account.judge(function.digest, call.likeness)
         return [whys[place] for place in range(len(calls))]
 
     def _foresee_equal(self, function: Function, call: Call, names: set[bytes], memo: bool) -> Why | None:
@@ -267,7 +314,7 @@ class Resumption:
         digest = others[-1].digest
         first = next(it for it in others if it.digest == digest)
         what = self._what_changed(function, digest)
-        if self._on_change != "reuse" or first.status is not Status.COMPLETED or _LOCAL in function.path:
+        if self._on_change != "reuse" or first.status is not Status.COMPLETED or LOCAL in function.path:
             return Why(Reason.CODE, what), None
         left.remove(first)
         return Why(Reason.OLDER, what), first
@@ -290,10 +337,16 @@ class Resumption:
                 self.run.queue, function.path, why.what,
             )  # fmt: skip
 
-    def tell(self) -> None:
-        """Say at the end of the run what it took over, if it did, and why the rest ran."""
-        if self.resumed.reused:
-            _log.warning("queue %r: run %d: %s", self.run.queue, self.run.id, self.so_far().sentence())
+    def tell(self, added: int) -> None:
+        """Say at the end of a run that added so many calls what it took over, if it did, and why the rest ran."""
+        if not self.resumed.reused:
+            return
+        resumed, more = self.so_far(), ""
+        if self._unjudged and added <= _MOST_JUDGED:
+            resumed.count_as(History(self._store).of(self.run.id).resumed())
+        elif self._unjudged:
+            more = f", {self._unjudged} run: `omniq-executor runs {self.run.id}` says why"
+        _log.warning("queue %r: run %d: %s%s", self.run.queue, self.run.id, resumed.sentence(), more)
 
     def expect(self) -> None:
         """Take note that others may have left something, or are gone."""

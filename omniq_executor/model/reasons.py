@@ -16,6 +16,7 @@ class Reason(enum.Enum):
     OLDER = "taken over though their code changed"
     UNFINISHED = "taken over unfinished"
     FAILED = "run again, since they had failed"
+    AGAIN = "run again, since they had failed in this run"
     CODE = "run, since code changed"
     ARGUMENTS = "run, for new arguments"
     FUNCTION = "run: no call of their function is left of earlier runs"
@@ -27,11 +28,13 @@ class Reason(enum.Enum):
 
 
 REUSED = (Reason.RESULT, Reason.OLDER, Reason.UNFINISHED, Reason.FAILED)  # a task of an earlier run is taken over
+_NOT_RUN = (*REUSED, Reason.EQUAL, Reason.KEY, Reason.REFUSED)
 _SENTENCES = {
     Reason.RESULT: "taken over: its result was there",
     Reason.OLDER: "taken over though {}",
     Reason.UNFINISHED: "taken over unfinished: no earlier run has come to its end",
     Reason.FAILED: "run again, since it had failed",
+    Reason.AGAIN: "run again, since it had failed in this run",
     Reason.CODE: "run, since {}",
     Reason.ARGUMENTS: "run, since no earlier call of its function with equal arguments is left to be taken over",
     Reason.FUNCTION: "run, since no call of its function is left of earlier runs: it is new, or they were forgotten",
@@ -172,6 +175,21 @@ class Resumed(Counts):
         self.continues = continues
         self._total = self.reused + total
 
+    def count_as(self, stored: "Resumed") -> None:
+        """Have calls that were run be counted as the store tells of the same run, if it tells more than this."""
+        if self.fresh is not None and not stored.counts.keys() & {Reason.CODE, Reason.AGAIN, Reason.ARGUMENTS}:
+            return
+        for path, counts in self.by_function.items():
+            for reason in [reason for reason in counts if reason not in _NOT_RUN]:
+                del counts[reason]
+                self.changes.get(path, {}).pop(reason, None)
+        for path, counts in stored.by_function.items():
+            for reason in [reason for reason in counts if reason not in _NOT_RUN]:
+                why = Why(reason, stored.changes.get(path, {}).get(reason, ""))
+                if self.fresh is not None and reason in (Reason.AFRESH, Reason.CONTEXT):
+                    why = self.fresh
+                self.add(path, why, counts[reason])
+
     @property
     def left_alone(self) -> int:
         """How many calls of the runs that it continues were not submitted again so far."""
@@ -184,12 +202,14 @@ class Resumed(Counts):
 
     def sentence(self) -> str:
         """Return it as one line."""
-        if self.fresh is not None:
+        if self.fresh is not None and not self.by_function:
             return self._heading()
         return super().sentence() + (f", {self.left_alone} left alone" if self.left_alone else "")
 
     def _heading(self) -> str:
         of = f"run {self.run} of queue {self.queue!r}"
+        if self.fresh is not None and self.by_function:
+            return f"{of}, which continues none: {super()._heading()}"
         if self.fresh is not None:
             return f"{of}: its calls are {self.fresh}"
         others = [run for run in self.continues if run != self.run]

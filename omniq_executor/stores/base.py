@@ -153,6 +153,8 @@ class PastCall(NamedTuple):
     likeness: str | bytes  # see Call
     status: Status
     enqueued_at: int
+    finished_at: int | None = None
+    is_memo: bool = False  # whether it was submitted with memo=True
 
 
 @dataclass(slots=True)

@@ -140,3 +140,23 @@ def test_a_constant_or_default_that_autoreload_puts_in_place_reaches_the_workers
     ):
         module.write_text(text.format(**values))
         assert kernel.run(ask) == expected
+
+
+def test_a_cell_that_is_edited_twice_says_so_of_its_calls_whether_it_has_failed_or_not(kernel: Kernel) -> None:
+    kernel.run("from omniq_executor import PersistentExecutor\nexecutor = PersistentExecutor(1)")
+    define = "LIMIT = {}\ndef clip(n):\n    assert n < 9, n\n    return min(n, LIMIT)"
+    counts = "print({reason.name: count for reason, count in executor.resumed.counts.items() if count})"
+    why = "print(executor.submit(clip, 1).why())"
+    for limit in 2, 3:
+        kernel.run(define.format(limit))
+        kernel.run("list(executor.map(clip, [1, 4]))")
+    assert kernel.run(counts) == "{'CODE': 2, 'AFRESH': 2}\n"
+    kernel.run(define.format(4))
+    assert kernel.run(why) == "run, since the constant LIMIT changed\n"
+    failing = "list(executor.map(clip, [9], timeout=60))"
+    assert kernel.end(kernel.begin(failing))[1] == "AssertionError"
+    assert kernel.end(kernel.begin(failing))[1] == "AssertionError"
+    assert kernel.run(counts) == "{'AGAIN': 1, 'CODE': 3, 'AFRESH': 3}\n"
+    assert kernel.end(kernel.begin("clip(9)"))[1] == "AssertionError"
+    kernel.run(define.format(5).replace("9", "99"))
+    assert kernel.run(why.replace("1", "9")) == "run, since its own code changed, the constant LIMIT changed\n"

@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal
 
 from ...model.failures import FailedCall
+from ...model.options import MEMO
 from ...model.schema import USUAL
 from ...model.task import FINISHED, Function, Status, Task
 from ..base import PastCall, TaskState
@@ -28,6 +29,7 @@ from ..retention import names
 from .folders import STATUS_FOLDERS
 from .functions import Functions
 from .glance import look
+from .records import Record
 from .retention import Retention
 from .tasks import Tasks, found, likeness_of
 from .turns import Turns
@@ -71,11 +73,7 @@ class FileStore(Turns, Retention):
 
     def calls(self, runs: Collection[int]) -> list[PastCall]:
         with self._tasks.locked():
-            return [
-                PastCall(task.id, task.run, it.digest, likeness_of(it), task.status, task.enqueued_at)
-                for it in self._tasks.all()
-                if (task := it.task).run in runs
-            ]
+            return [_past_call(record) for record in self._tasks.all() if record.task.run in runs]
 
     def states(self, ids: Iterable[int]) -> list[TaskState]:
         with self._tasks.locked():
@@ -140,3 +138,10 @@ class FileStore(Turns, Retention):
                 if task.status is Status.FAILED and task.error is not None and queue in (None, task.queue):
                     error = task.error._replace(pickle=None)
                     yield FailedCall(task.id, task.run, task.queue, task.func_path, task.finished_at or 0, error)
+
+
+def _past_call(record: Record) -> PastCall:
+    task, is_memo = record.task, (record.task.key or "").startswith(MEMO)
+    return PastCall(
+        task.id, task.run, record.digest, likeness_of(record), task.status, task.enqueued_at, task.finished_at, is_memo
+    )

@@ -7,11 +7,13 @@ from typing import Any
 
 from ...model.codec import decode_error
 from ...model.failures import FailedCall
+from ...model.options import MEMO
 from ...model.task import FINISHED, Status, Task
 from ..base import PastCall, Resumable, Taken, TaskRow, TaskState
 from .tables import GIVEN, LIKENESS, STORED, Transaction, task_of
 
 _FAILURES = 256  # that are read at a time
+_IS_MEMO = f"t.key GLOB '{MEMO}*'"
 
 FOUND = "id, status, owner, result, error, exception FROM task"
 
@@ -117,11 +119,14 @@ def taken() -> Transaction[list[Taken]]:
 def calls(runs: Collection[int]) -> Transaction[list[PastCall]]:
     """Return the tasks that are of runs, oldest first."""
     rows, _ = yield (
-        f"SELECT t.id, t.run, f.digest, {LIKENESS}, t.status, t.enqueued_at FROM task t"
+        f"SELECT t.id, t.run, f.digest, {LIKENESS}, t.status, t.enqueued_at, t.finished_at, {_IS_MEMO} FROM task t"
         f" JOIN function f ON f.id = t.function WHERE t.run IN {GIVEN} ORDER BY t.id",
         (json.dumps(list(runs)),),
     )
-    return [PastCall(id, of, digest, like, Status(status), at) for id, of, digest, like, status, at in rows]
+    return [
+        PastCall(id, of, digest, like, Status(status), at, finished, bool(is_memo))
+        for id, of, digest, like, status, at, finished, is_memo in rows
+    ]
 
 
 def resumable(
