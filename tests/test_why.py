@@ -525,11 +525,12 @@ if __name__ == "__main__":
             assert foreseen.why(0) == whys[-1], (foreseen.why(0), whys)
         failed = calls.submit(fails, 1)
         failed.exception()
+        whys += said(executor, failed)
         foreseen = calls.preview(fails, [1]).why(0)
         again = calls.submit(fails, 1)
         again.exception()
         assert foreseen == again.why(), (foreseen, again.why())
-        print(json.dumps([*whys, failed.why(), again.why()]))
+        print(json.dumps([*whys, *said(executor, again)]))
         print(executor.resumed)
 """
 LIMITED, CLIPPED = (
@@ -557,7 +558,9 @@ def test_what_is_edited_or_has_failed_in_a_run_that_lives_on_is_said_to_run_beca
     assert json.loads(done.stdout.splitlines()[0]) == [first, LIMITED, CLIPPED, first, again]
 
 
-RESUMED_AND_EDITED = EDITED_TWICE[: EDITED_TWICE.index("if __name__")] + """
+RESUMED_AND_EDITED = (
+    EDITED_TWICE[: EDITED_TWICE.index("if __name__")]
+    + """
 import os
 
 if __name__ == "__main__":
@@ -579,6 +582,7 @@ if __name__ == "__main__":
         with_store.close()
         assert executor.resumed.to_dict() == later.to_dict(), (executor.resumed, later)
 """
+)
 
 
 def test_a_run_that_continues_another_says_so_too_and_at_its_end(script: Any) -> None:
@@ -587,4 +591,4 @@ def test_a_run_that_continues_another_says_so_too_and_at_its_end(script: Any) ->
     done = script.run("ends")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [RESULT, FAILED, LIMITED, UNSEEN, AGAIN]
-    assert "1 run again, since they had failed in this run, 1 run, since code changed (__main__.clip: the" in done.stderr
+    assert "1 run again, since they had failed in this run, 1 run, since code changed (__main__.clip: " in done.stderr

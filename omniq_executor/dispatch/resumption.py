@@ -194,7 +194,7 @@ class Resumption:
         """Return where a task stands whose call is made again: one that failed, or was cancelled, is PENDING."""
         if found.status not in (Status.FAILED, Status.CANCELLED):
             return Look(found, _EQUAL)
-        if self._store.retry([found.id], now()):
+        if self._store.retry_for(self.run, [found.id], now()):
             self.has_retried = True
             return Look(found._replace(status=Status.PENDING, error=None), Why(Reason.FAILED))
         return Look(next(iter(self._store.states([found.id])), None), _EQUAL)  # somebody else was faster

@@ -531,6 +531,10 @@ class Store(abc.ABC):
     def retry(self, ids: Sequence[int], now: int) -> list[int]:
         """MANUAL_RETRY those that are FAILED or CANCELLED, and return them."""
 
+    @abc.abstractmethod
+    def retry_for(self, run: Run, ids: Sequence[int], now: int) -> list[int]:
+        """`retry()`, since equal calls were submitted in a run: of those that had FAILED it is noted, see `taken()`."""
+
     # upkeep
 
     def purge(self, before: int, statuses: Collection[Status] = FINISHED, queue: str | None = None) -> int:
@@ -666,7 +670,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def taken(self) -> list[Taken]:
-        """Return what each run has taken over from others."""
+        """Return what each run has taken over from others, or has run again though it is its own."""
 
     @abc.abstractmethod
     def calls(self, runs: Collection[int]) -> list[PastCall]:

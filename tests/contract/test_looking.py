@@ -228,6 +228,7 @@ USES: dict[str, Callable[[Store], object]] = {
     "claim": lambda store: store.claim(1, 1, tick()),
     "cancel": lambda store: store.cancel([1], tick()),
     "retry": lambda store: store.retry([1], tick()),
+    "retry_for": lambda store: store.retry_for(RUN, [1], tick()),
     "purge": lambda store: store.purge(tick()),
     "remove": lambda store: store.remove([1]),
     "results_of": lambda store: store.results_of("square"),

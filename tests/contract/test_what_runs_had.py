@@ -93,6 +93,16 @@ def test_what_a_run_has_completed_and_taken_over_is_offered_to_itself_once_more(
     assert second.statuses([other]) == [Status.RUNNING]
 
 
+def test_what_had_failed_and_is_run_again_for_an_equal_call_of_its_run_is_noted(client: Client) -> None:
+    failed, pending, cancelled = client.add(0, 1, 2)
+    assert client.claim(1) == [failed]
+    client.end(Event.FAIL, failed)
+    client.store.cancel([cancelled], tick())
+    assert client.store.retry_for(client.run, [failed, pending, cancelled], tick()) == [failed, cancelled]
+    assert client.store.taken() == [Taken(client.run.id, failed, Status.FAILED, client.run.id)]
+    assert client.statuses([failed, pending, cancelled]) == [Status.PENDING] * 3
+
+
 def test_what_is_pickled_is_told_by_its_identity(client: Client, enter: Enter) -> None:
     (id,) = new_ids(1)
     calls = [Call(b"a pickle", None, b"identity")]

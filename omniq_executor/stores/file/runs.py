@@ -323,6 +323,13 @@ class Runs(OfFiles):
             None if record is None else found(record)._replace(had_failed=record.task.id in failed) for record in given
         ]
 
+    def retry_for(self, run: Run, ids: Sequence[int], now: int) -> list[int]:
+        with self._tasks.locked():
+            failed = [it.task for it in self._tasks.records(ids) if it.task.status is Status.FAILED]
+            retried = self.retry(ids, now)
+            self._note_taken(run.id, [Taken(run.id, task.id, task.status, task.run) for task in failed])
+            return retried
+
     def _resumable_of(
         self, run: Run, path: str, likenesses: Collection[str | bytes]
     ) -> dict[str | bytes, list[Resumable]] | None:

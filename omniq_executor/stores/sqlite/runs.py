@@ -258,6 +258,15 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[lis
     return states
 
 
+def retry_for(run: int, ids: Sequence[int]) -> Transaction[list[int]]:
+    """Retry tasks, and note those that had FAILED; returns which were retried. See Store.retry_for()."""
+    yield (
+        f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN} AND status = ?",
+        (run, json.dumps(list(ids)), Status.FAILED),
+    )
+    return (yield from retry(ids))
+
+
 _ADOPT = f"""
     UPDATE task SET run = ? WHERE {PENDING} AND run <> ? AND %s
     AND run NOT IN (SELECT id FROM run WHERE owner IN (SELECT id FROM owner)) RETURNING queue

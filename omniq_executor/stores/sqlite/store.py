@@ -242,6 +242,9 @@ class SQLiteStore(Store):
     def retry(self, ids: Sequence[int], now: int) -> list[int]:
         return self.db.write(turns.retry(ids))
 
+    def retry_for(self, run: Run, ids: Sequence[int], now: int) -> list[int]:
+        return self.db.write(runs.retry_for(run.id, ids))
+
     # upkeep
 
     def _purge(self, before: int, statuses: Collection[Status], queue: str | None) -> int:
