@@ -68,7 +68,9 @@ def _calls(standing: Standing | None) -> str:
     total = standing.open + standing.done
     if not total:
         return "no calls yet"
-    counts = {"done": standing.done, "resumed": standing.resumed, "failed": standing.failed}
-    said = [f"{count:,} {what}" for what, count in {**counts, "cancelled": standing.cancelled}.items() if count]
+    # No call is counted twice, so they add up: what was cancelled and is submitted again is two calls.
+    ended = {"resumed": standing.resumed, "failed": standing.failed, "cancelled": standing.cancelled}
+    counts = {"completed": max(standing.done - sum(ended.values()), 0), **ended}
+    said = [f"{count:,} {what}" for what, count in counts.items() if count]
     said += [f"{standing.open:,} open"] if standing.open else []
     return f"{words.counted(total, 'call')}: {', '.join(said)}"

@@ -219,12 +219,26 @@ def test_an_executor_says_where_it_is_and_what_it_did(make_executor: Any, store:
     second = make_executor(2, queue="etl")
     list(second.map(calls.square, [3, "x", 4], return_exceptions=True))
     assert ", run 2, which continues 1, " in repr(second)
-    assert "3 calls: 3 done, 1 resumed, 1 failed>" in repr(second)
+    assert "3 calls: 1 completed, 1 resumed, 1 failed>" in repr(second)
     html = checked(second._repr_html_())
-    for said in ("etl", "2, which continues 1, with 1 of 1 call done", str(store), "3 calls: 3 done, 1 resumed"):
+    for said in ("etl", "2, which continues 1, with 1 of 1 call done", str(store), "3 calls: 1 completed, 1 resumed"):
         assert said in html, said
     second.shutdown()
     assert repr(second).startswith("<PersistentExecutor closed, ")
+
+
+def test_what_was_cancelled_is_not_said_to_be_completed_when_it_is_submitted_again(
+    make_executor: Any, tmp_path: Path, wait_until: Any
+) -> None:
+    executor, gate = make_executor(1), tmp_path / "gate"
+    running = executor.submit(calls.wait_for, gate)
+    wait_until(running.running)
+    futures = [executor.submit(calls.square, n) for n in range(3)]
+    assert all(future.cancel() for future in futures)
+    gate.touch()
+    assert list(executor.map(calls.square, range(3))) == [0, 1, 4]
+    running.result(WAIT_S)
+    assert repr(executor).endswith(", 7 calls: 4 completed, 3 cancelled>")
 
 
 def test_an_executor_of_workers_elsewhere_says_so(store: Path) -> None:
