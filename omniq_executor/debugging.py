@@ -29,6 +29,13 @@ from .stores.base import Store, TaskState
 Initializer = tuple[Callable[..., object], Sequence[Any]] | None
 
 _SHOWN = 200  # characters of what it returns
+# About a call whose result is needed, by how that stands.
+_WHAT_TO_DO = {
+    Status.PENDING: ": wait until that one has run",
+    Status.RUNNING: ": wait until that one has run",
+    Status.FAILED: ": debug that one",
+    Status.CANCELLED: ": retry that one, and then this one",
+}
 
 
 def debug(store: Store, id: int, initializer: Initializer = None) -> Any:
@@ -39,12 +46,12 @@ def debug(store: Store, id: int, initializer: Initializer = None) -> Any:
     was never called, cannot be loaded here, or where nobody can type anything, and what loading raises.
     """
     with contextlib.closing(store):
-        debugger = _debugger()  # before anything is called
         task = store.get(id)
         needed = {found.id: found for found in store.states(task.after)}
     if task.status is not Status.FAILED:
         raise CannotDebug(f"{task.task_id} is {task.status.name}: only a call that has failed is made once more")
     results = _results(task, needed)
+    debugger = _debugger()  # before anything is called
     called = task.error.call if task.error is not None else ""
     called = called or f"{task.func_path} {shown_arguments(task.args, task.kwargs)}"
     _say(
@@ -71,8 +78,10 @@ def debug(store: Store, id: int, initializer: Initializer = None) -> Any:
             return value
     # Past the frame above, and past that of _call() unless it is the last, as of a function that is not of Python.
     entry = found.__traceback__.tb_next if found.__traceback__ is not None else None
-    entry = entry.tb_next or entry if entry is not None else None
+    entry = entry.tb_next or entry if entry is not None else found.__traceback__
     _say("".join(traceback.format_exception(type(found), found, entry)).rstrip())
+    if entry is not None and entry.tb_frame.f_code is _call.__code__:
+        _say(f"{task.func_path} is not written in Python: what is called is here as `function`, `args` and `kwargs`.")
     debugger.reset()
     debugger.interaction(None, entry)
     return None
@@ -121,10 +130,8 @@ def _results(task: Task, needed: Mapping[int, TaskState]) -> dict[int, str | byt
     for id in task.after:
         found = needed.get(id)
         if found is None or found.result is None:
-            how = f"is {found.status.name}" if found is not None else "is gone"
-            raise CannotDebug(
-                f"{task.task_id} cannot be called without the result of {format_id(id)}, which {how}: debug that one"
-            )
+            how = "gone" if found is None else f"{found.status.name}{_WHAT_TO_DO.get(found.status, '')}"
+            raise CannotDebug(f"{task.task_id} cannot be called without the result of {format_id(id)}, which is {how}")
         results[id] = found.result
     return results
 

@@ -164,6 +164,18 @@ def test_show_tells_everything_about_a_task(store: Store) -> None:
     assert store.json("show", store.failed.task_id) in store.lines("list")
 
 
+def test_show_shortens_what_is_long_unless_told_not_to(tmp_path: Path) -> None:
+    with PersistentExecutor(1, store=tmp_path / "a.db") as executor:
+        future = executor.submit(str, "x" * 5000)
+        assert len(future.result()) == 5000
+    command = ["show", str(future.task_id), "--store", "a.db"]
+    shown, whole = omniq(tmp_path, *command).stdout, omniq(tmp_path, *command, "--full").stdout
+    assert (shown.count("x" * 900), len(shown) < 3500) == (2, True)
+    assert shown.count("(the first 1000 of 5,00") == 2
+    assert whole.count("x" * 5000) == 2
+    assert len(omniq(tmp_path, *command, "--json").stdout) > 10_000
+
+
 @pytest.mark.parametrize("name", ["a.db", "a"])
 def test_show_tells_for_whose_results_a_task_waits(tmp_path: Path, name: str) -> None:
     executor = PersistentExecutor(1, store=tmp_path / name)

@@ -148,7 +148,7 @@ def of_rich(snapshot: Snapshot, width: int, height: int) -> list[str]:
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("width", "height"), [(200, 60), (120, 40), (100, 24)])
+@pytest.mark.parametrize(("width", "height"), [(200, 60), (120, 40), (100, 24), (60, 24)])
 def test_what_is_watched_fits_into_the_terminal(width: int, height: int) -> None:
     error = ErrorInfo("ValueError", "no " * 200, 'Traceback (most recent call last):\n  File "/x.py", line %d, in f\n')
     snapshot = Snapshot(
@@ -170,6 +170,11 @@ def test_what_is_watched_fits_into_the_terminal(width: int, height: int) -> None
     for what in ("more queues", "more calls that run", "more ways to fail", "run 7", "2 on host, dead", "ValueError"):
         assert what in text
     assert re.search(r"task-0000000000000 +9\.5 s", text)
+    headings = {word for line in lines for word in line.split() if word.isupper() and word.isalpha()}
+    assert headings <= {"QUEUE", *Status.__members__, "PER", "SECOND", "PROCESS", "RUN", "FOR", "CALL", "EXCEPTION",
+                        "WHERE", "SUCH", "AS"}  # fmt: skip
+    assert {"QUEUE", "PENDING", "PROCESS", "RUNNING", "CALL", "FAILED"} <= headings
+    assert not any("…" in line for line in lines if "QUEUE" in line or "RUNNING" in line)
 
 
 def test_an_empty_store_says_so() -> None:

@@ -1,5 +1,6 @@
 """A call that failed, once more under the debugger: in the process of its future and on the command line."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -229,6 +230,8 @@ def test_a_function_that_is_no_python_is_shown_with_its_arguments(one_job: Job) 
         types(terminal, ["p function, args, kwargs", "q"])
         assert terminal.wait() == 0
     assert "(<class 'int'>, ['seven'], {})" in terminal.text
+    said = " ".join(terminal.text.split())
+    assert "builtins.int is not written in Python: what is called is here as `function`, `args` and `kwargs`." in said
 
 
 @pytest.mark.once
@@ -308,6 +311,30 @@ def test_without_a_terminal_it_says_what_to_do_and_calls_nothing(one_job: Job) -
     assert "there is no terminal to debug in" in done.stderr
     assert "`omniq-executor debug ID` in a terminal" in done.stderr
     assert "is called again" not in done.stderr
+    for id, said in (one_job.ids["point"], "is COMPLETED: only"), ("task-0000000000000", "holds no task-0000000000000"):
+        done = subprocess.run(
+            [*command[:4], id, *command[5:]],
+            cwd=one_job.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert said in done.stderr
+
+
+def test_a_call_that_needs_another_says_what_that_one_waits_for(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", _Typing())
+    first = executor.submit(int, "seven")
+    later = executor.submit(abs, first)
+    assert later.exception() is not None
+    needed, address = first.task().id, executor.store.address
+    executor.shutdown()  # so that nobody runs what is retried
+    for how, change in (
+        ("FAILED: debug that one", "retry"),
+        ("PENDING: wait until that one has run", "cancel"),
+        ("CANCELLED: retry that one, and then this one", "retry"),
+    ):
+        with pytest.raises(CannotDebug, match=f"{first.task_id}, which is {how}$"):
+            later.debug()
+        with contextlib.closing(open_store(address)) as store:
+            assert getattr(store, change)([needed], 1) == [needed]
 
 
 def test_a_future_without_a_terminal_raises_cannot_debug(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,17 @@ def test_what_a_message_holds_steers_no_terminal() -> None:
     assert "\x1b" not in repr(group)
 
 
+def test_what_a_notebook_shows_of_failures_is_bounded_and_without_control_characters() -> None:
+    message = "\x1b[31m" + "long " * 20_000
+    error = at_line(3)._replace(message=message, traceback=f"{at_line(3).traceback}{message}", call="f('\x1b')")
+    found = groups_of([call(1, error)])
+    assert "\x1b" not in repr(found)
+    html = found._repr_html_()
+    assert len(html) < 10_000
+    assert "\x1b" not in html
+    assert all(text in html for text in ("line 3, in parse", "\\x1b[31mlong", " characters …"))
+
+
 def test_an_empty_store_has_no_failures() -> None:
     assert (len(Failures([])), repr(Failures([])), Failures([]).calls) == (0, "no call has failed", 0)
     assert "<table" not in Failures([])._repr_html_()
@@ -256,10 +267,10 @@ class Shop:
         with PersistentExecutor(1, store=folder / name, queue="second") as executor:
             self.other = executor.submit(failing.parse, "z")
 
-    def run(self, *args: str, status: int = 0) -> str:
+    def run(self, *args: str, status: int = 0, said: str = "") -> str:
         command = [sys.executable, "-m", "omniq_executor", *args, "--store", self.name]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=60, check=False)
-        assert (done.returncode, done.stderr) == (status, "")
+        assert (done.returncode, done.stderr) == (status, said)
         return done.stdout
 
     def json(self, *args: str, status: int = 0) -> list[Any]:
@@ -290,7 +301,16 @@ def test_the_command_line_shows_groups_and_retries_one(shop: Shop) -> None:
     retried = shop.run("retry", "--group", parsed["group"], "--queue", "second")
     assert retried == "1 task PENDING again\n"
     assert [group["count"] for group in shop.json("failures")] == [2, 1]
-    assert shop.run("retry", "--group", "00000000", status=1) == "0 tasks PENDING again\n"
+    left = ", ".join(sorted(group["group"] for group in shop.json("failures")))
+    nothing = "0 tasks PENDING again\n"
+    said = f"no failure is of a group '00000000': the groups are {left}\n"
+    assert shop.run("retry", "--group", "00000000", status=1, said=said) == nothing
+    said = "no failure of the queue 'third' is of a group '00000000': no call has failed\n"
+    assert shop.run("retry", "--group", "00000000", "--queue", "third", status=1, said=said) == nothing
+    said = "no call is of a function 'zz': there are calls of failing.fine_when, failing.parse\n"
+    for command in "failures", "list":
+        shop.run(command, "--function", "zz", said=said)
+        shop.run(command, "--function", "parse", "--since", "2999-01-01")
 
 
 @pytest.mark.once

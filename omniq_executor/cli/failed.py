@@ -14,6 +14,7 @@ from ..stores.base import Store
 from ..stores.retention import names
 from .console import print_json, printable
 from .options import checked_id, checked_since, look_into, on_store, store_option
+from .unknown import tell_of_function
 
 
 @click.command()
@@ -40,6 +41,8 @@ def failures(
     """
     with look_into(address) as store:
         found = failures_of(store, _calls(store, queue, name, run, since))
+        if name is not None and not found:
+            tell_of_function(store, name)
     if as_json:
         for group in found:
             print_json(group.to_dict(), indent=None)

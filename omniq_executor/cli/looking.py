@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,11 +26,13 @@ from .console import (
     to_the_second,
 )
 from .options import checked_id, checked_since, look_into, on_store
+from .unknown import tell_of_function
 
 # Between two looks: no event that Python can wait for tells that a file has grown. One who reads along does not
 # notice, and it costs next to nothing.
 _LOOK_S = 0.1
 _PIECE_BYTES = 1 << 20
+_SHOWN = 1000  # characters of what a task was given and has returned
 _OWNERS_S = 1.0  # between two looks whether the process that runs the task lives
 
 
@@ -128,6 +131,8 @@ def list_(
     status = Status[state.upper()] if state else None
     with look_into(address) as store:
         tasks = store.find(status, queue, tags, limit, name=name, run=run, since=since)
+        if name is not None and not tasks:
+            tell_of_function(store, name)
     if as_json:
         for task in tasks:
             print_json(task_to_dict(task), indent=None)
@@ -153,13 +158,15 @@ def list_(
 @click.command()
 @click.argument("id", metavar="ID", callback=checked_id)
 @click.option("--load", is_flag=True, help="Unpickle what is pickled, which runs code: only for stores you trust.")
+@click.option("--full", is_flag=True, help="Do not shorten arguments and results, however long they are.")
 @on_store
-def show(id: int, load: bool, address: str | None, as_json: bool) -> None:
-    """Show everything about one task.
+def show(id: int, load: bool, full: bool, address: str | None, as_json: bool) -> None:
+    """Show everything about one task. Long arguments and results are shortened, but with --full or --json.
 
     \b
     For example:
       omniq-executor show task-0d5kq3v7x8m2a
+      omniq-executor show task-0d5kq3v7x8m2a --full
     """
     with look_into(address) as store:
         task = store.get(id)
@@ -171,6 +178,8 @@ def show(id: int, load: bool, address: str | None, as_json: bool) -> None:
         print_json({**fields, "loaded": loaded} if load else fields)
         return
     fields |= {"args": _stored_text(task.args), "kwargs": task.kwargs, "result": _stored_text(task.result), **loaded}
+    for name in () if full else ("args", "kwargs", "result", "exception"):
+        fields[name] = _shortened(fields.get(name))
     if task.owner in owners:
         owner = owner_fields(owners[task.owner])
         fields["owner"] = "{owner} (process {pid} on {host}, {state})".format(**owner)
@@ -187,6 +196,12 @@ def show(id: int, load: bool, address: str | None, as_json: bool) -> None:
             click.echo(f"{name:<14}{first}")
             for line in others:
                 click.echo(f"{'':<14}{line}".rstrip())
+
+
+def _shortened(text: Any) -> Any:
+    if not isinstance(text, str) or len(text) <= _SHOWN:
+        return text
+    return f"{text[:_SHOWN]}... (the first {_SHOWN} of {len(text):,} characters: --full shows all)"
 
 
 def _stored_text(data: str | bytes | None) -> str | None:

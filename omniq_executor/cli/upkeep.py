@@ -16,6 +16,7 @@ from ..stores.base import Store, now
 from ..stores.migration import UnderWay, check_still, migrate as move
 from .console import count_of_tasks, exit_with, owner_fields, print_json, printable, progress, report
 from .options import as_json as json_option, checked_duration, checked_ids, look_into, on_store
+from .unknown import tell_of_group
 
 _WAIT_S = 0.5  # between two looks whether a store is still
 _FORGOTTEN_AT_ONCE = 1000  # tasks, in a transaction
@@ -44,6 +45,8 @@ def retry(
         raise click.UsageError("--queue goes with --failed or --group")
     with look_into(address) as store:
         asked = task_ids or [call.id for call in store.failures(queue) if group is None or group_of(call) == group]
+        if group is not None and not asked:
+            tell_of_group(store, group, queue)
         changed = store.retry(asked, now())
         store.notify(0)  # whoever works on the queue has something to do
         unchanged = _stand(store, asked, changed) if task_ids else {}

@@ -35,6 +35,7 @@ from .options import look_into, on_store
 _LOOK_S = 1.0
 _SHARE = 10  # of the time that a look takes, which is waited after it at least
 _LOW = 30  # lines, where there is no room for empty ones
+_RATE = "PER SECOND"
 _FEWEST = 2  # rows of a table, however low the terminal is
 _LINES_BESIDE = 4  # of a table: its headings, the line below, what is left out, and an empty one
 
@@ -163,21 +164,23 @@ def shown(snapshot: Snapshot, width: int, height: int) -> Group:
     failed = [
         [str(group.count), group.type, group.where, short(group.example.error.message)] for group in snapshot.failures
     ]
-    tables: list[tuple[str, list[str], list[list[str]], set[int]]] = [
-        ("queues", ["QUEUE", *states, "PER SECOND"], queues, set(range(1, 8))),
-        ("processes", ["PROCESS", "QUEUE", "RUN", "FOR"], owners, {3}),
-        ("calls that run", ["RUNNING", "FOR", "PROCESS", "CALL"], running, {1, 2}),
-        ("ways to fail", ["FAILED", "EXCEPTION", "WHERE", "SUCH AS"], failed, {0}),
+    empty = [state for at, state in enumerate(states, 1) if all(row[at] == "0" for row in queues)]
+    # With what is left out first where there is no room for all of it.
+    tables: list[tuple[str, list[str], list[list[str]], set[str], list[str]]] = [
+        ("queues", ["QUEUE", *states, _RATE], queues, {*states, _RATE}, [*empty, _RATE, *reversed(states)]),
+        ("processes", ["PROCESS", "QUEUE", "RUN", "FOR"], owners, {"FOR"}, ["FOR", "RUN", "QUEUE"]),
+        ("calls that run", ["RUNNING", "FOR", "PROCESS", "CALL"], running, {"FOR", "PROCESS"}, ["PROCESS", "FOR"]),
+        ("ways to fail", ["FAILED", "EXCEPTION", "WHERE", "SUCH AS"], failed, {"FAILED"}, ["SUCH AS", "WHERE"]),
     ]
     tables = [table for table in tables if table[2]]
     is_low = height < _LOW
     room = height - 2 - (_LINES_BESIDE - is_low) * len(tables)
     parts: list[Any] = [Text(f"{snapshot.address}  {(iso(snapshot.at) or '')[:19]}Z", style="bold", overflow="fold")]
-    for left, (what, headings, rows, right) in zip(range(len(tables), 0, -1), tables, strict=True):
+    for left, (what, headings, rows, right, optional) in zip(range(len(tables), 0, -1), tables, strict=True):
         most = max(room // left, _FEWEST)
         cells = [[printable(" ".join(cell.split())) for cell in row] for row in rows[:most]]
         parts += [] if is_low else [Text()]
-        parts.append(_table(headings, cells, right, width))
+        parts.append(_table(headings, cells, right, optional, width))
         room -= min(len(rows), most)
         if len(rows) > most:
             parts.append(Text(f"and {len(rows) - most} more {what}", style="dim"))
@@ -186,14 +189,28 @@ def shown(snapshot: Snapshot, width: int, height: int) -> Group:
     return Group(*parts)
 
 
-def _table(headings: list[str], rows: list[list[str]], right: set[int], width: int) -> Table:
-    """Return a table with a line for each row: the last column is cut where there is no room for it."""
-    table = drawn(headings, rows, [i in right for i in range(len(headings))])
-    others = sum(max(map(len, column)) + BESIDE for column in list(zip(headings, *rows, strict=True))[:-1])
+def _table(headings: list[str], rows: list[list[str]], right: set[str], optional: list[str], width: int) -> Table:
+    """Return a table with a line for each row: the last column is cut where there is no room for it.
+
+    No heading is cut: columns are left out, in the order of `optional`.
+    """
+    columns = dict(zip(headings, zip(*rows, strict=True), strict=True))
+    for name in optional:
+        if _least(columns) <= width:
+            break
+        columns.pop(name, None)
+    table = drawn([*columns], [*zip(*columns.values(), strict=True)], [name in right for name in columns])
+    *_, last = columns
     table.box, table.show_edge = SIMPLE_HEAD, False
     table.columns[-1].overflow = "ellipsis"
-    table.columns[-1].max_width = max(width - others - BESIDE - 1, len(headings[-1]))
+    table.columns[-1].max_width = width - _least(columns) + len(last)
     return table
+
+
+def _least(columns: Mapping[str, Sequence[str]]) -> int:
+    """Return how many characters a table takes whose last column is cut to its heading."""
+    *others, last = columns
+    return sum(max(map(len, [name, *columns[name]])) + BESIDE for name in others) + len(last) + BESIDE + 1
 
 
 def duration(seconds: float) -> str:

@@ -16,9 +16,11 @@ from hashlib import blake2b
 from html import escape
 from typing import Any, NamedTuple, overload
 
+from ..display import words
 from .schema import ErrorInfo, format_id, iso
 
 _SHOWN = 160  # characters of a message, in a list
+_MOST_SHOWN = 6000  # characters of a traceback
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _WORKER = os.sep + os.path.join("omniq_executor", "engines", "local", "worker.py")  # as another process has it
 _LIBRARY = re.compile(r"[/\\](site-packages|dist-packages)[/\\]|[/\\]lib(64)?[/\\]python3[^/\\]*[/\\]")
@@ -153,13 +155,14 @@ class FailureGroup:
         first, last = _time(self.first), _time(self.last)
         times = f"at {last}" if first == last else f"{first} to {last}"
         such = "it is" if self.count == 1 else "such as"
-        return [
+        lines = [
             f"{self.count} x {self._said}: {self.where}",
             *text,
             f"      {short(example.error.message)}",
             f"      {such} {example.task_id}: {example.error.call or example.function}",
             f"      {times}; group {self.id}",
         ]
+        return [*map(words.printable, lines)]
 
     def _repr_html_(self) -> str:
         """Return a table without colours of its own, so it is legible on dark and on light."""
@@ -282,15 +285,23 @@ def _time(microseconds: int) -> str:
     return (iso(microseconds) or "")[:19] + "Z"
 
 
+def _bounded(text: str) -> str:
+    """Return the beginning and the end of a traceback, whose message may be of any length, made printable."""
+    if len(text) > _MOST_SHOWN:
+        left_out = len(text) - _MOST_SHOWN
+        text = f"{text[: _MOST_SHOWN // 2]}\n… {left_out:,} characters …\n{text[-_MOST_SHOWN // 2 :]}"
+    return words.printable(text)
+
+
 def _table(groups: Iterable[FailureGroup]) -> str:
     cell = 'style="text-align: left; vertical-align: top; padding: 0.1em 0.8em; border-bottom: 1px solid currentColor"'
     heads = "".join(f"<th {cell}>{head}</th>" for head in ("calls", "exception", "where", "for example", "when"))
     rows = []
     for group in groups:
         example, text = group.example, group.place.text if group.place is not None else ""
-        code = f"<br><code>{escape(text)}</code>" if text else ""
-        traceback = f'<pre style="white-space: pre-wrap">{escape(example.error.traceback)}</pre>'
-        call = example.error.call or example.function
+        code = f"<br><code>{escape(words.shortened(text, _SHOWN))}</code>" if text else ""
+        traceback = f'<pre style="white-space: pre-wrap">{escape(_bounded(example.error.traceback))}</pre>'
+        call = words.shortened(example.error.call or example.function, 2 * _SHOWN)
         cells = (
             str(group.count),
             escape(group._said),
