@@ -9,6 +9,7 @@ A reference is there once in a process, however often it is unpickled, so that a
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -26,7 +27,7 @@ from .model.reasons import Reason, Why
 from .model.shown import ShownFuture, error_head, exception_head, future_card, future_line
 from .model.task import ErrorInfo, Task, format_id, parse_id
 from .stores import glance
-from .stores.glances import Wanted
+from .stores.glances import Row
 
 if TYPE_CHECKING:
     from .dispatch.dispatcher import Dispatcher
@@ -37,6 +38,7 @@ _UNREAD = object()
 _DONE = (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED)
 _NO_VALUE: Any = None  # stands for a result until that is read
 _FAILED = Exception("not read yet")
+_row = Row()
 
 
 class DurableFuture(concurrent.futures.Future[_T]):
@@ -222,10 +224,11 @@ class DurableFuture(concurrent.futures.Future[_T]):
         if self._number is None:
             return None, ""
         try:
-            tasks = glance(self._url(), Wanted(ids=[self._number])).tasks
+            url = self._url()
+            task = _row.find(url, self._number, functools.partial(glance, url))
         except StoreError as error:
             return None, f"cannot be read now: {error}"
-        return (tasks[0], "") if tasks else (None, "holds it no more")
+        return (task, "") if task is not None else (None, "holds it no more")
 
     def __reduce__(self) -> Any:
         """Refer to the result, as an argument of a call of the same store; elsewhere to the future."""

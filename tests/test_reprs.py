@@ -18,7 +18,8 @@ from omniq_executor.display import words
 from omniq_executor.display.card import Card, Table
 from omniq_executor.model.schema import ErrorInfo, Options, Status, Task
 from omniq_executor.model.shown import call_text, error_head
-from omniq_executor.stores import glances
+from omniq_executor.stores import glance, glances
+from omniq_executor.stores.glances import Wanted
 
 WAIT_S = 30.0
 SECOND = 1_000_000
@@ -203,6 +204,39 @@ def test_a_result_that_was_not_read_is_not_said_to_be_none(executor: PersistentE
     future = executor.submit(calls.echo, {1, 2})
     concurrent_wait(future)
     assert "NoneType" not in repr(future)
+
+
+@pytest.mark.parametrize("name", ["x.db", "x"])
+def test_a_list_of_futures_is_shown_by_a_few_looks_and_each_as_it_stands(
+    make_executor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    executor = make_executor(1, store=tmp_path / name)
+    futures = [executor.submit(calls.square, n) for n in range(500)]
+    assert [future.result(WAIT_S) for future in futures] == [n * n for n in range(500)]
+    looks = []
+
+    def look(address: str, wanted: Wanted) -> Any:
+        looks.append(wanted)
+        return glance(address, wanted)
+
+    monkeypatch.setattr("omniq_executor.future.glance", look)
+    monkeypatch.setattr(glances, "_MOMENT_S", 60.0)
+    shown = repr(futures)
+    assert [f"{future.task_id} calls.square({n}) COMPLETED" in shown for n, future in enumerate(futures)] == [
+        True
+    ] * 500
+    assert len(looks) < (10 if name == "x.db" else 501)
+    for many in futures[::-1], [futures[n * 7 % 500] for n in range(500)]:
+        looks.clear()
+        assert repr(many).count("COMPLETED") == 500
+        assert name == "x" or sum(1 + wanted.more for wanted in looks) < 10_000
+    waiting = [executor.options(eta=3600).submit(calls.square, n) for n in range(40)]
+    assert repr(waiting).count("PENDING") == 40
+    executor.store.cancel([waiting[39].task().id], 1)
+    looks.clear()
+    assert "CANCELLED" in repr(waiting[39])  # it was told before, and is looked at again
+    assert len(looks) == 1
+    executor.kill_workers()
 
 
 # executors and maps

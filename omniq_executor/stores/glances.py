@@ -16,6 +16,8 @@ from ..model.task import Status, Task
 GLANCE_S = 0.1
 EARLIER = 200  # calls of earlier runs whose times are looked at
 _AGAIN_AFTER_S = 2.0
+_MOMENT_S = 0.1
+_MOST_AHEAD = 256  # tasks
 
 _silent: dict[str, tuple[float, StoreError]] = {}  # stores that did not answer, until when they are not asked again
 
@@ -34,6 +36,9 @@ class Wanted(NamedTuple):
 
     counts: bool = False
     ids: Sequence[int] = ()
+    more: int = (
+        0  # how many of the tasks after the first of these may be told of, too, where that costs less than a look
+    )
     function: str = ""  # whose calls of earlier runs are looked for, by its path, ...
     run: int = 0  # ... other than those of this run
 
@@ -49,6 +54,39 @@ def patiently(address: str, look: Callable[[], Glance]) -> Glance:
     except StoreError as found:
         _silent[address] = monotonic() + _AGAIN_AFTER_S, found
         raise
+
+
+class _Seen(NamedTuple):
+    """What the last look has found."""
+
+    address: str
+    id: int  # of the task that it was for
+    until: float  # when it is too old
+    ahead: int
+    others: dict[int, Task]
+
+
+class Row:
+    """Looks at one task after the other, as when a list of futures is shown: one look finds its neighbours, too.
+
+    What is told of a task is a moment old at most, and it is told once: who asks again is shown how it stands now.
+    """
+
+    def __init__(self) -> None:
+        self._seen = _Seen("", 0, 0.0, 0, {})  # replaced as a whole, since several threads may look
+
+    def find(self, address: str, id: int, look: Callable[[Wanted], Glance]) -> Task | None:
+        """Return the task of a store, or None if it has none of that id. Raises StoreError."""
+        seen, moment = self._seen, monotonic()
+        is_next = seen.address == address and seen.id != id and moment < seen.until
+        task = seen.others.pop(id, None) if is_next else None
+        if task is None:
+            goes_on = is_next and id > seen.id and len(seen.others) * 2 <= seen.ahead  # which were of use
+            ahead = min(max(seen.ahead * 4, 16), _MOST_AHEAD) if goes_on else 0
+            found = {it.id: it for it in look(Wanted(ids=[id], more=ahead)).tasks}
+            task = found.pop(id, None)
+            self._seen = _Seen(address, id, moment + _MOMENT_S, ahead, found)
+        return task
 
 
 def line_of(kind: str, path: str, look: Callable[[], Glance], state: str = "") -> str:

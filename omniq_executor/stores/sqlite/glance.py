@@ -27,7 +27,8 @@ _OF_KIND = {Kind.QUEUE: "q.name", Kind.PATH: "f.path", Kind.FUNCTION: "x''"}
 _TASKS = f"""SELECT f.digest, NULL, NULL, '',
     {", ".join(_SHOWN.get(name, _OF_KIND.get(field.kind, f"t.{name}")) for name, field in FIELDS.items())}
     FROM task t JOIN queue q ON q.id = t.queue JOIN function f ON f.id = t.function
-    WHERE t.id IN (SELECT value FROM json_each(?)) ORDER BY t.id"""
+    WHERE t.id IN (SELECT value FROM json_each(?))"""
+_AHEAD = f"{_TASKS} OR t.id IN (SELECT id FROM task WHERE id > ? ORDER BY id LIMIT ?)"
 _EARLIER = f"""SELECT t.finished_at - t.started_at FROM task t
     WHERE t.function IN (SELECT id FROM function WHERE path = ?) AND t.run <> ? AND t.status = {Status.COMPLETED:d}
     ORDER BY t.id DESC LIMIT {EARLIER}"""
@@ -52,7 +53,9 @@ def look(path: Path, wanted: Wanted) -> Glance:
 def _look(connection: sqlite3.Connection, wanted: Wanted, size: int) -> Glance:
     deadline = time.monotonic() + GLANCE_S
     connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
-    tasks = [task_of(row) for row in connection.execute(_TASKS, (json.dumps(list(wanted.ids)),))] if wanted.ids else []
+    ids = json.dumps(list(wanted.ids))
+    asked = (_AHEAD, (ids, wanted.ids[0], wanted.more)) if wanted.more else (f"{_TASKS} ORDER BY t.id", (ids,))
+    tasks = [task_of(row) for row in connection.execute(*asked)] if wanted.ids else []
     found = Glance({}, tasks, size=size)
     try:
         if wanted.counts:
