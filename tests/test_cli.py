@@ -223,6 +223,20 @@ def test_looking_creates_no_store(tmp_path: Path, command: list[str]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_looking_makes_no_store_of_an_empty_file_or_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    (tmp_path / "empty").mkdir()
+    for name in "empty.db", "empty":
+        for command in ["status"], ["list"], ["watch"], ["failures"], ["doctor"], ["retry", "--failed"]:
+            done = omniq(tmp_path, *command, "--store", name)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr.startswith("Error: there is no store at ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "empty.db"]
+    assert ((tmp_path / "empty.db").stat().st_size, [*(tmp_path / "empty").iterdir()]) == (0, [])
+    with PersistentExecutor(1, store=tmp_path / "empty.db") as executor:
+        assert executor.submit(abs, -1).result() == 1
+
+
 def test_a_file_that_is_no_store_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("not a database, only longer than the header of one " * 20)
     done = omniq(tmp_path, "status", "--store", "notes.db")

@@ -87,6 +87,8 @@ class Database:
             if not create and not path.exists():
                 raise StoreError(f"there is no store at {path}")
             has_log = self._has_log()  # before it is looked into, by which it may be worked off
+            if not create and not has_log and path.is_file() and not path.stat().st_size:
+                raise StoreError(f"there is no store at {path}: the file is empty")
             is_hollow = self._prepare_files()
             with explained(path), self.one_at_a_time():
                 is_alone = not (has_log or self._has_log())
