@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from .dispatch.dispatcher import Dispatcher
-from .dispatch.waiters import CANCELLED, FAILURES
+from .dispatch.waiters import CANCELLED, Tally
 from .errors import CallError
 from .future import rebuild
 from .model import codec
@@ -27,32 +27,28 @@ _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
 _KEPT_BYTES = 16 << 20  # of results that arrived before their turn
 
 
-class _InOrder:
+class _InOrder(Tally):
     """Outcomes by the position of their items, those that came before their turn as they came.
 
     The dispatcher holds this, and not the iterator, so that it is seen when the iterator is dropped.
     """
 
     def __init__(self) -> None:
+        super().__init__()
+        self.resumed = 0  # of those that are counted, how many calls had run before
         self.position = 0  # of the outcome to take next
-        self.came = self.failed = self.cancelled = self.resumed = 0
-        """How many outcomes have come; and of these, how many calls failed, were cancelled, or had run before."""
         self._arrived: dict[int, tuple[int, int, Any]] = {}  # id, count, outcome
         self._kept_bytes = 0
 
     def put(self, position: int, id: int, count: int, outcome: Any) -> None:
         """Take what became of `count` positions; beyond _KEPT_BYTES it is left in the store."""
+        self.count(count, outcome)
         size = _size(outcome)
-        if outcome is CANCELLED:
-            self.cancelled += count
-        elif isinstance(outcome, FAILURES):
-            self.failed += count
         if size and self._kept_bytes + size > _KEPT_BYTES and position != self.position:
             outcome = _IN_STORE
         else:
             self._kept_bytes += size
         self._arrived[position] = id, count, outcome
-        self.came += count
 
     def has_next(self) -> bool:
         """Return whether the next outcome is there."""
@@ -72,7 +68,7 @@ class _AsTheyCome(_InOrder):
 
     def put(self, position: int, id: int, count: int, outcome: Any) -> None:
         """Take what became of `count` positions, wherever they are. The dispatcher's lock is held."""
-        super().put(self.came, id, count, outcome)
+        super().put(self.done, id, count, outcome)
 
 
 class Results(Iterator[Any]):
@@ -200,7 +196,7 @@ class Results(Iterator[Any]):
 
         came = self._arrivals
         what = self._function.path.removeprefix("__main__.")
-        return Counts(what, self._items, came.came, came.resumed, came.failed, came.cancelled)
+        return Counts(what, self._items, came.done, came.resumed, came.failed, came.cancelled)
 
     def __repr__(self) -> str:
         from .display.meter import still

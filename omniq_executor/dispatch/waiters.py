@@ -21,8 +21,23 @@ from ..model.task import ErrorInfo, Status
 from ..stores.base import ResultBatch, TaskState
 
 CANCELLED = Status.CANCELLED
-FAILURES = ErrorInfo, BaseException
-"""What an outcome is an instance of that is no result, beside CANCELLED."""
+_FAILURES = ErrorInfo, BaseException
+
+
+class Tally:
+    """Counts outcomes."""
+
+    def __init__(self) -> None:
+        self.done = self.failed = self.cancelled = 0
+        """How many there were; and how many of these failed, or were cancelled."""
+
+    def count(self, count: int, outcome: Any) -> None:
+        """Take in so many, of which each is this one, as for a Consumer."""
+        self.done += count
+        if outcome is CANCELLED:
+            self.cancelled += count
+        elif isinstance(outcome, _FAILURES):
+            self.failed += count
 
 
 class Consumer(Protocol):
@@ -69,14 +84,13 @@ class _Range(NamedTuple):
     consumer: Consumer
 
 
-class Waiters:
-    """See the module's docstring."""
+class Waiters(Tally):
+    """See the module's docstring. What is counted was waited for, and is resolved."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.open = 0
         """How many tasks are waited for and not resolved."""
-        self.done = self.failed = self.cancelled = 0
-        """How many were waited for and are resolved; and how many of these failed, or were cancelled."""
         self.put = False
         """Whether a consumer was given something, since whoever sets this to False last looked."""
         self._futures: dict[int, Waiter] = {}
@@ -182,7 +196,8 @@ class Waiters:
         if future is not None:
             self._hand_over(future, outcome, False)
         for consumer, position in self._singles.pop(id, ()):
-            self._count(1, outcome)
+            self.open -= 1
+            self.count(1, outcome)
             consumer.put(position, id, 1, outcome)
             self.put = True  # after it: whoever unsets this, and looks at the consumer, is to find it there
         span = self._range_of(id)
@@ -195,17 +210,10 @@ class Waiters:
             self.resolve(id, error)
 
     def _hand_over(self, future: Waiter, outcome: Any, is_read: bool) -> None:
-        self._count(1, None if is_read else outcome)
+        self.open -= 1
+        self.count(1, None if is_read else outcome)
         self._resolved += 1
         self.to_notify.append((future, outcome, is_read))
-
-    def _count(self, count: int, outcome: Any) -> None:
-        self.open -= count
-        self.done += count
-        if outcome is CANCELLED:
-            self.cancelled += count
-        elif isinstance(outcome, FAILURES):
-            self.failed += count
 
     def _put(self, span: _Range, id: int, count: int, outcome: Any) -> None:
         index = bisect_right(self._ranges, id, key=lambda r: r.first) - 1
@@ -214,7 +222,8 @@ class Waiters:
             for first, end in ((span.first, id), (id + count, span.end))
             if first < end
         ]
-        self._count(count, outcome)
+        self.open -= count
+        self.count(count, outcome)
         span.consumer.put(span.position + id - span.first, id, count, outcome)
         self.put = True  # as in resolve()
 
