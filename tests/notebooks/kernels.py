@@ -74,6 +74,16 @@ class Kernel:
         """Have it end in order. One that does not in time, as the manager has it, is killed."""
         self._manager.shutdown_kernel(now=False, restart=False)
 
+    def begin_to_shut_down(self) -> None:
+        """Ask it to end in order, and return when its last cell has ended and it begins to."""
+        self._manager.request_shutdown()
+        while self._client.get_iopub_msg(timeout=WAIT_S)["msg_type"] != "shutdown_reply":
+            pass
+
+    def end_within(self, seconds: float) -> None:
+        """Wait until it has ended, and kill it after so many seconds."""
+        self._manager.finish_shutdown(seconds)
+
     def kill(self) -> None:
         """Have it end at once, with nothing done before."""
         process = self.process

@@ -203,3 +203,27 @@ def test_an_interrupt_in_mid_map_stops_what_runs_and_the_next_run_goes_on(
     log.take()
     kernel.run("list(executor.map(some, range(9)))")  # it had ended well
     assert log.count("0:") == log.count("1:") == 1
+
+
+def test_a_kernel_that_is_shut_down_waits_for_its_calls_and_goes_on_if_it_is_killed_before(
+    log: Log, tmp_path: Path, open_store: Any, wait_until: Any
+) -> None:
+    calls = "futures = [executor.submit(h, n) for n in range(3)]"
+    with kernel_in(tmp_path) as kernel:
+        for cell in MAKE, DEFINE, "executor.submit(f, 1).result()", calls:
+            kernel.run(cell)
+        wait_until(lambda: log.count("h") == 2)
+        kernel.begin_to_shut_down()
+        kernel.end_within(1)  # nobody opens the gate
+    assert sorted(log.take()) == ["f1", "h0", "h1"]
+    with kernel_in(tmp_path) as kernel:
+        for cell in MAKE, DEFINE, "executor.submit(f, 1).result()", calls:
+            kernel.run(cell)
+        wait_until(lambda: log.count("h"))  # those that were under way come after the third
+        kernel.begin_to_shut_down()
+        (tmp_path / "gate").touch()
+        kernel.end_within(WAIT_S)
+    assert sorted(log.take()) == ["h0", "h1", "h2"]
+    store = open_store(kernel.store)
+    assert [run.clean for run in store.runs() if run.queue == "analysis"] == [None, True]
+    assert len(store.find(Status.COMPLETED)) == 4
