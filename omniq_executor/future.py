@@ -184,6 +184,11 @@ class DurableFuture(concurrent.futures.Future[_T]):
         """
         self._wait(timeout)
         self._read()
+        if self._exception is not None:
+            try:
+                raise self._exception  # here: no frames of the library stand between the call and who asks
+            finally:
+                self = None  # type: ignore[assignment]  # the exception's frames are not to keep what keeps it
         return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:

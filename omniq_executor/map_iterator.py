@@ -107,6 +107,7 @@ class Results(Iterator[Any]):
         self._values: deque[Any] = deque()  # read, to be given next
         self._exhausted = False
         self._ended = False
+        self._is_of_call = False  # whether what it raises is what a call has raised
         self._items = total  # how many there are in all, as far as is known
         self._progress: Progress | None = None
         if shows_progress:
@@ -219,6 +220,8 @@ class Results(Iterator[Any]):
             value = self._next()
         except BaseException as error:
             self._end(error)
+            if self._is_of_call:  # then our frames say nothing of it
+                BaseException.with_traceback(error, None)
             raise
         self._ended = False
         return value
@@ -275,6 +278,7 @@ class Results(Iterator[Any]):
                 raise error
         if self._returns_exceptions:
             return error
+        self._is_of_call = isinstance(outcome, ErrorInfo)
         raise error
 
 

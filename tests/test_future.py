@@ -11,6 +11,7 @@ from typing import Any
 import calls
 import pytest
 
+import omniq_executor
 from omniq_executor import CallError, PersistentExecutor, RemoteError, SerializationError, Status, TaskNotFound
 
 pytestmark = pytest.mark.each_store
@@ -44,6 +45,19 @@ def test_the_calls_exception_comes_with_the_workers_traceback(context: BaseConte
     assert task.error is not None
     assert (task.error.type, task.error.message) == ("ValueError", "as text")
     assert "in raise_value_error" in task.error.traceback
+
+
+def test_a_traceback_begins_with_the_call_and_has_at_most_one_frame_of_ours(executor: PersistentExecutor) -> None:
+    others = str(Path(omniq_executor.__file__).parent), str(Path(concurrent.futures.__file__).parent)
+    future = executor.submit(calls.raise_value_error, "no")
+    for raises in future.result, lambda: list(executor.map(calls.raise_value_error, ["no"])):
+        with pytest.raises(ValueError, match="no") as caught:
+            raises()
+        assert sum(str(frame.path).startswith(others) for frame in caught.traceback) <= 1
+        assert str(caught.value.__cause__).strip().splitlines()[1].startswith(f'  File "{calls.__file__}"')
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        executor.submit(int, "seven").result()
+    assert "worker.py" in str(caught.value.__cause__)  # there is no line of Python in the call
 
 
 def test_the_traceback_of_a_chain_of_exceptions_has_all_of_them(executor: PersistentExecutor) -> None:

@@ -387,7 +387,7 @@ def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
         message = str(error)
     except Exception as second:  # noqa: BLE001 - a __str__ of the user's may raise anything
         message = f"<its __str__ raised {type(second).__name__}>"
-    text = _traceback_text()
+    text = _traceback_text(of_call=True)
     try:
         data = codec.encode(error.with_traceback(None), in_worker=True)
     except Exception:  # noqa: BLE001 - and so may its __reduce__
@@ -395,7 +395,11 @@ def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
     return type_name(error), message, text, data if isinstance(data, bytes) else None
 
 
-def _traceback_text() -> str:
+def _traceback_text(of_call: bool = False) -> str:
+    """Return the present exception as text. Of a call it begins with the call, if there is a line of Python in that."""
     import traceback  # most workers never need it
 
-    return "".join(traceback.format_exception(*sys.exc_info()))
+    kind, error, frames = sys.exc_info()
+    while of_call and frames and frames.tb_next and frames.tb_frame.f_globals is globals():
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(kind, error, frames))
