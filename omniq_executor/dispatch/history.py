@@ -201,7 +201,7 @@ class Account:
         for call in run.left:
             if call.status is not Status.CANCELLED:
                 self._others.setdefault((self._function(call.digest).path, call.likeness), []).append(call.digest)
-        taken = {it.task for it in run.taken}
+        taken = {it.task for it in run.taken if it.origin != run.record.id}
         before = {call.digest for call in [*run.left, *(call for call in run.calls if call.id in taken)]}
         self._paths = {self._function(digest).path for digest in before}
 
