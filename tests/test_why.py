@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -592,3 +593,31 @@ def test_a_run_that_continues_another_says_so_too_and_at_its_end(script: Any) ->
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [RESULT, FAILED, LIMITED, UNSEEN, AGAIN]
     assert "1 run again, since they had failed in this run, 1 run, since code changed (__main__.clip: " in done.stderr
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_preview_the_futures_and_the_store_say_the_same_of_what_is_edited_in_a_run(
+    make_executor: Callable[..., PersistentExecutor], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    chance, main = random.Random(seed), vars(sys.modules["__main__"])
+    executor = make_executor(1, queue="q", resume=chance.choice(["crashed", "always"]))
+    for name in "LIMIT", "work":
+        monkeypatch.setitem(main, name, None)
+    futures, whys = [], []
+    for _ in range(5):
+        exec(f"LIMIT = {chance.randrange(2)}\ndef work(n): return 1 // (n - 4) + LIMIT", main)
+        submitter = chance.choice([executor, executor, executor.options(memo=True)])
+        for item in [chance.randrange(6) for _ in range(chance.randrange(1, 6))]:
+            foreseen = submitter.preview(main["work"], [item]).why(0)
+            futures.append(submitter.submit(main["work"], item))
+            futures[-1].exception()
+            whys.append(futures[-1].why())
+            assert foreseen == whys[-1]
+        if chance.random() < 0.3:
+            executor._dispatcher.note_cell(failed=True, interrupted=False)  # type: ignore[attr-defined]
+    with contextlib.closing(executor.store.reopen()) as store:
+        reasons = History(store).of(1).reasons()
+    assert len({*whys}) > 2
+    for why, future in zip(whys, futures, strict=True):
+        now = str(reasons[future.task().id])
+        assert not why.startswith("run") or now in (why, FAILED)  # that it has failed since is said of a task, too
