@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 _ERRORS = (
     "CallError CannotDebug CodeChanged DependencyFailed FunctionChanged FunctionLost InputError InputIsFolder"
     " InputNotFound KeyConflict NotImportable OmniqError PoolBroken RemoteError SerializationError SettingsError"
-    " StoreError StoreVersionError TaskNotFound TaskTimeout TooLarge WorkerCrashed"
+    " StoreError StoreVersionError TaskNotFound TaskTimeout TooLarge ValueLost WorkerCrashed"
 )
 _HOMES = {
     "PersistentExecutor": "executor",

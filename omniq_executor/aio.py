@@ -43,6 +43,7 @@ from .model.task import FINISHED, Call, Function, Options, Status, format_id, pa
 from .stores.base import NO_RUN, Batch, TaskState, Turn, now
 from .stores.owners import open_pipe
 from .stores.sqlite.async_store import AwaitedStore, open_awaited
+from .value_files import Files
 
 DEFAULT_QUEUE = "default"
 _HEAR_S = 1.0  # at least, between two looks at what finished, while nobody waits for it
@@ -199,7 +200,7 @@ class AsyncOmniQ:
             raise TimeoutError(f"{task_id} is {found.status.name}, and is not waited for")
         if found.status is Status.CANCELLED:
             raise concurrent.futures.CancelledError(f"{task_id} was cancelled")
-        result, error = await asyncio.to_thread(_read, found)
+        result, error = await asyncio.to_thread(_read, found, session.store.files)
         if error is None:
             return result
         if not isinstance(error, Exception):
@@ -508,11 +509,11 @@ def _moment(eta: Any) -> Any:
         raise ValueError(f"eta is a time, such as 2030-12-01T10:00:00Z, not {eta!r}") from None
 
 
-def _read(found: TaskState) -> tuple[Any, BaseException | None]:
+def _read(found: TaskState, files: Files) -> tuple[Any, BaseException | None]:
     """Return what a task returned and what it raised; loading either is code of the user's."""
     try:
         if found.result is not None:
-            return codec.decode(found.result), None
+            return codec.decode(found.result, files), None
     except BaseException as error:  # noqa: BLE001 - it is the outcome then
         return None, error
     assert found.error is not None

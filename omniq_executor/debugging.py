@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from . import notebooks
+from . import notebooks, values
 from .code import spaces, versions
 from .errors import CannotDebug, CodeChanged, SerializationError
 from .model import codec, dependencies
@@ -48,6 +48,7 @@ def debug(store: Store, id: int, initializer: Initializer = None) -> Any:
     with contextlib.closing(store):
         task = store.get(id)
         needed = {found.id: found for found in store.states(task.after)}
+        files = store.values
     if task.status is not Status.FAILED:
         raise CannotDebug(f"{task.task_id} is {task.status.name}: only a call that has failed is made once more")
     results = _results(task, needed)
@@ -60,7 +61,7 @@ def debug(store: Store, id: int, initializer: Initializer = None) -> Any:
     )
     main = vars(sys.modules["__main__"])
     prepare = _stored(initializer)
-    with spaces.visiting(spaces.Space()) as space:
+    with spaces.visiting(spaces.Space()) as space, values.reading(files):
         if prepare is not None:
             made, initargs = codec.decode(prepare)  # before the function, as in a worker: what it sets stays
             made(*initargs)
@@ -182,10 +183,10 @@ def _as_it_is(data: bytes) -> Any:
 class _Unchecked(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
-        return _first_as_it_is if found in (versions.checked, versions.checked_call) else found
+        return _first_as_it_is if found in (versions.checked, versions.checked_call, values.held) else found
 
 
-def _first_as_it_is(data: bytes, _: bytes) -> Any:
+def _first_as_it_is(data: bytes, _: Any) -> Any:
     return _as_it_is(data)
 
 

@@ -5,6 +5,7 @@
      |    +-- WorkerCrashed        the process running it died     (also a BrokenProcessPool)
      |    +-- NotImportable        its function cannot be imported in the worker (also an ImportError)
      |    +-- FunctionLost         the store does not hold its function any more (also a StoreError)
+     |    +-- ValueLost            a file of a large argument or result is missing or damaged (also a StoreError)
      |    +-- CodeChanged          the worker has imported another version of it
      |    +-- TaskTimeout          it ran longer than its timeout  (also a TimeoutError)
      |    +-- RemoteError          it raised what cannot be rebuilt in this process
@@ -92,6 +93,10 @@ class StoreVersionError(StoreError):
 
 class FunctionLost(CallError, StoreError):
     """The store holds the call, and not its function any more. It was not called; whoever submits it restores both."""
+
+
+class ValueLost(CallError, StoreError):
+    """A file that holds a large argument, result or global is missing or damaged; the message names it."""
 
 
 class TooLarge(StoreError):

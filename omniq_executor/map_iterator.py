@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
+from . import values
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.waiters import CANCELLED, Tally
 from .errors import CallError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
 _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
+_MOST_PINS = 64  # files of large values that calls refer to which are not stored yet
 _KEPT_BYTES = 16 << 20  # of results that arrived before their turn
 
 
@@ -136,8 +138,11 @@ class Results(Iterator[Any]):
         if not rows:
             return
         text = codec.encode_rows(rows)
-        if text is None:
-            size = self._add_calls(rows)
+        if text is None or (len(text) >= values.LARGE and any(map(_is_large, rows))):
+            try:
+                size = self._add_calls(rows)
+            finally:
+                values.release(values.here.pins)  # what refers to the files is stored now
         else:
             size = len(text)
             self._add(len(rows), text)
@@ -147,12 +152,17 @@ class Results(Iterator[Any]):
         """Store calls one by one encoded. One that has no stored form fails in its place."""
         calls: list[Call] = []
         size = 0
+        store = self._dispatcher.store
         for row in rows:
             try:
                 call, after = stored_call(
-                    self._function, row, {}, self._dispatcher.engine.snapshot, store=self._dispatcher.store.url
+                    self._function, row, {}, self._dispatcher.engine.snapshot, store=store.url, files=store.values
                 )
                 size += len(call.args)
+                if len(values.here.pins) > _MOST_PINS:
+                    self._add(len(calls), calls=calls)
+                    calls = []
+                    values.release(values.here.pins)
                 if after:  # unlike its neighbours, so by itself
                     self._add(len(calls), calls=calls)
                     calls = []
@@ -263,7 +273,7 @@ class Results(Iterator[Any]):
         error: BaseException
         if isinstance(outcome, str | bytes):
             try:
-                return codec.decode(outcome)
+                return codec.decode(outcome, self._dispatcher.store.values)
             except KeyboardInterrupt:  # it is of this process
                 raise
             except BaseException as raised:  # noqa: BLE001 - loading is code of the user's
@@ -280,6 +290,10 @@ class Results(Iterator[Any]):
             return error
         self._is_of_call = isinstance(outcome, ErrorInfo)
         raise error
+
+
+def _is_large(row: tuple[Any, ...]) -> bool:
+    return any(type(value) is str and len(value) >= values.LARGE for value in row)
 
 
 _IN_STORE = object()  # an outcome that is to be read from there

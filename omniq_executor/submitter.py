@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
+from . import values
 from .code.depends import Depends
 from .dispatch.dispatcher import Dispatcher
 from .dispatch.resumption import Foresight
@@ -67,11 +68,12 @@ class Submitter(concurrent.futures.Executor):
         32
         """
         future: DurableFuture[_T]
+        store = self._dispatcher.store
         try:
             function = self._describe(fn)
             has_key = self._call_options.key not in (None, MEMO)
             call, after = stored_call(
-                function, args, kwargs, self._dispatcher.engine.snapshot, has_key, store=self._dispatcher.store.url
+                function, args, kwargs, self._dispatcher.engine.snapshot, has_key, store=store.url, files=store.values
             )
         except CallError as error:
             future = DurableFuture(self._dispatcher, None)
@@ -82,6 +84,9 @@ class Submitter(concurrent.futures.Executor):
             future = self._dispatcher.submit(function, call, call_options)
         except TooLarge as error:
             raise too_large(error, function, fn, args, kwargs) from error
+        finally:
+            if values.here.pins:  # what refers to the files is stored now
+                values.release(values.here.pins)
         return future
 
     @overload

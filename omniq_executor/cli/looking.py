@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
+from .. import values
 from ..errors import TaskNotFound
 from ..model import codec, dependencies
 from ..model.schema import task_to_dict
 from ..model.task import FINISHED, Status, Task, format_id, iso
 from ..stores.base import Store, Usage, now
+from ..value_files import Files, names_in, size_of
 from .advice import next_steps
 from .console import (
     Raw,
@@ -172,8 +174,9 @@ def show(id: int, load: bool, full: bool, address: str | None, as_json: bool) ->
         task = store.get(id)
         owners = {owner.id: owner for owner in store.owners()}
         wrote = store.output.attempts(task.id, task.attempts)
+        files = store.values
     fields = task_to_dict(task)
-    loaded = _load(task) if load else {}
+    loaded = _load(task, files) if load else {}
     if as_json:
         print_json({**fields, "loaded": loaded} if load else fields)
         return
@@ -205,10 +208,15 @@ def _shortened(text: Any) -> Any:
 
 
 def _stored_text(data: str | bytes | None) -> str | None:
-    return f"a pickle of {len(data)} bytes (--load shows it)" if isinstance(data, bytes) else data
+    if not isinstance(data, bytes):
+        return data
+    names = names_in(data)
+    size = len(data) + sum(map(size_of, names))
+    where = f", of which {', '.join(names)} hold the most" if names else ""
+    return f"a pickle of {size} bytes{where} (--load shows it)"
 
 
-def _load(task: Task) -> dict[str, str]:
+def _load(task: Task, files: Files) -> dict[str, str]:
     """Return what is pickled in a task, as text. This runs whatever code the pickles name."""
     sys.path.insert(0, str(Path.cwd()))  # as when the script ran, so that its modules are found
     pickled = {
@@ -216,7 +224,8 @@ def _load(task: Task) -> dict[str, str]:
         "result": (task.result, _load_value),
         "exception": (task.error and task.error.pickle, _load_value),
     }
-    return {name: _try(load, data) for name, (data, load) in pickled.items() if isinstance(data, bytes)}
+    with values.reading(files):
+        return {name: _try(load, data) for name, (data, load) in pickled.items() if isinstance(data, bytes)}
 
 
 def _load_call(data: bytes) -> str:

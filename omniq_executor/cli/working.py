@@ -81,6 +81,8 @@ def worker(
         undo.callback(engine.close)
         store = open_store(address, durability=durability)
         undo.callback(store.close)
+        store.values.prepare()
+        engine.keep_large(store.values)
         engine.output = str(store.output.prepare()) if capture_output else None
         owner = store.enter(", ".join(queues) or "*")
         undo.callback(store.leave, owner)

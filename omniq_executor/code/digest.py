@@ -43,6 +43,7 @@ from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
+from .. import values
 from ..errors import InputError
 from ..inputs import InputFile, file_digest
 from .modules import MAIN, hash_of, is_hash_of_attrs, is_main, is_own, namesake
@@ -372,7 +373,9 @@ class _Encoder:
     def _buffer(self, value: Any) -> bytes:
         """Write bytes that an object hands to pickle without a copy."""
         try:
-            return _item(b"y", value.raw())
+            data = value.raw()
+            known = values.hash_of(data)  # of one that was written to a file just now
+            return _item(b"y", data) if known is None else b"y#" + known
         except BufferError as error:
             raise Uncanonical("bytes that are not all in one place") from error
 

@@ -26,6 +26,7 @@ from hashlib import blake2b
 from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
+from .. import values
 from . import spaces
 from .modules import CONTAINERS, MAIN, MAINS, Reduced, Snapshot, is_main, is_own, mentions, namesake, type_name, wrapped
 from .pickling import (
@@ -155,6 +156,8 @@ class _Dump:
             else:
                 self._class(item)
         whole = spaces.load, (shell, self._entries, self._classes, self._headers, self._sources)
+        if values.here.writer is not None and values.here.writer.pins:
+            self.is_fixed = False  # the files are to be pinned each time
         sizes = {key: len(entry.data) for key, entry in self._entries.items()}
         return Payload(pickle.dumps(Reduced(*whole), 5), self._signature(shell), sizes)
 
@@ -260,8 +263,8 @@ class _Dump:
             known = _atoms.get(key)
             if known is not None and known[0] is value:
                 return known[1]
-            entry = entry_of(pickle.dumps(value, 5))
-            if len(entry.data) < _LARGE:
+            entry = entry_of(values.dumps(value))
+            if len(entry.data) < _LARGE and not values.is_reference(entry.data):
                 _atoms[key] = value, entry
             return entry
         at = self.functions.get(id(value), self.data.get(id(value), key))
@@ -270,8 +273,9 @@ class _Dump:
         if kind is FunctionType and value.__globals__ is self.dicts[key[0]] and id(value) in self.functions:
             return self._function(value, apart=True)
         if kind in CONTAINERS and is_flat(value):
-            entry = entry_of(pickle.dumps(value, 5))
-            self.values.append((value, entry.data))
+            entry = entry_of(values.dumps(value))
+            if not values.is_reference(entry.data):
+                self.values.append((value, entry.data))
             return entry
         self._under_way.add(key)
         try:
@@ -284,7 +288,8 @@ class _Dump:
 
     def _remember(self, value: Any, entry: Entry) -> None:
         """Note whether a plain pickle tells that a value is what it was."""
-        if self.is_fixed and not (self.needs.keys or self.needs.classes) and len(entry.data) < _LARGE:
+        is_plain = not (self.needs.keys or self.needs.classes or values.is_reference(entry.data))
+        if self.is_fixed and is_plain and len(entry.data) < _LARGE:
             with contextlib.suppress(Exception):  # what a __reduce__ of the user's raises
                 plain = pickle.dumps(value, 5)
                 if MAIN.encode() not in plain:
@@ -314,8 +319,10 @@ class _Dump:
     def _pickle(self, value: Any, kind: type[ScriptPickler] = ScriptPickler, root: Any = None) -> bytes:
         """Pickle a value; `root` is the global that it is, and so is written by value."""
         buffer = io.BytesIO()
-        kind(buffer, self, root).dump(value)
-        return buffer.getvalue()
+        buffers: list[memoryview] = []
+        take = None if values.here.writer is None else values.collector(buffers)
+        kind(buffer, self, root, take).dump(value)
+        return values.finish(buffer.getvalue(), buffers, spaces.LOADER)
 
     def _function(self, function: FunctionType, apart: bool) -> Entry:
         """Write a function by value; `apart`: its code apart from its state."""
@@ -332,7 +339,7 @@ class _Dump:
             return known.entry
         entry, needs = self._collect(lambda: self._function_entry(function, apart))
         self.needs.add(needs)
-        if stamp is not None:
+        if stamp is not None and not values.is_reference(entry.data):
             if len(_functions) >= _KEPT:
                 _functions.clear()
             _functions[place] = _Written(weakref.ref(function), stamp, len(sys.modules), entry, needs)
@@ -383,7 +390,7 @@ class _Dump:
     def _attribute(self, value: Any) -> Entry:
         kind = type(value)
         if kind in ATOMS:
-            return entry_of(pickle.dumps(value, 5))
+            return entry_of(values.dumps(value))
         if kind is FunctionType and id(value) not in self.functions and namesake(value) is not value:
             return self._function(value, apart=False)
         if isinstance(value, staticmethod | classmethod | property):

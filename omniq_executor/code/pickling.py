@@ -72,10 +72,10 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
 
     dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
 
-    def __init__(self, buffer: Any, whole: Any, root: Any) -> None:
+    def __init__(self, buffer: Any, whole: Any, root: Any, buffer_callback: Any = None) -> None:
         if whole.table is not None:  # seen by what reads it once, when it is made
             self.dispatch_table = ChainMap({**whole.table}, ScriptPickler.dispatch_table)  # type: ignore[misc]
-        super().__init__(buffer, 5)
+        super().__init__(buffer, 5, buffer_callback)
         self._whole = whole
         self._root = root
 

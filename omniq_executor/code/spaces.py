@@ -34,6 +34,7 @@ from contextlib import contextmanager
 from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+from ..values import loaders
 from .modules import MAIN, MAINS, code_of_script, find
 
 SPACES = 64  # that a worker keeps at most
@@ -416,6 +417,10 @@ class _Loader(pickle.Unpickler):
 
 def _load(data: bytes) -> Any:
     return _Loader(io.BytesIO(data)).load()
+
+
+LOADER = "space"
+loaders[LOADER] = lambda data, buffers: _Loader(io.BytesIO(data), buffers=buffers).load()
 
 
 # What stands in the pickles of a payload.

@@ -24,7 +24,9 @@ from collections.abc import Iterable, Sequence
 from types import FunctionType
 from typing import Any, NoReturn
 
+from .. import values
 from ..code import modules, spaces
+from ..value_files import Files
 from .schema import OPTIONS, ErrorInfo, Kind, Options
 
 _PROTOCOL = 5
@@ -47,12 +49,21 @@ def encode(value: Any, *, in_worker: bool = False) -> str | bytes:
     if type(value) is int and -(2**63) <= value < 2**63:  # the most usual value, at a tenth of the cost
         return int.__repr__(value)
     text = encode_json(value)
-    return _dump(value, in_worker) if text is None else text
+    is_large = text is not None and len(text) >= values.LARGE and values.here.writer is not None
+    return _dump(value, in_worker) if text is None or is_large else text
 
 
-def decode(data: str | bytes) -> Any:
-    """Return the value of a stored form. A pickle runs code of its own: whatever it raises comes out."""
-    return json.loads(data) if isinstance(data, str) else pickle.loads(data)
+def decode(data: str | bytes, files: Files | None = None) -> Any:
+    """Return the value of a stored form. A pickle runs code of its own: whatever it raises comes out.
+
+    `files` are those of its store, without which a large value cannot be loaded.
+    """
+    if isinstance(data, str):
+        return json.loads(data)
+    if files is None:
+        return pickle.loads(data)
+    with values.reading(files):
+        return pickle.loads(data)
 
 
 def encode_json(value: Any) -> str | None:
@@ -128,10 +139,11 @@ def write(value: Any, snapshot: Any = None) -> spaces.Payload:
     neither is possible. `snapshot` says what workers have of the script by a fork, see namespaces.py.
     """
     plain = None
+    buffers: list[memoryview] = []
     try:
-        plain = pickle.dumps(value, _PROTOCOL)
+        plain = _pickled(value, buffers)
         if BY_NAME not in plain:
-            return spaces.Payload(plain)
+            return spaces.Payload(values.finish(plain, buffers))
     except Exception:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
         pass
     from ..code import namespaces  # 30 ms of imports, which most programs never need
@@ -141,7 +153,15 @@ def write(value: Any, snapshot: Any = None) -> spaces.Payload:
     except Exception as error:  # noqa: BLE001 - as above
         if plain is None or modules.script() is None:
             _refuse(value, error)
+        plain = values.finish(plain, buffers)
         return spaces.Payload(pickle.dumps(modules.Reduced(spaces.by_name, (plain, str(error))), _PROTOCOL))
+
+
+def _pickled(value: Any, buffers: list[memoryview]) -> bytes:
+    """Pickle a value, with its large buffers apart if they go into files."""
+    if values.here.writer is None:
+        return pickle.dumps(value, _PROTOCOL)
+    return pickle.dumps(value, _PROTOCOL, buffer_callback=values.collector(buffers))
 
 
 def imported(path: str) -> Any:
@@ -211,20 +231,23 @@ def _dump(value: Any, in_worker: bool) -> bytes:
         return write(value).data
     first: Exception | None = None
     data = b""
+    buffers: list[memoryview] = []
     try:
-        data = pickle.dumps(value, _PROTOCOL)
+        data = _pickled(value, buffers)
         if not any(name in data for name in _SCRIPT_NAMES):
-            return data
+            return values.finish(data, buffers)
     except Exception as error:  # noqa: BLE001 - as in `write`
         first = error
     buffer = io.BytesIO()
+    others: list[memoryview] = []
+    take = None if values.here.writer is None else values.collector(others)
     try:
-        _result_pickler()(buffer, _PROTOCOL).dump(value)
+        _result_pickler()(buffer, _PROTOCOL, buffer_callback=take).dump(value)
     except Exception as error:  # noqa: BLE001 - as above
         if first is None:
-            return data
+            return values.finish(data, buffers)
         _refuse(value, first if isinstance(first, pickle.PicklingError) else error)
-    return buffer.getvalue()
+    return values.finish(buffer.getvalue(), others)
 
 
 def _refuse(value: Any, error: Exception) -> NoReturn:

@@ -7,14 +7,17 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from .. import values
 from ..code import digest as keys, modules, parts, spaces, versions
 from ..errors import SerializationError, TooLarge
 from ..model.task import Call, Function
+from ..value_files import Files, Pin
 from . import codec, dependencies, unstable
 from .task import Task
 
 _CACHE_SIZE = 1024
 _LARGEST_KEPT = 1 << 18  # bytes of a pickle
+_MOST_PINS = 64
 _UNSTABLE = b"?"  # begins the identity of arguments that have no stable form, which is longer than a digest by it
 _WITHOUT_CODE = 16  # bytes at the beginning of the identity of a call with a key; the rest says what code is in it
 
@@ -34,14 +37,22 @@ class Functions:
     Of what travels by value only what identifies it: what it carries may have changed since.
     """
 
-    def __init__(self, prepare: Callable[[], Any] | None = None, names_unstable: bool = False) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[], Any] | None = None,
+        names_unstable: bool = False,
+        files: Files | None = None,
+    ) -> None:
         """`prepare` is called before a function is first described, and returns what workers have of the script.
 
-        `names_unstable` says whether arguments are to be named that keep calls from being resumed.
+        `names_unstable` says whether arguments are to be named that keep calls from being resumed. Large globals go
+        into `files`.
         """
         self._prepare = prepare
         self._names_unstable = names_unstable
         self._snapshot: Any = None
+        self._files = files
+        self._pins: dict[str, Pin] = {}  # of the globals of what was described, by name
         self._of_this_process: dict[bytes, bytes] = {}  # digests that no other process is to know again
         self._known: dict[Any, _Known] = {}  # by the function, or by the signature of all that is carried by value
 
@@ -58,6 +69,21 @@ class Functions:
             raise TypeError(f"{function!r} cannot be called")
         if self._prepare is not None:
             self._snapshot, self._prepare = self._prepare(), None
+        with values.writing(self._files) as writer:
+            described = self._describe(function)
+        if writer is not None and writer.pins:
+            self._keep_pins(writer.pins)
+        return described
+
+    def _keep_pins(self, pins: list[Pin]) -> None:
+        """Have files be there for as long as functions are described here: the store may have another pickle of one."""
+        for pin in pins:
+            self._pins.pop(pin.name, pin)
+            self._pins[pin.name] = pin
+        while len(self._pins) > _MOST_PINS:
+            del self._pins[next(iter(self._pins))]
+
+    def _describe(self, function: Any) -> Function:
         dependencies.here.is_function = True  # no block of `with`: this is on the way of each submit
         try:
             written = codec.write(function, self._snapshot)
@@ -137,16 +163,19 @@ def stored_call(
     has_key: bool = False,
     *,
     store: str,
+    files: Files | None = None,
 ) -> tuple[Call, tuple[int, ...]]:
     """Return the stored form of a call's arguments, and the tasks whose futures are among them, if of that store.
 
     `snapshot` says what workers have of the script by a fork. With `has_key` it is known whether the arguments are
-    others, whatever code they hold: see `same_arguments()`. Raise SerializationError if they have none.
+    others, whatever code they hold: see `same_arguments()`. What is large goes into `files`, and is there until
+    whoever asked lets go of what `values.taken()` gives. Raise SerializationError if they have no stored form, and
+    StoreError where a file cannot be written.
     """
     plain = codec.encode_plain_call(args, kwargs)
-    if plain is not None:
+    if plain is not None and (files is None or len(plain[0]) + len(plain[1] or "") < values.LARGE):
         return Call(*plain), ()
-    with dependencies.noting(store) as noted:
+    with dependencies.noting(store) as noted, values.writing(files) as writer:
         try:
             pickled = codec.write((args, kwargs), snapshot).data
         except SerializationError as error:
@@ -165,6 +194,9 @@ def stored_call(
             identity = keys.without_code((args, kwargs)) + identity
         if named:
             pickled = versions.check_call(pickled, function.path, named)
+    if writer is not None and writer.pins:
+        pickled = values.hold(pickled)
+        values.here.pins += writer.pins
     return Call(pickled, None, identity), after
 
 

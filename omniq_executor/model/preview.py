@@ -9,6 +9,9 @@ import pickle
 import reprlib
 from typing import Any
 
+from .. import values
+from ..value_files import size_of
+
 MOST_BYTES = 1 << 16  # a larger pickle is not looked into: it would take as much memory as it is large
 
 _SHOWN = 200  # characters of arguments
@@ -49,6 +52,8 @@ class _Looker(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in _CODE and name in _OF_PAYLOADS:
             return _OF_PAYLOADS[name]
+        if module == values.__name__:
+            return _of_file if name == "load" else _OF_PAYLOADS["checked_call"]
         if (module, name) == _RESULT_OF:
             return lambda task_id: _stand_in(f"<result of {task_id}>")
         label = name if module in ("builtins", "__main__") else f"{module}.{name}"
@@ -101,6 +106,14 @@ _OF_PAYLOADS: dict[str, Any] = {
     "class_of": lambda number: _stand_in(number.partition("/")[0].removeprefix("__main__.")),
     "global_of": lambda _, name: _stand_in(name),
 }
+
+
+def _of_file(stream: bytes | str, parts: list[bytearray | str], _: str) -> Any:
+    """Return what stands for a value whose large parts are in files."""
+    shown = [_stand_in(f"<{size_of(part)} bytes>") if isinstance(part, str) else part for part in parts]
+    if isinstance(stream, str):
+        return _stand_in(f"<a pickle of {size_of(stream)} bytes>")
+    return _Looker(io.BytesIO(stream), buffers=shown).load()
 
 
 def _stand_in(label: str) -> Any:

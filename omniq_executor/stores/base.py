@@ -36,11 +36,13 @@ from ..model.task import (
     format_id,
     parse_id,
 )
+from ..value_files import names_in
 from .glances import Glance, Wanted, card_of, line_of, patiently
 from .output import Output
 from .owners import Owners, new_session_id
 from .reserve import Reserve
 from .rules import Resume as Resume, check_finished
+from .values import ValueFiles
 
 
 def now() -> int:
@@ -268,15 +270,16 @@ class Store(abc.ABC):
 
     scheme: ClassVar[str]  # of addresses that say the kind of store too
 
-    def __init__(self, path: str | os.PathLike[str], durability: str, beside: tuple[str, str, str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], durability: str, beside: tuple[str, str, str, str]) -> None:
         if durability not in ("process", "power"):
             raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
         self.path = Path(path).absolute()  # its database file, or its folder
         self.address = str(self.path)
         self.url = f"{self.scheme}{self.path}"  # under which open_store() finds it from any folder, whatever its name
-        owners, output, reserve = (Path(f"{self.path}{ending}") for ending in beside)
+        owners, output, large, reserve = (Path(f"{self.path}{ending}") for ending in beside)
         self._owners = Owners(owners)
         self.output = Output(output)  # what its calls wrote, in files beside it
+        self.values = ValueFiles(large, durability == "power")  # the large ones, in files beside it
         self.reserve = Reserve(reserve)  # space on its disk, which is there as long as an owner is
 
     @abc.abstractmethod
@@ -549,12 +552,27 @@ class Store(abc.ABC):
         check_finished(statuses)
         removed = self._purge(before, statuses, queue)
         self.output.remove_strays(self.ids)
+        self._remove_values()
         self.compact()
         return removed
 
     @abc.abstractmethod
     def _purge(self, before: int, statuses: Collection[Status], queue: str | None) -> int:
-        """Do it, but for what they wrote."""
+        """Do it, but for what they wrote, and large values."""
+
+    def _remove_values(self) -> int:
+        """Remove the files of large values that nothing refers to, and return how many."""
+        return self.values.remove_left_results(self._results) + self.values.remove_unused(self._used_values)
+
+    def _used_values(self) -> set[str]:
+        return {name for _, data in self.references() for name in names_in(data)}
+
+    def _results(self, ids: Collection[int]) -> dict[int, str | bytes | None]:
+        return {it.id: (it.result or "") if it.status in FINISHED else None for it in self.states(ids)}
+
+    @abc.abstractmethod
+    def references(self, results: bool = False) -> Iterator[tuple[str, bytes]]:
+        """Give what refers to files of large values, with what it is: functions, calls and, if asked for, results."""
 
     def remove(self, ids: Sequence[int]) -> int:
         """Remove those of these tasks that are finished, with what they wrote; return how many.
@@ -563,6 +581,7 @@ class Store(abc.ABC):
         """
         removed = self._remove(ids)
         self.output.remove(removed)
+        self.values.remove_results(removed, self.values.results())
         return len(removed)
 
     @abc.abstractmethod
@@ -585,9 +604,14 @@ class Store(abc.ABC):
         so does a task that one which is not finished comes after. A run with nothing left goes last, and functions
         that no task uses, unless an owner other than `owner` is registered. It may be left off after any step.
         """
+        results: dict[int, list[str]] | None = None  # as they are when the first tasks go, long after they came
         for looked_at, removed in self._expire(now, owner):
             self.output.remove(removed)
+            if removed:
+                results = self.values.results() if results is None else results
+                self.values.remove_results(removed, results)
             yield Swept(looked_at, len(removed))
+        self.values.remove_unused(self._used_values)
 
     @abc.abstractmethod
     def _expire(self, now: int, owner: int) -> Iterator[tuple[int, dict[int, int]]]:
@@ -611,7 +635,7 @@ class Store(abc.ABC):
 
         Returns the number of tasks in it. Others may go on using this store meanwhile. The copy has no
         owners, so what is RUNNING here is PENDING there, by RELEASE. It appears whole or not at all.
-        What its calls wrote is copied with it, of running ones as far as they have come.
+        What its calls wrote is copied with it, of running ones as far as they have come, and so are large values.
         Raises StoreError if there is something at `destination` already.
         """
 
@@ -621,12 +645,24 @@ class Store(abc.ABC):
 
         What was repaired on opening counts. Dead owners are forgotten, as by `reap()`, and what is
         RUNNING without a registered owner goes back to PENDING by RELEASE. What was written by tasks that
-        are not there is removed.
+        are not there is removed, and so are large values to which nothing refers.
         """
 
     def _check_output(self) -> list[Problem]:
         strays = self.output.remove_strays(self.ids)
         return [Problem(f"{strays} files held what tasks wrote that are gone", True)] if strays else []
+
+    def _check_values(self) -> list[Problem]:
+        strays = self._remove_values()
+        found = [Problem(f"{strays} files held large values to which nothing refers", True)] if strays else []
+        used: dict[str, str] = {}
+        for what, data in self.references(results=True):
+            used.update(dict.fromkeys(names_in(data), what))
+        bad = dict.fromkeys(self.values.missing(used), "missing")
+        bad |= dict.fromkeys(used.keys() & set(self.values.damaged()), "damaged")
+        folder = self.values.folder
+        found += [Problem(f"{folder / it} is {how}, to which {used[it]} refers", False) for it, how in bad.items()]
+        return found
 
     # moving to another store
 

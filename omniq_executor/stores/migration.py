@@ -75,6 +75,7 @@ def migrate(source: Store, destination: Store, advance: Callable[[int], object])
             break  # nobody was there who could have gone on in the meantime, or who did
     else:
         raise UnderWay(f"{source.address} keeps changing: end the processes that work on it, and begin again")
+    destination.values.take_in(source.values)
     destination.output.take_in(source.output)
     destination.output.remove_strays(destination.ids)
     destination.end_import()

@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 
 from ...code.modules import Snapshot, script
 from ...slots import Slots, row_of
+from ...value_files import Files
 from . import worker
 
 Initializer = Callable[..., object] | None
@@ -104,6 +105,10 @@ class Launcher:
         """What its workers have of the script by a fork."""
         self._selector: selectors.BaseSelector | None = None
         self._alive: dict[Process, Any] = {}
+
+    def keep_large(self, files: Files) -> None:
+        """Have workers that start keep large values in files."""
+        self._setup = self._setup._replace(files=files)
 
     def attach(self, selector: selectors.BaseSelector) -> None:
         """Have deaths waited for by `selector`."""
@@ -305,16 +310,18 @@ class _Setup(NamedTuple):
     initargs: Sequence[Any] = ()
     script: tuple[str, str] | None = None  # how a worker can import it, if it must: ("path" or "name", which)
     is_forked: bool = True  # whether the worker has all that the script had when the executor was made
+    files: Files | None = None  # where large values are
 
     def __reduce__(self) -> Any:
         if self.initializer is None:
-            return _Packed, (pickle.dumps((None, ())), self.script)
+            return _Packed, (pickle.dumps((None, ())), self.script, False, self.files)
         from ...code import namespaces  # 30 ms of imports
 
         # What multiprocessing knows of connections may be in it. Once only: each time, they are handed to the
         # process that is being started.
         table = reduction.ForkingPickler(io.BytesIO()).dispatch_table
-        return _Packed, (namespaces.dump((self.initializer, self.initargs), table=table).data, self.script)
+        data = namespaces.dump((self.initializer, self.initargs), table=table).data
+        return _Packed, (data, self.script, False, self.files)
 
     def unpack(self) -> Any:
         """It is unpacked where it was inherited by a fork."""
@@ -327,6 +334,7 @@ class _Packed(NamedTuple):
     data: bytes
     script: tuple[str, str] | None
     is_forked: bool = False
+    files: Files | None = None
 
     def unpack(self) -> Any:
         """Return the initializer and its arguments. Raises whatever their loading raises."""

@@ -37,12 +37,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ... import values
 from ...code import spaces
 from ...code.modules import type_name
-from ...errors import CodeChanged, NotImportable, SerializationError
+from ...errors import CodeChanged, NotImportable, SerializationError, ValueLost
 from ...model import codec
-from ...model.task import log_name
+from ...model.task import format_id, log_name
 from ...slots import FIRST, RESUME, SINCE, STARTED, STOP, TASK
+from ...value_files import Files
 from .wire import Inbox, frame
 
 NEVER = 1 << 62  # a STOP that stops nothing
@@ -72,6 +74,7 @@ def enter(data: socket.socket, control: socket.socket, find_row: Callable[[], "m
     threading.Thread(target=_heed_parent, args=arguments, name="omniq-control", daemon=True).start()
     try:
         worker.script, worker.is_forked = setup.script, setup.is_forked
+        worker.keep_large(setup.files)
         worker.enter(0)
         initializer, initargs = setup.unpack()
         if initializer is not None:
@@ -125,6 +128,7 @@ class _Worker:
         self._is_fresh = True  # nothing has been run but the initializer
         self._is_stale = False  # it waits for its end, and runs nothing more
         self._records: dict[int, spaces.Record] = {}  # what functions came with, that travelled by value
+        self._files: Files | None = None  # where large results are kept
         self._lock = threading.Lock()  # of what follows: the second thread may flush
         self._items: list[tuple[Any, ...]] = []  # encoded, not yet sent
         self._values: list[tuple[Any]] = []  # scalars not yet encoded, of calls with consecutive numbers ...
@@ -132,6 +136,11 @@ class _Worker:
         self._executed = 0  # calls since the last flush ...
         self._busy_s = 0.0  # ... and the time they took together
         self._flush_at = 0.0
+
+    def keep_large(self, files: Files | None) -> None:
+        """Have large values be in files, where the store has a place for them."""
+        values.default = files
+        self._files = files
 
     def run(self) -> None:
         while True:
@@ -220,7 +229,8 @@ class _Worker:
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
                 self._put_error(sequence, error, self._functions[function_id], row if text is not None else None)
             else:
-                if type(value) in codec.SCALARS:
+                kind = type(value)
+                if kind in codec.SCALARS and (kind is not str or len(value) < values.LARGE):
                     with self._lock:
                         if not self._values:
                             self._first = sequence
@@ -253,7 +263,7 @@ class _Worker:
             if self._is_fresh:
                 raise
             raise _Stale from error
-        except SerializationError:
+        except (SerializationError, ValueLost):
             raise
         except Exception as error:
             raise NotImportable(
@@ -312,7 +322,17 @@ class _Worker:
     def _put_result(self, sequence: int, value: Any, call: Any, row: Any) -> None:
         # Encoded at once: the value may be an object that a later call changes.
         try:
-            self._put((RESULT, sequence, codec.encode(value, in_worker=True)))
+            if self._files is None:
+                data = codec.encode(value, in_worker=True)
+            else:
+                # What cannot be written as a file goes the way of the others, and the store says what is wrong.
+                task = self._slot[TASK] + sequence - self._slot[FIRST]
+                values.here.writer = values.Writer(self._files, format_id(task))
+                try:
+                    data = codec.encode(value, in_worker=True)
+                finally:
+                    values.here.writer = None
+            self._put((RESULT, sequence, data))
         except BaseException as error:  # noqa: BLE001 - as above: pickling runs code of the user's
             self._put_error(sequence, error, call, row)
 

@@ -4,6 +4,7 @@
     pending/task-….json      a link to ../tasks/task-….json; likewise running, completed, failed, cancelled
     waiting/task-….json      likewise, of what is PENDING and waits for other tasks, instead of in pending
     keys/….json              likewise, by the hash of queue and key
+    valued/task-….json       likewise, of tasks whose arguments refer to files with large values
     functions/….json         a function, by its digest
     runs/….json, sessions/   see runs.py
     owners/                  see owners.py
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
+from ... import values
 from ...model.task import Status, Task, format_id, is_waiting, parse_id
 from .. import permissions
 from ..base import Problem
@@ -30,7 +32,8 @@ from .records import Damaged, Record, from_text
 STATUS_FOLDERS = {status: status.name.lower() for status in Status}
 WAITING = "waiting"
 _LINK_FOLDERS = (*STATUS_FOLDERS.values(), WAITING)
-FOLDERS = ("tasks", *_LINK_FOLDERS, "keys", "functions", "runs", "sessions", "owners", "broken")
+VALUED = "valued"
+FOLDERS = ("tasks", *_LINK_FOLDERS, "keys", VALUED, "functions", "runs", "sessions", "owners", "broken")
 _SUFFIX = ".json"
 _READ_BYTES = 1 << 16
 
@@ -94,6 +97,8 @@ class Folders:
         places = [("tasks", name), (_folder(record.task), name)]
         if record.task.key is not None:
             places.append(("keys", _key_name(record.task.queue, record.task.key)))
+        if refers(record.task.args):
+            places.append((VALUED, name))
         return places
 
     def rewrite(self, old: Record, new: Record, text: bytes) -> None:
@@ -114,7 +119,7 @@ class Folders:
         """Write a task and its links unless it is there already, as this text has it or a later one."""
         number, task = record.task.id, record.task
         if record.is_removed:
-            for folder in _LINK_FOLDERS:
+            for folder in (*_LINK_FOLDERS, VALUED):
                 self._unlink(folder, _name(number))
             self.remove(record)
             return
@@ -140,6 +145,9 @@ class Folders:
                 self._unlink(folder, name)
         with contextlib.suppress(FileExistsError):
             self._link(right, name, name)
+        if refers(record.task.args):
+            with contextlib.suppress(FileExistsError):
+                self._link(VALUED, name, name)
 
     def names(self, folder: str) -> list[int]:
         """Return the tasks that are linked in the folder of a status, or are in `tasks`, oldest first."""
@@ -223,6 +231,9 @@ class Folders:
             target = self._target("keys", name)
             if target is None or target.removeprefix("../tasks/") not in tasks:
                 self.quarantine("keys", name, "the task that it links to is gone")
+        for name in os.listdir(self._fds[VALUED]):
+            if name not in tasks:  # somebody died over it
+                self._unlink(VALUED, name)
         for name, links in linked.items():
             if links != 1:
                 self.repairs.append(Problem(f"tasks/{name} had {links or 'no'} links from the folders of states", True))
@@ -233,6 +244,9 @@ class Folders:
         name = _name(record.task.id)
         if not self._is_link(_folder(record.task), name):
             self.repairs.append(Problem(f"tasks/{name} was linked from the folder of another state", True))
+            self.link(record)
+        if refers(record.task.args) and not self._is_link(VALUED, name):
+            self.repairs.append(Problem(f"tasks/{name} was not linked from {VALUED}", True))
             self.link(record)
 
     def check_keys(self, keys: dict[tuple[str, str], int]) -> None:
@@ -314,6 +328,11 @@ class Folders:
             return os.readlink(name, dir_fd=self._fds[folder])
         except OSError:  # there is none, or it is no link
             return None
+
+
+def refers(stored: str | bytes | None) -> bool:
+    """Return whether arguments, or a result, refer to files with large values."""
+    return isinstance(stored, bytes) and values.is_reference(stored)
 
 
 def _folder(task: Task) -> str:

@@ -8,6 +8,7 @@
     ROOT/runs/N.json   the runs, and in sessions/ the processes that have begun some and live
     ROOT/owners/       a file, a lock and a notification pipe for each owner, see owners.py
     ROOT/output/       what calls wrote, see output.py
+    ROOT/values/       large arguments and results, see ../values.py
     ROOT/reserve       some space, see reserve.py
 
 tasks.py has what is committed and how it is changed; the verbs are in turns.py, runs.py, upkeep.py and retention.py,
@@ -54,7 +55,7 @@ class FileStore(Turns, Retention):
         create: bool = True,
         importing: bool = False,
     ):
-        super().__init__(path, durability, ("/owners", "/output", "/reserve"))
+        super().__init__(path, durability, ("/owners", "/output", "/values", "/reserve"))
         self._tasks = Tasks(self.path, durability == "power", create, importing)
         self._functions = Functions(self._tasks.folders)
         self._resumable, self._resumable_functions = {}, {}

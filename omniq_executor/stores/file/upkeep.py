@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from ...model.task import Function, Status, format_id
 from .. import permissions
 from ..base import Problem, RunRecord, Taken, TaskRow, now, of_the_dead
 from ..output import Output
+from ..values import ValueFiles
+from .folders import VALUED, refers
 from .functions import FUNCTION_FIELDS
 from .ready_index import Noted, lane_of, place_of
 from .records import Record
@@ -61,15 +63,18 @@ class Upkeep(Runs):
             # Most of the work without the lock, which others wait for: what changes meanwhile is copied again.
             copied: dict[str, _Seen] = {}
             output = Output(fresh / "output")
+            large = ValueFiles(fresh / "values", durable=False)
             output.take_in(self.output)  # twice, as the tasks
+            large.take_in(self.values)
             _copy_tasks(self.path / "tasks", fresh / "tasks", copied)
             with self._tasks.locked():
                 output.take_in(self.output)
+                large.take_in(self.values)
                 _copy_tasks(self.path / "tasks", fresh / "tasks", copied)
                 for name in (MARK, ORDER):
                     if (self.path / name).exists():
                         _copy_file(self.path / name, fresh / name)
-                for folder in ("functions", "runs", "keys"):
+                for folder in ("functions", "runs", "keys", VALUED):
                     permissions.make_folder(fresh / folder)
                     for entry in os.scandir(self.path / folder):
                         if entry.is_symlink():
@@ -111,7 +116,7 @@ class Upkeep(Runs):
             self._tasks.folders.check_json("runs", RUN_FIELDS, "what that run left open is not continued")
             self._check_sessions()
             self._check_owners()
-            repairs += self._check_output()
+            repairs += self._check_output() + self._check_values()
             found, self._tasks.folders.repairs = repairs, []
             return found
 
@@ -160,6 +165,20 @@ class Upkeep(Runs):
         for path in (self.path / "owners").glob("*.lock"):
             if path.stem not in here and not self._owners.is_alive(int(path.stem), self._owners.host):
                 self._owners.forget(int(path.stem))
+
+    def references(self, results: bool = False) -> Iterator[tuple[str, bytes]]:
+        with self._tasks.locked():
+            folders, found = self._tasks.folders, list[tuple[str, bytes]]()
+            for name in folders.json_names("functions"):
+                function = self.function(bytes.fromhex(name))
+                found.append((f"the function {function.path}", function.pickle))
+            for record in self._tasks.all() if results else self._tasks.records(folders.names(VALUED)):
+                task = record.task
+                if isinstance(task.args, bytes) and refers(task.args):
+                    found.append((f"an argument of {task.task_id}", task.args))
+                if results and isinstance(task.result, bytes) and refers(task.result):
+                    found.append((f"the result of {task.task_id}", task.result))
+        yield from found
 
     # moving to another store
 

@@ -26,6 +26,7 @@ from ...config import Settings
 from ...errors import StoreError
 from ...model.task import Status, Task
 from ...stores.base import now
+from ...value_files import Files
 from .. import open_store
 from ..base import Claimed, Run, Store, TaskState, Turn, TurnResult
 from . import looking, runs, turns
@@ -79,6 +80,11 @@ class AwaitedStore:
     def address(self) -> str:
         """Where the store is, as text."""
         return self._store.address
+
+    @property
+    def files(self) -> Files:
+        """The files of its large values."""
+        return self._store.values
 
     async def _call(self, function: Callable[..., _T], *args: Any) -> _T:
         self._check_open()

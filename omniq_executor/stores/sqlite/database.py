@@ -125,7 +125,8 @@ class Database:
 
     def _check_private(self) -> None:
         """Refuse files that others could have written. SQLite reads those beside the database as part of it."""
-        for ending in ("", "-wal", "-shm", "-journal", "-owners", "-owners/open.lock", "-output", "-reserve"):
+        beside = "-wal", "-shm", "-journal", "-owners", "-owners/open.lock", "-output", "-values", "-reserve"
+        for ending in ("", *beside):
             permissions.check_private(Path(f"{self.path}{ending}"))
 
     def _look(self) -> sqlite3.Connection:

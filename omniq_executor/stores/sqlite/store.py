@@ -4,6 +4,7 @@
     omniq.db-wal/-shm  SQLite's own
     omniq.db-owners/   who is alive, see owners.py
     omniq.db-output/   what calls wrote, see output.py
+    omniq.db-values/   large arguments and results, see values.py
     omniq.db-reserve   some space, see reserve.py
 
 database.py says what keeps it whole.
@@ -48,6 +49,7 @@ from ..output import Output
 from ..owners import new_owner_id
 from ..reserve import size_on_disk
 from ..retention import expired
+from ..values import ValueFiles
 from . import looking, retention, runs, tables, turns, upkeep, waits
 from .database import Database, Durability, drive, explained
 from .glance import look
@@ -74,7 +76,7 @@ class SQLiteStore(Store):
         create: bool = True,
         importing: bool = False,
     ):
-        super().__init__(path, durability, ("-owners", "-output", "-reserve"))
+        super().__init__(path, durability, ("-owners", "-output", "-values", "-reserve"))
         self._functions: dict[bytes, int] = {}
         self._queues: dict[str, int] = {}
         self._adopted: dict[int, set[int]] = {}  # by run: the other queues that it has adopted tasks of
@@ -280,7 +282,7 @@ class SQLiteStore(Store):
         return Usage(self._size(), oldest, expiring)
 
     def _size(self) -> int:
-        endings = ("", "-wal", "-shm", "-owners", "-output", "-reserve")
+        endings = ("", "-wal", "-shm", "-owners", "-output", "-values", "-reserve")
         return sum(size_on_disk(Path(f"{self.path}{ending}")) for ending in endings)
 
     def compact(self, most_bytes: int | None = None) -> bool:
@@ -291,12 +293,16 @@ class SQLiteStore(Store):
         self._check_open()
         with permissions.appearing(destination) as fresh, explained(destination):
             output = Output(Path(f"{fresh}-output"))
+            large = ValueFiles(Path(f"{fresh}-values"), durable=False)
             output.take_in(self.output)
+            large.take_in(self.values)
             ids = self._copy_to(fresh)
             output.take_in(self.output)  # again: neither what came meanwhile is without it now, nor what went
+            large.take_in(self.values)
             output.remove_strays(lambda: ids)
             # Before the database, without which they are nobody's. Those of a backup that was killed here are replaced.
             output.move_to(Output(Path(f"{destination}-output")))
+            large.move_to(ValueFiles(Path(f"{destination}-values"), durable=False))
         return len(ids)
 
     def _copy_to(self, fresh: Path) -> list[int]:
@@ -323,7 +329,7 @@ class SQLiteStore(Store):
                 return problems  # the rest is left as it is, so that what can be saved still can
         owners = self.owners()
         problems += of_the_dead(owners, self.reap(now()) + self.db.write(runs.release_unowned()))
-        problems += self._check_output()
+        problems += self._check_output() + self._check_values()
         for condition, what in tables.CHECKS:
             ((count, first),) = self.db.read(f"SELECT count(*), min(id) FROM {condition}")
             if count:
@@ -338,6 +344,14 @@ class SQLiteStore(Store):
             return [text for (text,) in self.db.read("PRAGMA integrity_check") if text != "ok"]
         except StoreError as error:
             return [str(error)]
+
+    def references(self, results: bool = False) -> Iterator[tuple[str, bytes]]:
+        self.db.execute((tables.VALUED, ()))  # no store has it before it is needed
+        for path, data in self.db.read(tables.VALUED_FUNCTIONS):
+            yield f"the function {path}", data
+        for column in ("args", "result") if results else ("args",):
+            for id, data in self.db.read(f"SELECT id, {column} FROM task WHERE {tables.refers(column)}"):
+                yield f"{'the result' if column == 'result' else 'an argument'} of {format_id(id)}", data
 
     # moving to another store
 

@@ -7,6 +7,7 @@ pickle of an error. Every statement names its columns, since their order is anot
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+from ... import values
 from ...model.codec import decode_error, decode_options, encode_error, encode_options
 from ...model.schema import FIELDS, OPTIONS, USUAL, VERSION, ErrorInfo, Kind, Status, Task, compiled
 from ...model.task import EFFECTS, Effect, Event, source, target
@@ -195,6 +196,20 @@ def values_of(event: Event) -> Callable[..., Any]:
               for name, effect in EFFECTS[event].items() if effect in given]  # fmt: skip
     return compiled("end, now", f"({''.join(f'{value}, ' for value in values)})", error_columns=error_columns)
 
+
+# Large values, see ../../value_files.py. The calls that refer to files are found by an index, which few stores need.
+
+_BEGINNING = f"x'{values.BEGINNING.hex()}'"
+
+
+def refers(column: str) -> str:
+    """Return whether a call or a result refers to files."""
+    beginning = f"substr({column}, {values.BEGINS_AT + 1}, {len(values.BEGINNING)})"
+    return f"typeof({column}) = 'blob' AND {beginning} = {_BEGINNING}"
+
+
+VALUED = f"CREATE INDEX IF NOT EXISTS valued ON task (id) WHERE {refers('args')}"
+VALUED_FUNCTIONS = f"SELECT path, pickle FROM function WHERE instr(pickle, {_BEGINNING})"
 
 # Whole rows. What is asked for beside the fields stands before them.
 

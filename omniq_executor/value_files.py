@@ -1,0 +1,306 @@
+"""Values that are too large for a row: files beside a store, which hold one buffer each.
+
+    0f3c….104857600.9ae1f2c4          what arguments and functions hold, named by its hash, size and checksum
+    task-….104857600.9ae1f2c4.5b…     a result, or a part of one, of that task
+    new-4711-5b…                      what is being written
+
+A value is pickled with its buffers out of band. A buffer of LARGE bytes, and a pickle that is as long without its
+buffers, goes into a file, written by the process that has it: who submits, or the worker. What is stored and sent in
+its place is a pickle of the names, `Reference`. So neither the parent, nor a pipe, nor the store has the bytes, and
+whoever loads that pickle maps the files, copy on write: an array can be changed, and costs nothing until it is.
+
+**What is written survives.** A file is written under a name of its own, synced if the store is to survive a cut of the
+power, and then linked to the name by which others know it. Only then is there anything that refers to it.
+
+**Nothing is removed that is about to be used**, though the same content is written once, and one process may remove it
+(stores/values.py) while another decides to use it again. Whoever writes or finds a file for a call or a function takes
+a shared lock on it, a `Pin`, looks whether it still has its name, and lets go when what refers to it is committed.
+Whoever removes one takes the exclusive lock first, then looks whether anything refers to it, and unlinks it before it
+lets go. So either the pin comes first, and the file stays; or it does not, and finds no name: then it is written again,
+under a name of its own, if the first is not free. The system lets go of the locks of a process that dies. No pin is
+needed for a result: the claim of its task was committed before it was written, and what is not finished keeps all.
+
+**What is read is what was written.** A file that has not its size is refused with ValueLost. So is one with another
+checksum, which is looked at wherever all of it is read, and before a file is mapped that is older than the last start
+of the machine, as a cut of the power may have emptied it. What was read stays whatever becomes of the file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import re
+import secrets
+import sys
+import time
+import weakref
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from .errors import ValueLost
+
+_MAPPED = 1 << 24  # bytes, from which a file is mapped and not read: a mapping may keep a descriptor
+_PIECE = 1 << 18  # that is looked at at a time
+_MOST_REMEMBERED = 64
+_TRIES = 3
+
+UNFINISHED = "new-"  # begins the name of what is being written
+OF_TASK = "task-"  # begins the name of a result
+_NAMES = re.compile(rb"(?:[0-9a-f]{32}|task-[0-9a-z]{13})\.[0-9]+\.[0-9a-f]{8}(?:\.[0-9a-f]{8})?")
+
+Place = tuple[int, int]  # address and size of a buffer
+
+
+class Pin:
+    """The shared lock on a file that is to be referred to, until it is released or nobody has it any more."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd = fd
+        self.name = name
+        _pins.add(self)
+
+    def release(self, close: Callable[[int], None] = os.close) -> None:  # which may be gone at the interpreter's end
+        """Let go of it."""
+        fd, self.fd = self.fd, -1
+        if fd != -1:
+            close(fd)
+
+    __del__ = release
+
+
+_pins: "weakref.WeakSet[Pin]" = weakref.WeakSet()
+
+
+class Files:
+    """The files of one store, as whoever writes and reads values sees them. Safe to call from any thread."""
+
+    def __init__(self, folder: Path, durable: bool) -> None:
+        self.folder = folder
+        self.durable = durable
+        self._remembered: OrderedDict[Place, str] = OrderedDict()  # where in memory something was that has a file
+
+    def __reduce__(self) -> Any:
+        return Files, (self.folder, self.durable)
+
+    def prepare(self) -> None:
+        """Make the folder, unless it is there. A worker finds it made."""
+
+    # writing
+
+    def keep(self, data: memoryview) -> tuple[str, bytes, Pin]:
+        """Have a file with this content; return its name, the hash of the content, and its pin. Raises OSError."""
+        self.prepare()
+        place = place_of(data)
+        name = self._remembered.get(place) if place is not None else None
+        if name is not None:
+            pin = self._pinned(name, data)  # a look at every byte, at a tenth of the cost of a hash
+            if pin is not None:
+                return name, bytes.fromhex(name[:32]), pin
+        digest = blake2b(data, digest_size=16).digest()
+        name = f"{digest.hex()}.{len(data)}.{_checksum(data):08x}"
+        pin = self._pinned(name, data)
+        if pin is None:
+            name, pin = self._write(data, name)
+        if place is not None:
+            self._remembered.pop(place, None)
+            self._remembered[place] = name
+            if len(self._remembered) > _MOST_REMEMBERED:
+                self._remembered.popitem(last=False)
+        return name, digest, pin
+
+    def keep_result(self, data: memoryview, task: str) -> str:
+        """Have a file with a part of the result of a task; return its name. Raises OSError."""
+        name, pin = self._write(data, f"{task}.{len(data)}.{_checksum(data):08x}", is_shared=False)
+        pin.release()
+        return name
+
+    def _pinned(self, name: str, data: memoryview) -> Pin | None:
+        """Return the pin of a file that has this name and content; None if there is none, or it is about to go."""
+        path = self.folder / name
+        try:
+            pin = Pin(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), name)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(pin.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            found = os.fstat(pin.fd)
+            # The name after the lock: whoever removed it had the lock before.
+            if found.st_size == len(data) and os.path.samestat(found, os.lstat(path)) and _is_same(pin.fd, data):
+                return pin
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            pin.release()
+            raise
+        pin.release()
+        return None
+
+    def _write(self, data: memoryview, name: str, is_shared: bool = True) -> tuple[str, Pin]:
+        """Write a file, and give it this name if it is free and shared, or else one of its own that begins with it."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):  # it was taken for one of a dead process
+                return self._try_to_write(data, name, is_shared)
+        raise OSError(errno.EAGAIN, "what is written there is removed again and again", str(self.folder))
+
+    def _try_to_write(self, data: memoryview, name: str, is_shared: bool) -> tuple[str, Pin]:
+        own = secrets.token_hex(4)
+        fresh = self.folder / f"{UNFINISHED}{os.getpid()}-{own}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        pin = Pin(os.open(fresh, flags, 0o600), name)
+        try:
+            fcntl.flock(pin.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.fstat(pin.fd).st_mode & 0o777 != 0o600:  # an umask that takes more away
+                os.fchmod(pin.fd, 0o600)
+            at = 0
+            while at < len(data):
+                at += os.write(pin.fd, data[at:])
+            if self.durable:
+                os.fsync(pin.fd)
+            pin.name = name = self._give_name(fresh, name, f"{name}.{own}", is_shared)
+            if self.durable:
+                self._sync_names()
+        except BaseException:
+            pin.release()
+            with contextlib.suppress(OSError):
+                os.unlink(fresh)
+            raise
+        return name, pin
+
+    def _sync_names(self) -> None:
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _give_name(self, fresh: Path, name: str, own: str, is_shared: bool) -> str:
+        if is_shared:
+            try:
+                os.link(fresh, self.folder / name)  # unlike a renaming, it replaces nothing that others have pinned
+            except FileNotFoundError:
+                raise
+            except OSError:  # another was faster, what is there is damaged, or the file system has no such links
+                pass
+            else:
+                os.unlink(fresh)
+                return name
+        os.rename(fresh, self.folder / own)
+        return own
+
+    # reading
+
+    def open(self, name: str) -> Any:
+        """Return what a file holds, as memory that can be changed. Raises ValueLost."""
+        path = self.folder / name
+        size, checksum = size_of(name), int(name.split(".")[2], 16)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise ValueLost(f"{path} is missing, which holds a value of {size} bytes: submit the call again") from error
+        except OSError as error:
+            raise ValueLost(f"{path} cannot be read, which holds a value of {size} bytes: {error.strerror}") from error
+        try:
+            found = os.fstat(fd)
+            if found.st_size != size:
+                raise ValueLost(f"{path} has {found.st_size} bytes, and had {size}: submit the call again")
+            memory = _mapped(fd, size) if size >= _MAPPED else None
+            is_read = memory is None
+            if memory is None:
+                memory = mmap.mmap(-1, size)
+                _fill(fd, memory)
+            # What all is read of is in the processor's cache, and a look at it costs nothing beside that.
+            if (is_read or _may_be_torn(found)) and zlib.crc32(memory) != checksum:
+                raise ValueLost(f"{path} is damaged: submit the call again")
+        finally:
+            os.close(fd)
+        return memory
+
+
+def size_of(name: str) -> int:
+    """Return how many bytes the file of that name holds."""
+    return int(name.split(".")[1])
+
+
+def is_whole(fd: int, name: str) -> bool:
+    """Return whether a file holds what its name says."""
+    checksum, at, piece = 0, 0, bytearray(_PIECE)
+    while count := os.preadv(fd, [piece], at):
+        checksum = zlib.crc32(memoryview(piece)[:count], checksum)
+        at += count
+    return (at, f"{checksum:08x}") == (size_of(name), name.split(".")[2])
+
+
+def names_in(data: bytes) -> list[str]:
+    """Return the names of the files to which a stored function, call or result refers."""
+    return [name.decode() for name in _NAMES.findall(data)]
+
+
+def is_name(name: str) -> bool:
+    """Return whether a file may be one of a store's values, or what is to be one."""
+    return name.startswith(UNFINISHED) or _NAMES.fullmatch(name.encode(errors="replace")) is not None
+
+
+def place_of(data: memoryview) -> Place | None:
+    """Return where in memory a buffer is, as far as that can be told: of numpy's arrays, and of bytes."""
+    owner: Any = data.obj
+    if type(owner) in (bytes, bytearray):
+        return (id(owner), data.nbytes) if len(owner) == data.nbytes else None
+    if type(owner).__module__ == "numpy" and owner.nbytes == data.nbytes:
+        return owner.__array_interface__["data"][0], data.nbytes
+    return None
+
+
+def _is_same(fd: int, data: memoryview) -> bool:
+    """Return whether a file, which is as long, has the same content."""
+    piece, at = bytearray(_PIECE), 0
+    while at < len(data):
+        count = os.preadv(fd, [piece], at)
+        if count != min(_PIECE, len(data) - at):
+            return False
+        if (piece if count == _PIECE else piece[:count]) != data[at : at + count]:
+            return False
+        at += count
+    return True
+
+
+def _checksum(data: memoryview) -> int:
+    return zlib.crc32(data)
+
+
+def _mapped(fd: int, size: int) -> mmap.mmap | None:
+    """Map a file copy on write; None where too many files are open to do so."""
+    more: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+    try:
+        return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, **more)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM):
+            return None
+        raise
+
+
+def _fill(fd: int, memory: mmap.mmap) -> None:
+    view, at = memoryview(memory), 0
+    while at < len(view):
+        count = os.readv(fd, [view[at:]])
+        if not count:
+            return
+        at += count
+
+
+def _may_be_torn(found: os.stat_result) -> bool:
+    """Return whether a file was written before the machine was started, or nobody can tell."""
+    now = time.time()
+    return not now - time.monotonic() < found.st_mtime <= now
+
+
+def _after_fork_in_child() -> None:
+    for pin in list(_pins):  # the locks are the parent's, and would last as long as this process
+        pin.release()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
