@@ -18,6 +18,7 @@ from .model.options import CallOptions
 from .model.task import Call, ErrorInfo, Function
 from .notebooks import is_interactive
 from .stores.base import Batch, ResultBatch
+from .value_files import Pin, size_of
 
 if TYPE_CHECKING:
     from .display.meter import Counts
@@ -159,7 +160,7 @@ class Results(Iterator[Any]):
                     self._function, row, {}, self._dispatcher.engine.snapshot, store=store.url, files=store.values
                 )
                 size += len(call.args)
-                if len(values.here.pins) > _MOST_PINS:
+                if values.here.pins and _are_enough(values.here.pins):
                     self._add(len(calls), calls=calls)
                     calls = []
                     values.release(values.here.pins)
@@ -290,6 +291,11 @@ class Results(Iterator[Any]):
             return error
         self._is_of_call = isinstance(outcome, ErrorInfo)
         raise error
+
+
+def _are_enough(pins: list[Pin]) -> bool:
+    """Return whether the calls of which these are the files are to be stored, before more are written."""
+    return len(pins) > _MOST_PINS or sum(size_of(pin.name) for pin in pins) > _KEPT_BYTES
 
 
 def _is_large(row: tuple[Any, ...]) -> bool:

@@ -21,8 +21,8 @@ under a name of its own, if the first is not free. The system lets go of the loc
 needed for a result: the claim of its task was committed before it was written, and what is not finished keeps all.
 
 **What is read is what was written.** A file that has not its size is refused with ValueLost. So is one with another
-checksum, which is looked at wherever all of it is read, and before a file is mapped that is older than the last start
-of the machine, as a cut of the power may have emptied it. What was read stays whatever becomes of the file.
+checksum, which is looked at up to 16 MB, and in any file that is older than the last start of the machine, as a cut of
+the power may have emptied it. What was read stays whatever becomes of the file.
 """
 
 import contextlib
@@ -33,6 +33,7 @@ import os
 import re
 import secrets
 import sys
+import threading
 import time
 import weakref
 import zlib
@@ -40,13 +41,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import ValueLost
 
-_MAPPED = 1 << 24  # bytes, from which a file is mapped and not read: a mapping may keep a descriptor
+_MOST_MAPPED = 128  # files that are mapped at a time where each takes a descriptor, and others are read
+_LOOKED_AT = 1 << 24  # bytes, up to which all of a file is looked at whenever it is loaded
 _PIECE = 1 << 18  # that is looked at at a time
 _MOST_REMEMBERED = 64
+_MOST_SYNCED = 4096
 _TRIES = 3
 
 UNFINISHED = "new-"  # begins the name of what is being written
@@ -73,7 +76,22 @@ class Pin:
     __del__ = release
 
 
+class _Unfinished(NamedTuple):
+    """What was written, and is only to be given a name."""
+
+    pin: Pin
+    path: Path
+    own: str  # ends a name that no other has
+
+    def drop(self) -> None:
+        """Do without it."""
+        self.pin.release()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
+
 _pins: "weakref.WeakSet[Pin]" = weakref.WeakSet()
+_mappings: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()  # which keep a descriptor each
 
 
 class Files:
@@ -83,6 +101,7 @@ class Files:
         self.folder = folder
         self.durable = durable
         self._remembered: OrderedDict[Place, str] = OrderedDict()  # where in memory something was that has a file
+        self._synced: set[str] = set()  # the names of files that survive a cut of the power
 
     def __reduce__(self) -> Any:
         return Files, (self.folder, self.durable)
@@ -101,11 +120,16 @@ class Files:
             pin = self._pinned(name, data)  # a look at every byte, at a tenth of the cost of a hash
             if pin is not None:
                 return name, bytes.fromhex(name[:32]), pin
-        digest = blake2b(data, digest_size=16).digest()
-        name = f"{digest.hex()}.{len(data)}.{_checksum(data):08x}"
+        digest, written = self._hashed(data)
+        name = f"{digest.hex()}.{len(data)}.{zlib.crc32(data):08x}"
         pin = self._pinned(name, data)
-        if pin is None:
-            name, pin = self._write(data, name)
+        if pin is not None:
+            if isinstance(written, _Unfinished):
+                written.drop()
+        else:
+            if isinstance(written, OSError):
+                raise written
+            name, pin = self._finish(data, name, written)
         if place is not None:
             self._remembered.pop(place, None)
             self._remembered[place] = name
@@ -115,9 +139,26 @@ class Files:
 
     def keep_result(self, data: memoryview, task: str) -> str:
         """Have a file with a part of the result of a task; return its name. Raises OSError."""
-        name, pin = self._write(data, f"{task}.{len(data)}.{_checksum(data):08x}", is_shared=False)
+        name = f"{task}.{len(data)}.{zlib.crc32(data):08x}"
+        name, pin = self._finish(data, name, self._write(data), is_shared=False)
         pin.release()
         return name
+
+    def _hashed(self, data: memoryview) -> tuple[bytes, "_Unfinished | OSError"]:
+        """Return the hash of the content, and what was written meanwhile: either takes as long as the other."""
+        written: list[_Unfinished | OSError] = []
+
+        def write() -> None:
+            try:
+                written.append(self._write(data))
+            except OSError as error:
+                written.append(error)
+
+        thread = threading.Thread(target=write, name="omniq-values")
+        thread.start()
+        digest = blake2b(data, digest_size=16).digest()
+        thread.join()
+        return digest, written[0]
 
     def _pinned(self, name: str, data: memoryview) -> Pin | None:
         """Return the pin of a file that has this name and content; None if there is none, or it is about to go."""
@@ -131,6 +172,7 @@ class Files:
             found = os.fstat(pin.fd)
             # The name after the lock: whoever removed it had the lock before.
             if found.st_size == len(data) and os.path.samestat(found, os.lstat(path)) and _is_same(pin.fd, data):
+                self._sync(pin)
                 return pin
         except (BlockingIOError, FileNotFoundError):
             pass
@@ -140,43 +182,60 @@ class Files:
         pin.release()
         return None
 
-    def _write(self, data: memoryview, name: str, is_shared: bool = True) -> tuple[str, Pin]:
-        """Write a file, and give it this name if it is free and shared, or else one of its own that begins with it."""
-        for _ in range(_TRIES):
-            with contextlib.suppress(FileNotFoundError, BlockingIOError):  # it was taken for one of a dead process
-                return self._try_to_write(data, name, is_shared)
-        raise OSError(errno.EAGAIN, "what is written there is removed again and again", str(self.folder))
-
-    def _try_to_write(self, data: memoryview, name: str, is_shared: bool) -> tuple[str, Pin]:
+    def _write(self, data: memoryview) -> "_Unfinished":
+        """Write a file, which has no name yet that others know."""
         own = secrets.token_hex(4)
-        fresh = self.folder / f"{UNFINISHED}{os.getpid()}-{own}"
+        path = self.folder / f"{UNFINISHED}{os.getpid()}-{own}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        pin = Pin(os.open(fresh, flags, 0o600), name)
+        unfinished = _Unfinished(Pin(os.open(path, flags, 0o600), ""), path, own)
+        fd = unfinished.pin.fd
         try:
-            fcntl.flock(pin.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if os.fstat(pin.fd).st_mode & 0o777 != 0o600:  # an umask that takes more away
-                os.fchmod(pin.fd, 0o600)
+            # Refused where it was taken, just now, for one of a dead process: then its name is gone, too.
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.fstat(fd).st_mode & 0o777 != 0o600:  # an umask that takes more away
+                os.fchmod(fd, 0o600)
             at = 0
             while at < len(data):
-                at += os.write(pin.fd, data[at:])
+                at += os.write(fd, data[at:])
             if self.durable:
-                os.fsync(pin.fd)
-            pin.name = name = self._give_name(fresh, name, f"{name}.{own}", is_shared)
-            if self.durable:
-                self._sync_names()
+                os.fsync(fd)
         except BaseException:
-            pin.release()
-            with contextlib.suppress(OSError):
-                os.unlink(fresh)
+            unfinished.drop()
             raise
-        return name, pin
+        return unfinished
 
-    def _sync_names(self) -> None:
+    def _finish(self, data: memoryview, name: str, written: "_Unfinished", is_shared: bool = True) -> tuple[str, Pin]:
+        """Give a file this name if it is free and shared, or else one of its own that begins with it."""
+        for _ in range(_TRIES):
+            pin = written.pin
+            try:
+                pin.name = self._give_name(written.path, name, f"{name}.{written.own}", is_shared)
+                self._sync(pin)
+            except FileNotFoundError:
+                written.drop()
+                written = self._write(data)
+            except BaseException:
+                written.drop()
+                raise
+            else:
+                return pin.name, pin
+        written.drop()
+        raise OSError(errno.EAGAIN, "what is written there is removed again and again", str(self.folder))
+
+    def _sync(self, pin: Pin) -> None:
+        """Have a file and its name survive a cut of the power, if they are to, whoever has written it."""
+        if not self.durable or pin.name in self._synced:
+            return
+        os.fsync(pin.fd)
         folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+        if len(self._synced) >= _MOST_SYNCED:
+            self._synced.clear()
+        self._synced.add(pin.name)
 
     def _give_name(self, fresh: Path, name: str, own: str, is_shared: bool) -> str:
         if is_shared:
@@ -208,13 +267,11 @@ class Files:
             found = os.fstat(fd)
             if found.st_size != size:
                 raise ValueLost(f"{path} has {found.st_size} bytes, and had {size}: submit the call again")
-            memory = _mapped(fd, size) if size >= _MAPPED else None
-            is_read = memory is None
+            memory = _mapped(fd, size)
             if memory is None:
                 memory = mmap.mmap(-1, size)
                 _fill(fd, memory)
-            # What all is read of is in the processor's cache, and a look at it costs nothing beside that.
-            if (is_read or _may_be_torn(found)) and zlib.crc32(memory) != checksum:
+            if (size <= _LOOKED_AT or _may_be_torn(found)) and zlib.crc32(memory) != checksum:
                 raise ValueLost(f"{path} is damaged: submit the call again")
         finally:
             os.close(fd)
@@ -268,19 +325,21 @@ def _is_same(fd: int, data: memoryview) -> bool:
     return True
 
 
-def _checksum(data: memoryview) -> int:
-    return zlib.crc32(data)
-
-
 def _mapped(fd: int, size: int) -> mmap.mmap | None:
-    """Map a file copy on write; None where too many files are open to do so."""
-    more: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+    """Map a file copy on write; None where too many files are open to do so, or it cannot be mapped."""
+    needs_fd = sys.version_info < (3, 13)
+    if needs_fd and len(_mappings) >= _MOST_MAPPED:
+        return None
+    more: dict[str, Any] = {} if needs_fd else {"trackfd": False}
     try:
-        return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, **more)
+        memory = mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, **more)
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM):
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENODEV):
             return None
         raise
+    if needs_fd:
+        _mappings.add(memory)
+    return memory
 
 
 def _fill(fd: int, memory: mmap.mmap) -> None:

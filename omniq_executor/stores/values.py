@@ -76,16 +76,21 @@ class ValueFiles(value_files.Files):
         `used` gives the names to which stored functions and calls refer, as they are when it is asked.
         """
         names = [name for name in self._names() if not name.startswith(value_files.OF_TASK)]
-        there = [name for name in names if not name.startswith(value_files.UNFINISHED)]
-        if there:
-            known = used()
-            names = [name for name in names if name not in known]
-        removed = 0
-        for first in range(0, len(names), _AT_A_TIME):
+        unfinished = [name for name in names if name.startswith(value_files.UNFINISHED)]
+        removed = self._remove_unlocked(unfinished, set)  # first: one may be the same file as one of the others
+        others = set(names).difference(unfinished)
+        if others:
+            removed += self._remove_unlocked(others.difference(used()), used)
+        return removed
+
+    def _remove_unlocked(self, names: Iterable[str], used: Callable[[], Collection[str]]) -> int:
+        """Remove what nobody has locked, and is not in use; return how many."""
+        removed, left = 0, list(names)
+        for first in range(0, len(left), _AT_A_TIME):
             with contextlib.ExitStack() as locks:
-                some = [name for name in names[first : first + _AT_A_TIME] if self._lock(name, locks)]
+                some = [name for name in left[first : first + _AT_A_TIME] if self._lock(name, locks)]
                 # Again, with the locks: who had one before has committed what refers to the file, or never will.
-                known = used() if there and some else ()
+                known = used() if some else ()
                 removed += sum(self._remove(name) for name in some if name not in known)
         return removed
 

@@ -237,6 +237,7 @@ USES: dict[str, Callable[[Store], object]] = {
     "compact": lambda store: store.compact(),
     "backup": lambda store: store.backup(Path(store.address).with_name("copy.db")),
     "check": lambda store: store.check(),
+    "references": lambda store: list(store.references()),
     "ids": lambda store: store.ids(),
     "stored": lambda store: store.stored([1]),
     "runs": lambda store: store.runs(),

@@ -51,6 +51,7 @@ class Folders:
 
     def open(self) -> None:
         """Make those that are missing, and get hold of all. Raises StoreError where others can write one."""
+        permissions.check_private(self.root / "values")  # which is made when it is needed
         for name in FOLDERS:
             permissions.make_folder(self.root / name)
             permissions.check_private(self.root / name)

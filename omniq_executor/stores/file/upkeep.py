@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ...errors import FunctionLost
 from ...model.task import Function, Status, format_id
 from .. import permissions
 from ..base import Problem, RunRecord, Taken, TaskRow, now, of_the_dead
@@ -170,8 +171,9 @@ class Upkeep(Runs):
         with self._tasks.locked():
             folders, found = self._tasks.folders, list[tuple[str, bytes]]()
             for name in folders.json_names("functions"):
-                function = self.function(bytes.fromhex(name))
-                found.append((f"the function {function.path}", function.pickle))
+                with contextlib.suppress(FunctionLost):  # it is damaged, and nobody will load what it refers to
+                    function = self.function(bytes.fromhex(name))
+                    found.append((f"the function {function.path}", function.pickle))
             for record in self._tasks.all() if results else self._tasks.records(folders.names(VALUED)):
                 task = record.task
                 if isinstance(task.args, bytes) and refers(task.args):
