@@ -11,11 +11,9 @@ With fork, what was there when the workers' ancestor was forked is in every work
 knows what that is, and of all that is the same object still, nothing is written but its name.
 """
 
-import contextlib
 import functools
 import io
 import linecache
-import operator
 import os
 import pickle
 import sys
@@ -23,14 +21,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from types import FunctionType, MemberDescriptorType, ModuleType
+from types import FunctionType, MemberDescriptorType
 from typing import Any, NamedTuple, TypeVar
 
 from .. import values
-from . import spaces
+from ..value_files import names_in
+from . import memory, spaces
+from .memory import ATOMS
 from .modules import CONTAINERS, MAIN, MAINS, Reduced, Snapshot, is_main, is_own, mentions, namesake, type_name, wrapped
 from .pickling import (
-    ATOMS,
     HEADER,
     DataPickler,
     Needs,
@@ -53,7 +52,6 @@ _INCIDENTAL = frozenset({"__slotnames__", "__weakref__", "__dict__"})
 _LONGEST_SOURCE = 1 << 18
 _KEPT = 4096  # functions whose pickles are remembered
 _LARGE = 1 << 18  # bytes
-_LARGEST_KEPT = 1 << 28
 
 
 def dump(value: Any, snapshot: Snapshot | None = None, table: Mapping[type, Any] | None = None) -> Payload:
@@ -61,49 +59,14 @@ def dump(value: Any, snapshot: Snapshot | None = None, table: Mapping[type, Any]
 
     `table` has further ways to reduce objects, as copyreg.dispatch_table.
     """
-    if type(value) is not FunctionType:
-        return _Dump(snapshot, table).run(value)
-    place = id(value), id(snapshot)
-    known = _memories.get(place)
-    if known is not None and known.function() is value and known.still_holds():
-        return known.payload
+    known = memory.recall(value, snapshot) if table is None else None
+    if known is not None:
+        return known
     whole = _Dump(snapshot, table)
-    memory = _Memory(value, snapshot, whole.run(value), whole)
-    _memories.pop(place, None)
-    if memory.is_of_use and len(memory.payload.data) < _LARGEST_KEPT:
-        if len(_memories) >= _KEPT or len(memory.payload.data) > _LARGE:
-            _memories.clear()  # of large ones there is one at most
-        _memories[place] = memory
-    return memory.payload
-
-
-class _Memory:
-    """A function that was written, and all that tells whether it would be written alike again."""
-
-    def __init__(self, function: FunctionType, snapshot: Snapshot | None, payload: Payload, whole: "_Dump") -> None:
-        self.function = weakref.ref(function)
-        self.payload = payload
-        self.is_of_use = whole.is_fixed
-        self._snapshot = None if snapshot is None else weakref.ref(snapshot)
-        self._modules = len(sys.modules)  # its submodules may come
-        self._dicts = [(names, look(names)) for names in whole.dicts.values()]
-        self._functions = whole.stamps
-        self._classes = [(kind, dict(vars(kind))) for kind in whole.kinds]
-        self._values = whole.values
-
-    def still_holds(self) -> bool:
-        """Return whether nothing of it has changed."""
-        if self._modules != len(sys.modules) or (self._snapshot is not None and self._snapshot() is None):
-            return False
-        if not all(look(names) == known for names, known in self._dicts):
-            return False
-        if not all(is_same(stamp_of(function), stamp) for function, stamp in self._functions):
-            return False
-        for kind, known in self._classes:
-            members = vars(kind)
-            if len(members) != len(known) or not all(map(operator.is_, members.values(), known.values())):
-                return False
-        return all(pickle.dumps(value, 5) == data for value, data in self._values)
+    payload = whole.run(value)
+    if table is None and not names_in(payload.data):  # else it is looked each time whether its files are still there
+        memory.keep(value, snapshot, payload, whole.reads, look)
+    return payload
 
 
 class _Written(NamedTuple):
@@ -116,7 +79,6 @@ class _Written(NamedTuple):
     needs: Needs
 
 
-_memories: dict[tuple[int, int], _Memory] = {}
 _AS_FORKED = Entry(spaces.AS_FORKED, b"")
 _functions: dict[tuple[int, bool], _Written] = {}
 _namings: dict[str, tuple[Any, dict[int, Key], dict[int, Key]]] = {}
@@ -132,10 +94,7 @@ class _Dump:
         self.data: dict[int, Key] = {}
         self.needs = Needs()  # of the pickle that is being written
         self.dicts: dict[str, dict[str, Any]] = {}  # of the modules whose names are referred to
-        self.is_fixed = table is None  # whether what follows tells all that it is made of
-        self.stamps: list[tuple[FunctionType, tuple[Any, ...]]] = []
-        self.values: list[tuple[Any, bytes]] = []
-        self.kinds: list[type] = []
+        self.reads = memory.Reads()
         self.snapshot = snapshot
         self._entries: dict[Key, Entry] = {}
         self._classes: dict[str, Kind] = {}
@@ -202,6 +161,7 @@ class _Dump:
                 known = MAIN
             self._modules[id(names)] = known
             if known is not None and (known == MAIN or is_own(known)):
+                self.reads.note_module(str(name), names)
                 self._meet(known, names)
         return self._modules[id(names)]
 
@@ -211,7 +171,10 @@ class _Dump:
         self._headers[module] = {name: names[name] for name in HEADER if name in names}
         if module == MAIN:
             self._headers[module]["__name__"] = MAIN
-        looked = look(names)
+        for name in HEADER:
+            self.reads.note_name(names, name)
+        values = [*names.values()]
+        looked = [*names], [*map(id, values)], [*map(type, values)]  # in a form that does not keep it alive
         known = _namings.get(module)
         if known is None or known[0] != looked:
             known = _namings[module] = looked, {}, {}
@@ -239,7 +202,10 @@ class _Dump:
     def ensure(self, key: Key) -> None:
         """Write the value of a global, unless it is written."""
         names = self.dicts[key[0]]
-        if key in self._seen or key[1] not in names:
+        if key in self._seen:
+            return
+        self.reads.note_name(names, key[1])
+        if key[1] not in names:
             return
         self._seen.add(key)
         value = names[key[1]]
@@ -272,30 +238,15 @@ class _Dump:
             return entry_of(pickle.dumps(Reduced(*self.refer(at)), 5))
         if kind is FunctionType and value.__globals__ is self.dicts[key[0]] and id(value) in self.functions:
             return self._function(value, apart=True)
+        self.reads.note_data(value)
         if kind in CONTAINERS and is_flat(value):
-            entry = entry_of(values.dumps(value))
-            if not values.is_reference(entry.data):
-                self.values.append((value, entry.data))
-            return entry
+            return entry_of(values.dumps(value))
         self._under_way.add(key)
         try:
             entry = entry_of(self._pickle(value, DataPickler, value))
         finally:
             self._under_way.discard(key)
-        if kind is not ModuleType and not isinstance(value, type):  # of these, classes are looked at by themselves
-            self._remember(value, entry)
         return entry
-
-    def _remember(self, value: Any, entry: Entry) -> None:
-        """Note whether a plain pickle tells that a value is what it was."""
-        is_plain = not (self.needs.keys or self.needs.classes or values.is_reference(entry.data))
-        if self.is_fixed and is_plain and len(entry.data) < _LARGE:
-            with contextlib.suppress(Exception):  # what a __reduce__ of the user's raises
-                plain = pickle.dumps(value, 5)
-                if MAIN.encode() not in plain:
-                    self.values.append((value, plain))
-                    return
-        self.is_fixed = False
 
     def _write(self, write: Callable[[], _T]) -> _T:
         """Write something; what it needs is written later."""
@@ -326,7 +277,8 @@ class _Dump:
 
     def _function(self, function: FunctionType, apart: bool) -> Entry:
         """Write a function by value; `apart`: its code apart from its state."""
-        stamp, place = self._stamp(function), (id(function), apart)
+        self.reads.note_function(function)
+        stamp, place = stamp_of(function), (id(function), apart)
         known = _functions.get(place)
         if (
             known is not None
@@ -357,7 +309,7 @@ class _Dump:
         if class_id in self._seen:
             return
         self._seen.add(class_id)
-        self.kinds.append(kind)
+        self.reads.note_class(kind)
         attributes: dict[str, Attribute] = {}
         tracker = None
         before = self.snapshot.attributes(kind) if self.snapshot is not None else None
@@ -394,26 +346,12 @@ class _Dump:
         if kind is FunctionType and id(value) not in self.functions and namesake(value) is not value:
             return self._function(value, apart=False)
         if isinstance(value, staticmethod | classmethod | property):
-            for part in wrapped(value) or ():
-                if type(part) is FunctionType:
-                    self._stamp(part)
-                else:
-                    self.is_fixed = False
             return entry_of(self._pickle(value))
         if (key := self.refer_to_data(value)) is not None:
             return entry_of(pickle.dumps(Reduced(*self.refer(key)), 5))
-        entry = entry_of(self._pickle(value, DataPickler))
-        self._remember(value, entry)
-        return entry
-
-    def _stamp(self, function: FunctionType) -> tuple[Any, ...] | None:
-        """Note and return what a function is made of."""
-        stamp = stamp_of(function)
-        if stamp is None:
-            self.is_fixed = False
-        else:
-            self.stamps.append((function, stamp))
-        return stamp
+        if not isinstance(value, functools.cached_property):
+            self.reads.note_data(value)
+        return entry_of(self._pickle(value, DataPickler))
 
     def _walk(self, value: Any) -> None:
         """Look at what a function or class reads that need not be written itself."""
@@ -423,7 +361,7 @@ class _Dump:
                 self._walk(part)
         elif type(function) is FunctionType:
             module = self.module_of(function.__globals__)
-            self._stamp(function)
+            self.reads.note_function(function)
             if module in self.dicts:
                 self._queue.extend((module, name) for name in mentions(function.__code__).names)
         elif isinstance(value, type) and is_main(value):

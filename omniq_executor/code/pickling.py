@@ -2,13 +2,15 @@
 
 import contextlib
 import functools
+import io
 import operator
+import pickle
 import types
 import typing
 import uuid
 import weakref
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar
@@ -16,10 +18,10 @@ from typing import Any, ClassVar
 import cloudpickle
 
 from . import digest as keys, spaces
+from .memory import ATOMS, is_named
 from .modules import CACHED, MAIN, Reduced, is_main, mentions, namesake, type_name
 from .spaces import Entry, Key
 
-ATOMS = frozenset({int, str, float, bool, complex, bytes, type(None), type(...)})
 HEADER = ("__name__", "__package__")
 _DUNDERS = frozenset({"__builtins__", "__annotations__", "__spec__", "__loader__", "__doc__", *HEADER})
 
@@ -48,12 +50,6 @@ class Needs:
         self.keys |= needs.keys
         self.classes |= needs.classes
         self.codes |= needs.codes
-
-
-def look(names: dict[str, Any]) -> tuple[list[str], list[int], list[type]]:
-    """Return what the names of a module stand for now, in a form that does not keep it alive."""
-    values = [*names.values()]
-    return [*names], [*map(id, values)], [*map(type, values)]
 
 
 def is_same(stamp: tuple[Any, ...] | None, known: tuple[Any, ...]) -> bool:
@@ -100,7 +96,11 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
         if key is not None and function is not self._root:
             return whole.refer(key)
         reduced = super().reducer_override(function)
-        if reduced is NotImplemented or module is None:
+        if reduced is NotImplemented:
+            return reduced
+        whole.reads.note_function(function)
+        if module is None:  # its globals, too, are written by value
+            whole.reads.is_whole = False
             return reduced
         make, args, (state, slots), _, _, set_state = reduced
         whole.needs.codes[function.__code__] = None
@@ -156,6 +156,7 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
         key = whole.functions.get(id(wrapper))
         if key is not None and wrapper is not self._root:
             return whole.refer(key)
+        whole.reads.note_cached(wrapper)
         attributes = {name: value for name, value in vars(wrapper).items() if name != "__wrapped__"}
         return spaces.cached, (function, wrapper.cache_parameters()), attributes, None, None, spaces.set_attributes
 
@@ -168,6 +169,31 @@ class DataPickler(ScriptPickler):
         if obj is self._root or id(obj) not in self._whole.data:
             return None
         return self._whole.refer_to_data(obj)
+
+
+class _Onlooker(pickle.Pickler):
+    """Writes data with functions, classes and modules as numbers, and else as the picklers above reduce it."""
+
+    dispatch_table: ClassVar[Any] = ScriptPickler.dispatch_table  # type: ignore[misc]
+
+    def __init__(self, buffer: Any) -> None:
+        super().__init__(buffer, 5)
+        self.met: list[Any] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is FunctionType or kind is CACHED or issubclass(kind, type) or is_named(obj):
+            self.met.append(obj)
+            return operator.index, (len(self.met),)
+        return NotImplemented
+
+
+def look(data: Sequence[Any]) -> tuple[bytes, Sequence[Any]]:
+    """Return a pickle that tells whether data was changed in place, and the definitions that it holds as numbers."""
+    buffer = io.BytesIO()
+    onlooker = _Onlooker(buffer)
+    onlooker.dump(data)
+    return buffer.getvalue(), onlooker.met
 
 
 def stamp_of(function: FunctionType) -> tuple[Any, ...] | None:

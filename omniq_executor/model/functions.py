@@ -7,8 +7,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .. import values
-from ..code import digest as keys, modules, parts, spaces, versions
+from .. import inputs, values
+from ..code import digest as keys, memory, modules, parts, spaces, versions
 from ..errors import SerializationError, TooLarge
 from ..model.task import Call, Function
 from ..value_files import Files, Pin
@@ -32,9 +32,10 @@ class _Known(NamedTuple):
 
 
 class Functions:
-    """Remembers the stored form of functions that are found by name.
+    """Remembers the stored form of functions: by themselves where they are found by name.
 
-    Of what travels by value only what identifies it: what it carries may have changed since.
+    What travels by value is known by the signature of all that it carries, which is written anew only if that may have
+    changed (see code/memory.py).
     """
 
     def __init__(
@@ -65,7 +66,11 @@ class Functions:
             known = self._known.get(function)
             if known is not None and known.still_holds():
                 return known.function
-        elif not callable(function):
+        if (carried := memory.recall(function, self._snapshot)) is not None and carried.signature is not None:
+            known = self._known.get(carried.signature)
+            if known is not None and known.function.pickle and known.still_holds():
+                return known.function
+        if not callable(function):
             raise TypeError(f"{function!r} cannot be called")
         if self._prepare is not None:
             self._snapshot, self._prepare = self._prepare(), None
@@ -105,6 +110,8 @@ class Functions:
         if self._names_unstable:
             unstable.watch(known.function.path, function)
         described = self._checked(known, written)
+        if inputs.__name__.encode() in written.data:
+            return described  # it carries an InputFile, whose content counts, and is looked at each time
         if written.signature is not None:
             self._keep(
                 written.signature, known._replace(function=described) if len(written.data) < _LARGEST_KEPT else known
