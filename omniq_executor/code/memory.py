@@ -168,8 +168,9 @@ class Memory:
         self._subclasses = abc.get_cache_token() if self._classes else None  # that were registered
         self._attributes = [*reads.attributes.values()]
         self._lengths = [*map(len, self._attributes)]
-        self._keys = [*chain.from_iterable(self._attributes)]
-        self._values = [*chain.from_iterable([each.values() for each in self._attributes])]
+        self._filled = [each for each in self._attributes if each]
+        self._keys = [*chain.from_iterable(self._filled)]
+        self._values = [*chain.from_iterable([each.values() for each in self._filled])]
         self._cells, self._contents = reads.cells, reads.contents
         self._data = [*reads.data.values()]
 
@@ -189,10 +190,9 @@ class Memory:
             and all(map(is_, map(sys.modules.get, self._modules[0]), self._modules[1]))
             and (not self._own_parts or all(map(is_, _parts(value), self._own_parts)))
             and all(map(is_, chain.from_iterable(map(_parts, self._functions)), self._parts))
-            and all(map(is_, map(_contents, self._cells), self._contents))
+            and (not self._cells or all(map(is_, map(_contents, self._cells), self._contents)))
             and [*map(len, self._attributes)] == self._lengths
-            and [*chain.from_iterable(self._attributes)] == self._keys
-            and all(map(is_, chain.from_iterable([each.values() for each in self._attributes]), self._values))
+            and (not self._filled or self._has_same_attributes())
             and (
                 not self._classes
                 or (
@@ -201,6 +201,10 @@ class Memory:
                 )
             )
         )
+
+    def _has_same_attributes(self) -> bool:
+        now = chain.from_iterable([each.values() for each in self._filled])
+        return [*chain.from_iterable(self._filled)] == self._keys and all(map(is_, now, self._values))
 
     def _looks_alike(self) -> bool:
         self.latest = self._look()
