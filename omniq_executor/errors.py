@@ -15,6 +15,10 @@
      |         +-- InputNotFound   there is no such file           (also a FileNotFoundError)
      |         +-- InputIsFolder   it is a folder                  (also an IsADirectoryError)
      +-- PoolBroken                no worker can be started        (also a BrokenProcessPool)
+     +-- EngineError               the Executor that is to run the calls cannot; nothing was stored or claimed
+     |    +-- EngineClosed         it was shut down, or is broken
+     |    +-- EngineUnreachable    nobody answers there            (also a ConnectionError)
+     |    +-- EngineMismatch       its workers are another Python, or have not this version of the package
      +-- StoreError                the store cannot do its work: disk, permissions, format
      |    +-- StoreVersionError    the store was written by a newer version
      |    +-- TooLarge             a value is larger than the store can hold
@@ -81,6 +85,22 @@ class InputIsFolder(InputError, IsADirectoryError):
 
 class PoolBroken(OmniqError, BrokenProcessPool):
     """Workers cannot be started (a failing initializer, say); the calls stay PENDING in the store."""
+
+
+class EngineError(OmniqError):
+    """The Executor that is to run the calls cannot. It is told before anything is stored or claimed."""
+
+
+class EngineClosed(EngineError):
+    """The Executor was shut down before, or is broken."""
+
+
+class EngineUnreachable(EngineError, ConnectionError):
+    """Nobody listens at the address, or no worker has answered."""
+
+
+class EngineMismatch(EngineError):
+    """Workers are another version of Python than this process, or lack this version of omniq_executor."""
 
 
 class StoreError(OmniqError):

@@ -24,10 +24,10 @@ from .dispatch.lifetimes import close_with_multiprocessing
 from .dispatch.loop import USUAL
 from .dispatch.resumption import OnChange
 from .dispatch.stranded import SESSION, stranded
-from .engines.external import External
 from .engines.local.launch import Process
 from .engines.local.pool import LocalEngine
 from .engines.local.start_method import context_for
+from .engines.opening import Place, check_place, open_engine, place_of, refuse_processes
 from .errors import TaskNotFound
 from .future import DurableFuture
 from .interrupts import interrupts
@@ -87,8 +87,12 @@ class PersistentExecutor(Submitter):
     engine: where calls run. "local": in processes of this executor. "external": in those of
         `omniq-executor worker`, started by whomever, before or after; this executor only submits, and
         its futures resolve when workers have finished. They wait as long as there are none, and so
-        does `shutdown()`. What describes processes has no place then: max_workers, mp_context,
-        initializer, max_tasks_per_child, crash_retries and capture_output.
+        does `shutdown()`. Or any `concurrent.futures.Executor`, such as a cluster's; or a function without
+        parameters that makes one, which is called again when that breaks, and whose executor is shut down with
+        this one; or the address of a cluster, "dask://host:port" or "ray://host:port". See docs/engines.md. Then
+        max_workers is how many calls run at a time, where the executor does not say. What describes processes has
+        no place in any of these: mp_context, initializer, max_tasks_per_child and capture_output, and with
+        "external" max_workers and crash_retries.
     crash_retries: how often a call is run again whose process died in it, before it fails with
         WorkerCrashed.
     durability: "process" keeps what is acknowledged through the death of any process; "power"
@@ -98,8 +102,8 @@ class PersistentExecutor(Submitter):
         `DurableFuture.logs()` and docs/output.md.
 
     Raises ValueError or TypeError for a parameter that makes no sense, StoreError where the store
-    cannot be opened, StoreVersionError where a newer version wrote it, and SettingsError where a
-    variable OMNIQ_* makes no sense.
+    cannot be opened, StoreVersionError where a newer version wrote it, SettingsError where a
+    variable OMNIQ_* makes no sense, and EngineError where an executor given as engine runs no calls.
     """
 
     def __init__(
@@ -117,25 +121,27 @@ class PersistentExecutor(Submitter):
         result_ttl: datetime.timedelta | float | Literal["default"] | None = "default",
         leftovers: Literal["leave", "cancel", "run"] = "leave",
         on_change: OnChange = "rerun",
-        engine: Literal["local", "external"] = "local",
+        engine: Place = "local",
         crash_retries: int = 2,
         durability: Literal["process", "power"] = "process",
         capture_output: bool = False,
     ) -> None:
         _refuse_in_worker_start()
-        _check_word("engine", engine, "local", "external")
+        check_place(engine)
         _check_word("resume", resume, "crashed", "failed", "always", "never")
         _check_word("leftovers", leftovers, "leave", "cancel", "run")
         _check_word("on_change", on_change, "rerun", "reuse", "raise")
-        if engine == "external":
-            _refuse_without_processes(
-                max_workers=max_workers, mp_context=mp_context, initializer=initializer,
-                max_tasks_per_child=max_tasks_per_child, crash_retries=None if crash_retries == 2 else crash_retries,
+        if engine != "local":
+            refuse_processes(
+                engine, mp_context=mp_context, initializer=initializer, max_tasks_per_child=max_tasks_per_child,
                 capture_output=capture_output or None,
             )  # fmt: skip
-        if max_workers is None:
-            max_workers = usable_cpus()
-        check_whole("max_workers", max_workers, at_least=1)
+        if engine == "external":
+            refuse_processes(
+                engine, max_workers=max_workers, crash_retries=None if crash_retries == 2 else crash_retries
+            )
+        if max_workers is not None:
+            check_whole("max_workers", max_workers, at_least=1)
         check_whole("crash_retries", crash_retries, at_least=0)
         check_queue(queue)
         if mp_context is not None and not isinstance(mp_context, BaseContext):
@@ -160,9 +166,9 @@ class PersistentExecutor(Submitter):
         cells.enter(parse_address(store).path.absolute(), name)
         with contextlib.ExitStack() as undo:
             with interrupts:  # else what is made here, and nobody else knows yet, might be left behind
-                pool: LocalEngine | External = External()
-                if engine == "local":
-                    pool = LocalEngine(max_workers, context, initializer, initargs, max_tasks_per_child)
+                pool = open_engine(
+                    engine, max_workers, context, initializer, initargs, max_tasks_per_child, usable_cpus()
+                )
                 undo.callback(pool.close)
                 opened = open_store(store, durability=durability)
                 undo.callback(opened.close)
@@ -203,7 +209,8 @@ class PersistentExecutor(Submitter):
         """The open store: for looking, as with `open_store()`."""
         self.queue = run.queue
         """The name of the queue that the executor works off."""
-        self._max_workers = max_workers  # the name under which dask and others read it from a process pool
+        # The name under which dask and others read it from a process pool.
+        self._max_workers = pool.max_workers or usable_cpus()
         self._mp_context = context  # likewise
         self._dispatcher = dispatcher
         self._functions = Functions(dispatcher.prepare, resume != "never", opened.values)
@@ -377,7 +384,7 @@ class PersistentExecutor(Submitter):
 
     def _facts(self) -> Facts:
         dispatcher = self._dispatcher
-        method = self._mp_context.get_start_method() if dispatcher.engine.max_workers else "external"
+        method = place_of(dispatcher.engine, self._mp_context)
         return Facts(
             type(self).__name__, self.store.address, dispatcher.run, dispatcher.standing(),
             len(self._processes), dispatcher.engine.max_workers, method, dispatcher.failure or "",
@@ -464,12 +471,6 @@ class _WithOptions(Submitter):
 def _check_word(name: str, value: str, *allowed: str) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, not {value!r}")
-
-
-def _refuse_without_processes(**parameters: Any) -> None:
-    for name, value in parameters.items():
-        if value is not None:
-            raise ValueError(f"engine='external' starts no processes, so {name}={value!r} has no place: leave it out")
 
 
 def default_queue() -> str:

@@ -11,8 +11,10 @@ begun: of hundreds that it had claimed, those alone can be what killed it.
 """
 
 import contextlib
+import functools
 import mmap
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,16 @@ from .errors import StoreError
 STARTED, STOP, RESUME, SINCE, FIRST, TASK = range(6)
 CELLS = 6  # per worker
 _BYTES = 8  # of a cell
+
+
+@functools.cache
+def machine() -> str:
+    """Return what tells apart machines, and the same one before and after a boot: memory is shared within one."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}"
 
 
 class Slots:

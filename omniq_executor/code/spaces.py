@@ -221,6 +221,15 @@ def space_of(run: int, is_forked: bool = False) -> Space:
     return found
 
 
+def use(space: Space | None) -> Space | None:
+    """Have payloads of this thread be loaded in a space, or each in one of its own; return what was said before.
+
+    The script's names are found by what is loaded there alone: `__main__` stays what it is, as others may need it.
+    """
+    before, _here.space = _here.space, space
+    return before
+
+
 @contextmanager
 def visiting(space: Space) -> Iterator[Space]:
     """Have the script's names be found in a space for a while, in a process that has a script of its own."""

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from ...code.modules import Snapshot
-from ...model.task import ErrorInfo
 from ...slots import FIRST, RESUME, SINCE, STARTED, STOP, Slots
-from ..base import CRASHED, ERROR, RESULT, RESULTS, RETURNED, TIMED_OUT, Chunk, Report
+from ..base import CRASHED, RETURNED, TIMED_OUT, Chunk, Report
 from ..pacing import STEAL_AFTER_S, Throughput
 from . import worker as proc
 from .launch import Process, describe_exit, make_launcher
 from .probe import Probe
-from .record import VISIBLE_S, Record
+from .record import VISIBLE_S, Record, outcome_of
 from .terminator import Terminator
 
 _START_DEATHS_ALLOWED = 3  # in a row, before a pool is called broken in which no worker has ever run a call
@@ -259,15 +258,9 @@ class LocalEngine:
     def _take(self, worker: Record, kind: str, sequence: int, *rest: Any) -> None:
         """Take in one item of a message."""
         match kind:
-            case proc.BLOCK:
-                count, text = rest
-                # Of one its [[result]], so that nobody else has to know of the brackets.
-                told = (RESULTS, text) if count > 1 else (RESULT, text[2:-2])
-                self.reports.append(worker.report(told[0], sequence, count, told[1]))
-            case proc.RESULT:
-                self.reports.append(worker.report(RESULT, sequence, 1, rest[0]))
-            case proc.ERROR:
-                self.reports.append(worker.report(ERROR, sequence, 1, ErrorInfo(*rest)))
+            case proc.BLOCK | proc.RESULT | proc.ERROR:
+                told, count, payload = outcome_of(kind, rest)
+                self.reports.append(worker.report(told, sequence, count, payload))
             case proc.SKIPPED:
                 end = sequence + rest[0]
                 self.reports += worker.returned(sequence, min(end, worker.taken))

@@ -17,8 +17,9 @@ from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
+from ...model.task import ErrorInfo
 from ...slots import RESUME, SINCE, STARTED, STOP
-from ..base import RETURNED, Chunk, Report
+from ..base import ERROR, RESULT, RESULTS, RETURNED, Chunk, Report
 from . import worker as proc
 from .launch import Process
 from .probe import Probe
@@ -26,6 +27,17 @@ from .termination import Termination
 from .wire import Inbox, Outbox
 
 VISIBLE_S = 0.001  # after which a write to shared memory is seen by every process, with much to spare
+
+
+def outcome_of(kind: str, rest: Sequence[Any]) -> tuple[str, int, Any]:
+    """Return an item that says what came of calls as the (kind, number of calls, payload) of a report."""
+    if kind == proc.ERROR:
+        return ERROR, 1, ErrorInfo(*rest)
+    if kind == proc.RESULT:
+        return RESULT, 1, rest[0]
+    count, text = rest
+    # Of one its [[result]], so that nobody else has to know of the brackets.
+    return (RESULTS, count, text) if count > 1 else (RESULT, 1, text[2:-2])
 
 
 class Record:

@@ -34,7 +34,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from typing import Any
 
 from ... import values
@@ -110,8 +110,10 @@ def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) ->
     os._exit(1)  # nobody is left to tell; the store knows what to do
 
 
-class _Worker:
-    def __init__(self, data: socket.socket, slot: "memoryview[int]") -> None:
+class Caller:
+    """Makes the calls of chunks, and keeps what came of them until it is flushed: what all engines have in common."""
+
+    def __init__(self, slot: "MutableSequence[int] | memoryview[int]") -> None:
         self.script: tuple[str, str] | None = None  # how to import the script, if it can be
         self.is_forked = False  # from the process of the script
         self._space = spaces.Space()  # of the calls that run
@@ -119,10 +121,6 @@ class _Worker:
         self._streams = sys.stdout, sys.stderr  # as they are before the initializer
         self._capture: Any = None  # made for the first call whose output is kept
         self._call_text: Any = None  # made for the first call that fails
-        self._socket = data
-        self._inbox = Inbox(data)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(data, selectors.EVENT_READ)
         self._slot = slot
         self._functions: dict[int, Any] = {}  # pickles, and what they were loaded as
         self._is_fresh = True  # nothing has been run but the initializer
@@ -137,43 +135,7 @@ class _Worker:
         self._busy_s = 0.0  # ... and the time they took together
         self._flush_at = 0.0
 
-    def keep_large(self, files: Files | None) -> None:
-        """Have large values be in files, where the store has a place for them."""
-        values.default = files
-        self._files = files
-
-    def run(self) -> None:
-        while True:
-            if (self._items or self._values) and not self._selector.select(0):
-                self.flush()
-            for message in self._inbox.read():
-                if not self._is_stale:
-                    self._run_chunk(*message)
-
-    def send_broken(self) -> None:
-        self._items.append((BROKEN, 0, _traceback_text()))
-        self.flush()
-
-    def show(self, main_thread: int) -> None:
-        """Send where the main thread is in its call, and before that the results that are there."""
-        import traceback  # most workers are never asked
-
-        sequence = self._slot[STARTED]
-        entries: list[traceback.FrameSummary] = []
-        for place, line in traceback.walk_stack(sys._current_frames()[main_thread]):
-            code = place.f_code
-            if code.co_filename == __file__:
-                if code is _Worker.run.__code__:  # it waits for the next call
-                    entries.clear()
-                break
-            # Not the frames themselves: who keeps them keeps what is in them from being freed where it should.
-            entries.append(traceback.FrameSummary(code.co_filename, line, code.co_name, lookup_line=False))
-        if self._slot[STARTED] != sequence:  # it went on while it was looked at
-            entries.clear()
-        self._put((STACK, sequence, "".join(traceback.format_list(entries[::-1]))), executed=0)
-        self.flush()
-
-    def _run_chunk(
+    def run_chunk(
         self,
         sequence: int,
         function_id: int,
@@ -184,6 +146,10 @@ class _Worker:
         space: int = 0,
         output: Output | None = None,
     ) -> None:
+        """Make the calls of a chunk, numbered from `sequence` on; `calls` or `text` has their arguments.
+
+        The function is known by its id from when its pickle came with it.
+        """
         clock, slot = time.perf_counter, self._slot
         if space != self._space_number:
             self.enter(space)
@@ -374,6 +340,55 @@ class _Worker:
             ]
 
     def flush(self, always: bool = False) -> None:
+        """Send what is there; `always` also if it is nothing. Called when a call has ended some time after the last."""
+        raise NotImplementedError
+
+
+class _Worker(Caller):
+    def __init__(self, data: socket.socket, slot: "memoryview[int]") -> None:
+        super().__init__(slot)
+        self._socket = data
+        self._inbox = Inbox(data)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(data, selectors.EVENT_READ)
+
+    def keep_large(self, files: Files | None) -> None:
+        """Have large values be in files, where the store has a place for them."""
+        values.default = files
+        self._files = files
+
+    def run(self) -> None:
+        while True:
+            if (self._items or self._values) and not self._selector.select(0):
+                self.flush()
+            for message in self._inbox.read():
+                if not self._is_stale:
+                    self.run_chunk(*message)
+
+    def send_broken(self) -> None:
+        self._items.append((BROKEN, 0, _traceback_text()))
+        self.flush()
+
+    def show(self, main_thread: int) -> None:
+        """Send where the main thread is in its call, and before that the results that are there."""
+        import traceback  # most workers are never asked
+
+        sequence = self._slot[STARTED]
+        entries: list[traceback.FrameSummary] = []
+        for place, line in traceback.walk_stack(sys._current_frames()[main_thread]):
+            code = place.f_code
+            if code.co_filename == __file__:
+                if code is _Worker.run.__code__:  # it waits for the next call
+                    entries.clear()
+                break
+            # Not the frames themselves: who keeps them keeps what is in them from being freed where it should.
+            entries.append(traceback.FrameSummary(code.co_filename, line, code.co_name, lookup_line=False))
+        if self._slot[STARTED] != sequence:  # it went on while it was looked at
+            entries.clear()
+        self._put((STACK, sequence, "".join(traceback.format_list(entries[::-1]))), executed=0)
+        self.flush()
+
+    def flush(self, always: bool = False) -> None:
         """Send what is there; `always` also if it is nothing."""
         with self._lock:
             self._encode_values()
@@ -390,7 +405,7 @@ def _arguments(error: BaseException) -> tuple[Any, Any] | None:
     traceback = error.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
-        if frame.f_code is _Worker._decode.__code__:
+        if frame.f_code is Caller._decode.__code__:
             found = frame.f_locals
             return (found["args"], found["kwargs"]) if "kwargs" in found else None
         traceback = traceback.tb_next

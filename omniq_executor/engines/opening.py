@@ -1,0 +1,59 @@
+"""Which engine an executor is given: "local", "external", an Executor, what makes one, or the address of a cluster."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from .adapter import ExecutorEngine
+from .addresses import SCHEMES, fitted, maker_of
+from .base import Engine
+from .external import External
+from .local.pool import LocalEngine
+
+Place = str | Executor | Callable[[], Executor]
+"""Where calls run, as a user says it."""
+
+
+def check_place(engine: Place) -> None:
+    """Raise ValueError or TypeError for what names no engine."""
+    if isinstance(engine, str):
+        if engine not in ("local", "external") and engine.partition("://")[0] not in SCHEMES:
+            addresses = " or ".join(f"'{scheme}://host:port'" for scheme in SCHEMES)
+            raise ValueError(f"engine is 'local', 'external', an Executor or {addresses}, not {engine!r}")
+    elif not isinstance(engine, Executor) and not callable(engine):
+        raise TypeError(f"engine is a word, an Executor or a function that makes one, not {engine!r}")
+
+
+def refuse_processes(engine: Place, **parameters: Any) -> None:
+    """Raise ValueError for a parameter that describes processes, where an engine starts none; None are not given."""
+    for name, value in parameters.items():
+        if value is not None:
+            where = f"engine={engine!r}" if isinstance(engine, str) else "an engine of yours"
+            who = "starts no processes" if engine == "external" else "has processes that you have started"
+            raise ValueError(f"{where} {who}, so {name}={value!r} has no place: leave it out")
+
+
+def open_engine(
+    engine: Place,
+    max_workers: int | None,
+    context: BaseContext,
+    initializer: Callable[..., object] | None,
+    initargs: Iterable[Any],
+    max_tasks_per_child: int | None,
+    default_workers: int,
+) -> LocalEngine | External | ExecutorEngine:
+    """Return an engine that is ready. Raises EngineError where an Executor is not."""
+    if engine == "local":
+        return LocalEngine(max_workers or default_workers, context, initializer, initargs, max_tasks_per_child)
+    if engine == "external":
+        return External()
+    return ExecutorEngine(maker_of(engine) if isinstance(engine, str) else fitted(engine), max_workers)
+
+
+def place_of(engine: Engine, context: BaseContext) -> str:
+    """Return in a word where an engine runs calls: by which start method, or on what."""
+    if isinstance(engine, ExecutorEngine):
+        return engine.name
+    method: str = context.get_start_method() if engine.max_workers else "external"
+    return method
