@@ -22,6 +22,8 @@ import pytest
 import omniq_executor
 from omniq_executor import PersistentExecutor
 
+pytest.register_assert_rewrite("engine_contract")
+
 METHODS = [name for name in ("fork", "forkserver", "spawn") if name in multiprocessing.get_all_start_methods()]
 WAIT_S = 30.0  # a bound for what is expected at once, on a machine that is busy with other things
 

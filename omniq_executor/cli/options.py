@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..config import parse_duration
+from ..engines.addresses import check_address
 from ..model.task import parse_id
 from ..stores import open_store
 from ..stores.base import Store, now
@@ -70,5 +71,6 @@ checked_since = _checked(_since)
 checked_id = _checked(parse_id)
 checked_ids = _checked(lambda values: [parse_id(value) for value in dict.fromkeys(values)])
 checked_names = _checked(_names)
+checked_address = _checked(check_address)
 checked_duration = _checked(parse_duration)
 checked_fraction = _checked(_fraction)

@@ -1,6 +1,6 @@
 """The command `worker`: it works off what others have added to a store, in processes of its own.
 
-It is a dispatcher with a pool of processes and nobody who waits for results, which claims from queues of
+It is a dispatcher with a pool of processes or a cluster, and nobody who waits for results. It claims from queues of
 others and has no run. Its one thread takes the turns, and a signal is an event among the others:
 
     SIGTERM, SIGINT    drain: claim nothing more, give back what has not started, let calls that run end
@@ -22,16 +22,18 @@ from ..dispatch.dispatcher import Dispatcher
 from ..dispatch.waiters import Waiters
 from ..engines.local.pool import LocalEngine
 from ..engines.local.start_method import default_context
+from ..engines.opening import open_engine
 from ..executor import usable_cpus
 from ..model.task import ErrorInfo, Status, format_id
 from ..pipes import wake_pipe
 from ..stores import open_store
 from ..stores.base import NO_RUN
 from .console import count_of_tasks, exit_with, print_json, printable
-from .options import checked_names, on_store
+from .options import checked_address, checked_names, on_store
 
 CRASH_RETRIES = 2
 ENDED_BY = 128  # plus the signal: the exit status of who was not left the time to drain
+
 
 Tell = Callable[[dict[str, Any]], None]
 """Is given what happens: {"event": "started" | "finished" | "draining" | "ended", …}."""
@@ -54,12 +56,14 @@ Tell = Callable[[dict[str, Any]], None]
     help="What results are kept through, once they are acknowledged.",
 )
 @click.option("--capture-output", is_flag=True, help="Keep what calls write, for `omniq-executor logs`.")
+@click.option("--engine", metavar="ADDRESS", callback=checked_address, help="Run the calls on this cluster.")
 @on_store
 def worker(
     processes: int | None,
     queues: tuple[str, ...],
     durability: str,
     capture_output: bool,
+    engine: str | None,
     address: str | None,
     as_json: bool,
 ) -> None:
@@ -72,24 +76,27 @@ def worker(
     For example:
       omniq-executor worker
       omniq-executor worker -n 4 --queue etl --queue reports --store runs/etl.db
+      omniq-executor worker --engine dask://host:8786
     """
     tell: Tell = functools.partial(print_json, indent=None) if as_json else _tell_event
     sys.path.insert(0, os.getcwd())  # as `python -m` does: what is to be run is imported from there
-    count = processes or usable_cpus()
+    if engine is not None and capture_output:
+        raise click.UsageError("--capture-output is not possible with --engine: what calls write stays on the cluster")
     with _signals() as signals, contextlib.ExitStack() as undo:
-        engine = LocalEngine(count, default_context(), None, (), None)
-        undo.callback(engine.close)
+        runs = open_engine(engine or "local", processes, default_context(), None, (), None, usable_cpus())
+        undo.callback(runs.close)
         store = open_store(address, durability=durability)
         undo.callback(store.close)
         store.values.prepare()
-        engine.keep_large(store.values)
-        engine.output = str(store.output.prepare()) if capture_output else None
+        runs.keep_large(store.values)
+        if isinstance(runs, LocalEngine):
+            runs.output = str(store.output.prepare()) if capture_output else None
         owner = store.enter(", ".join(queues) or "*")
         undo.callback(store.leave, owner)
         ended = _Ended(tell)
-        dispatcher = Dispatcher(store, owner, NO_RUN, engine, CRASH_RETRIES, ended, queues)
+        dispatcher = Dispatcher(store, owner, NO_RUN, runs, CRASH_RETRIES, ended, queues)
         undo.pop_all()
-        about = {"store": store.address, "queues": list(queues), "processes": count, "pid": os.getpid()}
+        about = {"store": store.address, "queues": list(queues), "processes": runs.max_workers, "pid": os.getpid()}
         tell({"event": "started", **about})
         asked: list[int] = []
 

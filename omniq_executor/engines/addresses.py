@@ -10,6 +10,15 @@ SCHEMES = {"dask": "distributed", "ray": "ray"}
 """The schemes of addresses, and what must be installed for each."""
 
 
+def check_address(address: str) -> str:
+    """Return an address of a cluster. Raises ValueError for what is none."""
+    scheme, _, where = address.partition("://")
+    if scheme not in SCHEMES or not where:
+        known = " or ".join(f"{scheme}://host:port" for scheme in SCHEMES)
+        raise ValueError(f"{address!r} is no address of a cluster, as {known}")
+    return address
+
+
 def maker_of(address: str) -> Callable[[], Executor]:
     """Return what makes an executor for a cluster. Raises EngineError if what it needs is not installed."""
     scheme = address.partition("://")[0]

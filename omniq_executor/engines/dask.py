@@ -55,7 +55,7 @@ def _pass_on(theirs: Any, future: "Future[Any]") -> None:
     try:
         result = theirs.result()
     except distributed.KilledWorker as error:
-        future.set_exception(WorkerLost(f"the death of the worker {error.last_worker.address}"))
+        future.set_exception(WorkerDied(error.last_worker.address))
     except CancelledError:
         future.set_exception(ConnectionError("the cluster has cancelled it, or is gone"))
     except BaseException as error:  # noqa: BLE001 - as of a future
@@ -64,8 +64,8 @@ def _pass_on(theirs: Any, future: "Future[Any]") -> None:
         future.set_result(result)
 
 
-class WorkerLost(Exception):  # no error of anybody's: it becomes the text of a report
-    """A worker has died with what it had."""
+class WorkerDied(Exception):  # no error of anybody's: it becomes the text of a report
+    """A worker has died with what it had: the one of that address."""
 
 
 def _plugin() -> Any:

@@ -6,7 +6,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 from .adapter import ExecutorEngine
-from .addresses import SCHEMES, fitted, maker_of
+from .addresses import check_address, fitted, maker_of
 from .base import Engine
 from .external import External
 from .local.pool import LocalEngine
@@ -18,9 +18,10 @@ Place = str | Executor | Callable[[], Executor]
 def check_place(engine: Place) -> None:
     """Raise ValueError or TypeError for what names no engine."""
     if isinstance(engine, str):
-        if engine not in ("local", "external") and engine.partition("://")[0] not in SCHEMES:
-            addresses = " or ".join(f"'{scheme}://host:port'" for scheme in SCHEMES)
-            raise ValueError(f"engine is 'local', 'external', an Executor or {addresses}, not {engine!r}")
+        if "://" in engine:
+            check_address(engine)
+        elif engine not in ("local", "external"):
+            raise ValueError(f"engine is 'local', 'external', an Executor or the address of a cluster, not {engine!r}")
     elif not isinstance(engine, Executor) and not callable(engine):
         raise TypeError(f"engine is a word, an Executor or a function that makes one, not {engine!r}")
 
