@@ -9,9 +9,9 @@ says the row (slots.py) in which a worker of this machine notes what it is in. W
 
 - A future that fails by itself has lost its chunk. A chunk of one call is charged. The calls of a larger one are given
   again, each by itself; the guilty one among them will be charged then.
-- An executor that breaks (BrokenExecutor) fails all futures at once, guilty or not. So what was with it, or of that
-  what had begun, is given again in parts, each with nothing beside it, and what breaks in its turn is divided further.
-  What is alone then is charged.
+- An executor that breaks (BrokenExecutor) fails all futures at once, guilty or not. So what was with it is given again
+  in parts, each with nothing beside it, and what breaks in its turn is divided further. What is alone then is charged.
+  So it is with calls of workers of this machine if more than one of these has died.
 - An executor that is cut off (cancelled futures, errors of a connection) loses chunks in the same way as futures that
   fail by themselves.
 
@@ -22,7 +22,7 @@ What an Executor cannot do: end a call that runs. Then the call is over for the 
 reported; but its slot is taken until it really ends.
 
 - Every chunk is another one, also one that is given again, so that no engine takes two of them for the same.
-- `_hear()` takes no lock but that of the pipe, and nobody does anything else under that.
+- `_hear()` takes no lock but that of the pipe and the rows, under which nobody waits for anything.
 """
 
 import contextlib
@@ -36,14 +36,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ..errors import EngineClosed, EngineError, EngineMismatch, EngineUnreachable
 from ..model import codec
 from ..pipes import drain, wake_pipe
-from ..slots import SINCE, STARTED, Slots, machine
+from ..slots import RESUME, SINCE, STARTED, Slots, machine
 from . import remote
 from .base import CRASHED, RESULT, RETURNED, TIMED_OUT, Chunk, Report
 from .local import worker as proc
@@ -61,6 +63,7 @@ AWAY_S = 60.0  # after which an executor that does not come back is given up
 AGAIN_S = 1.0  # between two tries
 _UNTOLD = -2  # in a row: no worker has said that it has the chunk
 _ROWS = 256
+_MOST_ASKED = 64
 PARTS = 16  # in which calls are given alone, of which one has broken the executor
 
 _AWAY = (CancelledError, ConnectionError, TimeoutError, OSError)
@@ -85,6 +88,7 @@ class _Given:
         self.since = time.monotonic()
         self.future: Future[Any] | None = None  # until it is there
         self.over: set[int] = set()  # its calls that were reported before their end
+        self.survived = False  # whether the worker that had it was alive when its future failed
 
     @property
     def is_over(self) -> bool:
@@ -164,11 +168,11 @@ class ExecutorEngine:
         self._executor = self._make()
         self.name = type(self._executor).__name__
         try:
-            _ask(self._executor)  # it may have to start a worker first
-            since = time.monotonic()
-            self._is_here = _ask(self._executor)  # whether all workers can note what they are in, as far as is known
-            self._pace.turnaround_s = time.monotonic() - since
             self.max_workers = self._slots()
+            _ask(self._executor, self.max_workers)  # it may have to start workers first
+            since = time.monotonic()
+            self._is_here = _ask(self._executor, 1)  # whether workers can note what they are in, as far as is known
+            self._pace.turnaround_s = time.monotonic() - since
         except BaseException:
             if self._is_own:
                 self._executor.shutdown(wait=False)
@@ -279,6 +283,10 @@ class ExecutorEngine:
 
     def _hear(self, given: _Given, _: object) -> None:
         """Take note that a future is done, in any thread."""
+        with self._pipe_lock:  # under which the rows are closed
+            if self._mouth != -1 and given.place is not None and given.row is not None:
+                # Now: a pool that breaks tells its futures first, and then ends those of its workers that live.
+                given.survived = _is_alive(given.row[RESUME] - proc.NEVER)
         self._done.append(given)
         self._ring()
 
@@ -349,8 +357,12 @@ class ExecutorEngine:
             self._waiting.extend(given.left())
             self._give_up(error if isinstance(error, EngineMismatch) else _no_package(error))
         elif isinstance(error, BrokenExecutor):
-            self._suspects += self._begun(given) if given.place is not None else []
-            self._unknown += given.left() if given.place is None else []
+            if given.place is None:
+                self._unknown += given.left()
+            elif given.survived:
+                self._waiting.extend(given.left())
+            else:
+                self._suspects += self._begun(given)
             self._break(error)
         else:
             if given.place is not None:
@@ -417,7 +429,7 @@ class ExecutorEngine:
                     old.shutdown(wait=False)
                 new = self._make()
                 try:
-                    _ask(new)
+                    _ask(new, self.max_workers)
                 except BaseException:
                     old = new
                     raise
@@ -548,12 +560,12 @@ class ExecutorEngine:
             os.close(self._ear)
             os.close(self._mouth)
             self._ear = self._mouth = -1
+            self._rows.close()
         is_idle = not self._given
         for given in self._given.values():
             if given.future is not None:
                 given.future.cancel()
         self._forget()
-        self._rows.close()
         if not self._is_own:
             return
         # Whoever is in a call that is not waited for holds the executor's end up as well.
@@ -602,30 +614,49 @@ def slots_of(executor: Executor) -> int | None:
     return None
 
 
-def _ask(executor: Executor) -> bool:
+def _ask(executor: Executor, slots: int) -> bool:
     """Return whether a worker is of this machine. Raise EngineError if none answers, or one that is another Python."""
     kind = type(executor).__name__
     try:
-        future = executor.submit(remote.who)
+        # As many as there are slots: a pool starts its workers by it, and a ProcessPoolExecutor may not notice the
+        # death of one that it has started for the last call it was given.
+        futures = [executor.submit(remote.who) for _ in range(min(slots, _MOST_ASKED))]
     except Exception as error:
         raise EngineClosed(f"the {kind} takes no calls: {_text(error)}. Give one that is open") from error
+    wait(futures, ANSWER_S, FIRST_COMPLETED)
+    done = [future for future in futures if future.done()]
+    for future in futures:
+        if not future.done():
+            future.cancel()
+    if not done:
+        raise EngineUnreachable(
+            f"no worker of the {kind} has answered within {ANSWER_S:g} s: start workers, or see whether they are busy"
+        )
+    here = [_is_here(future, kind) for future in done]  # of each: any may be another Python
+    return all(here)
+
+
+def _is_here(future: "Future[Any]", kind: str) -> bool:
+    """Return whether a worker that has answered is of this machine. Raise EngineError if it cannot run calls."""
     try:
-        told = future.result(ANSWER_S)
+        told = future.result()
     except (ImportError, AttributeError) as error:
         raise _no_package(error) from error
     except BrokenExecutor as error:
         raise EngineClosed(f"the {kind} is broken: {_text(error)}. Give one that works") from error
-    except TimeoutError as error:
-        future.cancel()
-        raise EngineUnreachable(
-            f"no worker of the {kind} has answered within {ANSWER_S:g} s: start workers, or see whether they are busy"
-        ) from error
     except CancelledError as error:
         raise EngineUnreachable(f"the {kind} has lost its workers: see whether they run") from error
     except Exception as error:
         raise EngineError(f"the {kind} runs no call: {_text(error)}") from error
     remote.check(*told)
     return bool(told[1] == machine())
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _no_package(error: BaseException) -> EngineMismatch:

@@ -127,7 +127,7 @@ class _RemoteCaller(Caller):
         self._items, self._values, self._executed, self._busy_s = [], [], 0, 0.0  # maybe of one that went wrong
         self._slot = self._row(notes)
         self._slot[STARTED] = -1
-        self._slot[STOP], self._slot[RESUME] = NEVER, NEVER
+        self._slot[STOP], self._slot[RESUME] = NEVER, NEVER + os.getpid()  # which says whose row it is
         self._is_fresh = True  # no other process can be asked for, so what is found here is the answer
         self._until = time.perf_counter() + limit_s
         digest = blake2b(function, digest_size=8, key=space.to_bytes(8, "big"))

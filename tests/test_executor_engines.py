@@ -1,0 +1,356 @@
+"""PersistentExecutor(engine=...) on Executors of Python's own: what they run is kept, charged and refused as here."""
+
+import os
+import pickle
+import signal
+import sys
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import calls
+import pytest
+
+from omniq_executor import (
+    EngineClosed,
+    EngineMismatch,
+    EngineUnreachable,
+    PersistentExecutor,
+    PoolBroken,
+    Status,
+    TaskTimeout,
+    WorkerCrashed,
+)
+from omniq_executor.engines import adapter, remote
+from omniq_executor.engines.local.start_method import default_context
+
+WAIT_S = 30.0
+
+
+def pool(workers: int = 2) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, default_context())
+
+
+@pytest.fixture
+def on_pools(make_executor: Any) -> PersistentExecutor:
+    """On pools of processes, made anew when they break."""
+    executor: PersistentExecutor = make_executor(None, engine=pool)
+    return executor
+
+
+# --- Results ---
+
+
+def test_calls_of_all_kinds_have_their_results(on_pools: PersistentExecutor) -> None:
+    offset = 3
+    assert on_pools.submit(lambda n: n + offset, 4).result(WAIT_S) == 7
+    assert on_pools.submit(calls.add, 1, 2, also=3).result(WAIT_S) == 6
+    assert list(on_pools.map(calls.square, range(3000), timeout=WAIT_S)) == [n * n for n in range(3000)]
+    assert isinstance(on_pools.submit(calls.raise_chained).exception(WAIT_S), ValueError)
+    with pytest.raises(TypeError, match="JSON nor pickled"):
+        raise TypeError(str(on_pools.submit(calls.make_lock).exception(WAIT_S)))
+    assert on_pools.store.counts()[on_pools.queue][Status.COMPLETED] == 3002
+
+
+def test_threads_of_this_process_can_run_them(make_executor: Any) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        executor = make_executor(None, engine=threads)
+        assert {*executor.map(calls.pid, range(100), timeout=WAIT_S)} == {os.getpid()}
+        main = sys.modules["__main__"]
+        executor.shutdown()
+        assert sys.modules["__main__"] is main
+        assert threads.submit(calls.square, 3).result(WAIT_S) == 9  # it is whose it was
+
+
+def test_what_is_slow_after_much_that_was_fast_comes_back_and_runs_elsewhere(
+    on_pools: PersistentExecutor, monkeypatch: pytest.MonkeyPatch, journal: Any
+) -> None:
+    monkeypatch.setattr(adapter, "CHUNK_S", 0.01)
+    monkeypatch.setattr(adapter, "MOST_CHUNK_S", 0.01)
+    list(on_pools.map(calls.square, range(3000), timeout=WAIT_S))  # so many go together now
+    assert len({*on_pools.map(calls.noted_pid_slowly, [journal.path] * 200, range(200), timeout=WAIT_S)}) == 200
+    assert len(journal.lines()) == 200
+    pids = [line.split()[0] for line in journal.lines()]
+    assert min(map(pids.count, {*pids})) > 20  # both had their part
+
+
+# --- Faults ---
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_call_that_kills_its_worker_is_charged_alone(make_executor: Any, journal: Any, retries: int) -> None:
+    executor = make_executor(None, engine=pool, crash_retries=retries)
+    futures = [executor.submit(calls.die_on, journal.path, 37, n) for n in range(60)]
+    errors = {n: error for n, future in enumerate(futures) if (error := future.exception(WAIT_S)) is not None}
+    assert [*errors] == [37]
+    assert isinstance(errors[37], WorkerCrashed)
+    assert journal.lines().count("37") == retries + 1
+    assert futures[37].task().attempts == retries + 1
+    assert {future.task().crashes for n, future in enumerate(futures) if n != 37} == {0}
+
+
+def test_neighbours_in_both_workers_survive_a_death_uncharged(
+    on_pools: PersistentExecutor, journal: Any, gate: Path
+) -> None:
+    beside = on_pools.submit(calls.noted_wait, journal.path, "beside", gate)
+    journal.wait_for(1)
+    deadly = on_pools.submit(calls.die_if_missing, gate.with_name("died"), "kill")
+    assert deadly.result(WAIT_S) == "lived"  # though the other one has not ended
+    gate.touch()
+    assert beside.result(WAIT_S) == "beside"
+    assert beside.task().crashes == 0
+
+
+def test_a_pool_that_is_given_and_breaks_tells_all_futures(make_executor: Any, open_store: Any, gate: Path) -> None:
+    with pool() as given:
+        executor = make_executor(None, engine=given)
+        waiting = executor.submit(calls.wait_for, gate)
+        deadly = executor.submit(calls.kill_self)
+        for future in (waiting, deadly):
+            with pytest.raises(PoolBroken, match="A function that makes it, as engine="):
+                future.result(WAIT_S)
+        with pytest.raises(PoolBroken):
+            executor.submit(calls.square, 2)
+        gate.touch()
+    executor.shutdown()
+    assert {*open_store(executor.store.path).counts()[executor.queue]} == {Status.PENDING}
+
+
+class Cancelling(Executor):
+    """One whose futures are cancelled whatever their calls do, as by a client that has lost its cluster."""
+
+    _max_workers = 2
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(2)
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self.futures.append(future)
+
+        def tell(done: "Future[Any]") -> None:
+            if not future.cancelled():
+                future.set_result(done.result())
+
+        self._threads.submit(fn, *args, **kwargs).add_done_callback(tell)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._threads.shutdown(wait)
+
+
+def test_calls_of_an_executor_that_was_cut_off_run_on_another_one(make_executor: Any, journal: Any, gate: Path) -> None:
+    made: list[Cancelling] = []
+
+    def make() -> Executor:
+        made.append(Cancelling())
+        return made[-1]
+
+    executor = make_executor(None, engine=make)
+    futures = [executor.submit(calls.noted_wait, journal.path, n, gate) for n in range(2)]
+    journal.wait_for(2)
+    for future in made[0].futures:
+        future.cancel()
+    journal.wait_for(4)
+    gate.touch()
+    assert [future.result(WAIT_S) for future in futures] == [0, 1]
+    assert len(made) == 2
+
+
+def test_an_executor_that_stays_away_ends_all_futures(make_executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "AWAY_S", 0.0)
+    made: list[ProcessPoolExecutor] = []
+
+    def once() -> Executor:
+        if made:
+            raise OSError("there is no other")
+        made.append(pool())
+        return made[0]
+
+    executor = make_executor(None, engine=once)
+    with pytest.raises(PoolBroken, match="OSError: there is no other"):
+        executor.submit(calls.kill_self).result(WAIT_S)
+
+
+# --- Endings ---
+
+
+def test_a_call_that_takes_too_long_fails_and_its_slot_is_lost_until_it_ends(
+    on_pools: PersistentExecutor, journal: Any, gate: Path
+) -> None:
+    late = on_pools.options(timeout=0.1).submit(calls.noted_wait, journal.path, "late", gate)
+    assert isinstance(late.exception(WAIT_S), TaskTimeout)
+    assert list(on_pools.map(calls.square, range(10), timeout=WAIT_S)) == [n * n for n in range(10)]
+    assert on_pools._dispatcher.engine.idle() == 1
+    gate.touch()
+    assert late.task().status is Status.FAILED
+
+
+def test_a_map_that_is_dropped_leaves_no_call_to_run(
+    on_pools: PersistentExecutor, open_store: Any, journal: Any, gate: Path
+) -> None:
+    iterator = on_pools.map(calls.noted_wait, [journal.path] * 50, range(50), [gate] * 50)
+    journal.wait_for(2)
+    del iterator
+    gate.touch()
+    on_pools.shutdown()
+    counts = open_store(on_pools.store.path).counts()[on_pools.queue]
+    assert counts[Status.CANCELLED] >= 40
+    assert not {Status.PENDING, Status.RUNNING} & {*counts}
+
+
+def test_stacks_say_that_they_are_not_told(on_pools: PersistentExecutor, journal: Any, gate: Path) -> None:
+    future = on_pools.submit(calls.noted_wait, journal.path, 1, gate)
+    journal.wait_for(1)
+    assert "does not tell" in on_pools.stacks()[future.task_id]
+    gate.touch()
+    future.result(WAIT_S)
+
+
+SCRIPT = """
+import os, sys, signal
+from concurrent.futures import ProcessPoolExecutor
+from omniq_executor import PersistentExecutor
+
+def work(n):
+    fd = os.open("journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{n}\\n".encode())
+    os.close(fd)
+    return n * n
+
+if __name__ == "__main__":
+    with PersistentExecutor(engine=lambda: ProcessPoolExecutor(2)) as executor:
+        total = 0
+        for count, result in enumerate(executor.map(work, range(400))):
+            total += result
+            if "die" in sys.argv and count == 100:
+                print(count, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+        print(total)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_is_killed_goes_on_where_it_was(script: Any) -> None:
+    script.write(SCRIPT)
+    killed = script.run("die")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = script.run()
+    assert (done.returncode, done.stdout) == (0, f"{sum(n * n for n in range(400))}\n"), done.stderr
+    lines = script.journal.lines()
+    assert {*map(int, lines)} == {*range(400)}
+    assert all(lines.count(str(n)) == 1 for n in range(100))  # what was handed out is not run again
+
+
+# --- What is refused ---
+
+
+def nothing_in(path: Path) -> bool:
+    return not path.exists()
+
+
+def test_an_executor_that_is_shut_down_is_refused(store: Path) -> None:
+    given = ThreadPoolExecutor(1)
+    given.shutdown()
+    with pytest.raises(EngineClosed, match=r"takes no calls.*Give one that is open"):
+        PersistentExecutor(store=store, engine=given)
+    assert nothing_in(store)
+
+
+def test_a_broken_pool_is_refused(store: Path) -> None:
+    with pool(1) as given:
+        with pytest.raises(BrokenProcessPool):
+            given.submit(calls.kill_self).result(WAIT_S)
+        with pytest.raises(EngineClosed):
+            PersistentExecutor(store=store, engine=given)
+    assert nothing_in(store)
+
+
+class Silent(ThreadPoolExecutor):
+    """It takes everything and runs nothing."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        return Future()
+
+
+def test_one_whose_workers_do_not_answer_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "ANSWER_S", 0.01)
+    with pytest.raises(EngineUnreachable, match="start workers"):
+        PersistentExecutor(store=store, engine=Silent(1))
+    assert nothing_in(store)
+
+
+class Elsewhere(ThreadPoolExecutor):
+    """Whose workers are something else."""
+
+    answer: Any = ("Python 2.7 with omniq_executor 0.0", "host boot", 7)
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        if isinstance(self.answer, Exception):
+            future.set_exception(self.answer)
+        else:
+            future.set_result(self.answer)
+        return future
+
+
+def test_another_python_is_refused(store: Path) -> None:
+    with pytest.raises(EngineMismatch, match=r"process 7 on host, .* is Python 2\.7 .*install the one's version"):
+        PersistentExecutor(store=store, engine=Elsewhere(1))
+    assert nothing_in(store)
+
+
+def test_workers_without_the_package_are_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Elsewhere, "answer", ModuleNotFoundError("No module named 'omniq_executor'"))
+    with pytest.raises(EngineMismatch, match="install omniq_executor in the environment of the workers"):
+        PersistentExecutor(store=store, engine=Elsewhere(1))
+    assert nothing_in(store)
+
+
+class Mixed(ThreadPoolExecutor):
+    """With one worker that is another Python, which does not answer the first question."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        return super().submit(fn if fn is remote.who else refuse, *args, **kwargs)
+
+
+def refuse(message: bytes) -> bytes:
+    _theirs, *rest = pickle.loads(message)
+    return remote.omniq_chunk(pickle.dumps(("Python 2.7", *rest)))
+
+
+def test_a_worker_that_is_found_to_be_another_python_later_is_told_to_all(make_executor: Any) -> None:
+    with Mixed(1) as threads, pytest.raises(PoolBroken, match=r"the submitter is Python 2\.7"):
+        make_executor(None, engine=threads).submit(calls.square, 2).result(WAIT_S)
+
+
+def test_an_executor_that_tells_no_slots_needs_a_number(store: Path) -> None:
+    given = Elsewhere(1)
+    given.answer = remote.who()
+    del given._max_workers
+    with pytest.raises(ValueError, match="give that number as max_workers"):
+        PersistentExecutor(store=store, engine=given)
+    assert nothing_in(store)
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [{"mp_context": default_context()}, {"initializer": print}, {"max_tasks_per_child": 1}, {"capture_output": True}],
+)
+def test_what_describes_processes_is_refused(store: Path, parameter: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="has processes that you have started"):
+        PersistentExecutor(store=store, engine=pool, **parameter)
+    assert nothing_in(store)
+
+
+@pytest.mark.parametrize("engine", ["mesos://host", "dask://"])
+def test_an_address_of_nothing_known_is_refused(store: Path, engine: str) -> None:
+    with pytest.raises(ValueError, match="dask://host:port"):
+        PersistentExecutor(store=store, engine=engine)
+
+
+def test_what_is_no_engine_is_refused(store: Path) -> None:
+    with pytest.raises(TypeError, match="an Executor or a function that makes one"):
+        PersistentExecutor(store=store, engine=7)  # type: ignore[arg-type]
