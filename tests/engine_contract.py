@@ -198,14 +198,18 @@ class RunsCallsInWorkers(RunsCalls):
         if not self.ENDS:  # and its slot is free again
             bench.take_reports(lambda: bench.engine.idle() == 2)
 
-    def test_a_call_that_is_ended_is_reported_crashed_and_its_neighbour_is_not(self, bench: Bench, gate: Path) -> None:
+    def test_a_call_that_is_ended_is_reported_crashed_and_its_neighbour_is_not(
+        self, bench: Bench, journal: Any, gate: Path
+    ) -> None:
         bench.engine.throughput.lead = 2
-        bench.engine.give(bench.chunk(calls.wait_for, (gate,), (gate,)))
+        bench.engine.give(bench.chunk(calls.noted_wait, (journal.path, 1, gate), (journal.path, 2, gate)))
+        journal.wait_for(1)
         bench.engine.end({1})
+        bench.take_reports(lambda: any(report.kind == CRASHED for report in bench.reports))
         gate.touch()
         ended = bench.run()
-        assert ended[1].kind == CRASHED
-        assert values_of({2: ended[2]}) == {2: "gate"}
+        assert (ended[1].kind, [*ended[1].ids]) == (CRASHED, [1])
+        assert values_of({2: ended[2]}) == {2: 2}
 
     def test_a_death_is_charged_to_the_call_that_died_and_its_neighbours_have_results(
         self, bench: Bench, tmp_path: Path

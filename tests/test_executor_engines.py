@@ -22,7 +22,7 @@ from omniq_executor import (
     TaskTimeout,
     WorkerCrashed,
 )
-from omniq_executor.engines import adapter, remote
+from omniq_executor.engines import asking, given, remote, renewing
 from omniq_executor.engines.local.start_method import default_context
 
 WAIT_S = 30.0
@@ -66,8 +66,8 @@ def test_threads_of_this_process_can_run_them(make_executor: Any) -> None:
 def test_what_is_slow_after_much_that_was_fast_comes_back_and_runs_elsewhere(
     on_pools: PersistentExecutor, monkeypatch: pytest.MonkeyPatch, journal: Any
 ) -> None:
-    monkeypatch.setattr(adapter, "CHUNK_S", 0.01)
-    monkeypatch.setattr(adapter, "MOST_CHUNK_S", 0.01)
+    monkeypatch.setattr(given, "CHUNK_S", 0.01)
+    monkeypatch.setattr(given, "MOST_CHUNK_S", 0.01)
     list(on_pools.map(calls.square, range(3000), timeout=WAIT_S))  # so many go together now
     assert len({*on_pools.map(calls.noted_pid_slowly, [journal.path] * 200, range(200), timeout=WAIT_S)}) == 200
     assert len(journal.lines()) == 200
@@ -103,8 +103,8 @@ def test_neighbours_in_both_workers_survive_a_death_uncharged(
 
 
 def test_a_pool_that_is_given_and_breaks_tells_all_futures(make_executor: Any, open_store: Any, gate: Path) -> None:
-    with pool() as given:
-        executor = make_executor(None, engine=given)
+    with pool() as mine:
+        executor = make_executor(None, engine=mine)
         waiting = executor.submit(calls.wait_for, gate)
         deadly = executor.submit(calls.kill_self)
         for future in (waiting, deadly):
@@ -160,7 +160,7 @@ def test_calls_of_an_executor_that_was_cut_off_run_on_another_one(make_executor:
 
 
 def test_an_executor_that_stays_away_ends_all_futures(make_executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "AWAY_S", 0.0)
+    monkeypatch.setattr(renewing, "AWAY_S", 0.0)
     made: list[ProcessPoolExecutor] = []
 
     def once() -> Executor:
@@ -252,19 +252,19 @@ def nothing_in(path: Path) -> bool:
 
 
 def test_an_executor_that_is_shut_down_is_refused(store: Path) -> None:
-    given = ThreadPoolExecutor(1)
-    given.shutdown()
+    mine = ThreadPoolExecutor(1)
+    mine.shutdown()
     with pytest.raises(EngineClosed, match=r"takes no calls.*Give one that is open"):
-        PersistentExecutor(store=store, engine=given)
+        PersistentExecutor(store=store, engine=mine)
     assert nothing_in(store)
 
 
 def test_a_broken_pool_is_refused(store: Path) -> None:
-    with pool(1) as given:
+    with pool(1) as mine:
         with pytest.raises(BrokenProcessPool):
-            given.submit(calls.kill_self).result(WAIT_S)
+            mine.submit(calls.kill_self).result(WAIT_S)
         with pytest.raises(EngineClosed):
-            PersistentExecutor(store=store, engine=given)
+            PersistentExecutor(store=store, engine=mine)
     assert nothing_in(store)
 
 
@@ -276,7 +276,7 @@ class Silent(ThreadPoolExecutor):
 
 
 def test_one_whose_workers_do_not_answer_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "ANSWER_S", 0.01)
+    monkeypatch.setattr(asking, "ANSWER_S", 0.01)
     with pytest.raises(EngineUnreachable, match="start workers"):
         PersistentExecutor(store=store, engine=Silent(1))
     assert nothing_in(store)
@@ -304,7 +304,7 @@ def test_another_python_is_refused(store: Path) -> None:
 
 def test_workers_without_the_package_are_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Elsewhere, "answer", ModuleNotFoundError("No module named 'omniq_executor'"))
-    with pytest.raises(EngineMismatch, match="install omniq_executor in the environment of the workers"):
+    with pytest.raises(EngineMismatch, match="install omniq_executor in the environment of"):
         PersistentExecutor(store=store, engine=Elsewhere(1))
     assert nothing_in(store)
 
@@ -327,11 +327,11 @@ def test_a_worker_that_is_found_to_be_another_python_later_is_told_to_all(make_e
 
 
 def test_an_executor_that_tells_no_slots_needs_a_number(store: Path) -> None:
-    given = Elsewhere(1)
-    given.answer = remote.who()
-    del given._max_workers
+    mine = Elsewhere(1)
+    mine.answer = remote.who()
+    del mine._max_workers
     with pytest.raises(ValueError, match="give that number as max_workers"):
-        PersistentExecutor(store=store, engine=given)
+        PersistentExecutor(store=store, engine=mine)
     assert nothing_in(store)
 
 

@@ -36,34 +36,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from concurrent.futures import BrokenExecutor, CancelledError, Executor
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from ..errors import EngineClosed, EngineError, EngineMismatch, EngineUnreachable
+from ..errors import EngineError, EngineMismatch
 from ..model import codec
 from ..pipes import drain, wake_pipe
-from ..slots import RESUME, SINCE, STARTED, Slots, machine
+from ..slots import SINCE, STARTED, Slots, machine
 from . import remote
+from .asking import ask, no_package, slots_of, text_of
 from .base import CRASHED, RESULT, RETURNED, TIMED_OUT, Chunk, Report
+from .given import UNTOLD, Given, Pace
 from .local import worker as proc
 from .local.record import outcome_of
-from .pacing import MOST_CALLS, Throughput
+from .pacing import Throughput
+from .renewing import Renewal
 
-CHUNK_S = 0.1  # of work in a chunk, or ...
-CHUNK_TURNAROUNDS = 20  # ... as many times what the way there and back costs, up to ...
-MOST_CHUNK_S = 0.5
-LIMIT = 2  # times that, after which a chunk gives the rest of its calls back
+LIMIT = 2  # times what a chunk should take, after which a chunk gives the rest of its calls back
 LEAD = 1.25  # chunks with the executor, for each slot
-ANSWER_S = 60.0  # in which a worker must answer the first question
 BREAK_S = 5.0  # in which all futures of a broken executor are done, or given up
-AWAY_S = 60.0  # after which an executor that does not come back is given up
-AGAIN_S = 1.0  # between two tries
-_UNTOLD = -2  # in a row: no worker has said that it has the chunk
-_ROWS = 256
-_MOST_ASKED = 64
+_ROWS = 256  # of workers, at least
 PARTS = 16  # in which calls are given alone, of which one has broken the executor
 
 _AWAY = (CancelledError, ConnectionError, TimeoutError, OSError)
@@ -71,79 +63,6 @@ _AWAY = (CancelledError, ConnectionError, TimeoutError, OSError)
 _log = logging.getLogger("omniq_executor")
 
 Make = Callable[[], Executor]
-
-
-class _Given:
-    """A chunk that is with the executor."""
-
-    def __init__(
-        self, number: int, chunk: Chunk, is_prompt: bool, lane: int | None, row: "memoryview[int] | None"
-    ) -> None:
-        self.number = number
-        self.chunk = chunk
-        self.lane, self.row = lane, row  # where a worker notes what it is in, if it can
-        if row is not None:
-            row[STARTED] = _UNTOLD
-        self.is_prompt = is_prompt  # whether a slot was free for it
-        self.since = time.monotonic()
-        self.future: Future[Any] | None = None  # until it is there
-        self.over: set[int] = set()  # its calls that were reported before their end
-        self.survived = False  # whether the worker that had it was alive when its future failed
-
-    @property
-    def is_over(self) -> bool:
-        return len(self.over) == len(self.chunk.ids)
-
-    @property
-    def place(self) -> int | None:
-        """The call that a worker says it is in, or was when it died, by its place in the chunk."""
-        if self.row is None or self.row[STARTED] < 0:
-            return None
-        return self.row[STARTED]
-
-    @property
-    def is_unbegun(self) -> bool:
-        """Whether no worker of this machine had it."""
-        return self.row is not None and self.row[STARTED] == _UNTOLD
-
-    def left(self, start: int = 0, stop: int | None = None) -> list[Chunk]:
-        """The calls that are not reported, of those from one place up to another."""
-        whole = (start, stop) == (0, None)
-        part = self.chunk if whole else self.chunk.part(start, len(self.chunk.ids) if stop is None else stop)
-        if self.over:
-            part = part.without(self.over)
-        return [part] if part.ids else []
-
-
-class _Pace(Throughput):
-    """How much travels together, where chunks are few and dear."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.turnaround_s = 0.0
-        """What the way there and back costs, beside the calls."""
-
-    @property
-    def chunk_s(self) -> float:
-        """How much work is best given together."""
-        return min(max(CHUNK_S, CHUNK_TURNAROUNDS * self.turnaround_s), MOST_CHUNK_S)
-
-    @property
-    def best(self) -> int:
-        """Return how many calls that are."""
-        return 1 if self.call_s is None else min(max(int(self.chunk_s / self.call_s), 1), MOST_CALLS)
-
-    def share(self, calls: int, workers: int) -> int:
-        """As of Throughput: the best where there are so many, and else a part that is worth the way."""
-        if calls >= self.best:
-            return self.best
-        least = 1 if self.call_s is None else int(self.turnaround_s / self.call_s)
-        return max(-(-calls // workers), min(calls, least))
-
-    def see(self, way_s: float) -> None:
-        """Take in what a way there and back has cost that began at once."""
-        # A shorter one counts at once, and a longer one by degrees: it may have waited for others.
-        self.turnaround_s = min(way_s, self.turnaround_s + (way_s - self.turnaround_s) / 8)
 
 
 class ExecutorEngine:
@@ -158,27 +77,27 @@ class ExecutorEngine:
         """
         self.broken: str | None = None
         self.reports: list[Report] = []
-        self._pace = _Pace()
+        self._pace = Pace()
         self.throughput: Throughput = self._pace
         self._is_own = not isinstance(executor, Executor)
         self._make: Make = (lambda: executor) if isinstance(executor, Executor) else executor
         self._token = os.urandom(16)
         self._told_slots = max_workers
-        self._closing = threading.Event()
+        self._renewal = Renewal(self._make, self._is_own, self._ring)
         self._executor = self._make()
         self.name = type(self._executor).__name__
         try:
             self.max_workers = self._slots()
-            _ask(self._executor, self.max_workers)  # it may have to start workers first
+            ask(self._executor, self.max_workers)  # it may have to start workers first
             since = time.monotonic()
-            self._is_here = _ask(self._executor, 1)  # whether workers can note what they are in, as far as is known
+            self._is_here = ask(self._executor, 1)  # whether workers can note what they are in, as far as is known
             self._pace.turnaround_s = time.monotonic() - since
         except BaseException:
             if self._is_own:
                 self._executor.shutdown(wait=False)
             raise
         self._numbers = 0
-        self._given: dict[int, _Given] = {}
+        self._given: dict[int, Given] = {}
         self._waiting: deque[Chunk] = deque()  # to be given before anything else
         self._alone: deque[Chunk] = deque()  # likewise, with nothing beside it
         self._suspects: list[Chunk] = []  # calls that had begun when their executor broke
@@ -187,8 +106,7 @@ class ExecutorEngine:
         self._down: str | None = None  # why it can be given nothing for now
         self._down_until = math.inf  # for futures that are still to come
         self._is_healing = False
-        self._done: deque[_Given] = deque()
-        self._healed: deque[Executor | EngineError] = deque()
+        self._done: deque[Given] = deque()
         self._selector: selectors.BaseSelector | None = None
         self._wake: Callable[[], None] = lambda: None
         self._rows = Slots(max(4 * self._limit(), _ROWS))
@@ -202,7 +120,7 @@ class ExecutorEngine:
         self._rows.make(slots)
         for lane in self._lanes:
             self._lane_rows.append(self._rows.row(lane))
-            self._lane_rows[lane][STARTED] = _UNTOLD  # nothing has begun
+            self._lane_rows[lane][STARTED] = UNTOLD  # nothing has begun
         selector.register(self._ear, selectors.EVENT_READ, lambda _: self._take_in())
         self._selector, self._wake = selector, wake
 
@@ -262,7 +180,7 @@ class ExecutorEngine:
         self._numbers += 1
         lane = self._lanes.pop() if self._lanes else None
         row = None if lane is None else self._lane_rows[lane]
-        given = _Given(self._numbers, chunk, len(self._given) < self.max_workers, lane, row)
+        given = Given(self._numbers, chunk, len(self._given) < self.max_workers, lane, row)
         limit_s = self._pace.chunk_s * LIMIT
         message: remote.Message = (
             remote.kind(), self._token, given.number, limit_s, None if lane is None else (machine(), self._rows, lane),
@@ -281,12 +199,11 @@ class ExecutorEngine:
 
     # hearing of it
 
-    def _hear(self, given: _Given, _: object) -> None:
+    def _hear(self, given: Given, _: object) -> None:
         """Take note that a future is done, in any thread."""
         with self._pipe_lock:  # under which the rows are closed
-            if self._mouth != -1 and given.place is not None and given.row is not None:
-                # Now: a pool that breaks tells its futures first, and then ends those of its workers that live.
-                given.survived = _is_alive(given.row[RESUME] - proc.NEVER)
+            if self._mouth != -1:
+                given.note_survivor()  # now: a pool that breaks tells its futures, and then ends workers that live
         self._done.append(given)
         self._ring()
 
@@ -303,18 +220,18 @@ class ExecutorEngine:
             if self._given.pop(given.number, None) is not None:
                 self._conclude(given)
                 self._free(given)
-        while self._healed:
-            self._end_healing(self._healed.popleft())
+        while self._renewal.found:
+            self._end_healing(self._renewal.found.popleft())
         if self._down is not None and not self._given:
             self._heal()
         self._give_waiting()
 
-    def _free(self, given: _Given) -> None:
+    def _free(self, given: Given) -> None:
         """Let another chunk have the row of one that no worker has."""
         if given.lane is not None:
             self._lanes.append(given.lane)
 
-    def _conclude(self, given: _Given) -> None:
+    def _conclude(self, given: Given) -> None:
         assert given.future is not None
         error = CancelledError() if given.future.cancelled() else given.future.exception()
         if error is None:
@@ -323,7 +240,7 @@ class ExecutorEngine:
         if not given.is_over:
             self._lose(given, error)
 
-    def _accept(self, given: _Given, answer: bytes) -> None:
+    def _accept(self, given: Given, answer: bytes) -> None:
         executed, busy_s, items, is_noted = pickle.loads(answer)
         self._is_here = self._is_here and is_noted
         if self._unbegun:
@@ -351,11 +268,11 @@ class ExecutorEngine:
 
     # faults
 
-    def _lose(self, given: _Given, error: BaseException) -> None:
+    def _lose(self, given: Given, error: BaseException) -> None:
         """Charge what a chunk was lost by, or find out which of its calls is to be charged."""
         if isinstance(error, EngineMismatch | ImportError):
             self._waiting.extend(given.left())
-            self._give_up(error if isinstance(error, EngineMismatch) else _no_package(error))
+            self._give_up(error if isinstance(error, EngineMismatch) else no_package(error))
         elif isinstance(error, BrokenExecutor):
             if given.place is None:
                 self._unknown += given.left()
@@ -366,25 +283,24 @@ class ExecutorEngine:
             self._break(error)
         else:
             if given.place is not None:
-                self._charge(self._begun(given), error)
+                self._charge(self._begun(given), text_of(error))
             elif given.is_unbegun and self._is_here and self._unbegun.isdisjoint(given.chunk.ids):
                 self._unbegun.update(given.chunk.ids)  # once: it may be that the chunk itself cannot get there
                 self._waiting.extend(given.left())
             else:
-                self._charge(given.left(), error)
+                self._charge(given.left(), text_of(error))
             if isinstance(error, _AWAY):
                 self._break(error)
 
-    def _begun(self, given: _Given) -> list[Chunk]:
+    def _begun(self, given: Given) -> list[Chunk]:
         """Return the call that a worker was in, and have the others be given again."""
         place = given.place
         assert place is not None
         self._waiting.extend([*given.left(0, place), *given.left(place + 1)])
         return given.left(place, place + 1)
 
-    def _charge(self, chunks: Iterable[Chunk], error: BaseException | str) -> None:
+    def _charge(self, chunks: Iterable[Chunk], how: str) -> None:
         """Charge calls with what has befallen them, if each is alone in its chunk. Others are given again so."""
-        how = error if isinstance(error, str) else _text(error)
         for chunk in chunks:
             if len(chunk.ids) == 1:
                 self.reports.append(Report(CRASHED, chunk.ids, chunk.attempts, how))
@@ -394,7 +310,7 @@ class ExecutorEngine:
     def _break(self, error: BaseException) -> None:
         """Give nothing more to the executor, and see to another one when all is back that it had."""
         if self._down is None and self.broken is None:
-            self._down = _text(error)
+            self._down = text_of(error)
             self._down_until = time.monotonic() + BREAK_S
             _log.warning("the %s that runs calls has failed: %s", self.name, self._down)
             if not self._given:
@@ -418,33 +334,7 @@ class ExecutorEngine:
         else:
             parts = [part for chunk in suspects for part in _parts(chunk, -(-count // PARTS))]
             self._alone.extendleft(reversed(parts))
-        threading.Thread(target=self._renew, args=(self._executor,), name="omniq-engine", daemon=True).start()
-
-    def _renew(self, old: Executor) -> None:
-        """Get an executor that answers, in a thread of its own."""
-        deadline = time.monotonic() + AWAY_S
-        while not self._closing.is_set():
-            try:
-                if self._is_own:
-                    old.shutdown(wait=False)
-                new = self._make()
-                try:
-                    _ask(new, self.max_workers)
-                except BaseException:
-                    old = new
-                    raise
-            except EngineError as error:
-                failure = error
-            except Exception as error:  # noqa: BLE001 - of the user's function, or of somebody else's executor
-                failure = EngineError(_text(error))
-            else:
-                self._healed.append(new)
-                break
-            if time.monotonic() > deadline or (isinstance(failure, EngineClosed) and not self._is_own):
-                self._healed.append(failure)
-                break
-            self._closing.wait(AGAIN_S)
-        self._ring()
+        self._renewal.begin(self._executor, self.max_workers)
 
     def _end_healing(self, healed: Executor | EngineError) -> None:
         self._is_healing = False
@@ -510,7 +400,7 @@ class ExecutorEngine:
             self._given.clear()  # and nobody is given their rows, which may still be written to
             self._heal()
 
-    def _end(self, given: _Given, ids: Container[int], kind: str, payload: object) -> None:
+    def _end(self, given: Given, ids: Container[int], kind: str, payload: object) -> None:
         """Report calls that may still run, and whose results are not waited for any more."""
         for id, attempt in zip(given.chunk.ids, given.chunk.attempts, strict=True):
             if id in ids and id not in given.over:
@@ -551,7 +441,7 @@ class ExecutorEngine:
 
     def close(self, signal_number: int | None = None, grace_s: float | None = None) -> None:
         """As of an Engine, for an executor that the engine has made. Calls that run go on to their ends."""
-        self._closing.set()
+        self._renewal.close()
         with self._pipe_lock:
             if self._mouth == -1:
                 return
@@ -576,7 +466,7 @@ class ExecutorEngine:
     def leave_to_parent(self) -> None:
         """As of an Engine."""
         self._pipe_lock = threading.RLock()
-        self._closing.set()
+        self._renewal.close()
         if self._mouth != -1:
             os.close(self._ear)
             os.close(self._mouth)
@@ -605,68 +495,6 @@ class Untold:
         return self._told
 
 
-def slots_of(executor: Executor) -> int | None:
-    """Return how many calls an executor says it runs at a time, if it does."""
-    for name in ("_max_workers", "num_workers"):
-        count = getattr(executor, name, None)
-        if isinstance(count, int) and not isinstance(count, bool):
-            return count
-    return None
-
-
-def _ask(executor: Executor, slots: int) -> bool:
-    """Return whether a worker is of this machine. Raise EngineError if none answers, or one that is another Python."""
-    kind = type(executor).__name__
-    try:
-        # As many as there are slots: a pool starts its workers by it, and a ProcessPoolExecutor may not notice the
-        # death of one that it has started for the last call it was given.
-        futures = [executor.submit(remote.who) for _ in range(min(slots, _MOST_ASKED))]
-    except Exception as error:
-        raise EngineClosed(f"the {kind} takes no calls: {_text(error)}. Give one that is open") from error
-    wait(futures, ANSWER_S, FIRST_COMPLETED)
-    done = [future for future in futures if future.done()]
-    for future in futures:
-        if not future.done():
-            future.cancel()
-    if not done:
-        raise EngineUnreachable(
-            f"no worker of the {kind} has answered within {ANSWER_S:g} s: start workers, or see whether they are busy"
-        )
-    here = [_is_here(future, kind) for future in done]  # of each: any may be another Python
-    return all(here)
-
-
-def _is_here(future: "Future[Any]", kind: str) -> bool:
-    """Return whether a worker that has answered is of this machine. Raise EngineError if it cannot run calls."""
-    try:
-        told = future.result()
-    except (ImportError, AttributeError) as error:
-        raise _no_package(error) from error
-    except BrokenExecutor as error:
-        raise EngineClosed(f"the {kind} is broken: {_text(error)}. Give one that works") from error
-    except CancelledError as error:
-        raise EngineUnreachable(f"the {kind} has lost its workers: see whether they run") from error
-    except Exception as error:
-        raise EngineError(f"the {kind} runs no call: {_text(error)}") from error
-    remote.check(*told)
-    return bool(told[1] == machine())
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _no_package(error: BaseException) -> EngineMismatch:
-    return EngineMismatch(f"{_text(error)}, in a worker: install omniq_executor in the environment of the workers too")
-
-
 def _parts(chunk: Chunk, size: int) -> list[Chunk]:
     count = len(chunk.ids)
     return [chunk] if count <= size else [chunk.part(i, min(i + size, count)) for i in range(0, count, size)]
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
