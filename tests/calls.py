@@ -307,6 +307,12 @@ def noted_pid_slowly(path: Path, n: int) -> int:
     return n
 
 
+def noted_slowly(path: Path, n: int) -> int:
+    note(path, n)
+    time.sleep(0.01)
+    return n
+
+
 def noted_pid_wait(path: Path, gate: Path) -> int:
     note(path, os.getpid())
     wait_for(gate)

@@ -179,4 +179,4 @@ class _RemoteCaller(Caller):
         except NotImportable as error:
             if isinstance(error.__cause__, spaces.NotInScript):
                 raise SerializationError(f"{error.__cause__}, and workers of this engine have no script") from error
-            raise
+            raise NotImportable(f"on {machine().partition(' ')[0]}: {error}") from error.__cause__
