@@ -27,7 +27,7 @@ from .dispatch.stranded import SESSION, stranded
 from .engines.local.launch import Process
 from .engines.local.pool import LocalEngine
 from .engines.local.start_method import context_for
-from .engines.opening import Place, check_place, open_engine, place_of, refuse_processes
+from .engines.opening import Place, check_place, open_engine, refuse_processes, workers_of
 from .errors import TaskNotFound
 from .future import DurableFuture
 from .interrupts import interrupts
@@ -384,10 +384,10 @@ class PersistentExecutor(Submitter):
 
     def _facts(self) -> Facts:
         dispatcher = self._dispatcher
-        method = place_of(dispatcher.engine, self._mp_context)
+        started, method = workers_of(dispatcher.engine, self._mp_context)
         return Facts(
             type(self).__name__, self.store.address, dispatcher.run, dispatcher.standing(),
-            len(self._processes), dispatcher.engine.max_workers, method, dispatcher.failure or "",
+            started, dispatcher.engine.max_workers, method, dispatcher.failure or "",
         )  # fmt: skip
 
     def stacks(self, timeout: float = 1.0) -> dict[str, str]:

@@ -22,7 +22,7 @@ from omniq_executor import (
     TaskTimeout,
     WorkerCrashed,
 )
-from omniq_executor.engines import asking, given, remote, renewing
+from omniq_executor.engines import adapter, asking, given, remote, renewing
 from omniq_executor.engines.local.start_method import default_context
 
 WAIT_S = 30.0
@@ -88,6 +88,42 @@ def test_a_call_that_kills_its_worker_is_charged_alone(make_executor: Any, journ
     assert journal.lines().count("37") == retries + 1
     assert futures[37].task().attempts == retries + 1
     assert {future.task().crashes for n, future in enumerate(futures) if n != 37} == {0}
+
+
+class FailingAlone(Executor):
+    """A process for each call, whose death fails the future of that call alone, as on a cluster."""
+
+    _max_workers = 2
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        process = pool(1)
+
+        def tell(done: "Future[Any]") -> None:
+            process.shutdown(wait=False)
+            if done.exception() is None:
+                future.set_result(done.result())
+            else:
+                future.set_exception(RuntimeError("a worker has died"))
+
+        process.submit(fn, *args, **kwargs).add_done_callback(tell)
+        return future
+
+
+@pytest.mark.parametrize("make", [pool, FailingAlone])
+def test_where_workers_are_elsewhere_a_deadly_call_is_found_by_giving_calls_again(
+    make_executor: Any, journal: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (adapter, asking):
+        monkeypatch.setattr(module, "machine", lambda: "elsewhere")  # so that they note nothing
+    executor = make_executor(None, engine=make, crash_retries=1)
+    list(executor.map(calls.square, range(30), timeout=WAIT_S))  # so that several go together
+    futures = [executor.submit(calls.die_on, journal.path, 7, n) for n in range(40)]
+    errors = [n for n, future in enumerate(futures) if future.exception(WAIT_S) is not None]
+    assert errors == [7]
+    assert futures[7].task().attempts == 2
+    assert 2 <= journal.lines().count("7") <= 5  # in a chunk with others it is not charged
+    assert {future.task().crashes for n, future in enumerate(futures) if n != 7} == {0}
 
 
 def test_neighbours_in_both_workers_survive_a_death_uncharged(

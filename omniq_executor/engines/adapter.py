@@ -58,7 +58,7 @@ BREAK_S = 5.0  # in which all futures of a broken executor are done, or given up
 _ROWS = 256  # of workers, at least
 PARTS = 16  # in which calls are given alone, of which one has broken the executor
 
-_AWAY = (CancelledError, ConnectionError, TimeoutError, OSError)
+_AWAY = (CancelledError, OSError)  # ConnectionError and TimeoutError too
 
 _log = logging.getLogger("omniq_executor")
 

@@ -7,11 +7,12 @@ as one that has failed so often already. The plugin also tells when workers come
 
 import uuid
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import Executor, Future
 from importlib import import_module
 from typing import Any
 
-from ..errors import EngineClosed, EngineUnreachable
+from ..errors import EngineClosed, EngineError, EngineUnreachable
+from .asking import text_of
 
 distributed: Any = import_module("distributed")  # which has no types
 
@@ -27,7 +28,13 @@ class DaskExecutor(Executor):
         self._client = client
         self._is_own = is_own
         self._max_workers = 0
-        client.register_plugin(_plugin(), name="omniq")
+        if client.asynchronous:
+            raise EngineError("a dask client that is asynchronous cannot be waited for: give one of asynchronous=False")
+        try:
+            client.register_plugin(_plugin(), name="omniq")
+        except Exception as error:
+            # Of whatever the scheduler raises there. Without the plugin it would run deadly calls several times.
+            raise EngineError(f"the dask scheduler takes no plugin: {text_of(error)}. Allow pickle there") from error
         client.subscribe_topic(_TOPIC, self._count)
         self._max_workers = sum(client.nthreads().values())
 
@@ -52,12 +59,13 @@ class DaskExecutor(Executor):
 
 def _pass_on(theirs: Any, future: "Future[Any]") -> None:
     """Tell a future what came of a task."""
+    if theirs.status in ("cancelled", "lost"):
+        future.set_exception(ConnectionError("the cluster has cancelled it, or is gone"))
+        return
     try:
         result = theirs.result()
     except distributed.KilledWorker as error:
         future.set_exception(WorkerDied(error.last_worker.address))
-    except CancelledError:
-        future.set_exception(ConnectionError("the cluster has cancelled it, or is gone"))
     except BaseException as error:  # noqa: BLE001 - as of a future
         future.set_exception(error)
     else:

@@ -52,9 +52,10 @@ def open_engine(
     return ExecutorEngine(maker_of(engine) if isinstance(engine, str) else fitted(engine), max_workers)
 
 
-def place_of(engine: Engine, context: BaseContext) -> str:
-    """Return in a word where an engine runs calls: by which start method, or on what."""
+def workers_of(engine: Engine, context: BaseContext) -> tuple[int, str]:
+    """Return how many workers an engine has at the moment, and in a word what they are, or how they start."""
     if isinstance(engine, ExecutorEngine):
-        return engine.name
+        return engine.max_workers, engine.name
+    started = len(engine.processes()) if isinstance(engine, LocalEngine) else 0
     method: str = context.get_start_method() if engine.max_workers else "external"
-    return method
+    return started, method

@@ -52,6 +52,8 @@ class Renewal:
                 failure = EngineError(text_of(error))
             else:
                 self.found.append(new)
+                if self._is_own and self._closing.is_set():  # nobody takes it any more
+                    new.shutdown(wait=False)
                 break
             if time.monotonic() > deadline or (isinstance(failure, EngineClosed) and not self._is_own):
                 self.found.append(failure)
