@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -136,6 +137,45 @@ def test_neighbours_in_both_workers_survive_a_death_uncharged(
     gate.touch()
     assert beside.result(WAIT_S) == "beside"
     assert beside.task().crashes == 0
+
+
+class Forsaking(ThreadPoolExecutor):
+    """It gives calls up that go on, as a cluster that has lost sight of a worker."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        theirs = super().submit(fn, *args, **kwargs)
+        if fn is remote.who:
+            return theirs
+        future: Future[Any] = Future()
+        threading.Timer(0.1, lambda: future.set_exception(RuntimeError("it is lost"))).start()
+        return future
+
+
+def test_what_a_worker_notes_that_was_given_up_is_taken_for_nobody_elses(
+    make_executor: Any, journal: Any, gate: Path
+) -> None:
+    with Forsaking(4) as threads:
+        executor = make_executor(None, engine=threads, crash_retries=1)
+        future = executor.submit(calls.noted_wait, journal.path, 1, gate)
+        assert isinstance(future.exception(WAIT_S), WorkerCrashed)
+        assert len(journal.wait_for(2)) == 2  # both of which are still there
+        engine = executor._dispatcher.engine
+        assert len(engine._lanes) == engine._rows.count - 2
+        gate.touch()
+
+
+def test_after_a_fork_the_child_leaves_everything_to_its_parent(on_pools: PersistentExecutor) -> None:
+    assert on_pools.submit(calls.square, 2).result(WAIT_S) == 4
+    child = os.fork()
+    if not child:
+        try:
+            on_pools.submit(calls.square, 3)
+        except PoolBroken:
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert on_pools.submit(calls.square, 4).result(WAIT_S) == 16
 
 
 def test_a_pool_that_is_given_and_breaks_tells_all_futures(make_executor: Any, open_store: Any, gate: Path) -> None:
@@ -315,6 +355,20 @@ def test_one_whose_workers_do_not_answer_is_refused(store: Path, monkeypatch: py
     monkeypatch.setattr(asking, "ANSWER_S", 0.01)
     with pytest.raises(EngineUnreachable, match="start workers"):
         PersistentExecutor(store=store, engine=Silent(1))
+    assert nothing_in(store)
+
+
+class Interrupted(Silent):
+    """Likewise, and the user loses patience."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        os.kill(os.getpid(), signal.SIGINT)
+        return Future()
+
+
+def test_ctrl_c_ends_the_wait_for_workers(store: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        PersistentExecutor(store=store, engine=Interrupted(1))
     assert nothing_in(store)
 
 

@@ -46,7 +46,7 @@ from ..slots import SINCE, STARTED, Slots, machine
 from . import remote
 from .asking import ask, no_package, slots_of, text_of
 from .base import CRASHED, RESULT, RETURNED, TIMED_OUT, Chunk, Report
-from .given import UNTOLD, Given, Pace
+from .given import UNTOLD, ChunkPace, Given
 from .local import worker as proc
 from .local.record import outcome_of
 from .pacing import Throughput
@@ -77,7 +77,7 @@ class ExecutorEngine:
         """
         self.broken: str | None = None
         self.reports: list[Report] = []
-        self._pace = Pace()
+        self._pace = ChunkPace()
         self.throughput: Throughput = self._pace
         self._is_own = not isinstance(executor, Executor)
         self._make: Make = (lambda: executor) if isinstance(executor, Executor) else executor
@@ -227,8 +227,8 @@ class ExecutorEngine:
         self._give_waiting()
 
     def _free(self, given: Given) -> None:
-        """Let another chunk have the row of one that no worker has."""
-        if given.lane is not None:
+        """Let another chunk have the row of one that no worker has any more."""
+        if given.lane is not None and given.is_let_go():
             self._lanes.append(given.lane)
 
     def _conclude(self, given: Given) -> None:

@@ -42,14 +42,19 @@ class Given:
     @property
     def place(self) -> int | None:
         """The call that a worker says it is in, or was when it died, by its place in the chunk."""
-        if self.row is None or self.row[STARTED] < 0:
-            return None
-        return self.row[STARTED]
+        place = -1 if self.row is None else self.row[STARTED]
+        return place if 0 <= place < len(self.chunk.ids) else None
 
     def note_survivor(self) -> None:
         """Take note whether the worker is alive that has it."""
         if self.place is not None and self.row is not None:
             self.survived = _is_alive(self.row[RESUME] - NEVER)
+
+    def is_let_go(self) -> bool:
+        """Return whether no worker writes to the row any more: also where its future has failed, one may go on."""
+        if self.future is None or self.future.cancelled() or self.future.exception() is None:
+            return True
+        return self.place is not None and not self.survived
 
     @property
     def is_unbegun(self) -> bool:
@@ -65,7 +70,7 @@ class Given:
         return [part] if part.ids else []
 
 
-class Pace(Throughput):
+class ChunkPace(Throughput):
     """How much travels together, where chunks are few and dear."""
 
     def __init__(self) -> None:

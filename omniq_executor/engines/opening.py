@@ -5,6 +5,7 @@ from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from typing import Any
 
+from ..interrupts import interrupts
 from .adapter import ExecutorEngine
 from .addresses import check_address, fitted, maker_of
 from .base import Engine
@@ -49,7 +50,18 @@ def open_engine(
         return LocalEngine(max_workers or default_workers, context, initializer, initargs, max_tasks_per_child)
     if engine == "external":
         return External()
-    return ExecutorEngine(maker_of(engine) if isinstance(engine, str) else fitted(engine), max_workers)
+    made: list[ExecutorEngine] = []
+
+    def make(where: Executor | Callable[[], Executor]) -> None:
+        made.append(ExecutorEngine(where, max_workers))
+
+    try:  # it may take long, and is code of the user's
+        interrupts.run(make, maker_of(engine) if isinstance(engine, str) else fitted(engine))
+    except BaseException:
+        for one in made:
+            one.close()
+        raise
+    return made[0]
 
 
 def workers_of(engine: Engine, context: BaseContext) -> tuple[int, str]:
