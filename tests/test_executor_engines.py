@@ -4,7 +4,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -140,27 +139,32 @@ def test_neighbours_in_both_workers_survive_a_death_uncharged(
 
 
 class Forsaking(ThreadPoolExecutor):
-    """It gives calls up that go on, as a cluster that has lost sight of a worker."""
+    """It gives calls up that go on, when a test says so, as a cluster that has lost sight of a worker."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.lost: list[Future[Any]] = []
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
         theirs = super().submit(fn, *args, **kwargs)
         if fn is remote.who:
             return theirs
-        future: Future[Any] = Future()
-        threading.Timer(0.1, lambda: future.set_exception(RuntimeError("it is lost"))).start()
-        return future
+        self.lost.append(Future())
+        return self.lost[-1]
 
 
 def test_what_a_worker_notes_that_was_given_up_is_taken_for_nobody_elses(
     make_executor: Any, journal: Any, gate: Path
 ) -> None:
-    with Forsaking(4) as threads:
+    with Forsaking() as threads:
         executor = make_executor(None, engine=threads, crash_retries=1)
         future = executor.submit(calls.noted_wait, journal.path, 1, gate)
+        for turn in range(2):
+            journal.wait_for(turn + 1)
+            threads.lost[turn].set_exception(RuntimeError("it is lost"))
         assert isinstance(future.exception(WAIT_S), WorkerCrashed)
-        assert len(journal.wait_for(2)) == 2  # both of which are still there
         engine = executor._dispatcher.engine
-        assert len(engine._lanes) == engine._rows.count - 2
+        assert len(engine._lanes) == engine._rows.count - 2  # both calls are still there
         gate.touch()
 
 
