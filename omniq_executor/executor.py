@@ -172,11 +172,11 @@ class PersistentExecutor(Submitter):
                 undo.callback(pool.close)
                 opened = open_store(store, durability=durability)
                 undo.callback(opened.close)
-                if isinstance(pool, LocalEngine):
+                if pool.max_workers and pool.sees_files:
                     opened.values.prepare()
                     pool.keep_large(opened.values)
-                    if capture_output:
-                        pool.output = str(opened.output.prepare())
+                if isinstance(pool, LocalEngine) and capture_output:
+                    pool.output = str(opened.output.prepare())
                 owner = opened.enter(name)
                 undo.callback(opened.leave, owner)
                 session = sessions.enter(opened, name, leftovers)
@@ -213,7 +213,7 @@ class PersistentExecutor(Submitter):
         self._max_workers = pool.max_workers or usable_cpus()
         self._mp_context = context  # likewise
         self._dispatcher = dispatcher
-        self._functions = Functions(dispatcher.prepare, resume != "never", opened.values)
+        self._functions = Functions(dispatcher.prepare, resume != "never", dispatcher.files)
         options = Options(settings.max_retries, timeout=settings.timeout).or_none()
         self._call_options = USUAL if options is None else CallOptions(options=options)
 

@@ -153,12 +153,13 @@ class Results(Iterator[Any]):
         """Store calls one by one encoded. One that has no stored form fails in its place."""
         calls: list[Call] = []
         size = 0
-        store = self._dispatcher.store
+        dispatcher = self._dispatcher
         for row in rows:
             try:
                 call, after = stored_call(
-                    self._function, row, {}, self._dispatcher.engine.snapshot, store=store.url, files=store.values
-                )
+                    self._function, row, {}, dispatcher.engine.snapshot,
+                    store=dispatcher.store.url, files=dispatcher.files,
+                )  # fmt: skip
                 size += len(call.args)
                 if values.here.pins and _are_enough(values.here.pins):
                     self._add(len(calls), calls=calls)

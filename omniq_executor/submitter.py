@@ -68,20 +68,21 @@ class Submitter(concurrent.futures.Executor):
         32
         """
         future: DurableFuture[_T]
-        store = self._dispatcher.store
+        dispatcher = self._dispatcher
         try:
             function = self._describe(fn)
             has_key = self._call_options.key not in (None, MEMO)
             call, after = stored_call(
-                function, args, kwargs, self._dispatcher.engine.snapshot, has_key, store=store.url, files=store.values
-            )
+                function, args, kwargs, dispatcher.engine.snapshot, has_key,
+                store=dispatcher.store.url, files=dispatcher.files,
+            )  # fmt: skip
         except CallError as error:
-            future = DurableFuture(self._dispatcher, None)
+            future = DurableFuture(dispatcher, None)
             future.set_exception(error)
             return future
         call_options = self._call_options.after(after) if after else self._call_options
         try:
-            future = self._dispatcher.submit(function, call, call_options)
+            future = dispatcher.submit(function, call, call_options)
         except TooLarge as error:
             raise too_large(error, function, fn, args, kwargs) from error
         finally:

@@ -14,6 +14,7 @@ class FakeEngine:
     """An Engine with room for so many calls. What tests call is called under the dispatcher's lock, too."""
 
     snapshot = None
+    sees_files = True
 
     def __init__(self, max_workers: int = 1, room: int = 8) -> None:
         self.max_workers = max_workers
@@ -65,6 +66,9 @@ class FakeEngine:
         self._wake()
 
     # as of an Engine
+
+    def keep_large(self, files: object) -> None:
+        """There are no workers."""
 
     def attach(self, selector: selectors.BaseSelector, wake: Callable[[], None], slots: Path) -> None:
         """Nothing is waited for: `wake` tells of all reports."""

@@ -23,6 +23,7 @@ from ..model.options import CallOptions
 from ..model.reasons import Reason, Resumed, Why
 from ..model.task import Call, Function, Status
 from ..stores.base import Batch, Resume, Run, Store, TaskState, now
+from ..value_files import Files
 from . import history
 from .dropped import when_dropped
 from .loop import KILL_AFTER_S, USUAL, Loop
@@ -83,6 +84,11 @@ class Dispatcher:
     def run(self) -> Run:
         """The run that it works off."""
         return self._loop.resumption.run
+
+    @property
+    def files(self) -> Files | None:
+        """Where large values go that are submitted: into files of the store, if the workers see these."""
+        return self.store.values if self.engine.sees_files else None
 
     # adding
 

@@ -43,10 +43,11 @@ from ..errors import EngineError, EngineMismatch
 from ..model import codec
 from ..pipes import drain, wake_pipe
 from ..slots import SINCE, STARTED, Slots, machine
+from ..value_files import Files
 from . import remote
 from .asking import ask, no_package, slots_of, text_of
 from .base import CRASHED, RESULT, RETURNED, TIMED_OUT, Chunk, Report
-from .given import UNTOLD, ChunkPace, Given
+from .given import UNTOLD, ChunkPace, Given, Untold
 from .local import worker as proc
 from .local.record import outcome_of
 from .pacing import Throughput
@@ -107,6 +108,7 @@ class ExecutorEngine:
         self._down_until = math.inf  # for futures that are still to come
         self._is_healing = False
         self._done: deque[Given] = deque()
+        self._files: Files | None = None
         self._selector: selectors.BaseSelector | None = None
         self._wake: Callable[[], None] = lambda: None
         self._rows = Slots(max(4 * self._limit(), _ROWS))
@@ -114,6 +116,15 @@ class ExecutorEngine:
         self._lane_rows: list[memoryview[int]] = []
         self._pipe_lock = threading.RLock()
         self._ear, self._mouth = wake_pipe()
+
+    @property
+    def sees_files(self) -> bool:
+        """Whether workers are on this machine, as far as is known."""
+        return self._is_here
+
+    def keep_large(self, files: Files) -> None:
+        """As of an Engine."""
+        self._files = files
 
     def attach(self, selector: selectors.BaseSelector, wake: Callable[[], None], slots: Path) -> None:
         """As of an Engine."""
@@ -184,7 +195,7 @@ class ExecutorEngine:
         limit_s = self._pace.chunk_s * LIMIT
         message: remote.Message = (
             remote.kind(), self._token, given.number, limit_s, None if lane is None else (machine(), self._rows, lane),
-            chunk.space, chunk.function, chunk.text, chunk.calls, chunk.ids,
+            self._files if self._is_here else None, chunk.space, chunk.function, chunk.text, chunk.calls, chunk.ids,
         )  # fmt: skip
         chunk.given_at = given.since
         try:
@@ -482,17 +493,6 @@ class ExecutorEngine:
         self._unknown.clear()
         self.reports.clear()
         self._selector = None
-
-
-class Untold:
-    """The answer of an engine that knows no stacks."""
-
-    def __init__(self, told: dict[int, str]) -> None:
-        self._told = told
-
-    def stacks(self) -> dict[int, str]:
-        """As of a StackProbe."""
-        return self._told
 
 
 def _parts(chunk: Chunk, size: int) -> list[Chunk]:

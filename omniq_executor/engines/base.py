@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ..model import codec
+from ..value_files import Files
 from .pacing import Throughput
 
 
@@ -94,8 +95,15 @@ class Engine(Protocol):
     """How long calls take."""
 
     @property
+    def sees_files(self) -> bool:
+        """Whether the workers see the files of this machine, so that large values can be in those of the store."""
+
+    @property
     def snapshot(self) -> Any:
         """What workers have of the script by a fork, as functions are written for them, or None."""
+
+    def keep_large(self, files: Files) -> None:
+        """Have workers read and write large values as files of a store, if they see them. Before all others."""
 
     def attach(self, selector: selectors.BaseSelector, wake: Callable[[], None], slots: Path) -> None:
         """Have events waited for by `selector`, with their handlers as its data.

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ..value_files import Files
 from .base import Chunk, Report
 from .pacing import Throughput
 
@@ -14,10 +15,14 @@ class External:
     max_workers = 0
     broken: str | None = None
     snapshot = None
+    sees_files = True  # those who run the calls open the same store
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
         self.throughput = Throughput()
+
+    def keep_large(self, files: Files) -> None:
+        """There is nobody to tell."""
 
     def free_capacity(self) -> tuple[int, int]:
         """Return that there is none."""

@@ -23,17 +23,21 @@ from collections.abc import MutableSequence, Sequence
 from hashlib import blake2b
 from typing import Any
 
+from .. import values
 from ..code import spaces
 from ..errors import EngineMismatch, NotImportable, SerializationError
 from ..slots import CELLS, RESUME, STARTED, STOP, Slots, machine
+from ..value_files import Files
 from .local.worker import NEVER, Caller
 
 _CALLERS = 8  # that a thread keeps, one for each submitter
 
-Message = tuple[str, bytes, int, float, "Notes | None", int, bytes, str | None, Sequence[Any] | None, Sequence[int]]
+Message = tuple[
+    str, bytes, int, float, "Notes | None", Files | None, int, bytes, str | None, Sequence[Any] | None, Sequence[int]
+]  # fmt: skip
 """What the submitter is; its token; what makes each chunk another one; seconds after which no further call is begun;
-where the call is noted that is under way; the function's space, its pickle, the calls as text or each by itself, and
-their ids."""
+where the call is noted that is under way; where large values are; the function's space, its pickle, the calls as text
+or each by itself, and their ids."""
 
 Notes = tuple[str, Slots, int]
 """The machine, the file and the row in it, see slots.py. A worker elsewhere notes nothing."""
@@ -117,6 +121,7 @@ class _RemoteCaller(Caller):
         self,
         limit_s: float,
         notes: Notes | None,
+        files: Files | None,
         space: int,
         function: bytes,
         text: str | None,
@@ -132,16 +137,19 @@ class _RemoteCaller(Caller):
         self._until = time.perf_counter() + limit_s
         digest = blake2b(function, digest_size=8, key=space.to_bytes(8, "big"))
         function_id = int.from_bytes(digest.digest(), "big")
+        is_noted = type(self._slot) is not list
+        self._files = files if is_noted else None  # else it is elsewhere, and sees them no more than its row
         before = spaces.use(None)
         try:
             self.enter(space)
             pickled = None if function_id in self._functions else function
-            self.run_chunk(0, function_id, pickled, text, calls, ids, space)
+            with values.reading(self._files):
+                self.run_chunk(0, function_id, pickled, text, calls, ids, space)
         finally:
             spaces.use(before)
             self._slot[STARTED] = -1  # it is in no call any more
         self._encode_values()
-        return self._executed, self._busy_s, self._items, type(self._slot) is not list
+        return self._executed, self._busy_s, self._items, is_noted
 
     def _row(self, notes: Notes | None) -> "MutableSequence[int] | memoryview[int]":
         """Return where it is noted which call is under way: in a file that the submitter sees, if it is here."""

@@ -39,6 +39,8 @@ _START_AGAIN_S = 0.2
 class LocalEngine:
     """A pool of up to `max_workers` worker processes, started when there is work for them."""
 
+    sees_files = True
+
     def __init__(
         self,
         max_workers: int,
@@ -55,7 +57,7 @@ class LocalEngine:
         self._max_tasks = max_tasks_per_child
         self._shared = Slots(max_workers)
         self._launcher = make_launcher(context, self._shared, initializer, tuple(initargs))
-        self.keep_large = self._launcher.keep_large  # to be told the files of large values, before any worker starts
+        self.keep_large = self._launcher.keep_large
         self._workers: list[Record | None] = [None] * max_workers
         self._alive: list[Record] = []  # those of them that are there
         self._function_ids: dict[tuple[int, bytes, int, int], int] = {}
