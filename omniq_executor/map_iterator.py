@@ -161,16 +161,16 @@ class Results(Iterator[Any]):
                     store=dispatcher.store.url, files=dispatcher.files,
                 )  # fmt: skip
                 size += len(call.args)
-                if values.here.pins and _are_enough(values.here.pins):
-                    self._add(len(calls), calls=calls)
-                    calls = []
-                    values.release(values.here.pins)
                 if after:  # unlike its neighbours, so by itself
                     self._add(len(calls), calls=calls)
                     calls = []
                     self._add(1, calls=[call], call_options=self._call_options.after(after))
                 else:
                     calls.append(call)
+                if values.here.pins and _are_enough(values.here.pins):
+                    self._add(len(calls), calls=calls)
+                    calls = []
+                    values.release(values.here.pins)
             except CallError as error:
                 self._add(len(calls), calls=calls)
                 calls = []

@@ -50,7 +50,7 @@ _LOOKED_AT = 1 << 24  # bytes, up to which all of a file is looked at whenever i
 _PIECE = 1 << 18  # that is looked at at a time
 _MOST_REMEMBERED = 64
 _MOST_SYNCED = 4096
-_TRIES = 3
+_TRIES = 10
 
 UNFINISHED = "new-"  # begins the name of what is being written
 OF_TASK = "task-"  # begins the name of a result
@@ -129,7 +129,7 @@ class Files:
         else:
             if isinstance(written, OSError):
                 raise written
-            name, pin = self._finish(data, name, written)
+            name, pin = self._finish(name, written)
         if place is not None:
             self._remembered.pop(place, None)
             self._remembered[place] = name
@@ -140,7 +140,7 @@ class Files:
     def keep_result(self, data: memoryview, task: str) -> str:
         """Have a file with a part of the result of a task; return its name. Raises OSError."""
         name = f"{task}.{len(data)}.{zlib.crc32(data):08x}"
-        name, pin = self._finish(data, name, self._write(data), is_shared=False)
+        name, pin = self._finish(name, self._write(data), is_shared=False)
         pin.release()
         return name
 
@@ -184,44 +184,50 @@ class Files:
 
     def _write(self, data: memoryview) -> "_Unfinished":
         """Write a file, which has no name yet that others know."""
-        own = secrets.token_hex(4)
-        path = self.folder / f"{UNFINISHED}{os.getpid()}-{own}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        unfinished = _Unfinished(Pin(os.open(path, flags, 0o600), ""), path, own)
-        fd = unfinished.pin.fd
+        unfinished = self._begin()
         try:
-            # Refused where it was taken, just now, for one of a dead process: then its name is gone, too.
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if os.fstat(fd).st_mode & 0o777 != 0o600:  # an umask that takes more away
-                os.fchmod(fd, 0o600)
             at = 0
             while at < len(data):
-                at += os.write(fd, data[at:])
+                at += os.write(unfinished.pin.fd, data[at:])
             if self.durable:
-                os.fsync(fd)
+                os.fsync(unfinished.pin.fd)
         except BaseException:
             unfinished.drop()
             raise
         return unfinished
 
-    def _finish(self, data: memoryview, name: str, written: "_Unfinished", is_shared: bool = True) -> tuple[str, Pin]:
-        """Give a file this name if it is free and shared, or else one of its own that begins with it."""
+    def _begin(self) -> "_Unfinished":
+        """Make a file that is to be written, locked."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         for _ in range(_TRIES):
-            pin = written.pin
+            own = secrets.token_hex(4)
+            path = self.folder / f"{UNFINISHED}{os.getpid()}-{own}"
+            unfinished = _Unfinished(Pin(os.open(path, flags, 0o600), ""), path, own)
+            fd = unfinished.pin.fd
             try:
-                pin.name = self._give_name(written.path, name, f"{name}.{written.own}", is_shared)
-                self._sync(pin)
-            except FileNotFoundError:
-                written.drop()
-                written = self._write(data)
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), os.lstat(path)):
+                    if os.fstat(fd).st_mode & 0o777 != 0o600:  # an umask that takes more away
+                        os.fchmod(fd, 0o600)
+                    return unfinished
+            except (BlockingIOError, FileNotFoundError):  # before the lock it was taken for one of a dead process
+                pass
             except BaseException:
-                written.drop()
+                unfinished.drop()
                 raise
-            else:
-                return pin.name, pin
-        written.drop()
-        raise OSError(errno.EAGAIN, "what is written there is removed again and again", str(self.folder))
+            unfinished.drop()
+        raise OSError(errno.EAGAIN, "what is made there is removed again and again", str(self.folder))
+
+    def _finish(self, name: str, written: "_Unfinished", is_shared: bool = True) -> tuple[str, Pin]:
+        """Give a file this name if it is free and shared, or else one of its own that begins with it."""
+        pin = written.pin
+        try:
+            pin.name = self._give_name(written.path, name, f"{name}.{written.own}", is_shared)
+            self._sync(pin)
+        except BaseException:
+            written.drop()
+            raise
+        return pin.name, pin
 
     def _sync(self, pin: Pin) -> None:
         """Have a file and its name survive a cut of the power, if they are to, whoever has written it."""
@@ -241,8 +247,6 @@ class Files:
         if is_shared:
             try:
                 os.link(fresh, self.folder / name)  # unlike a renaming, it replaces nothing that others have pinned
-            except FileNotFoundError:
-                raise
             except OSError:  # another was faster, what is there is damaged, or the file system has no such links
                 pass
             else:

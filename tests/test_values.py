@@ -13,14 +13,13 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
 import calls
 import pytest
-from conftest import MakeExecutor
 from hypothesis import given, settings, strategies as st
 
 from omniq_executor import (
@@ -30,6 +29,7 @@ from omniq_executor import (
     StoreError,
     ValueLost,
     attach,
+    map_iterator,
     open_store,
     value_files,
     values,
@@ -43,6 +43,8 @@ from omniq_executor.stores.base import Store, now
 from omniq_executor.stores.values import ValueFiles
 
 np = pytest.importorskip("numpy")
+
+MakeExecutor = Callable[..., PersistentExecutor]
 
 WAIT_S = 30.0
 N = values.LARGE // 8
@@ -476,6 +478,27 @@ def test_nothing_is_missing_that_is_referred_to_however_often_it_is_purged(files
     stop.set()
     thread.join()
     assert lost == []
+
+
+def test_a_store_can_be_purged_while_calls_are_added(
+    executor: PersistentExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(map_iterator, "_KEPT_BYTES", 3 * values.LARGE)  # so many are written before they are added
+    stop = threading.Event()
+
+    def purge() -> None:
+        while not stop.is_set():
+            executor.store.purge(0)
+
+    thread = threading.Thread(target=purge)
+    thread.start()
+    try:
+        items = [bytes([n]) * values.LARGE for n in range(20)]
+        assert list(executor.map(calls.echo, items, timeout=WAIT_S)) == items
+        assert [executor.submit(calls.echo, item).result(WAIT_S) for item in items[:5]] == items[:5]
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_fork_has_none_of_the_locks(files: ValueFiles) -> None:
