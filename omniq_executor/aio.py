@@ -513,7 +513,7 @@ def _read(found: TaskState, files: Files) -> tuple[Any, BaseException | None]:
     """Return what a task returned and what it raised; loading either is code of the user's."""
     try:
         if found.result is not None:
-            return codec.decode(found.result, files), None
+            return codec.decode_result(found.result, lambda: files), None
     except BaseException as error:  # noqa: BLE001 - it is the outcome then
         return None, error
     assert found.error is not None

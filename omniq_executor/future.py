@@ -284,7 +284,7 @@ class DurableFuture(concurrent.futures.Future[_T]):
                 if isinstance(stored, ErrorInfo):
                     self._exception = rebuild(stored, self._number, self.task)
                 else:
-                    self._result = codec.decode(stored, self._dispatcher.store.values)
+                    self._result = codec.decode_result(stored, lambda: self._dispatcher.store.values)
             except KeyboardInterrupt:  # whoever asks the next time reads it anew
                 raise
             except BaseException as error:  # noqa: BLE001 - loading is code of the user's: this is the outcome

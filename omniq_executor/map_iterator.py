@@ -275,7 +275,7 @@ class Results(Iterator[Any]):
         error: BaseException
         if isinstance(outcome, str | bytes):
             try:
-                return codec.decode(outcome, self._dispatcher.store.values)
+                return codec.decode_result(outcome, lambda: self._dispatcher.store.values)
             except KeyboardInterrupt:  # it is of this process
                 raise
             except BaseException as raised:  # noqa: BLE001 - loading is code of the user's

@@ -311,7 +311,8 @@ def place_of(data: memoryview) -> Place | None:
     owner: Any = data.obj
     if type(owner) in (bytes, bytearray):
         return (id(owner), data.nbytes) if len(owner) == data.nbytes else None
-    if type(owner).__module__ == "numpy" and owner.nbytes == data.nbytes:
+    kind = type(owner)
+    if kind.__name__ == "ndarray" and kind.__module__ == "numpy" and owner.nbytes == data.nbytes:
         return owner.__array_interface__["data"][0], data.nbytes
     return None
 

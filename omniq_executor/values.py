@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .errors import StoreError, ValueLost
-from .value_files import Files, Pin, Place, place_of
+from .value_files import Files, Pin, Place, names_in, place_of, size_of
 
 LARGE = 1 << 18  # bytes, from which a file costs less than the way through row and pipe: see docs/design.md
 
@@ -197,6 +197,11 @@ def hold(data: bytes) -> bytes:
 def is_reference(data: bytes) -> bool:
     """Return whether a pickle begins as those do that refer to files."""
     return data[BEGINS_AT : BEGINS_AT + len(BEGINNING)] == BEGINNING
+
+
+def size_with_files(data: bytes) -> int:
+    """Return how many bytes a pickle has, with those of the files to which it refers."""
+    return len(data) + (sum(map(size_of, names_in(data))) if is_reference(data) else 0)
 
 
 BEGINS_AT = 11  # behind the protocol, and the length of the frame

@@ -153,7 +153,7 @@ def test_any_value_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory
         files = ValueFiles(tmp_path_factory.mktemp("any") / "values", durable=False)
         with values.writing(files):
             data = values.dumps(value)
-        _same(codec.decode(data, files), pickle.loads(pickle.dumps(value, 5)))
+        _same(codec.decode_result(data, lambda: files), pickle.loads(pickle.dumps(value, 5)))
         call, _ = stored_call(FUNCTION, (value,), {}, store="", files=files)
         values.release(values.taken())
         (found,), _ = _loaded(files, call.args)
@@ -259,6 +259,18 @@ def test_large_globals_are_stored_once_and_loaded_once(
         assert len(shared(executor)) == 1
     main.TABLE[0] = 5  # type: ignore[attr-defined]
     assert executor.submit(main.look, 0).result(WAIT_S)[0] == 5  # type: ignore[attr-defined]
+
+
+def test_a_function_that_reads_much_is_named_once(
+    executor: PersistentExecutor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "TABLE", np.arange(2_000_000), raising=False)
+    exec("def look(i):\n    return int(TABLE[i])", vars(main))
+    for n in range(3):
+        assert executor.submit(main.look, n).result(WAIT_S) == n  # type: ignore[attr-defined]
+    (told,) = [it.getMessage() for it in caplog.records if "every submit()" in it.getMessage()]
+    assert told.startswith("__main__.look reads 16 MB of data of the script (TABLE")
 
 
 # --- Missing, damaged, refused ---
@@ -627,7 +639,7 @@ def test_what_refers_to_files_is_known_by_its_beginning(files: ValueFiles, monke
     held = values.hold(pickle.dumps({"inner": data}))
     assert values.is_reference(held)
     assert value_files.names_in(held) == value_files.names_in(data) == names(files)
-    assert codec.decode(held, files) == {"inner": data}
+    assert codec.decode_result(held, lambda: files) == {"inner": data}
     with pytest.raises(ValueLost, match="its store"):
         codec.decode(data)
 

@@ -117,7 +117,7 @@ class _Dump:
         whole = spaces.load, (shell, self._entries, self._classes, self._headers, self._sources)
         if values.here.writer is not None and values.here.writer.pins:
             self.is_fixed = False  # the files are to be pinned each time
-        sizes = {key: len(entry.data) for key, entry in self._entries.items()}
+        sizes = {key: values.size_with_files(entry.data) for key, entry in self._entries.items()}
         return Payload(pickle.dumps(Reduced(*whole), 5), self._signature(shell), sizes)
 
     def _shell(self, value: Any) -> bytes:

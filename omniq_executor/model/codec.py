@@ -20,7 +20,7 @@ import io
 import json
 import pickle
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
 from typing import Any, NoReturn
 
@@ -53,16 +53,16 @@ def encode(value: Any, *, in_worker: bool = False) -> str | bytes:
     return _dump(value, in_worker) if text is None or is_large else text
 
 
-def decode(data: str | bytes, files: Files | None = None) -> Any:
-    """Return the value of a stored form. A pickle runs code of its own: whatever it raises comes out.
+def decode(data: str | bytes) -> Any:
+    """Return the value of a stored form. A pickle runs code of its own: whatever it raises comes out."""
+    return json.loads(data) if isinstance(data, str) else pickle.loads(data)
 
-    `files` are those of its store, without which a large value cannot be loaded.
-    """
-    if isinstance(data, str):
-        return json.loads(data)
-    if files is None:
-        return pickle.loads(data)
-    with values.reading(files):
+
+def decode_result(data: str | bytes, files: Callable[[], Files]) -> Any:
+    """Do the same for what a task returned, which may be in the files of its store."""
+    if isinstance(data, str) or not values.is_reference(data):
+        return decode(data)
+    with values.reading(files()):
         return pickle.loads(data)
 
 

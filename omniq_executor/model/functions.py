@@ -1,10 +1,11 @@
 """Functions on their way into the store: what they are called, what identifies them, how they travel."""
 
+import logging
 import os
 import pickle
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import inputs, values
@@ -18,6 +19,9 @@ from .task import Task
 _CACHE_SIZE = 1024
 _LARGEST_KEPT = 1 << 18  # bytes of a pickle
 _MOST_PINS = 64
+_TOLD_OF = 10_000_000  # bytes that a function reads
+
+_log = logging.getLogger("omniq_executor")
 _UNSTABLE = b"?"  # begins the identity of arguments that have no stable form, which is longer than a digest by it
 _WITHOUT_CODE = 16  # bytes at the beginning of the identity of a call with a key; the rest says what code is in it
 
@@ -53,6 +57,7 @@ class Functions:
         self._names_unstable = names_unstable
         self._snapshot: Any = None
         self._files = files
+        self._told: set[str] = set()  # the functions of which it was said that they read much
         self._pins: dict[str, Pin] = {}  # of the globals of what was described, by name
         self._of_this_process: dict[bytes, bytes] = {}  # digests that no other process is to know again
         self._known: dict[Any, _Known] = {}  # by the function, or by the signature of all that is carried by value
@@ -80,6 +85,19 @@ class Functions:
             self._keep_pins(writer.pins)
         return described
 
+    def _tell_of(self, function: Any, sizes: Mapping[spaces.Key, int]) -> None:
+        """Say once that a function reads so much data that each look at it costs something."""
+        size, path = sum(sizes.values()), path_of(function)
+        if size <= _TOLD_OF or path in self._told:
+            return
+        self._told.add(path)
+        names = [name for _, name in sorted(sizes, key=lambda key: -sizes[key])]
+        largest = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        _log.warning(
+            "%s reads %s of data of the script (%s). It is stored once, and each worker loads it once; but every"
+            " submit() looks whether it has changed, where map() looks once", path, _shown(size), largest,
+        )  # fmt: skip
+
     def _keep_pins(self, pins: list[Pin]) -> None:
         """Have files be there for as long as functions are described here: the store may have another pickle of one."""
         for pin in pins:
@@ -94,6 +112,8 @@ class Functions:
             written = codec.write(function, self._snapshot)
         finally:
             dependencies.here.is_function = False
+        if values.here.writer is not None and values.here.writer.pins:
+            self._tell_of(function, written.sizes)
         if written.signature is not None:
             known = self._known.get(written.signature)
             if known is not None and known.still_holds():
