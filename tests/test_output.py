@@ -252,7 +252,7 @@ def test_nothing_is_kept_unless_it_is_asked_for(make: MakeExecutor, place: Path)
         assert future.logs() == ""
     assert not files(place)
     assert {path.name for path in place.parent.iterdir()} <= {
-        place.name, f"{place.name}-owners", f"{place.name}-reserve"
+        place.name, f"{place.name}-owners", f"{place.name}-reserve", f"{place.name}-values"
     }  # fmt: skip
 
 

@@ -346,7 +346,8 @@ class SQLiteStore(Store):
             return [str(error)]
 
     def references(self, results: bool = False) -> Iterator[tuple[str, bytes]]:
-        self.db.execute((tables.VALUED, ()))  # no store has it before it is needed
+        if not results:
+            self.db.execute((tables.VALUED, ()))  # no store has it before there are files
         for path, data in self.db.read(tables.VALUED_FUNCTIONS):
             yield f"the function {path}", data
         for column in ("args", "result") if results else ("args",):
