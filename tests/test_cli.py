@@ -235,6 +235,9 @@ def test_looking_makes_no_store_of_an_empty_file_or_folder(tmp_path: Path) -> No
     assert ((tmp_path / "empty.db").stat().st_size, [*(tmp_path / "empty").iterdir()]) == (0, [])
     with PersistentExecutor(1, store=tmp_path / "empty.db") as executor:
         assert executor.submit(abs, -1).result() == 1
+    (tmp_path / "made.db-owners").mkdir(mode=0o700)
+    (tmp_path / "made.db").touch(mode=0o600)
+    assert omniq(tmp_path, "status", "--store", "made.db").returncode == 0  # another process makes it just now
 
 
 def test_a_file_that_is_no_store_is_one_clear_error(tmp_path: Path) -> None:

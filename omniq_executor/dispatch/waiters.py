@@ -196,8 +196,8 @@ class Waiters(Tally):
         if future is not None:
             self._hand_over(future, outcome, False)
         for consumer, position in self._singles.pop(id, ()):
-            self.open -= 1
             self.count(1, outcome)
+            self.open -= 1
             consumer.put(position, id, 1, outcome)
             self.put = True  # after it: whoever unsets this, and looks at the consumer, is to find it there
         span = self._range_of(id)
@@ -210,10 +210,10 @@ class Waiters(Tally):
             self.resolve(id, error)
 
     def _hand_over(self, future: Waiter, outcome: Any, is_read: bool) -> None:
-        self.open -= 1
         self.count(1, None if is_read else outcome)
         self._resolved += 1
         self.to_notify.append((future, outcome, is_read))
+        self.open -= 1  # last: whoever finds that nothing is open is to find that it is to be told
 
     def _put(self, span: _Range, id: int, count: int, outcome: Any) -> None:
         index = bisect_right(self._ranges, id, key=lambda r: r.first) - 1
@@ -222,8 +222,8 @@ class Waiters(Tally):
             for first, end in ((span.first, id), (id + count, span.end))
             if first < end
         ]
-        self.open -= count
         self.count(count, outcome)
+        self.open -= count
         span.consumer.put(span.position + id - span.first, id, count, outcome)
         self.put = True  # as in resolve()
 

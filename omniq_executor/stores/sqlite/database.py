@@ -87,7 +87,7 @@ class Database:
             if not create and not path.exists():
                 raise StoreError(f"there is no store at {path}")
             has_log = self._has_log()  # before it is looked into, by which it may be worked off
-            if not create and not has_log and path.is_file() and not path.stat().st_size:
+            if not create and not has_log and self._is_empty():
                 raise StoreError(f"there is no store at {path}: the file is empty")
             is_hollow = self._prepare_files()
             with explained(path), self.one_at_a_time():
@@ -113,6 +113,8 @@ class Database:
         permissions.check_place(self.path.parent)
         self._check_private()
         permissions.make_folders(self.path.parent)
+        if not self.path.exists():
+            permissions.make_folder(self._owners.folder)  # first, see _is_empty()
         with contextlib.suppress(FileExistsError):
             permissions.make_file(self.path)
         if not stat.S_ISREG(self.path.stat().st_mode):
@@ -122,6 +124,10 @@ class Database:
             version = self._check_format(connection)  # before anything is left beside a file that is not ours
         permissions.make_folder(self._owners.folder)
         return is_made and not version
+
+    def _is_empty(self) -> bool:
+        """Return whether there is an empty file that is no store which another process makes just now."""
+        return self.path.is_file() and not self.path.stat().st_size and not self._owners.folder.exists()
 
     def _check_private(self) -> None:
         """Refuse files that others could have written. SQLite reads those beside the database as part of it."""
