@@ -17,14 +17,27 @@ import os
 import pickle
 import secrets
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from backends import CUBE, ERROR, SQUARE, Model, call, rows
 
-from omniq_executor import StoreError, open_store
-from omniq_executor.model.task import FINISHED, LAST_TIER, Claim, Event, Options, Status, Successor, Task, succeed
+from omniq_executor import StoreError, open_store, values
+from omniq_executor.model.codec import decode_result
+from omniq_executor.model.task import (
+    FINISHED,
+    LAST_TIER,
+    Claim,
+    Event,
+    Options,
+    Status,
+    Successor,
+    Task,
+    format_id,
+    succeed,
+)
 from omniq_executor.stores.base import Batch, Outcome, ResultBatch, Store, Turn
 
 QUEUE = "work"
@@ -34,6 +47,8 @@ PER_ROUND = 100  # ids, more than are used
 T0 = 1_700_000_000_000_000  # the time of the first step; each is a second later
 LATER = T0 + 3_600_000_000  # when everything is due
 LARGE = pickle.dumps(b"x" * 30_000)  # a result that takes many pages
+KEPT = b"y" * values.LARGE  # one that is a file
+OWN = "0a1b2c3d"  # ends the name of each such file
 
 # What happens only now and then in a store must happen in a session too: by module, what makes it so.
 OFTEN: dict[str, dict[str, Any]] = {
@@ -63,6 +78,9 @@ def _round(o: int, key: str) -> list[Step]:
         ("block", "a", range(o + 4, o + 7)),
         ("add_claimed", "a", o + 7),
         ("turn", "a", [], [(o + 7, Event.COMPLETE, "7")], []),
+        # one whose result is a file beside the store
+        ("add_claimed", "a", o + 19),
+        ("keep", "a", o + 19),
         # new ones, an end and a claim in one transaction
         ("turn", "a", [o + 8, o + 9], [(o, Event.FAIL, None)], [o + 2, o + 3, o + 8]),
         ("turn", "a", [], [(o + 2, Event.RELEASE, None), (o + 3, Event.CRASH, None)], []),
@@ -168,6 +186,17 @@ class Doing:
     def add_claimed(self, who: str, id: int) -> None:
         self.stores[who].add_claimed(self.owners[who], self.runs[who], id, CUBE, call(id), self.now)
 
+    def keep(self, who: str, id: int) -> None:
+        writer = values.Writer(self.stores[who].values, format_id(id))
+        self.stores[who].values.prepare()
+        values.here.writer = writer
+        try:
+            result = values.dumps(KEPT)
+        finally:
+            values.here.writer = None
+        writer.check()
+        self.turn(who, [], [(id, Event.COMPLETE, result)], [])
+
     def add_keyed(self, who: str, id: int, key: str) -> None:
         self._turn(who, adds=[Batch(id, 1, SQUARE, calls=[call(id)], key=key)])
 
@@ -265,6 +294,11 @@ class Expected(Model):
     def add_claimed(self, who: str, id: int) -> None:
         self._add(CUBE, id, owner=self.OWNERS[who])
 
+    def keep(self, who: str, id: int) -> None:
+        data = pickle.dumps(KEPT, 5)
+        name = f"{format_id(id)}.{len(data)}.{zlib.crc32(data):08x}.{OWN}"
+        self._end(who, id, Event.COMPLETE, pickle.dumps(values.Reference(name, [], ""), 5))
+
     def add_keyed(self, who: str, id: int, key: str) -> None:
         self._add(SQUARE, id, key)
 
@@ -357,6 +391,7 @@ def make_rare_things_happen(backend: str) -> None:
         assert hasattr(module, name), f"{path} has no {name} any more"
         setattr(module, name, value)
     numbers = iter(range(1_000_000_000, 2_000_000_000, 7_919))
+    secrets.token_hex = lambda nbytes=None: OWN  # likewise
     secrets.randbits = lambda bits: next(numbers) % (1 << bits)  # owners' ids, whose length is that of what is written
 
 
@@ -417,6 +452,16 @@ class Allowed:
         )
 
 
+def _is_kept(store: Store, task: Task) -> bool:
+    """Whether the result of a task that is a file can be had."""
+    if not isinstance(task.result, bytes) or not values.is_reference(task.result):
+        return True
+    try:
+        return bool(decode_result(task.result, lambda: store.values) == KEPT)
+    except StoreError:
+        return False
+
+
 def finish(store: Store) -> Iterator[Task]:
     """Have a new owner work off all that is left, and something new; gives the tasks that it completed."""
     owner = store.enter(QUEUE)
@@ -444,6 +489,7 @@ def check(address: Path, rounds: int, acknowledged: int) -> list[str]:
         found = allowed.problems({task.id: task for task in store.find()})
         if any(owner.alive for owner in store.owners()):
             found.append("an owner of the dead process counts as alive")
+        found += [f"not what was kept: {task}" for task in store.find() if not _is_kept(store, task)]
         store.reap(LATER)
         left = store.find()
         found += [f"still claimed by a dead owner: {task}" for task in left if task.status is Status.RUNNING]
@@ -453,6 +499,7 @@ def check(address: Path, rounds: int, acknowledged: int) -> list[str]:
         if missing := {task.id for task in left if task.status is Status.PENDING} - done:
             found.append(f"PENDING, and not claimed by who comes next: {missing}")
     with contextlib.closing(open_store(address, create=False)) as store:
+        store.purge(0)  # for what was written and never referred to
         found += [f"still not as it should be: {problem}" for problem in store.check()]
         for task in store.find():
             if task.status is not Status.COMPLETED and (
