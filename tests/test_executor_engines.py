@@ -122,7 +122,8 @@ def test_where_workers_are_elsewhere_a_deadly_call_is_found_by_giving_calls_agai
     errors = [n for n, future in enumerate(futures) if future.exception(WAIT_S) is not None]
     assert errors == [7]
     assert futures[7].task().attempts == 2
-    assert 2 <= journal.lines().count("7") <= 5  # in a chunk with others it is not charged
+    # With others in its chunk it is not charged, nor the first time that all of a pool is divided.
+    assert 2 <= journal.lines().count("7") <= (3 if make is FailingAlone else 6)
     assert {future.task().crashes for n, future in enumerate(futures) if n != 7} == {0}
 
 

@@ -104,6 +104,7 @@ class ExecutorEngine:
         self._suspects: list[Chunk] = []  # calls that had begun when their executor broke
         self._unknown: list[Chunk] = []  # of these it is not known
         self._unbegun: set[int] = set()  # calls that have come back once with nobody having had them
+        self._charged: set[int] = set()  # calls, with a death
         self._down: str | None = None  # why it can be given nothing for now
         self._down_until = math.inf  # for futures that are still to come
         self._is_healing = False
@@ -167,8 +168,8 @@ class ExecutorEngine:
         return max(told, 1)
 
     def give(self, chunk: Chunk) -> None:
-        """As of an Engine."""
-        self._waiting.append(chunk)
+        """As of an Engine. A call that was charged before goes alone, so that its next death is charged at once."""
+        self._waiting.extend([chunk] if self._charged.isdisjoint(chunk.ids) else _parts(chunk, 1))
         self._give_waiting()
 
     def _give_waiting(self) -> None:
@@ -201,7 +202,8 @@ class ExecutorEngine:
         try:
             given.future = self._executor.submit(remote.omniq_chunk, pickle.dumps(message, 5))
         except Exception as error:  # noqa: BLE001 - whatever an executor of somebody else's raises, it took nothing
-            self._free(given)
+            if lane is not None:
+                self._lanes.append(lane)
             self._waiting.appendleft(chunk)
             self._break(error)
             return
@@ -230,17 +232,13 @@ class ExecutorEngine:
             given = self._done.popleft()
             if self._given.pop(given.number, None) is not None:
                 self._conclude(given)
-                self._free(given)
+                if given.lane is not None and given.is_let_go():
+                    self._lanes.append(given.lane)
         while self._renewal.found:
             self._end_healing(self._renewal.found.popleft())
-        if self._down is not None and not self._given:
+        if self._down is not None and self.broken is None and not self._given:
             self._heal()
         self._give_waiting()
-
-    def _free(self, given: Given) -> None:
-        """Let another chunk have the row of one that no worker has any more."""
-        if given.lane is not None and given.is_let_go():
-            self._lanes.append(given.lane)
 
     def _conclude(self, given: Given) -> None:
         assert given.future is not None
@@ -314,6 +312,7 @@ class ExecutorEngine:
         """Charge calls with what has befallen them, if each is alone in its chunk. Others are given again so."""
         for chunk in chunks:
             if len(chunk.ids) == 1:
+                self._charged.update(chunk.ids)
                 self.reports.append(Report(CRASHED, chunk.ids, chunk.attempts, how))
             else:
                 self._waiting.extend(_parts(chunk, 1))
@@ -433,7 +432,8 @@ class ExecutorEngine:
             assert given.future is not None
             if any(id in ids for id in given.chunk.ids) and not given.is_over and given.future.cancel():
                 del self._given[given.number]
-                self._free(given)
+                if given.lane is not None:
+                    self._lanes.append(given.lane)
                 self._return(given.left())
 
     def end(self, ids: Container[int]) -> None:

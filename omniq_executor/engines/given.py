@@ -52,7 +52,8 @@ class Given:
 
     def is_let_go(self) -> bool:
         """Return whether no worker writes to the row any more: also where its future has failed, one may go on."""
-        if self.future is None or self.future.cancelled() or self.future.exception() is None:
+        assert self.future is not None
+        if not self.future.cancelled() and self.future.exception() is None:
             return True
         return self.place is not None and not self.survived
 

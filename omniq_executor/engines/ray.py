@@ -1,5 +1,7 @@
 """ray as an Executor: it has none of its own."""
 
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from importlib import import_module
@@ -8,6 +10,7 @@ from typing import Any
 from ..errors import EngineUnreachable
 
 ray: Any = import_module("ray")  # most of which has no types
+ASK_AGAIN_S = 10.0  # how many CPUs there are: it is asked elsewhere
 
 
 class RayExecutor(Executor):
@@ -18,11 +21,15 @@ class RayExecutor(Executor):
         self._is_own = not ray.is_initialized()
         if self._is_own:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
+        self._cpus, self._asked_at = 0, -math.inf
         self._remote = ray.remote(max_retries=0)(_call)
 
     @property
     def _max_workers(self) -> int:
-        return int(ray.cluster_resources().get("CPU", 0))
+        if time.monotonic() >= self._asked_at + ASK_AGAIN_S:
+            self._asked_at = time.monotonic()
+            self._cpus = int(ray.cluster_resources().get("CPU", 0))
+        return self._cpus
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """As of an Executor."""
