@@ -129,7 +129,7 @@ class Results(Iterator[Any]):
 
     def _add_piece(self, limit: int | None) -> None:
         """Store the calls of the next items."""
-        count = min(self._dispatcher.free_capacity() or self._piece, self._piece)
+        count = min(self._dispatcher.free_capacity(self._function) or self._piece, self._piece)
         if limit is not None:
             count = min(count, limit - self._added)
         rows = list(itertools.islice(self._rows, count))

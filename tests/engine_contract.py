@@ -44,21 +44,21 @@ class Bench:
             chunk.calls = [codec.encode_call(row, {}) for row in rows]
         return chunk
 
-    def look(self, wait_s: float = 0.05) -> None:
+    def look(self, wait_s: float = 0.05, is_idle: bool = False) -> None:
         """Take in what there is."""
         for key, mask in self.selector.select(wait_s) if self.selector.get_map() else ():
             key.data(mask)
-        self.engine.steal(time.monotonic(), lambda: False)
+        self.engine.steal(time.monotonic(), lambda: is_idle)
         self.reports += self.engine.reports
         self.engine.reports.clear()
 
-    def take_reports(self, until: Callable[[], bool]) -> None:
+    def take_reports(self, until: Callable[[], bool], is_idle: bool = False) -> None:
         deadline = time.monotonic() + WAIT_S
         while not until():
             assert time.monotonic() < deadline
             if hasattr(self.engine, "finish"):  # the fake
                 self.engine.finish()
-            self.look()
+            self.look(is_idle=is_idle)
 
     def run(self, *chunks: Chunk) -> dict[int, Report]:
         """Run chunks to their ends, what comes back too; return the last report of each call."""

@@ -77,7 +77,7 @@ class FakeEngine:
     def prepare(self) -> None:
         """There is nothing to do."""
 
-    def free_capacity(self) -> tuple[int, int]:
+    def free_capacity(self, digest: bytes | None = None) -> tuple[int, int]:
         """As if there were one worker."""
         free = 0 if self.broken else max(self.room - len([*self.held()]), 0)
         return free, free

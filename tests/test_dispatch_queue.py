@@ -18,7 +18,7 @@ class Engine:
         self.room_left = room
         self.given: list[int] = []
 
-    def free_capacity(self) -> tuple[int, int]:
+    def free_capacity(self, digest: bytes | None = None) -> tuple[int, int]:
         """As of LocalEngine."""
         return self.room_left, self.room_left
 

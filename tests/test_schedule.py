@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from omniq_executor.engines.pacing import LEAD_S, LEAST_S, MOST_CALLS, PREFETCH_BELOW_S, Throughput
+from omniq_executor.engines.pacing import LEAD_S, LEAST_S, MOST_CALLS, MOST_FUNCTIONS, PREFETCH_BELOW_S, Throughput
 
 reports = st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 100)), max_size=20)
 
@@ -74,3 +74,22 @@ def test_a_share_is_enough_for_all_and_no_more_than_there_is(
 ) -> None:
     share = throughput(*reports).share(calls, workers)
     assert share <= calls <= share * workers
+
+
+def test_each_function_has_a_pace_of_its_own() -> None:
+    made = Throughput()
+    made.of(b"short").learn(1000, 0.001)
+    made.of(b"long").learn(1, 0.01)
+    assert (made.of(b"short").lead, made.of(b"long").lead, made.of(b"unknown").lead) == (MOST_CALLS, 2, 1)
+    assert made.room(b"long", {b"short": MOST_CALLS // 2}, MOST_CALLS // 2) == 1
+    assert made.room(b"short", {b"long": 1}, 1) == MOST_CALLS // 2
+    assert made.room(b"unknown", {b"long": 2}, 2) == 0
+    assert made.room(b"short", {b"long": 2, b"short": 1}, 2) == MOST_CALLS // 2 - 1  # one of the first is reported
+    assert made.work_s([(b"long", 3), (b"unknown", 5)]) == pytest.approx(0.03)
+
+
+def test_only_so_many_functions_are_known() -> None:
+    made = Throughput()
+    for n in range(MOST_FUNCTIONS + 1):
+        made.of(b"%d" % n).learn(1, 0.01)
+    assert (made.of(b"1").lead, made.of(b"0").lead) == (2, 1)

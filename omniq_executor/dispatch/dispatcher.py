@@ -171,12 +171,12 @@ class Dispatcher:
                 self.engine.prepare()
             return self.engine.snapshot
 
-    def free_capacity(self) -> int:
+    def free_capacity(self, function: Function) -> int:
         """Return how many calls of a map are best added at once, for one worker to take; 0 if all have enough."""
         with self.driver:
             if self._loop.has_work() or self._loop.resumption.takes_all:
                 return 0
-            return self.engine.free_capacity()[1]
+            return self.engine.free_capacity(function.digest)[1]
 
     def future(self, id: int) -> Any:
         """Return a future for any task of the store, or None if there is none of that id."""

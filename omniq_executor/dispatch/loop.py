@@ -135,7 +135,7 @@ class Loop:
 
     def add_one(self, id: int, function: Function, call: Call, call_options: CallOptions) -> None:
         """Store a call, and give it to a worker if one has room."""
-        if call_options is not USUAL or not self._has_room_for_one():
+        if call_options is not USUAL or not self._has_room_for_one(function):
             self.turn(Batch(id, 1, function, None, (call,), False, *call_options))
             return
         self._store.add_claimed(self._owner, self._run, id, function, call, now())
@@ -149,7 +149,7 @@ class Loop:
             self.waiters.remove(id)
         self.fail_by(error)
 
-    def _has_room_for_one(self) -> bool:
+    def _has_room_for_one(self, function: Function) -> bool:
         """Return whether a new call can go to a worker, with no older one and nothing else to do first."""
         if self._pending.some or self._pending.is_alone:
             return False
@@ -158,7 +158,7 @@ class Loop:
             return claims.queue.size < self._capacity
         return (
             not (claims.queue.size or engine.reports or claims.reports or engine.broken)
-            and engine.free_capacity()[1] > 0
+            and engine.free_capacity(function.digest)[1] > 0
         )
 
     # the turn
@@ -224,6 +224,8 @@ class Loop:
             claims.queue.give()
         ends = claims.ends(moment)
         total, best = (0, 0) if engine.broken is not None else engine.free_capacity()
+        if batch is not None and total:
+            best = engine.free_capacity(batch.function.digest)[1]
         self._capacity = total
         if peers.may_have_changed:
             self.resumption.expect()

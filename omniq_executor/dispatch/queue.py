@@ -77,10 +77,11 @@ class DispatchQueue:
         if self._burst:
             self._gather_burst()
         while self._chunks:
-            _, best = self._engine.free_capacity()
+            digest = self._chunks[0].digest
+            _, best = self._engine.free_capacity(digest)
             if best <= 0:
                 return
-            most = min(best, self._engine.throughput.share(self.size, self._engine.max_workers))
+            most = min(best, self._engine.throughput.of(digest).share(self.size, self._engine.max_workers))
             chunk = self._chunks.popleft()
             if len(chunk.ids) > most:
                 self._chunks.appendleft(chunk.part(most, len(chunk.ids)))
@@ -96,10 +97,12 @@ class DispatchQueue:
         unread: list[Claimed] = []
         start = 0
         while start < len(claimed):
-            _, best = self._engine.free_capacity()
-            timeout = _timeout(claimed[start])
-            share = self._engine.throughput.share(len(claimed) - start, self._engine.max_workers)
-            stop = start + (1 if _is_apart(claimed[start]) else max(1, min(best, share)))
+            digest, timeout = claimed[start].digest, _timeout(claimed[start])
+            _, best = self._engine.free_capacity(digest)
+            share = self._engine.throughput.of(digest).share(len(claimed) - start, self._engine.max_workers)
+            if best > 0:
+                share = min(best, share)
+            stop = start + (1 if _is_apart(claimed[start]) else share)
             kind, size = self._kind(claimed[start]), 0
             for i in range(start, stop):
                 size += len(claimed[i].args)

@@ -47,7 +47,7 @@ from ..value_files import Files
 from . import remote
 from .asking import ask, no_package, slots_of, text_of
 from .base import CRASHED, RESULT, RETURNED, TIMED_OUT, Chunk, Report
-from .given import UNTOLD, ChunkPace, Given, Untold
+from .given import UNTOLD, ChunkThroughput, Given, Untold
 from .local import worker as proc
 from .local.record import outcome_of
 from .pacing import Throughput
@@ -78,7 +78,7 @@ class ExecutorEngine:
         """
         self.broken: str | None = None
         self.reports: list[Report] = []
-        self._pace = ChunkPace()
+        self._pace = ChunkThroughput()
         self.throughput: Throughput = self._pace
         self._is_own = not isinstance(executor, Executor)
         self._make: Make = (lambda: executor) if isinstance(executor, Executor) else executor
@@ -141,12 +141,12 @@ class ExecutorEngine:
 
     # giving
 
-    def free_capacity(self) -> tuple[int, int]:
+    def free_capacity(self, digest: bytes | None = None) -> tuple[int, int]:
         """As of an Engine: there is none while something waits that was given before."""
         if self._down is not None or self.broken is not None or self._waiting or self._alone:
             return 0, 0
         free = self._limit() - len(self._given)
-        best = self._pace.best if free > 0 else 0
+        best = self._pace.best(self._pace if digest is None else self._pace.of(digest)) if free > 0 else 0
         return free * best, best
 
     def idle(self) -> int:
@@ -255,7 +255,8 @@ class ExecutorEngine:
         if self._unbegun:
             self._unbegun.difference_update(given.chunk.ids)
         if executed:
-            self.throughput.learn(executed, busy_s)
+            self._pace.learn(executed, busy_s)
+            self._pace.of(given.chunk.digest).learn(executed, busy_s)
             if given.is_prompt:
                 self._pace.see(max(time.monotonic() - given.since - busy_s, 0.0))
         chunk = given.chunk

@@ -117,8 +117,11 @@ class Engine(Protocol):
 
     # giving
 
-    def free_capacity(self) -> tuple[int, int]:
-        """Return how many more calls the workers could be given in all, and how many the one with the most room."""
+    def free_capacity(self, digest: bytes | None = None) -> tuple[int, int]:
+        """Return how many more calls the workers could be given in all, and how many the one with the most room.
+
+        They are of the function with this digest, or of any.
+        """
 
     def idle(self) -> int:
         """Return how many workers have nothing to do, or could be started."""

@@ -24,7 +24,7 @@ class External:
     def keep_large(self, files: Files) -> None:
         """There is nobody to tell."""
 
-    def free_capacity(self) -> tuple[int, int]:
+    def free_capacity(self, digest: bytes | None = None) -> tuple[int, int]:
         """Return that there is none."""
         return 0, 0
 

@@ -9,7 +9,7 @@ import psutil
 from ..slots import RESUME, STARTED
 from .base import Chunk
 from .local.worker import NEVER
-from .pacing import MOST_CALLS, Throughput
+from .pacing import MOST_CALLS, Pace, Throughput
 
 CHUNK_S = 0.1  # of work in a chunk, or ...
 CHUNK_TURNAROUNDS = 20  # ... as many times what the way there and back costs, up to ...
@@ -71,8 +71,24 @@ class Given:
         return [part] if part.ids else []
 
 
-class ChunkPace(Throughput):
-    """How much travels together, where chunks are few and dear."""
+class ChunkPace(Pace):
+    """How much travels together of a function, where chunks are few and dear."""
+
+    def __init__(self, way: "ChunkThroughput") -> None:
+        super().__init__()
+        self._way = way
+
+    def share(self, calls: int, workers: int) -> int:
+        """As of a Pace: the best where there are so many, and else a part that is worth the way."""
+        best = self._way.best(self)
+        if calls >= best:
+            return best
+        least = 1 if self.call_s is None else int(self._way.turnaround_s / self.call_s)
+        return max(-(-calls // workers), min(calls, least))
+
+
+class ChunkThroughput(Throughput):
+    """The paces of functions, and what the way costs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,22 +100,17 @@ class ChunkPace(Throughput):
         """How much work is best given together."""
         return min(max(CHUNK_S, CHUNK_TURNAROUNDS * self.turnaround_s), MOST_CHUNK_S)
 
-    @property
-    def best(self) -> int:
+    def best(self, pace: Pace) -> int:
         """Return how many calls that are."""
-        return 1 if self.call_s is None else min(max(int(self.chunk_s / self.call_s), 1), MOST_CALLS)
-
-    def share(self, calls: int, workers: int) -> int:
-        """As of Throughput: the best where there are so many, and else a part that is worth the way."""
-        if calls >= self.best:
-            return self.best
-        least = 1 if self.call_s is None else int(self.turnaround_s / self.call_s)
-        return max(-(-calls // workers), min(calls, least))
+        return 1 if pace.call_s is None else min(max(int(self.chunk_s / pace.call_s), 1), MOST_CALLS)
 
     def see(self, way_s: float) -> None:
         """Take in what a way there and back has cost that began at once."""
         # A shorter one counts at once, and a longer one by degrees: it may have waited for others.
         self.turnaround_s = min(way_s, self.turnaround_s + (way_s - self.turnaround_s) / 8)
+
+    def _make(self) -> Pace:
+        return ChunkPace(self)
 
 
 def _is_alive(pid: int) -> bool:

@@ -129,7 +129,7 @@ class _RemoteCaller(Caller):
         ids: Sequence[int],
     ) -> Answer:
         """Run the calls of a chunk, see Message."""
-        self._items, self._values, self._executed, self._busy_s = [], [], 0, 0.0  # maybe of one that went wrong
+        self._items, self._values, self._times = [], [], []  # maybe of one that went wrong
         self._slot = self._row(notes)
         self._slot[STARTED] = -1
         self._slot[STOP], self._slot[RESUME] = NEVER, NEVER + os.getpid()  # which says whose row it is
@@ -149,7 +149,8 @@ class _RemoteCaller(Caller):
             spaces.use(before)
             self._slot[STARTED] = -1  # it is in no call any more
         self._encode_values()
-        return self._executed, self._busy_s, self._items, is_noted
+        executed = sum(calls for _, calls, _ in self._times)
+        return executed, sum(busy_s for *_, busy_s in self._times), self._items, is_noted
 
     def _row(self, notes: Notes | None) -> "MutableSequence[int] | memoryview[int]":
         """Return where it is noted which call is under way: in a file that the submitter sees, if it is here."""

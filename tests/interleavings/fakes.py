@@ -329,7 +329,7 @@ class FakeEngine:
 
     # giving
 
-    def free_capacity(self) -> tuple[int, int]:
+    def free_capacity(self, digest: bytes | None = None) -> tuple[int, int]:
         if self.broken is not None:
             return 0, 0
         left = [self._depth - len(queue) for queue in self._queues]

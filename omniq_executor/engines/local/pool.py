@@ -61,6 +61,7 @@ class LocalEngine:
         self._workers: list[Record | None] = [None] * max_workers
         self._alive: list[Record] = []  # those of them that are there
         self._function_ids: dict[tuple[int, bytes, int, int], int] = {}
+        self._digests: dict[int, bytes] = {}  # of functions, by these ids
         self._last_function = 0
         self._has_run = False  # a call, in any worker
         self._start_deaths = 0
@@ -94,11 +95,11 @@ class LocalEngine:
 
     # giving
 
-    def free_capacity(self) -> tuple[int, int]:
+    def free_capacity(self, digest: bytes | None = None) -> tuple[int, int]:
         """How many more calls the workers could be given in all, and how many the one with the most room."""
         total = best = 0
         for worker in self._workers:
-            free = self._free_capacity_of(worker)
+            free = self._free_capacity_of(worker, digest)
             if free > 0:
                 total += free
                 if free > best:
@@ -111,23 +112,26 @@ class LocalEngine:
             (worker is None or not worker.queued) and self._free_capacity_of(worker) > 0 for worker in self._workers
         )
 
-    def _free_capacity_of(self, worker: Record | None) -> int:
-        lead = self.throughput.lead
+    def _free_capacity_of(self, worker: Record | None, digest: bytes | None = None) -> int:
+        throughput = self.throughput
         if worker is None:
             if self._start_at:
                 return 0
+            lead = throughput.lead if digest is None else throughput.of(digest).lead
             return lead if self._max_tasks is None else min(lead, self._max_tasks)
         if worker.outbox.waiting or worker.take_at or worker.taken != proc.NEVER or worker.ending is not None:
             return 0
-        free = lead - worker.next + worker.reported
+        queued = worker.next - worker.reported
+        free = throughput.lead - queued if digest is None else throughput.room(digest, worker.load, queued)
         return free if self._max_tasks is None else min(free, self._max_tasks - worker.next)
 
     def give(self, chunk: Chunk) -> None:
         """Hand a chunk to the worker that has the most room, starting one where none is idle. One must have room."""
         # Among equals: an idle worker, then a new one. A running worker is never preferred to a new one.
-        slot, most = 0, (-1, False)
+        slot, most = 0, (-1, False, False)
         for i, worker in enumerate(self._workers):
-            room = self._free_capacity_of(worker), worker is not None
+            is_idle = worker is None or not worker.queued
+            room = self._free_capacity_of(worker, chunk.digest), is_idle, worker is not None
             if room > most:
                 slot, most = i, room
         worker = self._workers[slot] or self._try_to_start(slot)
@@ -139,14 +143,12 @@ class LocalEngine:
 
     def _give_to(self, worker: Record, chunk: Chunk) -> None:
         function, pickled = self._function_for(worker, chunk)
-        chunk.sequence = worker.next
         if not worker.queued:
             worker.heard_at = time.monotonic()
         if chunk.timeout is not None:
             chunk.given_at = time.monotonic()
             self._terminator.set_timer(worker, chunk.given_at + chunk.timeout)
-        worker.next += len(chunk.ids)
-        worker.chunks.append(chunk)
+        worker.take(chunk)
         message: tuple[Any, ...] = chunk.sequence, function, pickled, chunk.text, chunk.calls, chunk.ids, chunk.space
         if self.output is not None:
             message = *message, (self.output, chunk.attempts)
@@ -162,8 +164,10 @@ class LocalEngine:
         if function_id is None:
             if len(self._function_ids) == proc.FUNCTIONS:
                 self._function_ids.clear()
+                self._digests.clear()
             self._last_function += 1
             function_id = self._function_ids[version] = self._last_function
+            self._digests[function_id] = chunk.digest
         if function_id in worker.functions:
             return function_id, None
         if len(worker.functions) == proc.FUNCTIONS:  # as the worker does
@@ -241,14 +245,16 @@ class LocalEngine:
         except (EOFError, ConnectionResetError):
             self._unwatch(worker)  # its death is told by the launcher
             return False
-        for executed, busy_s, items in messages:
+        for times, items in messages:
             if not items or items[0][0] != proc.STACK:  # who looks often keeps no call from being taken back
                 worker.heard_at = time.monotonic()
-            if executed:
+            for function_id, executed, busy_s in times:
                 self.throughput.learn(executed, busy_s)
-                if not worker.has_run:
-                    worker.has_run = self._has_run = True
-                    self._start_deaths = 0
+                if (digest := self._digests.get(function_id)) is not None:
+                    self.throughput.of(digest).learn(executed, busy_s)
+            if times and not worker.has_run:
+                worker.has_run = self._has_run = True
+                self._start_deaths = 0
             for item in items:
                 self._take(worker, *item)
         if worker.ending is not None and not worker.ending.has_begun:
@@ -285,6 +291,7 @@ class LocalEngine:
         ]
         worker.reported = worker.next
         worker.chunks.clear()
+        worker.load.clear()
         worker.timer, worker.ending = 0.0, None
         if worker in self._workers:
             slot = self._workers.index(worker)
@@ -308,8 +315,11 @@ class LocalEngine:
         for worker in self._alive:
             if worker.take_at:
                 due = min(due, worker.take_at)
-            elif worker.may_have_results() or (self._is_hoarding(worker) and is_idle()):
+                continue
+            if worker.may_have_results():
                 due = min(due, worker.heard_at + STEAL_AFTER_S)
+            if worker.is_hoarding() and is_idle():
+                due = min(due, worker.steal_at(self.throughput, self._has_idle()))
         return due
 
     def steal(self, now: float, is_idle: Callable[[], bool]) -> None:
@@ -321,30 +331,18 @@ class LocalEngine:
             if worker.take_at:
                 if worker.take_at <= now:
                     self.reports += worker.conclude()
-            elif worker.heard_at + STEAL_AFTER_S <= now:
-                if worker.may_have_results():
-                    worker.ask(proc.FLUSH, now)
-                if self._is_hoarding(worker) and is_idle():
-                    worker.stop(self._first_to_take(worker))
+                continue
+            if worker.may_have_results() and worker.heard_at + STEAL_AFTER_S <= now:
+                worker.ask(proc.FLUSH, now)
+            if worker.is_hoarding() and is_idle():
+                has_idle = self._has_idle()
+                if worker.steal_at(self.throughput, has_idle) <= now:
+                    worker.stop(worker.first_to_take(has_idle))
                     worker.take_at = now + VISIBLE_S
 
-    def _is_hoarding(self, worker: Record) -> bool:
-        """Return whether calls wait in the worker that can be taken back."""
-        if not worker.queued or worker.is_being_taken_from:
-            return False
-        return self._first_to_take(worker) < worker.next
-
-    def _first_to_take(self, worker: Record) -> int:
-        """Return the first of its calls that is better off elsewhere.
-
-        One that is not started counts only if another worker has nothing to do; else this one, which
-        may only be coming up, is as good as a new one.
-        """
-        first = worker.unstarted()
-        others = self._alive if first == worker.reported else ()
-        if others and not any(not other.queued and self._free_capacity_of(other) > 0 for other in others):
-            return first + 1
-        return first
+    def _has_idle(self) -> bool:
+        """Return whether a worker has nothing to do, and could be given something."""
+        return any(worker.next == worker.reported and self._free_capacity_of(worker) > 0 for worker in self._alive)
 
     def recall(self, ids: Container[int]) -> None:
         """Take back, at once, what waits in workers that have unstarted calls with one of these ids."""

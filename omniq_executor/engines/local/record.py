@@ -11,6 +11,7 @@ one on, and VISIBLE_S later `conclude()` reads what the worker has started by th
 """
 
 import contextlib
+import math
 import socket
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from typing import Any
 from ...model.task import ErrorInfo
 from ...slots import RESUME, SINCE, STARTED, STOP
 from ..base import ERROR, RESULT, RESULTS, RETURNED, Chunk, Report
+from ..pacing import STEAL_AFTER_S, TAKE_OVER_S, Throughput
 from . import worker as proc
 from .launch import Process
 from .probe import Probe
@@ -52,6 +54,7 @@ class Record:
         self.outbox = Outbox(sock)
         self.questions: deque[tuple[Probe, int]] = deque()  # not answered, with the call that was running then
         self.chunks: deque[Chunk] = deque()
+        self.load: dict[bytes, int] = {}  # how many calls of each function are in the chunks, by digest
         self.functions: set[int] = set()
         self.next = 0
         self.reported = 0
@@ -69,6 +72,13 @@ class Record:
     def queued(self) -> int:
         """How many calls it has, the one it runs included."""
         return self.next - self.reported
+
+    def take(self, chunk: Chunk) -> None:
+        """Take note of what it is given."""
+        chunk.sequence = self.next
+        self.next += len(chunk.ids)
+        self.chunks.append(chunk)
+        self.load[chunk.digest] = self.load.get(chunk.digest, 0) + len(chunk.ids)
 
     def parts(self, sequence: int, end: int) -> Iterator[tuple[Chunk, int, int]]:
         """Return where the calls with these numbers are: (chunk, start, stop)."""
@@ -118,7 +128,10 @@ class Record:
     def drop_reported(self) -> None:
         """Forget chunks that are reported."""
         while self.chunks and self.chunks[0].sequence + len(self.chunks[0].ids) <= self.reported:
-            self.chunks.popleft()
+            chunk = self.chunks.popleft()
+            self.load[chunk.digest] -= len(chunk.ids)
+            if not self.load[chunk.digest]:
+                del self.load[chunk.digest]
 
     def answer(self, sequence: int, stack: str) -> None:
         """Take the answer to the oldest question. The reports of calls that ended before it came before it."""
@@ -128,6 +141,35 @@ class Record:
         look.close_one(asked)
 
     # taking back
+
+    def first_to_take(self, has_idle: bool) -> int:
+        """Return the first of its calls that is better off elsewhere.
+
+        One that is not started counts only if another worker has nothing to do; else this one, which may only be
+        coming up, is as good as a new one.
+        """
+        first = self.unstarted()
+        return first + 1 if first == self.reported and not has_idle else first
+
+    def is_hoarding(self) -> bool:
+        """Return whether calls wait in it that could be taken back."""
+        return self.unstarted() < self.next and not self.is_being_taken_from
+
+    def steal_at(self, throughput: Throughput, has_idle: bool) -> float:
+        """Return when calls that wait in it are to be taken back, if another worker could have them.
+
+        When it has been silent for long; and at once where there is much to do, which it may report bit by bit.
+        """
+        first = self.first_to_take(has_idle)
+        if first >= self.next:
+            return math.inf
+        if has_idle:
+            chunks = [*self.chunks]  # any thread may ask: see next_check()
+            ends = [(chunk.digest, len(chunk.ids), chunk.sequence + len(chunk.ids)) for chunk in chunks]
+            waiting = [(digest, min(size, end - first)) for digest, size, end in ends if end > first]
+            if throughput.work_s(waiting) >= TAKE_OVER_S:
+                return self.heard_at
+        return self.heard_at + STEAL_AFTER_S
 
     def unstarted(self) -> int:
         """Return the sequence number of the first call that it has not started."""

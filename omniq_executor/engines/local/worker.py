@@ -131,8 +131,7 @@ class Caller:
         self._items: list[tuple[Any, ...]] = []  # encoded, not yet sent
         self._values: list[tuple[Any]] = []  # scalars not yet encoded, of calls with consecutive numbers ...
         self._first = 0  # ... from this one on
-        self._executed = 0  # calls since the last flush ...
-        self._busy_s = 0.0  # ... and the time they took together
+        self._times: list[list[Any]] = []  # functions, how many calls of each, and how long these took together
         self._flush_at = 0.0
 
     def run_chunk(
@@ -161,7 +160,7 @@ class Caller:
         rows, load = (codec.decode(text), None) if text is not None else (calls or (), self._decode)
         if output is not None:
             load = self._captured(load, sequence, ids, *output)
-        end = sequence + len(rows)
+        end, timed = sequence + len(rows), sequence
         started = clock()
         # Before STARTED is: who sees that one must find this one.
         slot[SINCE] = 0 if type(self._functions[function_id]) is bytes else time.monotonic_ns()
@@ -176,7 +175,7 @@ class Caller:
                 slot[TASK] = next(others)
             slot[STARTED] = sequence
             if slot[STOP] <= sequence < slot[RESUME]:
-                self._put((SKIPPED, sequence, end - sequence), executed=0)
+                self._put((SKIPPED, sequence, end - sequence))
                 break
             try:
                 call = self._functions[function_id]
@@ -189,7 +188,7 @@ class Caller:
                 value = call(*row) if load is None else load(call, row)
             except _Stale:
                 self._is_stale = True
-                self._put((STALE, sequence), executed=0)
+                self._put((STALE, sequence))
                 self.flush()
                 return
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
@@ -201,18 +200,18 @@ class Caller:
                         if not self._values:
                             self._first = sequence
                         self._values.append((value,))
-                        self._executed += 1
                 else:
                     self._put_result(sequence, value, call, row if text is not None else None)
             sequence += 1
             now = clock()
             if now >= self._flush_at:
-                self._busy_s += now - started
-                started = now
+                self._note_time(function_id, sequence - timed, now - started)
+                started, timed = now, sequence
                 self.flush()
                 self._flush_at = now + FLUSH_S
         self._is_fresh = False
-        self._busy_s += clock() - started
+        if sequence > timed:
+            self._note_time(function_id, sequence - timed, clock() - started)
         if len(rows) == 1:  # a call that came alone is waited for
             self.flush()
 
@@ -320,11 +319,19 @@ class Caller:
         except Exception:  # noqa: BLE001 - a callable of the user's may do anything when it is asked for its name
             return ""
 
-    def _put(self, item: tuple[Any, ...], executed: int = 1) -> None:
+    def _put(self, item: tuple[Any, ...]) -> None:
         with self._lock:
             self._encode_values()
             self._items.append(item)
-            self._executed += executed
+
+    def _note_time(self, function_id: int, calls: int, busy_s: float) -> None:
+        """Have the parent be told how long calls of a function took."""
+        with self._lock:
+            if self._times and self._times[-1][0] == function_id:
+                self._times[-1][1] += calls
+                self._times[-1][2] += busy_s
+            else:
+                self._times.append([function_id, calls, busy_s])
 
     def _encode_values(self) -> None:
         values, self._values = self._values, []
@@ -385,7 +392,7 @@ class _Worker(Caller):
             entries.append(traceback.FrameSummary(code.co_filename, line, code.co_name, lookup_line=False))
         if self._slot[STARTED] != sequence:  # it went on while it was looked at
             entries.clear()
-        self._put((STACK, sequence, "".join(traceback.format_list(entries[::-1]))), executed=0)
+        self._put((STACK, sequence, "".join(traceback.format_list(entries[::-1]))))
         self.flush()
 
     def flush(self, always: bool = False) -> None:
@@ -394,8 +401,8 @@ class _Worker(Caller):
             self._encode_values()
             if not (self._items or always):
                 return
-            message = (self._executed, self._busy_s, self._items)
-            self._items, self._executed, self._busy_s = [], 0, 0.0
+            message = (self._times, self._items)
+            self._items, self._times = [], []
             for piece in frame(message):
                 self._socket.sendall(piece)
 
