@@ -174,6 +174,19 @@ def test_a_long_queue_does_not_keep_a_short_one_waiting(submit_to: Any, start_wo
     assert not all(future.done() for future in slow)
 
 
+def test_long_calls_that_were_claimed_as_if_they_were_short_go_back(
+    submit_to: Any, start_worker: Any, address: Path
+) -> None:
+    long, short = submit_to("long"), submit_to("short")
+    start_worker("-n", 1, "--store", address)
+    assert list(short.map(calls.square, range(200), timeout=WAIT_S))[-1] == 199 * 199  # so there is room for thousands
+    slow = [long.options(eta=0.2).submit(time.sleep, 0.02) for _ in range(500)]  # all due at a time
+    slow[0].result(WAIT_S)
+    quick = [short.submit(calls.square, n) for n in range(5)]
+    assert [future.result(WAIT_S) for future in quick] == [0, 1, 4, 9, 16]
+    assert sum(future.done() for future in slow) < 250
+
+
 def test_calls_that_become_due_are_run_in_every_queue(submit_to: Any, start_worker: Any, address: Path) -> None:
     start_worker("-n", 1, "--store", address)
     futures = [submit_to(name).options(eta=eta).submit(calls.square, 3) for name, eta in (("one", 0.4), ("two", 0.2))]

@@ -52,7 +52,8 @@ class Claims:
     def give(self, claimed: Sequence[Claimed]) -> None:
         """Give tasks to the workers, or have them wait, with those that were unread before.
 
-        What is not to be run is reported. Nothing fails: those for which the store cannot be read are unread again.
+        What is not to be run is reported, and what is too much released. Nothing fails: those for which the store
+        cannot be read are unread again.
         """
         for task in claimed:
             if task.crashes or task.owner_deaths or task.options is not None:
@@ -61,7 +62,9 @@ class Claims:
         self.unread = []
         if self._special:
             claimed = self._bound(self._without_deadly(claimed))
-        self.unread += self.queue.give_claimed(claimed)
+        unread, too_many = self.queue.give_claimed(claimed)
+        self.unread += unread
+        self.releases |= {task.id: task.attempt for task in too_many}
 
     def _without_deadly(self, claimed: Sequence[Claimed]) -> list[Claimed]:
         """Return those that have not killed their owners too often."""

@@ -271,7 +271,9 @@ class Loop:
             claims.give(turned.claimed)
             if claims.unread:
                 self._committer.retry()
-        if follows or claims.reports:  # of some that are not to be run
+            if claims.releases:  # committed with the next turn; later there may be room for them here, too
+                self._expect_some()
+        if follows or claims.reports or claims.releases:  # of some that are not to be run, or not here
             self.driver.wake()
         peers.changes += turned.refused
         peers.may_have_changed = peers.may_have_changed or turned.foreign

@@ -89,12 +89,15 @@ class DispatchQueue:
             self.size -= len(chunk.ids)
             self._engine.give(chunk)
 
-    def give_claimed(self, claimed: Sequence[Claimed]) -> list[Claimed]:
-        """Give tasks that were claimed because there was room for them; hold those for which there is none any more.
+    def give_claimed(self, claimed: Sequence[Claimed]) -> tuple[list[Claimed], list[Claimed]]:
+        """Give tasks that were claimed because there was room for them.
 
-        Return those whose function cannot be read from the store at the moment.
+        Return those whose function cannot be read from the store at the moment, and those that are to go back. Where
+        there is no room any more, since their functions take longer than was thought, calls of others' runs do: other
+        processes may have room, and other queues short calls. Those of the own run wait here.
         """
         unread: list[Claimed] = []
+        too_many: list[Claimed] = []
         start = 0
         while start < len(claimed):
             digest, timeout = claimed[start].digest, _timeout(claimed[start])
@@ -125,10 +128,12 @@ class DispatchQueue:
             chunk.timeout = timeout
             if best > 0:
                 self._engine.give(chunk)
+            elif self.by_run:
+                too_many += claimed[start:stop]
             else:  # large arguments have filled a worker's socket, say
                 self.hold(chunk)
             start = stop
-        return unread
+        return unread, too_many
 
     def _kind(self, task: Claimed) -> tuple[bytes, int]:
         """The function of a task and its namespace, which are the same for all calls of a chunk."""

@@ -122,7 +122,10 @@ class LocalEngine:
         if worker.outbox.waiting or worker.take_at or worker.taken != proc.NEVER or worker.ending is not None:
             return 0
         queued = worker.next - worker.reported
-        free = throughput.lead - queued if digest is None else throughput.room(digest, worker.load, queued)
+        if digest is None:  # with calls of an unknown pace it has enough
+            free = min([throughput.lead, *(throughput.of(each).lead for each in worker.load)]) - queued
+        else:
+            free = throughput.room(digest, worker.load, queued)
         return free if self._max_tasks is None else min(free, self._max_tasks - worker.next)
 
     def give(self, chunk: Chunk) -> None:
