@@ -160,8 +160,8 @@ class RunHistory(NamedTuple):
         left = sum(call.status is not Status.CANCELLED for call in self.left)
         resumed = Resumed(record.queue, record.id, record.continues, left + len(self.taken))
         reasons = self.reasons()
-        for call in self.calls:
-            resumed.add(function(call.digest).path, reasons[call.id])
+        for (digest, why), count in Counter((call.digest, reasons[call.id]) for call in self.calls).items():
+            resumed.add(function(digest).path, why, count)
         if not record.continues:
             resumed.fresh = self.history.fresh(record)
         return resumed

@@ -5,7 +5,7 @@ older code had n such calls; a further one is a repetition, for which no code ha
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..model.reasons import Reason, Why
 from ..model.task import Function
@@ -21,9 +21,7 @@ class _Had:
     count: int = 0  # of calls under this code, ...
     older: bytes = b""  # ... and the digest of the code before it, ...
     left: int = 0  # ... which had so many more calls
-    failed: dict[bytes, list[int]] = field(
-        default_factory=dict
-    )  # by digest, when calls failed that were not made again
+    failed: dict[bytes, list[int]] | None = None  # by digest, when calls failed that were not made again, if some did
 
 
 class Repeats:
@@ -43,13 +41,16 @@ class Repeats:
         It was added at that time and may have failed. If it is not new, it is one that the run has taken over.
         """
         function = self._function(digest)
-        had = self._had.setdefault((digest if LOCAL in function.path else function.path, likeness), _Had(function))
-        if not _is_same(had.code, function):
-            had.older, had.left, had.count = had.code.digest, had.count, 0
-        had.code = function
+        key = digest if LOCAL in function.path else function.path, likeness
+        had = self._had.get(key)
+        if had is None:
+            had = self._had[key] = _Had(function)
+        elif not _is_same(had.code, function):
+            had.older, had.left, had.count, had.code = had.code.digest, had.count, 0, function
         had.count += 1
-        why = self._why(had, digest, at) if is_new else None
+        why = self._why(had, digest, at) if is_new and (had.left or had.failed) else None
         if failed_at is not None:
+            had.failed = had.failed or {}
             had.failed.setdefault(digest, []).append(failed_at)
         return why
 
@@ -57,7 +58,7 @@ class Repeats:
         if had.left:
             had.left -= 1
             return Why(Reason.CODE, self._changed(had.older, digest))
-        failed = had.failed.get(digest, [])
+        failed = (had.failed or {}).get(digest, [])
         before = next((it for it in failed if it < at), None)
         if before is None:
             return None
