@@ -20,10 +20,11 @@ from .code.run_context import context_of
 from .config import Settings, parse_address
 from .dispatch import cells, sessions
 from .dispatch.dispatcher import Dispatcher
-from .dispatch.lifetimes import close_with_multiprocessing
+from .dispatch.lifetimes import close_before_pools, close_with_multiprocessing
 from .dispatch.loop import USUAL
 from .dispatch.resumption import OnChange
 from .dispatch.stranded import SESSION, stranded
+from .engines.adapter import ExecutorEngine
 from .engines.local.launch import Process
 from .engines.local.pool import LocalEngine
 from .engines.local.start_method import context_for
@@ -198,6 +199,8 @@ class PersistentExecutor(Submitter):
                 undo.callback(dispatcher.close, wait=False)
                 dispatcher.close_with(self)
                 close_with_multiprocessing()
+                if isinstance(pool, ExecutorEngine):
+                    close_before_pools()
             undo.pop_all()
         if lost:
             _log.warning(

@@ -283,6 +283,8 @@ def test_without_it_says_what_it_is_about_at_its_start_and_end(
         (["-n", "many"], 2),
         (["--queue", ""], 2),
         (["--durability", "none"], 2),
+        (["--engine", "mesos://host"], 2),
+        (["--engine", "dask://host:8786", "--capture-output"], 2),
         (["--store", "nowhere://x"], 1),
     ],
     ids=str,

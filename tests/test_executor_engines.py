@@ -14,6 +14,7 @@ import pytest
 
 from omniq_executor import (
     EngineClosed,
+    EngineError,
     EngineMismatch,
     EngineUnreachable,
     PersistentExecutor,
@@ -61,6 +62,17 @@ def test_threads_of_this_process_can_run_them(make_executor: Any) -> None:
         executor.shutdown()
         assert sys.modules["__main__"] is main
         assert threads.submit(calls.square, 3).result(WAIT_S) == 9  # it is whose it was
+
+
+def test_who_tells_that_a_call_is_done_waits_for_nobody(make_executor: Any, journal: Any, gate: Path) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        executor = make_executor(None, engine=threads)
+        future = executor.submit(calls.noted_wait, journal.path, 1, gate)
+        journal.wait_for(1)
+        with executor._dispatcher.driver:  # as while a turn is taken
+            gate.touch()
+            assert threads.submit(calls.square, 2).result(WAIT_S) == 4  # in the thread that has told
+        assert future.result(WAIT_S) == 1
 
 
 def test_what_is_slow_after_much_that_was_fast_comes_back_and_runs_elsewhere(
@@ -117,8 +129,8 @@ def test_where_workers_are_elsewhere_a_deadly_call_is_found_by_giving_calls_agai
     for module in (adapter, asking):
         monkeypatch.setattr(module, "machine", lambda: "elsewhere")  # so that they note nothing
     executor = make_executor(None, engine=make, crash_retries=1)
-    list(executor.map(calls.square, range(30), timeout=WAIT_S))  # so that several go together
-    futures = [executor.submit(calls.die_on, journal.path, 7, n) for n in range(40)]
+    list(executor.map(calls.square, range(10), timeout=WAIT_S))  # so that several go together
+    futures = [executor.submit(calls.die_on, journal.path, 7, n) for n in range(16)]
     errors = [n for n, future in enumerate(futures) if future.exception(WAIT_S) is not None]
     assert errors == [7]
     assert futures[7].task().attempts == 2
@@ -323,6 +335,37 @@ def test_a_script_that_is_killed_goes_on_where_it_was(script: Any) -> None:
     lines = script.journal.lines()
     assert {*map(int, lines)} == {*range(400)}
     assert all(lines.count(str(n)) == 1 for n in range(100))  # what was handed out is not run again
+
+
+UNCLOSED = """
+import time
+from concurrent.futures import {pool}
+from omniq_executor import PersistentExecutor
+
+def work(n):
+    time.sleep(0.01)
+    print(n, flush=True)
+
+if __name__ == "__main__":
+    executor = PersistentExecutor(engine={pool}(2))
+    futures = [executor.submit(work, n) for n in range(50)]
+"""
+
+
+@pytest.mark.parametrize("kind", ["ProcessPoolExecutor", "ThreadPoolExecutor"])
+def test_a_script_that_closes_nothing_has_its_calls_done_at_its_end(script: Any, kind: str) -> None:
+    script.write(UNCLOSED.format(pool=kind))
+    done = script.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(map(int, done.stdout.split())) == [*range(50)]
+
+
+def test_a_cluster_whose_client_is_not_installed_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "omniq_executor.engines.dask", raising=False)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(EngineError, match=r"pip install 'omniq-executor\[dask\]'"):
+        PersistentExecutor(store=store, engine="dask://host:8786")
+    assert nothing_in(store)
 
 
 # --- What is refused ---

@@ -22,7 +22,7 @@ at_end: list[Callable[[], object]] = []
 _held = threading.local()  # what a thread that is forking keeps from taking turns
 
 
-def _close_at_exit() -> None:
+def _close_dispatchers() -> None:
     """Finish what was submitted, as ProcessPoolExecutor does at the end of the interpreter."""
     # Those of no run come last: they only wait, and what they wait for may be finished by the others meanwhile.
     for dispatcher in sorted(open_dispatchers, key=lambda one: not one.run.id):
@@ -31,6 +31,11 @@ def _close_at_exit() -> None:
         else:
             dispatcher.close(wait=True)
     open_dispatchers.clear()  # nothing is to be done when their executors are dropped
+
+
+def _close_at_exit() -> None:
+    """Do that, and end what is of the process."""
+    _close_dispatchers()
     sessions.end_all()
     for call in at_end:
         call()
@@ -55,10 +60,10 @@ def _after_fork_in_child() -> None:
     close_with_multiprocessing.cache_clear()
 
 
-def _close_quietly() -> None:
+def _close_quietly(close: Callable[[], None] = _close_at_exit) -> None:
     """Do it; if Ctrl-C comes meanwhile, end what runs, and say nothing: nobody hears of it any more."""
     try:
-        _close_at_exit()
+        close()
     except KeyboardInterrupt:
         # Workers end in some seconds at most, and one more Ctrl-C makes them no faster. It is all done in here, where
         # the session sees how it ended, and does not end clean.
@@ -67,7 +72,7 @@ def _close_quietly() -> None:
             with contextlib.suppress(KeyboardInterrupt):
                 for dispatcher in list(open_dispatchers):
                     dispatcher.stop(signal.SIGTERM, "waiting for the calls was interrupted")
-                _close_at_exit()
+                close()
                 is_over = True
 
 
@@ -79,6 +84,16 @@ def close_with_multiprocessing() -> None:
     """In a process that multiprocessing has started, do it at its end: what `atexit` knows may not be heeded there."""
     if multiprocessing.parent_process() is not None:
         multiprocessing.util.Finalize(None, _close_quietly, exitpriority=0)
+
+
+@functools.cache
+def close_before_pools() -> None:
+    """Close dispatchers whose engines are Python's own pools while these still take calls.
+
+    They refuse them at the end of the interpreter before any handler of `atexit` is called, and have no public way
+    to be asked before that. What is registered there last is called first, so it comes after their import.
+    """
+    threading._register_atexit(_close_quietly, _close_dispatchers)  # type: ignore[attr-defined]
 
 
 if hasattr(os, "register_at_fork"):

@@ -49,7 +49,7 @@ def _is_here(future: "Future[Any]", kind: str) -> bool:
     except (ImportError, AttributeError) as error:
         raise no_package(error) from error
     except BrokenExecutor as error:
-        raise EngineClosed(f"the {kind} is broken: {text_of(error)}. Give one that works") from error
+        raise EngineError(f"workers of the {kind} do not live: {text_of(error)}") from error
     except CancelledError as error:
         raise EngineUnreachable(f"the {kind} has lost its workers: see whether they run") from error
     except Exception as error:

@@ -55,7 +55,7 @@ class Renewal:
                 if self._is_own and self._closing.is_set():  # nobody takes it any more
                     new.shutdown(wait=False)
                 break
-            if time.monotonic() > deadline or (isinstance(failure, EngineClosed) and not self._is_own):
+            if time.monotonic() > deadline or isinstance(failure, EngineClosed):  # a new one too, as at an exit
                 self.found.append(failure)
                 break
             self._closing.wait(AGAIN_S)
