@@ -464,13 +464,16 @@ def test_a_worker_that_is_found_to_be_another_python_later_is_told_to_all(make_e
         make_executor(None, engine=threads).submit(calls.square, 2).result(WAIT_S)
 
 
-def test_an_executor_that_tells_no_slots_needs_a_number(store: Path) -> None:
-    mine = Elsewhere(1)
-    mine.answer = remote.who()
-    del mine._max_workers
+def test_an_executor_that_tells_no_slots_needs_a_number(
+    make_executor: Any, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cancelling, "_max_workers", None)
     with pytest.raises(ValueError, match="give that number as max_workers"):
-        PersistentExecutor(store=store, engine=mine)
+        PersistentExecutor(store=store, engine=Cancelling)
     assert nothing_in(store)
+    executor = make_executor(3, engine=Cancelling)
+    assert executor.submit(calls.square, 3).result(WAIT_S) == 9
+    assert executor._max_workers == 3
 
 
 @pytest.mark.parametrize(

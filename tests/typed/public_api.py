@@ -86,6 +86,10 @@ def makes_executors() -> None:
     PersistentExecutor(store="runs/etl.db", queue="etl", resume="always", resume_within=3600, leftovers="run")
     PersistentExecutor(store=FOLDER, resume_within=datetime.timedelta(days=1), crash_retries=1, durability="power")
     PersistentExecutor(store=Settings("file", FOLDER, max_retries=2), engine="external")
+    PersistentExecutor(engine=concurrent.futures.ThreadPoolExecutor(2))
+    PersistentExecutor(engine=concurrent.futures.ThreadPoolExecutor)
+    PersistentExecutor(4, engine="dask://host:8786")
+    PersistentExecutor(engine=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     PersistentExecutor(resume="failed", result_ttl=None)
     PersistentExecutor(result_ttl=datetime.timedelta(days=30))
     PersistentExecutor(result_ttl="7d")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
