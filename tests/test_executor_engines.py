@@ -338,13 +338,14 @@ def test_a_script_that_is_killed_goes_on_where_it_was(script: Any) -> None:
 
 
 UNCLOSED = """
+import os
 import time
 from concurrent.futures import {pool}
 from omniq_executor import PersistentExecutor
 
 def work(n):
     time.sleep(0.01)
-    print(n, flush=True)
+    os.write(1, f"{{n}}\\n".encode())  # whole, whoever else writes
 
 if __name__ == "__main__":
     executor = PersistentExecutor(engine={pool}(2))
