@@ -11,9 +11,9 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from hashlib import blake2b
 from typing import NamedTuple
 
+from .blake2 import blake2b
 from .errors import InputError, InputIsFolder, InputNotFound
 
 _PIECE_BYTES = 1 << 20

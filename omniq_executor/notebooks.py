@@ -10,9 +10,10 @@ import linecache
 import os
 import sys
 from collections.abc import Callable, Iterator
-from hashlib import blake2b
 from types import FrameType
 from typing import Any
+
+from .blake2 import blake2b
 
 _watched: Any = None  # the shell whose cells are watched
 _shown: BaseException | None = None  # the exception that was shown last, when the last cell ended

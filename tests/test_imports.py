@@ -46,12 +46,27 @@ def test_a_worker_loads_neither_the_store_nor_asyncio(tmp_path: Path) -> None:
 from omniq_executor import PersistentExecutor
 def loaded():
     import sys
-    names = "asyncio", "sqlite3", "filelock", "click", "omniq_executor.dispatch.dispatcher"
+    names = "asyncio", "sqlite3", "filelock", "hashlib", "click", "omniq_executor.dispatch.dispatcher"
     return sorted(set(names) & set(sys.modules))
 with PersistentExecutor(1, store={str(tmp_path / "s.db")!r}) as executor:
     print(executor.submit(loaded).result(30))
 """
     assert run(code) == "[]\n"
+
+
+def test_a_forkserver_begins_to_start_before_the_store_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "s.db").mkdir()  # so that the store cannot be opened
+    code = f"""
+import os
+from multiprocessing import forkserver, get_context
+from omniq_executor import PersistentExecutor, StoreError
+try:
+    PersistentExecutor(1, get_context("forkserver"), store={str(tmp_path / "s.db")!r})
+except StoreError:
+    os.kill(forkserver._forkserver._forkserver_pid, 0)
+    print("started")
+"""
+    assert run(code) == "started\n"
 
 
 def test_workers_of_a_forkserver_import_nothing_of_the_package_themselves(script: Any) -> None:

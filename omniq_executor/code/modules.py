@@ -8,10 +8,11 @@ import opcode
 import os
 import re
 import sys
-from hashlib import blake2b
 from operator import attrgetter
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
+
+from ..blake2 import blake2b
 
 MAIN = "__main__"
 MAINS = (MAIN, "__mp_main__")  # the second is its name in a process that multiprocessing spawned

@@ -20,11 +20,11 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from hashlib import blake2b
 from types import FunctionType, MemberDescriptorType
 from typing import Any, NamedTuple, TypeVar
 
 from .. import values
+from ..blake2 import blake2b
 from ..value_files import names_in
 from . import memory, spaces
 from .memory import ATOMS

@@ -11,12 +11,12 @@ import uuid
 import weakref
 from collections import ChainMap
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar
 
 import cloudpickle
 
+from ..blake2 import blake2b
 from . import digest as keys, spaces
 from .memory import ATOMS, is_named
 from .modules import CACHED, MAIN, Reduced, is_main, mentions, namesake, type_name

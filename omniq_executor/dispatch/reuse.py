@@ -6,8 +6,7 @@ was given: nobody else has that run, so this is a dict, under the dispatcher's l
 neither.
 """
 
-from hashlib import blake2b
-
+from ..blake2 import blake2b
 from ..model.options import MEMO
 from ..model.task import Call, Function
 

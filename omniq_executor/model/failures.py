@@ -12,10 +12,10 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import blake2b
 from html import escape
 from typing import Any, NamedTuple, overload
 
+from ..blake2 import blake2b
 from ..display import words
 from .schema import ErrorInfo, format_id, iso
 

@@ -110,6 +110,14 @@ class Launcher:
         """Have workers that start keep large values in files."""
         self._setup = self._setup._replace(files=files)
 
+    def warm_up(self) -> None:
+        """Have a forkserver begin to start, which takes longer than to open a store."""
+        if self._context.get_start_method() == "forkserver":
+            from multiprocessing import forkserver
+
+            with _our_start(), contextlib.suppress(OSError):  # too many processes, say: the first worker will tell
+                forkserver.ensure_running()
+
     def attach(self, selector: selectors.BaseSelector) -> None:
         """Have deaths waited for by `selector`."""
         self._selector = selector
