@@ -120,8 +120,8 @@ class Files:
             pin = self._pinned(name, data)  # a look at every byte, at a tenth of the cost of a hash
             if pin is not None:
                 return name, bytes.fromhex(name[:32]), pin
-        digest, written = self._hashed(data)
-        name = f"{digest.hex()}.{len(data)}.{zlib.crc32(data):08x}"
+        digest, checksum, written = self._hashed(data)
+        name = f"{digest.hex()}.{len(data)}.{checksum:08x}"
         pin = self._pinned(name, data)
         if pin is not None:
             if isinstance(written, _Unfinished):
@@ -144,11 +144,14 @@ class Files:
         pin.release()
         return name
 
-    def _hashed(self, data: memoryview) -> tuple[bytes, "_Unfinished | OSError"]:
-        """Return the hash of the content, and what was written meanwhile: either takes as long as the other."""
+    def _hashed(self, data: memoryview) -> tuple[bytes, int, "_Unfinished | OSError"]:
+        """Return hash and checksum of the content, and what was written meanwhile, which takes as long."""
         written: list[_Unfinished | OSError] = []
+        checksum = 0
 
         def write() -> None:
+            nonlocal checksum
+            checksum = zlib.crc32(data)
             try:
                 written.append(self._write(data))
             except OSError as error:
@@ -158,7 +161,7 @@ class Files:
         thread.start()
         digest = blake2b(data, digest_size=16).digest()
         thread.join()
-        return digest, written[0]
+        return digest, checksum, written[0]
 
     def _pinned(self, name: str, data: memoryview) -> Pin | None:
         """Return the pin of a file that has this name and content; None if there is none, or it is about to go."""
