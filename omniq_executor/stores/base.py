@@ -611,7 +611,8 @@ class Store(abc.ABC):
                 results = self.values.results() if results is None else results
                 self.values.remove_results(removed, results)
             yield Swept(looked_at, len(removed))
-        self.values.remove_unused(self._used_values)
+        if results is not None:  # else hardly anything is unused, and in a folder a look reads many files
+            self.values.remove_unused(self._used_values)
 
     @abc.abstractmethod
     def _expire(self, now: int, owner: int) -> Iterator[tuple[int, dict[int, int]]]:

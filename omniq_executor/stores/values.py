@@ -2,7 +2,7 @@
 
 A result goes with its task. What calls and functions refer to is removed once nothing does, under a lock that nobody
 can have who is about to refer to it; what was being written goes when its writer is dead, whose lock the system has let
-go of. Both are looked for whenever a store is purged, checked or swept (see Store.expire()), whoever has left them.
+go of. Both are looked for whenever a store is purged or checked, or something of it expires, whoever has left them.
 """
 
 import contextlib
