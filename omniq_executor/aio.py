@@ -496,7 +496,7 @@ def _call(function: Function, args: Any, kwargs: Any, store: str) -> tuple[Call,
         raise TypeError(f"args is a list or tuple, not {args!r}")
     if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
         raise TypeError(f"kwargs is a mapping of names to values, not {kwargs!r}")
-    return stored_call(function, tuple(args), dict(kwargs), store=store)
+    return stored_call(function, tuple(args), dict(kwargs), store=store, keeps_text=True)
 
 
 def _moment(eta: Any) -> Any:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
 _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
+_MOST_ESCAPED, _MOST_DIGITS = 6, 4400  # characters of JSON, of a character of a text and of a number
 _MOST_PINS = 64  # files of large values that calls refer to which are not stored yet
 _KEPT_BYTES = 16 << 20  # of results that arrived before their turn
 
@@ -139,7 +140,7 @@ class Results(Iterator[Any]):
         if not rows:
             return
         text = codec.encode_rows(rows)
-        if text is None or (len(text) >= values.LARGE and any(map(_is_large, rows))):
+        if text is None or (len(text) >= values.LARGE and any(map(_is_long, rows))):
             try:
                 size = self._add_calls(rows)
             finally:
@@ -299,8 +300,13 @@ def _are_enough(pins: list[Pin]) -> bool:
     return len(pins) > _MOST_PINS or sum(size_of(pin.name) for pin in pins) > _KEPT_BYTES
 
 
-def _is_large(row: tuple[Any, ...]) -> bool:
-    return any(type(value) is str and len(value) >= values.LARGE for value in row)
+def _is_long(row: tuple[Any, ...]) -> bool:
+    """Return whether a row of scalars is written as `submit()` writes a call whose JSON is long."""
+    most = sum(_MOST_ESCAPED * len(value) if type(value) is str else _MOST_DIGITS for value in row)
+    if most < values.LARGE // 2:  # a look at the lengths tells of most
+        return False
+    plain = codec.encode_plain_call(row, {})
+    return plain is not None and values.is_long(*plain)
 
 
 _IN_STORE = object()  # an outcome that is to be read from there

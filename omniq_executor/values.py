@@ -141,10 +141,9 @@ def release(pins: list[Pin]) -> None:
         pins.pop().release()
 
 
-def taken() -> list[Pin]:
-    """Return the pins of calls that were written in this thread, which whoever asks lets go of."""
-    pins, here.pins = here.pins, []
-    return pins
+def is_long(args: str, kwargs: str | None) -> bool:
+    """Return whether the arguments of a call are so long, as JSON, that they are pickled to be in a file."""
+    return len(args) >= LARGE or (kwargs is not None and len(args) + len(kwargs) >= LARGE)
 
 
 def dumps(value: Any) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any
 
 import calls
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings, strategies as st
 
 from omniq_executor import (
@@ -34,6 +35,7 @@ from omniq_executor import (
     value_files,
     values,
 )
+from omniq_executor.cli.main import main
 from omniq_executor.model import codec
 from omniq_executor.model.functions import Functions, stored_call
 from omniq_executor.model.preview import preview
@@ -155,7 +157,7 @@ def test_any_value_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory
             data = values.dumps(value)
         _same(codec.decode_result(data, lambda: files), pickle.loads(pickle.dumps(value, 5)))
         call, _ = stored_call(FUNCTION, (value,), {}, store="", files=files)
-        values.release(values.taken())
+        values.release(values.here.pins)
         (found,), _ = _loaded(files, call.args)
         _same(found, pickle.loads(pickle.dumps(value, 5)))
 
@@ -227,10 +229,10 @@ def test_a_call_is_known_again_by_its_large_arguments(make_executor: MakeExecuto
         again, _ = stored_call(FUNCTION, (*args, 1), {}, store="", files=files)
         assert again.identity == plain.identity or isinstance(plain.args, str)
         assert call.identity != again.identity
-    values.release(values.taken())
+    values.release(values.here.pins)
     one, _ = stored_call(FUNCTION, (Made(1), Made(2)), {}, store="", files=files)
     other, _ = stored_call(FUNCTION, (Made(1), Made(1)), {}, store="", files=files)
-    values.release(values.taken())
+    values.release(values.here.pins)
     assert one.identity != other.identity
     for _ in range(2):
         executor = make_executor(resume="always")
@@ -240,35 +242,61 @@ def test_a_call_is_known_again_by_its_large_arguments(make_executor: MakeExecuto
     assert future.resumed
 
 
+@pytest.mark.parametrize(
+    "text", ["x" * (values.LARGE - 4), "x" * (values.LARGE - 3), '"' * (values.LARGE // 2), "\x00" * 50_000]
+)
+def test_a_long_text_is_the_same_call_however_it_is_given(make_executor: MakeExecutor, text: str) -> None:
+    with make_executor() as executor:
+        assert executor.submit(len, text).result(WAIT_S) == len(text)
+    with make_executor(resume="always") as executor:
+        assert [it.name for it in executor.preview(len, [text]).counts] == ["RESULT"]
+        assert list(executor.map(len, [text])) == [len(text)]
+        assert executor.resumed.reused == 1
+
+
+@pytest.mark.once
+def test_the_command_line_shows_where_a_value_is(store: Path) -> None:
+    with PersistentExecutor(1, store=store) as executor:
+        future = executor.submit(np.ones, N)
+        future.result(WAIT_S)
+        (name,) = names(executor)
+    shown = CliRunner().invoke(main, ["show", future.task_id or "", "--store", str(store)]).output
+    assert name in shown
+    assert "a pickle of 262" in shown
+    assert (
+        "array([1." in CliRunner().invoke(main, ["show", "--load", future.task_id or "", "--store", str(store)]).output
+    )
+
+
 # --- Globals of functions ---
 
 
 def test_large_globals_are_stored_once_and_loaded_once(
     executor: PersistentExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main = sys.modules["__main__"]
-    monkeypatch.setattr(main, "TABLE", np.arange(N), raising=False)
+    script = sys.modules["__main__"]
+    monkeypatch.setattr(script, "TABLE", np.arange(N), raising=False)
     source = "def look(i):\n    return int(TABLE[i]) {}, id(TABLE)"
     before: set[int] = set()
     for edit in ("", "+ 0", "* 1"):
-        exec(source.format(edit), vars(main))
-        found = list(executor.map(main.look, range(20)))  # type: ignore[attr-defined]
+        exec(source.format(edit), vars(script))
+        found = list(executor.map(script.look, range(20)))  # type: ignore[attr-defined]
         assert [value for value, _ in found] == [*range(20)]
         assert len({place for _, place in found} | before) <= 2  # of each worker, whatever was edited
         before |= {place for _, place in found}
         assert len(shared(executor)) == 1
-    main.TABLE[0] = 5  # type: ignore[attr-defined]
-    assert executor.submit(main.look, 0).result(WAIT_S)[0] == 5  # type: ignore[attr-defined]
+    script.TABLE[0] = 5  # type: ignore[attr-defined]
+    assert executor.submit(script.look, 0).result(WAIT_S)[0] == 5  # type: ignore[attr-defined]
 
 
 def test_a_function_that_reads_much_is_named_once(
     executor: PersistentExecutor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    main = sys.modules["__main__"]
-    monkeypatch.setattr(main, "TABLE", np.arange(2_000_000), raising=False)
-    exec("def look(i):\n    return int(TABLE[i])", vars(main))
+    script = sys.modules["__main__"]
+    monkeypatch.setattr(script, "TABLE", np.arange(2_000_000), raising=False)
+    exec("def look(i):\n    return int(TABLE[i])", vars(script))
     for n in range(3):
-        assert executor.submit(main.look, n).result(WAIT_S) == n  # type: ignore[attr-defined]
+        assert executor.submit(script.look, n).result(WAIT_S) == n  # type: ignore[attr-defined]
     (told,) = [it.getMessage() for it in caplog.records if "every submit()" in it.getMessage()]
     assert told.startswith("__main__.look reads 16 MB of data of the script (TABLE")
 

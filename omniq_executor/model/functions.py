@@ -191,16 +191,17 @@ def stored_call(
     *,
     store: str,
     files: Files | None = None,
+    keeps_text: bool = False,
 ) -> tuple[Call, tuple[int, ...]]:
     """Return the stored form of a call's arguments, and the tasks whose futures are among them, if of that store.
 
     `snapshot` says what workers have of the script by a fork. With `has_key` it is known whether the arguments are
-    others, whatever code they hold: see `same_arguments()`. What is large goes into `files`, and is there until
-    whoever asked lets go of what `values.taken()` gives. Raise SerializationError if they have no stored form, and
-    StoreError where a file cannot be written.
+    others, whatever code they hold: see `same_arguments()`. What is large goes into `files`, if they are given, and is
+    there until whoever asked lets go of `values.here.pins`. What JSON keeps is pickled then, unless `keeps_text`. Raise
+    SerializationError if they have no stored form, and StoreError where a file cannot be written.
     """
     plain = codec.encode_plain_call(args, kwargs)
-    if plain is not None and (files is None or len(plain[0]) + len(plain[1] or "") < values.LARGE):
+    if plain is not None and (keeps_text or not values.is_long(*plain)):
         return Call(*plain), ()
     with dependencies.noting(store) as noted, values.writing(files) as writer:
         try:
