@@ -24,7 +24,6 @@ from .dispatch.lifetimes import close_before_pools, close_with_multiprocessing
 from .dispatch.loop import USUAL
 from .dispatch.resumption import OnChange
 from .dispatch.stranded import SESSION, stranded
-from .engines.adapter import ExecutorEngine
 from .engines.local.launch import Process
 from .engines.local.pool import LocalEngine
 from .engines.local.start_method import context_for
@@ -199,7 +198,7 @@ class PersistentExecutor(Submitter):
                 undo.callback(dispatcher.close, wait=False)
                 dispatcher.close_with(self)
                 close_with_multiprocessing()
-                if isinstance(pool, ExecutorEngine):
+                if engine not in ("local", "external"):
                     close_before_pools()
             undo.pop_all()
         if lost:

@@ -39,10 +39,10 @@ import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .blake2 import blake2b
 from .errors import ValueLost
 
 _MOST_MAPPED = 128  # files that are mapped at a time where each takes a descriptor, and others are read

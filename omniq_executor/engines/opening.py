@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..interrupts import interrupts
-from .adapter import ExecutorEngine
 from .addresses import check_address, fitted, maker_of
 from .base import Engine
 from .external import External
 from .local.pool import LocalEngine
+
+if TYPE_CHECKING:
+    from .adapter import ExecutorEngine
 
 Place = str | Executor | Callable[[], Executor]
 """Where calls run, as a user says it."""
@@ -44,12 +46,14 @@ def open_engine(
     initargs: Iterable[Any],
     max_tasks_per_child: int | None,
     default_workers: int,
-) -> LocalEngine | External | ExecutorEngine:
+) -> "LocalEngine | External | ExecutorEngine":
     """Return an engine that is ready. Raises EngineError where an Executor is not."""
     if engine == "local":
         return LocalEngine(max_workers or default_workers, context, initializer, initargs, max_tasks_per_child)
     if engine == "external":
         return External()
+    from .adapter import ExecutorEngine  # some 5 ms of imports
+
     made: list[ExecutorEngine] = []
 
     def make(where: Executor | Callable[[], Executor]) -> None:
@@ -66,8 +70,6 @@ def open_engine(
 
 def workers_of(engine: Engine, context: BaseContext) -> tuple[int, str]:
     """Return how many workers an engine has at the moment, and in a word what they are, or how they start."""
-    if isinstance(engine, ExecutorEngine):
-        return engine.max_workers, engine.name
-    started = len(engine.processes()) if isinstance(engine, LocalEngine) else 0
-    method: str = context.get_start_method() if engine.max_workers else "external"
-    return started, method
+    if isinstance(engine, LocalEngine):
+        return len(engine.processes()), context.get_start_method()
+    return engine.max_workers, getattr(engine, "name", "external")

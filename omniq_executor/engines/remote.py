@@ -20,10 +20,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import MutableSequence, Sequence
-from hashlib import blake2b
 from typing import Any
 
 from .. import values
+from ..blake2 import blake2b
 from ..code import spaces
 from ..errors import EngineMismatch, NotImportable, SerializationError
 from ..slots import CELLS, RESUME, STARTED, STOP, Slots, machine
