@@ -27,11 +27,9 @@ the power may have emptied it. What was read stays whatever becomes of the file.
 
 import contextlib
 import errno
-import fcntl
 import mmap
 import os
 import re
-import secrets
 import sys
 import threading
 import time
@@ -44,6 +42,9 @@ from typing import Any, NamedTuple
 
 from .blake2 import blake2b
 from .errors import ValueLost
+
+if sys.platform != "win32":  # where the package is only meant to be imported
+    import fcntl
 
 _MOST_MAPPED = 128  # files that are mapped at a time where each takes a descriptor, and others are read
 _LOOKED_AT = 1 << 24  # bytes, up to which all of a file is looked at whenever it is loaded
@@ -203,7 +204,7 @@ class Files:
         """Make a file that is to be written, locked."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         for _ in range(_TRIES):
-            own = secrets.token_hex(4)
+            own = os.urandom(4).hex()
             path = self.folder / f"{UNFINISHED}{os.getpid()}-{own}"
             unfinished = _Unfinished(Pin(os.open(path, flags, 0o600), ""), path, own)
             fd = unfinished.pin.fd

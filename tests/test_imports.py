@@ -150,7 +150,7 @@ def test_every_module_can_be_imported_by_itself() -> None:
     names = [
         ".".join(["omniq_executor", *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
         for path in root.rglob("*.py")
-        if path.name != "__main__.py"
+        if path.name != "__main__.py" and path.name not in ("dask.py", "ray.py")  # which need what extras bring
     ]
     assert len(names) > 10
     code = "import importlib, subprocess\n" + "".join(f"importlib.import_module({name!r})\n" for name in sorted(names))

@@ -6,10 +6,10 @@ go of. Both are looked for whenever a store is purged or checked, or something o
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -17,6 +17,9 @@ from typing import Any
 from .. import value_files
 from ..model.task import parse_id
 from . import permissions
+
+if sys.platform != "win32":  # where the package is only meant to be imported
+    import fcntl
 
 _AT_A_TIME = 100  # files that are locked, or tasks that are looked at
 
