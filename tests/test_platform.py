@@ -16,6 +16,7 @@ ROOT = Path(omniq_executor.__file__).parent
 MODULES = sorted(
     ".".join([ROOT.name, *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
     for path in ROOT.rglob("*.py")
+    if path.name not in ("dask.py", "ray.py")  # which need what extras bring
 )
 
 LIKE_WINDOWS = f"""
@@ -26,7 +27,8 @@ sys.path.insert(0, {str(ROOT.parent)!r})
 import asyncio, concurrent.futures.process, ctypes, logging.handlers, multiprocessing.connection
 import multiprocessing.forkserver, multiprocessing.popen_spawn_posix, multiprocessing.reduction, multiprocessing.spawn
 import os, pathlib, platform, select, selectors, signal, shutil, socket, sqlite3, subprocess, tempfile, threading, time
-import aiosqlite, click, click.testing, cloudpickle, filelock, rich.console, rich.live, rich.progress, rich.table
+import aiosqlite, click, click.testing, cloudpickle, filelock, psutil
+import rich.console, rich.live, rich.progress, rich.table
 
 MISSING = {{
     os: '''WNOHANG chown chroot fchdir fchmod fchown fork forkpty geteuid getegid getgid getgroups getloadavg getpgid
