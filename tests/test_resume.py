@@ -169,6 +169,30 @@ if __name__ == "__main__":
     assert max(times.values()) <= 3
 
 
+def test_a_loop_of_submits_that_continues_a_run_wakes_nobody_for_what_is_finished(script: Any) -> None:
+    script.write(
+        HEAD
+        + """
+if __name__ == "__main__":
+    with PersistentExecutor(1) as executor:
+        if sys.argv[1:]:
+            list(executor.map(abs, range(200)))
+            die()
+        executor.submit(abs, 0).result()
+        driver = executor._dispatcher.driver
+        before = driver._events_seen
+        futures = [executor.submit(abs, n) for n in range(1, 200)]
+        print("woken", driver._events_seen - before, [future.result() for future in futures] == [*range(1, 200)])
+        print("new", executor.submit(abs, -200).result(), executor.submit(abs, 7).result())
+"""
+    )
+    killed(script, "die")
+    woken, new = ended(script).stdout.splitlines()
+    assert int(woken.split()[1]) <= 3
+    assert woken.endswith("True")
+    assert new == "new 200 7"
+
+
 def test_results_in_the_store_are_those_that_the_first_run_gave(script: Any) -> None:
     script.write(
         HEAD

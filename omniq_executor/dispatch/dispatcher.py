@@ -138,7 +138,10 @@ class Dispatcher:
         if is_new:  # else it is that of whoever submitted the call first
             future._why = why
         future.resumed = is_resumed(found, self.owner)
-        self._loop.turn_or_later()
+        if found.status is Status.COMPLETED and self._loop.is_at_rest():
+            self.driver.leave_asleep()  # the future is told by this thread, and there is nothing else to do
+        else:
+            self._loop.turn_or_later()
         return future
 
     def _submit_new(self, id: int, function: Function, call: Call, call_options: CallOptions, why: Why | None) -> Any:

@@ -109,6 +109,7 @@ class Driver:
         self._driver_lock = threading.Lock()
         self._is_finishing = False  # whether nobody begins to drive any more
         self._parked: list[tuple[SimpleQueue[None], Callable[[], bool]]] = []
+        self._calm = 0  # the thread whose present visit need wake nobody who sleeps
         self.visits = 0  # of threads that drive, or add while other things are open
         self._grace = False
         self._thread: threading.Thread | None = None
@@ -158,6 +159,10 @@ class Driver:
             finally:
                 self._lock.release()
                 self._write_wake()  # of whoever found the lock taken meanwhile
+
+    def leave_asleep(self) -> None:
+        """Say at the end of a visit that it has changed nothing for whoever sleeps. The lock is held."""
+        self._calm = threading.get_ident()
 
     # waking
 
@@ -396,7 +401,10 @@ class Driver:
             self._release_parked()
         # Who is asleep may have to look again earlier than it meant to. And what another thread waits for may have come
         # after it looked and before it waits for events.
-        if self._sleepers or (has_news and self._is_driven_elsewhere()):
+        is_calm = self._calm == threading.get_ident()
+        if is_calm:
+            self._calm = 0
+        if (self._sleepers and not is_calm) or (has_news and self._is_driven_elsewhere()):
             self._wanted = True
         if self.is_stopped and not self.is_own_thread():
             self._standby.set()  # it may be what the own thread waits for before it ends

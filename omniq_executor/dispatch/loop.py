@@ -425,6 +425,10 @@ class Loop:
         engine, claims = self._engine, self.claims
         return self.failure is not None or not (engine.is_busy() or engine.reports or claims.reports or claims.releases)
 
+    def is_at_rest(self) -> bool:
+        """Return whether nobody waits for anything, and others are to be told of nothing, so that no turn is needed."""
+        return not (self.waiters.open or self.peers.must_notify or self.resumption.has_retried)
+
     def has_work(self) -> bool:
         """Return whether there is more than the workers have, or may be."""
         return self._pending.some or self.claims.queue.size > 0

@@ -248,14 +248,14 @@ MUTATIONS: dict[str, Mutation] = {
     "who drives is not told of news": _of(
         "submits_and_asks", "driving",
         """
--        if self._sleepers or (has_news and self._is_driven_elsewhere()):
-+        if self._sleepers:
+-        if (self._sleepers and not is_calm) or (has_news and self._is_driven_elsewhere()):
++        if self._sleepers and not is_calm:
 """,
     ),
     "who sleeps is not told of an earlier alarm": _of(
         "the_store_refuses", "driving",
         """
--        if self._sleepers or (has_news and self._is_driven_elsewhere()):
+-        if (self._sleepers and not is_calm) or (has_news and self._is_driven_elsewhere()):
 +        if has_news and self._is_driven_elsewhere():
 """,
     ),

@@ -244,15 +244,17 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[lis
         f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN} AND run <> ?",
         (run, ids, run),
     )
-    failed, _ = yield f"SELECT id FROM task WHERE id IN {GIVEN} AND status = {Status.FAILED:d}", (ids,)
-    if failed:
-        yield from retry([id for (id,) in failed])
-    yield f"UPDATE task SET run = ? WHERE id IN {GIVEN} AND {PENDING}", (run, ids)
     rows, _ = yield f"SELECT {FOUND} WHERE id IN {GIVEN}", (ids,)
+    failed = [row[0] for row in rows if row[1] == Status.FAILED]
+    if failed:
+        yield from retry(failed)
+    if failed or any(row[1] == Status.PENDING for row in rows):
+        yield f"UPDATE task SET run = ? WHERE id IN {GIVEN} AND {PENDING}", (run, ids)
+        rows, _ = yield f"SELECT {FOUND} WHERE id IN {GIVEN}", (ids,)
     states: list[TaskState | None] = [None] * len(calls)
     for row in rows:
         states[given[row[0]]] = found(row)
-    for (id,) in failed:
+    for id in failed:
         state = states[given[id]]
         states[given[id]] = state and state._replace(had_failed=True)
     return states
