@@ -48,6 +48,7 @@ with contextlib.suppress(ImportError):  # elsewhere than on POSIX the package is
 
 _MOST_MAPPED = 128  # files that are mapped at a time where each takes a descriptor, and others are read
 _LOOKED_AT = 1 << 24  # bytes, up to which all of a file is looked at whenever it is loaded
+_WRITTEN_MEANWHILE = 1 << 22  # likewise, from which a thread writes them while they are hashed
 _PIECE = 1 << 18  # that is looked at at a time
 _MOST_REMEMBERED = 64
 _MOST_SYNCED = 4096
@@ -121,16 +122,19 @@ class Files:
             pin = self._pinned(name, data)  # a look at every byte, at a tenth of the cost of a hash
             if pin is not None:
                 return name, bytes.fromhex(name[:32]), pin
-        digest, checksum, written = self._hashed(data)
+        written: _Unfinished | OSError | None = None
+        if len(data) < _WRITTEN_MEANWHILE:
+            digest, checksum = blake2b(data, digest_size=16).digest(), zlib.crc32(data)
+        else:
+            digest, checksum, written = self._hashed(data)
         name = f"{digest.hex()}.{len(data)}.{checksum:08x}"
         pin = self._pinned(name, data)
-        if pin is not None:
-            if isinstance(written, _Unfinished):
-                written.drop()
-        else:
+        if pin is None:
             if isinstance(written, OSError):
                 raise written
-            name, pin = self._finish(name, written)
+            name, pin = self._finish(name, written or self._write(data))
+        elif isinstance(written, _Unfinished):
+            written.drop()
         if place is not None:
             self._remembered.pop(place, None)
             self._remembered[place] = name
@@ -146,7 +150,7 @@ class Files:
         return name
 
     def _hashed(self, data: memoryview) -> tuple[bytes, int, "_Unfinished | OSError"]:
-        """Return hash and checksum of the content, and what was written meanwhile, which takes as long."""
+        """Return hash and checksum of the content, and what was written meanwhile by a thread of its own."""
         written: list[_Unfinished | OSError] = []
         checksum = 0
 

@@ -67,6 +67,12 @@ def files(tmp_path: Path) -> ValueFiles:
     return made
 
 
+@pytest.fixture(params=[0, 1 << 30], ids=["written meanwhile", "written then"])
+def meanwhile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a thread writes what is hashed."""
+    monkeypatch.setattr(value_files, "_WRITTEN_MEANWHILE", request.param)
+
+
 def names(executor: PersistentExecutor | Store | ValueFiles) -> list[str]:
     of = executor.store if isinstance(executor, PersistentExecutor) else executor
     folder = of.values.folder if isinstance(of, Store) else of.folder
@@ -359,7 +365,9 @@ def test_a_value_outlives_its_file(executor: PersistentExecutor) -> None:
     assert result.sum() == N
 
 
-def test_a_full_disk_is_told_as_for_any_value(executor: PersistentExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_as_for_any_value(
+    executor: PersistentExecutor, monkeypatch: pytest.MonkeyPatch, meanwhile: None
+) -> None:
     executor.submit(calls.echo, 1).result(WAIT_S)
 
     def full(*_: Any) -> int:
@@ -467,7 +475,7 @@ def test_the_result_of_an_earlier_attempt_goes_when_its_task_is_finished(files: 
     assert left not in names(files)
 
 
-def test_what_is_about_to_be_referred_to_is_not_removed(files: ValueFiles) -> None:
+def test_what_is_about_to_be_referred_to_is_not_removed(files: ValueFiles, meanwhile: None) -> None:
     content = os.urandom(1000)
     name, pin = keep(files, content)
     assert files.remove_unused(set) == 0
@@ -481,7 +489,7 @@ def test_what_is_about_to_be_referred_to_is_not_removed(files: ValueFiles) -> No
     assert names(files) == []
 
 
-def test_what_is_being_removed_is_not_referred_to(files: ValueFiles) -> None:
+def test_what_is_being_removed_is_not_referred_to(files: ValueFiles, meanwhile: None) -> None:
     content = os.urandom(1000)
     name, pin = keep(files, content)
     pin.release()
@@ -496,7 +504,7 @@ def test_what_is_being_removed_is_not_referred_to(files: ValueFiles) -> None:
     pin.release()
 
 
-def test_nothing_is_missing_that_is_referred_to_however_often_it_is_purged(files: ValueFiles) -> None:
+def test_nothing_is_missing_that_is_referred_to_however_often_it_is_purged(files: ValueFiles, meanwhile: None) -> None:
     """A submitter with few contents, and somebody who purges all the time: each sees what the other has committed."""
     committed: set[str] = set()
     stop, lost = threading.Event(), []
