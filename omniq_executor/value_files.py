@@ -208,7 +208,7 @@ class Files:
         """Make a file that is to be written, locked."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         for _ in range(_TRIES):
-            own = os.urandom(4).hex()
+            own = _new_ending()
             path = self.folder / f"{UNFINISHED}{os.getpid()}-{own}"
             unfinished = _Unfinished(Pin(os.open(path, flags, 0o600), ""), path, own)
             fd = unfinished.pin.fd
@@ -353,6 +353,10 @@ def _mapped(fd: int, size: int) -> mmap.mmap | None:
     if needs_fd:
         _mappings.add(memory)
     return memory
+
+
+def _new_ending() -> str:
+    return os.urandom(4).hex()
 
 
 def _fill(fd: int, memory: mmap.mmap) -> None:
