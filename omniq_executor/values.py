@@ -216,7 +216,7 @@ def load(stream: bytes | str, parts: Sequence[bytearray | str], loader: str) -> 
     files = here.files or default
     if files is None:
         raise ValueLost("a large value is in a file of its store, and is loaded without it: ask a future for it")
-    buffers = [files.open(part) if isinstance(part, str) else part for part in parts]
+    buffers = [memoryview(files.open(part)) if isinstance(part, str) else part for part in parts]
     return loaders[loader](files.open(stream) if isinstance(stream, str) else stream, buffers)
 
 

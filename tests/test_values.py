@@ -190,6 +190,32 @@ def _same(one: Any, other: Any) -> None:
         assert one == other
 
 
+class Block(bytearray):
+    """Hands out its buffer, as the documentation of pickle has it."""
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        return Block, (pickle.PickleBuffer(self),)
+
+
+def test_objects_that_hand_out_buffers_come_back(files: ValueFiles) -> None:
+    value = [
+        Block(b"b" * values.LARGE),
+        Block(b"s"),
+        Block(b"o" * values.LARGE),
+        pickle.PickleBuffer(b"r" * values.LARGE),
+    ]
+    with values.writing(files) as writer:
+        data = values.dumps(value)
+    assert writer is not None
+    assert len(writer.pins) == 3
+    *blocks, raw = codec.decode_result(data, lambda: files)
+    assert blocks == value[:3]
+    assert {type(it) for it in blocks} == {Block}
+    assert type(raw) is memoryview
+    assert raw.readonly
+    assert raw == b"r" * values.LARGE
+
+
 def test_data_frames_come_back(executor: PersistentExecutor) -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"a": np.arange(N), "b": np.ones(N), "s": ["text"] * N})
