@@ -1,5 +1,6 @@
 """PersistentExecutor(engine=...) on Executors of Python's own: what they run is kept, charged and refused as here."""
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -102,24 +103,33 @@ def test_a_call_that_kills_its_worker_is_charged_alone(make_executor: Any, journ
     assert {future.task().crashes for n, future in enumerate(futures) if n != 37} == {0}
 
 
-class FailingAlone(Executor):
-    """A process for each call, whose death fails the future of that call alone, as on a cluster."""
+def run_apart(fn: Any, *args: Any) -> Any:
+    """Run a call in a process of its own. Raises RuntimeError if that dies."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process: Any = default_context().Process(target=send, args=(theirs, fn, *args))  # type: ignore[attr-defined]
+    with ours:
+        process.start()
+        theirs.close()
+        try:
+            return ours.recv()
+        except EOFError:
+            raise RuntimeError("a worker has died") from None
+        finally:
+            process.join()
 
-    _max_workers = 2
+
+def send(there: Any, fn: Any, *args: Any) -> None:
+    there.send(fn(*args))
+
+
+class FailingAlone(ThreadPoolExecutor):
+    """A process for each chunk, whose death fails the future of that one alone, as on a cluster."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
-        process = pool(1)
-
-        def tell(done: "Future[Any]") -> None:
-            process.shutdown(wait=False)
-            if done.exception() is None:
-                future.set_result(done.result())
-            else:
-                future.set_exception(RuntimeError("a worker has died"))
-
-        process.submit(fn, *args, **kwargs).add_done_callback(tell)
-        return future
+        return super().submit(run_apart, fn, *args)
 
 
 @pytest.mark.parametrize("make", [pool, FailingAlone])
