@@ -139,14 +139,14 @@ def test_where_workers_are_elsewhere_a_deadly_call_is_found_by_giving_calls_agai
     for module in (adapter, asking):
         monkeypatch.setattr(module, "machine", lambda: "elsewhere")  # so that they note nothing
     executor = make_executor(None, engine=make, crash_retries=1)
-    list(executor.map(calls.square, range(10), timeout=WAIT_S))  # so that several go together
-    futures = [executor.submit(calls.die_on, journal.path, 7, n) for n in range(16)]
+    list(executor.map(calls.square, range(4), timeout=WAIT_S))  # so that several go together
+    futures = [executor.submit(calls.die_on, journal.path, 3, n) for n in range(8)]
     errors = [n for n, future in enumerate(futures) if future.exception(WAIT_S) is not None]
-    assert errors == [7]
-    assert futures[7].task().attempts == 2
+    assert errors == [3]
+    assert futures[3].task().attempts == 2
     # With others in its chunk it is not charged, nor the first time that all of a pool is divided.
-    assert 2 <= journal.lines().count("7") <= (3 if make is FailingAlone else 6)
-    assert {future.task().crashes for n, future in enumerate(futures) if n != 7} == {0}
+    assert 2 <= journal.lines().count("3") <= (3 if make is FailingAlone else 6)
+    assert {future.task().crashes for n, future in enumerate(futures) if n != 3} == {0}
 
 
 def test_neighbours_in_both_workers_survive_a_death_uncharged(
