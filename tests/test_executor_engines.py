@@ -12,6 +12,7 @@ from typing import Any
 
 import calls
 import pytest
+from engine_contract import Bench, values_of
 
 from omniq_executor import (
     EngineClosed,
@@ -25,6 +26,7 @@ from omniq_executor import (
     WorkerCrashed,
 )
 from omniq_executor.engines import adapter, asking, given, remote, renewing
+from omniq_executor.engines.base import RETURNED
 from omniq_executor.engines.local.start_method import default_context
 
 WAIT_S = 30.0
@@ -76,16 +78,20 @@ def test_who_tells_that_a_call_is_done_waits_for_nobody(make_executor: Any, jour
         assert future.result(WAIT_S) == 1
 
 
-def test_what_is_slow_after_much_that_was_fast_comes_back_and_runs_elsewhere(
-    on_pools: PersistentExecutor, monkeypatch: pytest.MonkeyPatch, journal: Any
+def test_a_chunk_that_takes_longer_than_was_thought_gives_the_rest_of_its_calls_back(
+    tmp_path: Path, journal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(given, "CHUNK_S", 0.01)
     monkeypatch.setattr(given, "MOST_CHUNK_S", 0.01)
-    list(on_pools.map(calls.square, range(3000), timeout=WAIT_S))  # so many go together now
-    assert len({*on_pools.map(calls.noted_pid_slowly, [journal.path] * 200, range(200), timeout=WAIT_S)}) == 200
-    assert len(journal.lines()) == 200
-    pids = [line.split()[0] for line in journal.lines()]
-    assert min(map(pids.count, {*pids})) > 20  # both had their part
+    with ThreadPoolExecutor(2) as threads:
+        bench = Bench(adapter.ExecutorEngine(threads), tmp_path / "slots")
+        bench.engine.give(bench.chunk(calls.noted_slowly, *((journal.path, n) for n in range(30))))
+        bench.take_reports(lambda: bool(bench.reports))
+        assert 1 <= len(journal.lines()) < 30
+        assert RETURNED in {report.kind for report in bench.reports}
+        assert values_of(bench.run()) == {n + 1: n for n in range(30)}
+        assert len(journal.lines()) == 30
+        bench.engine.close()
 
 
 # --- Faults ---
