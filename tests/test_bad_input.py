@@ -70,7 +70,7 @@ def assert_nothing_is_left(folder: Path, *kept: str) -> None:
         ({"resume": "sometimes"}, ValueError, "resume"),
         ({"resume": True}, ValueError, "resume"),
         ({"engine": "magic"}, ValueError, "engine"),
-        ({"engine": None}, ValueError, "engine"),
+        ({"engine": None}, TypeError, "engine"),
         ({"durability": "eternal"}, ValueError, "durability"),
         ({"durability": None}, ValueError, "durability"),
         ({"crash_retries": -1}, ValueError, "crash_retries"),

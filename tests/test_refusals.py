@@ -189,6 +189,8 @@ def test_a_call_that_could_not_be_cancelled_runs(make_executor: MakeExecutor, ad
     """Issue 10: it was taken out of the worker, and its future never resolved."""
     executor = make_executor(1, store=address)
     assert list(executor.map(calls.square, range(100))) == [n * n for n in range(100)]  # short, so many travel together
+    (tmp_path / "open").touch()
+    executor.submit(calls.wait_for, tmp_path / "open").result(WAIT_S)  # it is short as well, as far as is known
     first = executor.submit(calls.wait_for, tmp_path / "gate")
     second = executor.submit(calls.square, 3)
     refusal = Refusal(executor.store, "turn", applies=has_outcomes)
@@ -204,6 +206,8 @@ def test_a_cancel_that_is_refused_after_the_release_leaves_the_call_to_run(
 ) -> None:
     executor = make_executor(1, store=address)
     assert list(executor.map(calls.square, range(100))) == [n * n for n in range(100)]
+    (tmp_path / "open").touch()
+    executor.submit(calls.wait_for, tmp_path / "open").result(WAIT_S)  # it is short as well, as far as is known
     first = executor.submit(calls.wait_for, tmp_path / "gate")
     second = executor.submit(calls.square, 3)
     cancels = 0

@@ -226,7 +226,12 @@ class Memory:
             return None
 
 
-_memories: dict[tuple[int, int], tuple["weakref.ref[Any]", Memory]] = {}
+_Place = tuple[int, int]
+_memories: dict[_Place, tuple["weakref.ref[Any]", Memory]] = {}
+
+
+def _forget(memories: dict[_Place, Any], place: _Place, _: object) -> None:
+    memories.pop(place, None)  # given, as names of modules are gone at the end of the interpreter
 
 
 def recall(value: Any, snapshot: Snapshot | None) -> Payload | None:
@@ -257,4 +262,4 @@ def keep(value: Any, snapshot: Snapshot | None, payload: Payload, reads: Reads, 
         return
     if len(_memories) >= _KEPT or len(payload.data) > _LARGE:
         _memories.clear()  # of large ones there is one at most
-    _memories[place] = weakref.ref(value, lambda _: _memories.pop(place, None)), memory
+    _memories[place] = weakref.ref(value, functools.partial(_forget, _memories, place)), memory
