@@ -18,6 +18,7 @@ from typing import Any
 from .errors import StoreError, ValueLost
 from .value_files import Files, Pin, Place, names_in, place_of, size_of
 
+MOST_PARTS = 128  # files of a pickle, each of which is open until what refers to it is stored; the rest stays together
 LARGE = 1 << 18  # bytes, from which a file costs less than the way through row and pipe: see docs/design.md
 
 
@@ -175,7 +176,7 @@ def collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool
             data = buffer.raw()
         except BufferError:  # not all in one place
             return True
-        if data.nbytes < LARGE:
+        if data.nbytes < LARGE or len(buffers) == MOST_PARTS:
             return True
         buffers.append(data)
         return False

@@ -216,6 +216,17 @@ def test_objects_that_hand_out_buffers_come_back(files: ValueFiles) -> None:
     assert raw == b"r" * values.LARGE
 
 
+def test_a_list_of_very_many_arrays_needs_few_descriptors(files: ValueFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "LARGE", 64)
+    monkeypatch.setattr(values, "MOST_PARTS", 5)
+    value = [np.full(10, n) for n in range(20)]
+    call, _ = stored_call(FUNCTION, (value,), {}, store="", files=files)
+    assert len(values.here.pins) == len(names(files)) == 5 + 1
+    values.release(values.here.pins)
+    (found,), _ = _loaded(files, call.args)
+    _same(found, value)
+
+
 def test_data_frames_come_back(executor: PersistentExecutor) -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"a": np.arange(N), "b": np.ones(N), "s": ["text"] * N})

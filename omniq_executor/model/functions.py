@@ -103,7 +103,7 @@ class Functions:
         for pin in pins:
             self._pins.pop(pin.name, pin)
             self._pins[pin.name] = pin
-        while len(self._pins) > _MOST_PINS:
+        while len(self._pins) > max(_MOST_PINS, len(pins)):
             del self._pins[next(iter(self._pins))]
 
     def _describe(self, function: Any) -> Function:
