@@ -296,9 +296,9 @@ def size_of(name: str) -> int:
 
 
 def is_whole(fd: int, name: str) -> bool:
-    """Return whether a file holds what its name says."""
+    """Return whether a file, which was just opened, holds what its name says."""
     checksum, at, piece = 0, 0, bytearray(_PIECE)
-    while count := os.preadv(fd, [piece], at):
+    while count := os.readv(fd, [piece]):
         checksum = zlib.crc32(memoryview(piece)[:count], checksum)
         at += count
     return (at, f"{checksum:08x}") == (size_of(name), name.split(".")[2])
@@ -326,10 +326,10 @@ def place_of(data: memoryview) -> Place | None:
 
 
 def _is_same(fd: int, data: memoryview) -> bool:
-    """Return whether a file, which is as long, has the same content."""
+    """Return whether a file, which is as long and was just opened, has the same content."""
     piece, at = bytearray(_PIECE), 0
     while at < len(data):
-        count = os.preadv(fd, [piece], at)
+        count = os.readv(fd, [piece])
         if count != min(_PIECE, len(data) - at):
             return False
         if (piece if count == _PIECE else piece[:count]) != data[at : at + count]:
