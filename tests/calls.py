@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import pickle
 import re
 import signal
 import threading
@@ -20,6 +21,17 @@ def square(n: Any) -> Any:
 
 def echo(value: Any) -> Any:
     return value
+
+
+class Block(bytearray):
+    """Hands out its buffer, as the documentation of pickle has it."""
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        return Block, (pickle.PickleBuffer(self),)
+
+
+def block(size: int, content: int = 1) -> Block:
+    return Block(bytes([content]) * size)
 
 
 def add(*numbers: int, also: int = 0) -> int:
