@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 from .blake2 import blake2b
 from .errors import ValueLost
 
-with contextlib.suppress(ImportError):  # elsewhere than on POSIX the package is only meant to be imported
+if sys.platform != "win32":  # where the package is only meant to be imported
     import fcntl
 
 _MOST_MAPPED = 128  # files that are mapped at a time where each takes a descriptor, and others are read

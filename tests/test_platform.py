@@ -54,6 +54,7 @@ for owner, names in MISSING.items():
             delattr(owner, name)
 for module in ("fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"):
     sys.modules[module] = None  # its import raises ImportError
+sys.platform = "win32"
 selectors.DefaultSelector = selectors.SelectSelector
 multiprocessing.get_all_start_methods = lambda: ["spawn"]
 """

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from .. import value_files
 from ..model.task import parse_id
 from . import permissions
 
-with contextlib.suppress(ImportError):  # elsewhere than on POSIX the package is only meant to be imported
+if sys.platform != "win32":  # where the package is only meant to be imported
     import fcntl
 
 _AT_A_TIME = 100  # files that are locked, or tasks that are looked at
