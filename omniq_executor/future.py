@@ -51,6 +51,14 @@ class DurableFuture(concurrent.futures.Future[_T]):
     It can be pickled, and is a future of the same task wherever it is loaded: see docs/futures.md.
     """
 
+    # As most are: an attribute of its own takes time and memory, and there may be a million of them.
+    recurs = False
+    """Whether the call was submitted with an interval."""
+    resumed = False
+    """Whether the result was in the store already when the call was submitted, so that nothing ran for it."""
+    _why: Why | None = None  # the call runs, or need not, if that was seen when it was submitted
+    _stored: Any = _UNREAD  # the stored form of the result, until it is read
+
     def __init__(self, dispatcher: "Dispatcher", number: int | None) -> None:
         """`number` is the id of the task; None for a call that could not be stored, which fails at once."""
         super().__init__()
@@ -58,12 +66,6 @@ class DurableFuture(concurrent.futures.Future[_T]):
         self._waiters: list[Any] = SafeWaiters()
         self._dispatcher = dispatcher
         self._number = number
-        self._stored: Any = _UNREAD  # the stored form of the result, until it is read
-        self.recurs = False
-        """Whether the call was submitted with an interval."""
-        self.resumed = False
-        """Whether the result was in the store already when the call was submitted, so that nothing ran for it."""
-        self._why: Why | None = None  # the call runs, or need not, if that was seen when it was submitted
 
     @property
     def task_id(self) -> str | None:

@@ -67,6 +67,8 @@ class Dispatcher:
         self.store = store
         self.owner = owner
         self.engine = engine
+        self.files: Files | None = store.values if engine.sees_files else None
+        """Where large values go that are submitted, if the workers see these."""
         self.initializer: Any = None
         """Of the workers, with its arguments, if there is one: for who makes a call once more."""
         self._waiters = waiters or Waiters()
@@ -84,11 +86,6 @@ class Dispatcher:
     def run(self) -> Run:
         """The run that it works off."""
         return self._loop.resumption.run
-
-    @property
-    def files(self) -> Files | None:
-        """Where large values go that are submitted: into files of the store, if the workers see these."""
-        return self.store.values if self.engine.sees_files else None
 
     # adding
 
@@ -146,8 +143,10 @@ class Dispatcher:
 
     def _submit_new(self, id: int, function: Function, call: Call, call_options: CallOptions, why: Why | None) -> Any:
         future = self._new_future(self, id)
-        future._why = why
-        future.recurs = call_options.options is not None and call_options.options.interval is not None
+        if why is not None:
+            future._why = why
+        if recurs(call_options.options):
+            future.recurs = True
         self._waiters.add_future(id, future)
         try:
             self._loop.add_one(id, function, call, call_options)

@@ -401,7 +401,7 @@ class Driver:
             self._release_parked()
         # Who is asleep may have to look again earlier than it meant to. And what another thread waits for may have come
         # after it looked and before it waits for events.
-        is_calm = self._calm == threading.get_ident()
+        is_calm = self._calm != 0 and self._calm == threading.get_ident()
         if is_calm:
             self._calm = 0
         if (self._sleepers and not is_calm) or (has_news and self._is_driven_elsewhere()):
