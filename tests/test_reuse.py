@@ -13,6 +13,7 @@ import pytest
 
 from omniq_executor import DependencyFailed, PersistentExecutor, Status
 from omniq_executor.dispatch import sessions
+from omniq_executor.model.reasons import Reason
 
 WAIT_S = 30.0
 MakeExecutor = Callable[..., PersistentExecutor]
@@ -116,8 +117,10 @@ def test_a_call_that_was_cancelled_runs_when_it_is_made_again(make_executor: Mak
         first = once.submit(calls.square, 3)
         assert first.cancel()
         again = once.submit(calls.square, 3)
+        assert again.why() == "run again, since it had been cancelled"
         begun.touch()
         assert again.result(WAIT_S) == 9
+        assert executor._dispatcher.why(again._number).reason is Reason.CANCELLED  # so says the store
         with pytest.raises(CancelledError):
             first.result(0)
 

@@ -99,7 +99,8 @@ class Resumption:
     def asks_store(self) -> bool:
         """Whether only the store tells why some calls run; see `_may_repeat()`."""
         may_take_older = self._on_change == "reuse" and self.run.continues
-        has_had = self._edited or self._waiters.failed or self.run.id in self.run.continues
+        ended = self._waiters.failed or self._waiters.cancelled
+        has_had = self._edited or ended or self.run.id in self.run.continues
         return bool(has_had or self._unjudged or may_take_older)
 
     def _may_repeat(self, path: str) -> bool:
@@ -196,7 +197,7 @@ class Resumption:
             return Look(found, _EQUAL)
         if self._store.retry_for(self.run, [found.id], now()):
             self.has_retried = True
-            return Look(found._replace(status=Status.PENDING, error=None), Why(Reason.FAILED))
+            return Look(found._replace(status=Status.PENDING, error=None), taken_over(found.status))
         return Look(next(iter(self._store.states([found.id])), None), _EQUAL)  # somebody else was faster
 
     def find_each(self, function: Function, calls: Sequence[Call]) -> list[Look]:
@@ -282,7 +283,7 @@ class Resumption:
             found = next(iter(self._store.states([self.had[name]])), None) if self.had and name in self.had else None
         if found is None:
             return None
-        return Why(Reason.FAILED) if found.status in (Status.FAILED, Status.CANCELLED) else _EQUAL
+        return taken_over(found.status) if found.status in (Status.FAILED, Status.CANCELLED) else _EQUAL
 
     def foresee(
         self, function: Function, calls: Sequence[Call], left: dict[str | bytes, list[Resumable]] | None = None

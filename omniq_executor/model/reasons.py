@@ -16,6 +16,7 @@ class Reason(enum.Enum):
     OLDER = "taken over though their code changed"
     UNFINISHED = "taken over unfinished"
     FAILED = "run again, since they had failed"
+    CANCELLED = "run again, since they had been cancelled"
     AGAIN = "run again, since they had failed in this run"
     CODE = "run, since code changed"
     ARGUMENTS = "run, for new arguments"
@@ -27,13 +28,20 @@ class Reason(enum.Enum):
     REFUSED = "not run: they cannot be stored"
 
 
-REUSED = (Reason.RESULT, Reason.OLDER, Reason.UNFINISHED, Reason.FAILED)  # a task of an earlier run is taken over
+REUSED = (
+    Reason.RESULT,
+    Reason.OLDER,
+    Reason.UNFINISHED,
+    Reason.FAILED,
+    Reason.CANCELLED,
+)  # a task of an earlier run is taken over
 _NOT_RUN = (*REUSED, Reason.EQUAL, Reason.KEY, Reason.REFUSED)
 _SENTENCES = {
     Reason.RESULT: "taken over: its result was there",
     Reason.OLDER: "taken over though {}",
     Reason.UNFINISHED: "taken over unfinished: no earlier run has come to its end",
     Reason.FAILED: "run again, since it had failed",
+    Reason.CANCELLED: "run again, since it had been cancelled",
     Reason.AGAIN: "run again, since it had failed in this run",
     Reason.CODE: "run, since {}",
     Reason.ARGUMENTS: "run, since no earlier call of its function with equal arguments is left to be taken over",
@@ -56,7 +64,11 @@ class Why(NamedTuple):
         return _SENTENCES[self.reason].format(self.what)
 
 
-_TAKEN_OVER = {Status.COMPLETED: Why(Reason.RESULT), Status.FAILED: Why(Reason.FAILED)}
+_TAKEN_OVER = {
+    Status.COMPLETED: Why(Reason.RESULT),
+    Status.FAILED: Why(Reason.FAILED),
+    Status.CANCELLED: Why(Reason.CANCELLED),
+}
 _UNFINISHED = Why(Reason.UNFINISHED)
 
 

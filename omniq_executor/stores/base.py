@@ -536,7 +536,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def retry_for(self, run: Run, ids: Sequence[int], now: int) -> list[int]:
-        """`retry()`, since equal calls were submitted in a run: of those that had FAILED it is noted, see `taken()`."""
+        """`retry()`, since equal calls were submitted in a run: it is noted how they stood, see `taken()`."""
 
     # upkeep
 

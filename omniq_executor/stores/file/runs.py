@@ -10,7 +10,7 @@ from typing import Any
 
 from ... import slots
 from ...errors import StoreError
-from ...model.task import FINISHED, Call, Claim, Event, Function, Status, Task
+from ...model.task import FINISHED, Call, Claim, Event, Function, Status, Task, source
 from ..base import Leftover, Owner, Resumable, Run, Taken, TaskState, now
 from ..owners import new_owner_id
 from ..rules import PastRun, Resume, continued, ended
@@ -325,9 +325,9 @@ class Runs(OfFiles):
 
     def retry_for(self, run: Run, ids: Sequence[int], now: int) -> list[int]:
         with self._tasks.locked():
-            failed = [it.task for it in self._tasks.records(ids) if it.task.status is Status.FAILED]
+            ended = [it.task for it in self._tasks.records(ids) if it.task.status in source(Event.MANUAL_RETRY)]
             retried = self.retry(ids, now)
-            self._note_taken(run.id, [Taken(run.id, task.id, task.status, task.run) for task in failed])
+            self._note_taken(run.id, [Taken(run.id, task.id, task.status, task.run) for task in ended])
             return retried
 
     def _resumable_of(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 
-from ...model.task import Call, Event, Status
+from ...model.task import Call, Event, Status, source
 from ..base import Leftover, Run, RunRecord, TaskState
 from ..rules import PastRun, Resume, continued, ended
 from .looking import FOUND, found
@@ -261,10 +261,10 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[lis
 
 
 def retry_for(run: int, ids: Sequence[int]) -> Transaction[list[int]]:
-    """Retry tasks, and note those that had FAILED; returns which were retried. See Store.retry_for()."""
+    """Retry tasks, and note how they stood; returns which were retried. See Store.retry_for()."""
     yield (
-        f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN} AND status = ?",
-        (run, json.dumps(list(ids)), Status.FAILED),
+        f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN} AND status IN (?, ?)",
+        (run, json.dumps(list(ids)), *source(Event.MANUAL_RETRY)),
     )
     return (yield from retry(ids))
 
