@@ -482,7 +482,88 @@ with PersistentExecutor(1) as executor:
 """)
     done = script.run()
     assert done.stdout.splitlines() == [
-        "([1], {'a': [[1]]}, True)", "([1, 2], {'a': [[1]]}, False)", "([1, 2], {'a': [[1, 2]], 'b': 1}, True)",
+        "([1], {'a': [[1]]}, True)", "([1, 2], {'a': [[1, 2]]}, True)", "([1, 2], {'a': [[1, 2]], 'b': 1}, True)",
+    ], done.stderr  # fmt: skip
+
+
+HOLDERS = """
+import functools
+from omniq_executor import PersistentExecutor
+CELL = '''
+def clean(x): return x + {n}
+STEPS, BY_NAME, BOUND, best = [clean], {{"a": {{"s": (clean,)}}}}, functools.partial(clean, 1), clean
+class Job:
+    steps = [clean]
+def in_list(): return STEPS[0](1)
+def in_dict(): return BY_NAME["a"]["s"][0](1)
+def in_partial(): return BOUND()
+def by_another_name(): return best(1)
+def in_class(): return Job.steps[0](1)
+def in_default(f=clean): return f(1)
+'''
+with PersistentExecutor(1) as executor:
+    for n in (0, 10, 0):
+        exec(CELL.format(n=n), globals())
+        for function in (in_list, in_dict, in_partial, by_another_name, in_class, in_default):
+            assert executor.submit(function).result(30) == function() == 1 + n, (function, n)
+    CONFIG = {"a": 1}
+    ALL = [CONFIG]
+    class Model:
+        config = CONFIG
+    def in_all(): return ALL[0]["a"]
+    def in_attribute(): return Model.config["a"]
+    def in_argument(given=ALL): return given[0]["a"]
+    for value in (1, 2, 1):
+        CONFIG["a"] = value
+        for function in (in_all, in_attribute, in_argument):
+            assert executor.submit(function).result(30) == value, (function, value)
+    CONFIG = {"a": 3}
+    ALL = [CONFIG]
+    assert executor.submit(in_all).result(30) == 3
+    print("done")
+"""
+
+
+def test_what_holds_something_that_the_script_changes_holds_the_new_one(script: Any) -> None:
+    """Each was as it had arrived: what held it had not changed itself."""
+    script.write(HOLDERS)
+    done = script.run()
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_what_the_script_deletes_is_gone(script: Any) -> None:
+    script.write("""
+from omniq_executor import PersistentExecutor
+class Base:
+    v = 1
+class Model(Base):
+    v = 2
+def sum(values): return -1
+def total(values): return sum(values)
+def look(): return Model.v
+def read(): return table
+table = [1]
+with PersistentExecutor(1) as executor:
+    first = [executor.submit(total, [1, 2]) for _ in range(2)]
+    print(executor.submit(total, [1, 2]).result(30), executor.submit(look).result(30), executor.submit(read).result(30))
+    del sum, Model.v, table
+    print(executor.submit(total, [1, 2]).result(30), executor.submit(look).result(30))
+    print(repr(executor.submit(read).exception(30)))
+    def sum(values): return -3
+    Model.v, table = 5, []
+    print(executor.submit(total, [1, 2]).result(30), executor.submit(look).result(30), executor.submit(read).result(30))
+    futures = []
+    for n in range(200):  # calls of both come in turns
+        if n % 2:
+            del Model.v
+        else:
+            Model.v = 6
+        futures.append(executor.submit(look))
+    print([future.result(30) for future in futures] == [6, 1] * 100)
+""")
+    done = script.run()
+    assert done.stdout.splitlines() == [
+        "-1 2 [1]", "3 1", """NameError("name 'table' is not defined")""", "-3 5 []", "True",
     ], done.stderr  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from .. import values
 from ..blake2 import blake2b
 from ..value_files import names_in
 from . import memory, spaces
+from .arrived import AS_FORKED
 from .memory import ATOMS
 from .modules import CONTAINERS, MAIN, MAINS, Reduced, Snapshot, is_main, is_own, mentions, namesake, type_name, wrapped
 from .pickling import (
@@ -79,10 +80,14 @@ class _Written(NamedTuple):
     needs: Needs
 
 
-_AS_FORKED = Entry(spaces.AS_FORKED, b"")
+_AS_FORKED = Entry(AS_FORKED, b"")
 _functions: dict[tuple[int, bool], _Written] = {}
 _namings: dict[str, tuple[Any, dict[int, Key], dict[int, Key]]] = {}
 _atoms: dict[Key, tuple[Any, Entry]] = {}
+
+
+def _joined(token: bytes, other: bytes) -> bytes:
+    return blake2b(token + other, digest_size=16).digest() if token else token
 
 
 class _Dump:
@@ -97,6 +102,8 @@ class _Dump:
         self.reads = memory.Reads()
         self.snapshot = snapshot
         self._entries: dict[Key, Entry] = {}
+        self._absent: dict[str, list[str]] = {}  # by module, the names that are read and are not there
+        self._held: dict[Any, dict[Key, None]] = {}  # by key, or by class and attribute: what a value holds itself
         self._classes: dict[str, Kind] = {}
         self._headers: dict[str, dict[str, Any]] = {}
         self._sources: dict[str, list[str]] = {}
@@ -114,11 +121,39 @@ class _Dump:
                 self.ensure(item)
             else:
                 self._class(item)
-        whole = spaces.load, (shell, self._entries, self._classes, self._headers, self._sources)
+        self._tell_of_held()
+        whole = spaces.load, (shell, self._entries, self._classes, self._headers, self._sources, self._absent)
         if values.here.writer is not None and values.here.writer.pins:
             self.is_fixed = False  # the files are to be pinned each time
         sizes = {key: values.size_with_files(entry.data) for key, entry in self._entries.items()}
         return Payload(pickle.dumps(Reduced(*whole), 5), self._signature(shell), sizes)
+
+    def _tell_of_held(self) -> None:
+        """Have the token of a value tell of all that it holds, which stands in its pickle by name.
+
+        Where `STEPS = [clean]` and only `clean` has changed, a worker has to make that list anew, too.
+        """
+        told: dict[Any, bytes] = {}
+        for place, held in self._held.items():
+            found, left = set[Key](), [*held]
+            while left:
+                key = left.pop()
+                if key not in found and key in self._entries:
+                    found.add(key)
+                    left += self._held.get(key, ())
+            if found:
+                digest = blake2b(digest_size=16)
+                for key in sorted(found):
+                    digest.update(repr(key).encode() + self._entries[key].token)
+                told[place] = digest.digest()
+        for place, token in told.items():
+            if place in self._entries:
+                entry = self._entries[place]
+                self._entries[place] = entry._replace(token=_joined(entry.token, token))
+            else:
+                class_id, name = place
+                attributes = self._classes[class_id].attributes
+                attributes[name] = attributes[name]._replace(token=_joined(attributes[name].token, token))
 
     def _shell(self, value: Any) -> bytes:
         self.module_of(sys.modules[MAIN].__dict__)
@@ -184,7 +219,7 @@ class _Dump:
 
     def refer(self, key: Key) -> Any:
         """Return what stands in a pickle for a global."""
-        self.needs.keys[key] = None
+        self.needs.keys[key] = self.needs.held[key] = None
         return spaces.global_of, key
 
     def refer_to_data(self, value: Any) -> Key | None:
@@ -194,7 +229,7 @@ class _Dump:
             return None
         if self._under_way:
             self.ensure(key)  # before what refers to it; should it refer to that, in its turn, it has it by value
-        self.needs.keys[key] = None
+        self.needs.keys[key] = self.needs.held[key] = None
         return key
 
     # writing
@@ -205,16 +240,17 @@ class _Dump:
         if key in self._seen:
             return
         self.reads.note_name(names, key[1])
-        if key[1] not in names:
-            return
         self._seen.add(key)
+        if key[1] not in names:
+            self._absent.setdefault(key[0], []).append(key[1])
+            return
         value = names[key[1]]
         if self.snapshot is not None and self.snapshot.holds(key, value):
             self._walk(value)
             self._entries[key] = _AS_FORKED
             return
         try:
-            self._entries[key] = self._write(lambda: self._entry(key, value))
+            self._entries[key] = self._write(lambda: self._entry(key, value), key)
         except Unpicklable:
             raise
         except Exception as error:
@@ -248,9 +284,11 @@ class _Dump:
             self._under_way.discard(key)
         return entry
 
-    def _write(self, write: Callable[[], _T]) -> _T:
-        """Write something; what it needs is written later."""
+    def _write(self, write: Callable[[], _T], place: Any = None) -> _T:
+        """Write something; what it needs is written later. Note what it holds, if it has a place in the payload."""
         written, needs = self._collect(write)
+        if place is not None and needs.held:
+            self._held[place] = needs.held
         for key in needs.keys:
             if key not in self._seen:
                 self._queue.append(key)
@@ -325,12 +363,12 @@ class _Dump:
             for name, value in members.items():
                 if before.get(name, self) is value:
                     self._walk(value)
-                    attributes[name] = Attribute(spaces.AS_FORKED, b"", is_early=False)
+                    attributes[name] = Attribute(AS_FORKED, b"", is_early=False)
             members = {name: value for name, value in members.items() if before.get(name, self) is not value}
         for name, value in members.items():
             if name not in _INCIDENTAL and type(value) is not MemberDescriptorType:
                 try:
-                    entry = self._write(functools.partial(self._attribute, value))
+                    entry = self._write(functools.partial(self._attribute, value), (class_id, name))
                 except Unpicklable:
                     raise
                 except Exception as error:

@@ -42,12 +42,14 @@ class Needs:
 
     def __init__(self) -> None:
         self.keys: dict[Key, None] = {}
+        self.held: dict[Key, None] = {}  # of these, what it holds itself; code finds the others when it runs
         self.classes: dict[type, None] = {}
         self.codes: dict[CodeType, None] = {}
 
     def add(self, needs: "Needs") -> None:
         """Refer to all that another pickle refers to."""
         self.keys |= needs.keys
+        self.held |= needs.held
         self.classes |= needs.classes
         self.codes |= needs.codes
 

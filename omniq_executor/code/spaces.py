@@ -4,11 +4,13 @@ A payload (see namespaces.py) is a *shell*, the callable or the arguments of a c
 functions reach, each value in a pickle of its own with a *token*, a digest of that pickle:
 
     entries    the global names of modules      (module, name): token, pickle
+    absent     names that are read there, and that the script does not have (any more)
     classes    by id, and their attributes      id: skeleton, {attribute: token, pickle}
 
 A `Space` holds a dict for each module, its classes, and the token that last arrived under each name. A
 value is set only if its token is another one than that. So what the script did not change does not undo
-what the worker has set since, and what the script did change arrives.
+what the worker has set since, and what the script did change arrives. What a value holds by reference counts in its
+token: a list of functions is made anew with a function in it. What arrived and is absent now is removed.
 
 Calls of two versions of a function, with X = 1 and with X = 2, may come in turns. Therefore what arrived
 with a function is kept as its `Record`, and `Space.apply()` sets the names of which another version
@@ -35,12 +37,10 @@ from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from ..values import loaders
+from .arrived import AS_FORKED, Class, Names, Record
 from .modules import MAIN, MAINS, code_of_script, find
 
 SPACES = 64  # that a worker keeps at most
-AS_FORKED = b""
-"""The token of what a worker has by a fork, before anything else arrives under that name."""
-
 Key = tuple[str, str]  # module, name
 
 
@@ -77,54 +77,6 @@ class Kind(NamedTuple):
     tracker: str | None = None  # cloudpickle's tracker id of it, by which who wrote it knows it again
 
 
-class _Names:
-    """The names of a module in a space, or the attributes of a class, and what last arrived under each."""
-
-    def __init__(self, names: dict[str, Any], is_forked: bool) -> None:
-        self.names = names
-        self.is_forked = is_forked
-        self.tokens: dict[str, bytes] = {}
-        self.arrived: dict[str, Any] = {}
-        self.forked: dict[str, Any] = {}
-        """What was there by a fork, where something else has arrived since."""
-
-    def keep_forked(self, name: str) -> None:
-        """Keep what a fork brought under a name, which is about to be replaced."""
-        if self.is_forked and name not in self.tokens and name in self.names:
-            self.forked.setdefault(name, self.names[name])
-
-    def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
-        """Take in values that have arrived, as (token, value) each."""
-        for name, (token, value) in values.items():
-            if self.is_forked:
-                self.keep_forked(name)
-            self.names[name] = self.arrived[name] = value
-            self.tokens[name] = token
-
-
-class _Class(_Names):
-    def __init__(self, kind: Any, set_state: Any, is_forked: bool) -> None:
-        super().__init__(vars(kind), is_forked)
-        self.kind = kind
-        self._set_state = set_state
-
-    def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
-        for name in values:
-            self.keep_forked(name)
-        self._set_state(self.kind, ({name: value for name, (_, value) in values.items()}, {}))
-        for name, (token, value) in values.items():
-            self.tokens[name], self.arrived[name] = token, value
-
-
-class Record:
-    """What a function came with."""
-
-    def __init__(self, space: "Space", epoch: int = -1, items: Sequence[tuple[_Names, str, bytes, Any]] = ()) -> None:
-        self.space = space
-        self.epoch = epoch  # of its space, when it was all in place
-        self.items = items  # whose, name, token, value
-
-
 class Space:
     """See the module's docstring."""
 
@@ -134,11 +86,11 @@ class Space:
         self.main = sys.modules[MAIN] if is_forked else ModuleType(MAIN)
         self.record: Record | None = None
         """Of the payload that was loaded last."""
-        self.classes: dict[str, _Class] = {}
+        self.classes: dict[str, Class] = {}
         self.has_imported = is_forked
         """Whether the script has run here."""
         self.is_forked = is_forked
-        self._modules = {MAIN: _Names(self.main.__dict__, is_forked)}
+        self._modules = {MAIN: Names(self.main.__dict__, is_forked)}
         self.main.__dict__.setdefault("__builtins__", builtins)
 
     def take_record(self) -> Record | None:
@@ -146,16 +98,16 @@ class Space:
         record, self.record = self.record, None
         return record
 
-    def names_of(self, module: str) -> _Names:
+    def names_of(self, module: str) -> Names:
         """Return the names that stand for those of a module."""
         found = self._modules.get(module)
         if found is None:
             is_there = self.is_forked and module in sys.modules
             names = vars(sys.modules[module]) if is_there else {"__name__": module, "__builtins__": builtins}
-            found = self._modules[module] = _Names(names, is_there)
+            found = self._modules[module] = Names(names, is_there)
         return found
 
-    def set(self, owner: _Names, values: Mapping[str, tuple[bytes, Any]]) -> None:
+    def set(self, owner: Names, values: Mapping[str, tuple[bytes, Any]]) -> None:
         """Take in values of a module or class, as (token, value) each."""
         owner.set(values)
         self.epoch += 1
@@ -164,10 +116,16 @@ class Space:
         """Have the names as the function of the record needs them, where another version has arrived meanwhile."""
         if record.epoch == self.epoch:
             return
-        changed: dict[_Names, dict[str, tuple[bytes, Any]]] = {}
+        changed: dict[Names, dict[str, tuple[bytes, Any]]] = {}
         for owner, name, token, value in record.items:
             if owner.tokens.get(name, AS_FORKED) != token:
                 changed.setdefault(owner, {})[name] = token, value if token else owner.forked.get(name)
+        for owner, names in record.absent:
+            if removed := owner.remove(names):
+                changed.setdefault(owner, {}).update(removed)
+        for kind, attributes in record.classes:
+            if removed := kind.remove_others(attributes):
+                changed.setdefault(kind, {}).update(removed)
         for owner, values in changed.items():
             self.set(owner, values)
         record.epoch = self.epoch
@@ -188,7 +146,7 @@ class Space:
         self.has_imported = True
         code, more = code_of_script(how, what)
         main = self.names_of(MAIN)
-        kept = {name: main.names[name] for name in main.tokens}
+        kept = {name: main.names[name] for name in main.tokens if name in main.names}
         self.main.__dict__.update(more, __name__="__mp_main__")
         current: Any = process.current_process()
         current._inheriting = True
@@ -247,8 +205,15 @@ def visiting(space: Space) -> Iterator[Space]:
 class _Loading:
     """The loading of one payload."""
 
-    def __init__(self, space: Space, entries: Mapping[Key, Entry], classes: Mapping[str, Kind]) -> None:
+    def __init__(
+        self,
+        space: Space,
+        entries: Mapping[Key, Entry],
+        classes: Mapping[str, Kind],
+        absent: Mapping[str, Sequence[str]],
+    ) -> None:
         self.space = space
+        self._absent = [(space.names_of(module), names) for module, names in absent.items()]
         self._entries = {key: entry for key, entry in entries.items() if entry.token or space.is_forked}
         self._classes = classes
         self._fresh = {
@@ -260,6 +225,9 @@ class _Loading:
 
     def run(self) -> None:
         """Load all but the shell."""
+        for module, names in self._absent:
+            if removed := module.remove(names):
+                self.space.set(module, removed)
         for key, entry in self._fresh.items():
             if entry.code is not None:
                 self._make(key, entry.code)
@@ -273,6 +241,10 @@ class _Loading:
             self._set_attributes(class_id, is_early=False)
         for key in list(self._fresh):
             self.value(key)
+        for class_id, kind in self._classes.items():
+            known = self.space.classes[class_id]
+            if removed := known.remove_others(kind.attributes):
+                self.space.set(known, removed)
 
     def _make(self, key: Key, code: bytes) -> None:
         made, cells = pickle.loads(code)
@@ -306,7 +278,7 @@ class _Loading:
             return module.arrived[name]
         raise NotInScript(f"{key[0]} has no {name} here")
 
-    def class_of(self, class_id: str) -> _Class:
+    def class_of(self, class_id: str) -> Class:
         """Return a class, which may have no attributes yet."""
         known = self.space.classes.get(class_id)
         if known is None:
@@ -321,7 +293,7 @@ class _Loading:
                 known = self.space.classes.get(class_id)  # its bases may have needed it
             if known is None:
                 with self._silent_bases():
-                    known = _Class(make(*args), kind.set_state, self.space.is_forked)
+                    known = Class(make(*args), kind.set_state, self.space.is_forked)
                 if kind.tracker is not None:
                     trackers[known.kind] = kind.tracker
             self.space.classes[class_id] = known
@@ -343,14 +315,14 @@ class _Loading:
             for kind, hook in hooks:
                 kind.__init_subclass__ = hook
 
-    def _imported(self, class_id: str, kind: Kind) -> _Class | None:
+    def _imported(self, class_id: str, kind: Kind) -> Class | None:
         """Return a class as the import of the script has made it, if that was done; then its code is the same."""
         if not self.space.has_imported or self.space.is_forked:
             return None
         found = find(self.space.main, class_id.partition("/")[0].removeprefix(f"{MAIN}."))
         if not isinstance(found, type) or found.__module__ != "__mp_main__":
             return None
-        known = _Class(found, kind.set_state, is_forked=False)
+        known = Class(found, kind.set_state, is_forked=False)
         for name, attribute in kind.attributes.items():
             if attribute.is_early:
                 known.tokens[name], known.arrived[name] = attribute.token, vars(found).get(name)
@@ -369,7 +341,7 @@ class _Loading:
     def record(self) -> Record:
         """Return what is needed to have it so again."""
         space = self.space
-        wanted: list[tuple[_Names, str, bytes]] = [
+        wanted: list[tuple[Names, str, bytes]] = [
             (space.names_of(module), name, entry.token) for (module, name), entry in self._entries.items()
         ]
         wanted += [
@@ -378,7 +350,8 @@ class _Loading:
             for name, attribute in kind.attributes.items()
         ]
         items = [(owner, name, token, owner.arrived.get(name)) for owner, name, token in wanted]
-        return Record(space, space.epoch, items)
+        classes = [(space.classes[class_id], {*kind.attributes}) for class_id, kind in self._classes.items()]
+        return Record(space, space.epoch, items, self._absent, classes)
 
 
 def load(
@@ -387,6 +360,7 @@ def load(
     classes: Mapping[str, Kind],
     headers: Mapping[str, Mapping[str, Any]],
     sources: Mapping[str, Sequence[str]],
+    absent: Mapping[str, Sequence[str]] | None = None,  # older stores have payloads without it
 ) -> Any:
     """Return the callable, or the arguments, of a payload."""
     space = _here.space or Space()
@@ -397,7 +371,7 @@ def load(
         names = space.names_of(module).names
         for name, value in header.items():
             names.setdefault(name, value)
-    before, _here.loading = _here.loading, _Loading(space, entries, classes)
+    before, _here.loading = _here.loading, _Loading(space, entries, classes, absent or {})
     try:
         _here.loading.run()
         loaded = _load(shell)

@@ -39,6 +39,7 @@ from typing import Any
 
 from ... import values
 from ...code import spaces
+from ...code.arrived import Record
 from ...code.modules import type_name
 from ...errors import CodeChanged, NotImportable, SerializationError, ValueLost
 from ...model import codec
@@ -125,7 +126,7 @@ class Caller:
         self._functions: dict[int, Any] = {}  # pickles, and what they were loaded as
         self._is_fresh = True  # nothing has been run but the initializer
         self._is_stale = False  # it waits for its end, and runs nothing more
-        self._records: dict[int, spaces.Record] = {}  # what functions came with, that travelled by value
+        self._records: dict[int, Record] = {}  # what functions came with, that travelled by value
         self._files: Files | None = None  # where large results are kept
         self._lock = threading.Lock()  # of what follows: the second thread may flush
         self._items: list[tuple[Any, ...]] = []  # encoded, not yet sent

@@ -1,0 +1,86 @@
+"""What has arrived in a space of a worker, under which names, and as which version: see spaces.py."""
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+GONE = b"gone"
+"""The token of what has arrived once, and was removed since the script has it no more."""
+AS_FORKED = b""
+"""The token of what a worker has by a fork, before anything else arrives under that name."""
+
+
+class Names:
+    """The names of a module in a space, or the attributes of a class, and what last arrived under each."""
+
+    def __init__(self, names: dict[str, Any], is_forked: bool) -> None:
+        self.names = names
+        self.is_forked = is_forked
+        self.tokens: dict[str, bytes] = {}
+        self.arrived: dict[str, Any] = {}
+        self.forked: dict[str, Any] = {}
+        """What was there by a fork, where something else has arrived since."""
+
+    def keep_forked(self, name: str) -> None:
+        """Keep what a fork brought under a name, which is about to be replaced."""
+        if self.is_forked and name not in self.tokens and name in self.names:
+            self.forked.setdefault(name, self.names[name])
+
+    def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
+        """Take in values that have arrived, as (token, value) each."""
+        for name, (token, value) in values.items():
+            if self.is_forked:
+                self.keep_forked(name)
+            self.tokens[name] = token
+            if token == GONE:
+                self.names.pop(name, None)
+                self.arrived.pop(name, None)
+            else:
+                self.names[name] = self.arrived[name] = value
+
+    def remove(self, names: Iterable[str]) -> dict[str, tuple[bytes, Any]]:
+        """Return what `set()` takes to remove those of the names that have arrived."""
+        return {name: (GONE, None) for name in names if self.tokens.get(name, GONE) != GONE}
+
+
+class Class(Names):
+    """A class that travels by value, and its attributes."""
+
+    def __init__(self, kind: Any, set_state: Any, is_forked: bool) -> None:
+        super().__init__(vars(kind), is_forked)
+        self.kind = kind
+        self._set_state = set_state
+
+    def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
+        """Do the same for attributes."""
+        for name in values:
+            self.keep_forked(name)
+        self._set_state(self.kind, ({name: value for name, (token, value) in values.items() if token != GONE}, {}))
+        for name, (token, value) in values.items():
+            self.tokens[name], self.arrived[name] = token, value
+            if token == GONE:
+                del self.arrived[name]
+                with suppress(AttributeError):  # a call has deleted it
+                    delattr(self.kind, name)
+
+    def remove_others(self, names: Container[str]) -> dict[str, tuple[bytes, Any]]:
+        """Return what `set()` takes to remove what has arrived, but for these."""
+        return self.remove([name for name in self.tokens if name not in names])
+
+
+class Record:
+    """What a function came with."""
+
+    def __init__(
+        self,
+        space: Any,
+        epoch: int = -1,
+        items: Sequence[tuple[Names, str, bytes, Any]] = (),
+        absent: Sequence[tuple[Names, Sequence[str]]] = (),
+        classes: Sequence[tuple[Class, Container[str]]] = (),
+    ) -> None:
+        self.space = space
+        self.epoch = epoch  # of its space, when it was all in place
+        self.items = items  # whose, name, token, value
+        self.absent = absent  # whose, names that were not there
+        self.classes = classes  # with the names of all attributes that were there
