@@ -531,6 +531,41 @@ def test_what_holds_something_that_the_script_changes_holds_the_new_one(script: 
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
+def test_what_workers_have_changed_begins_anew_when_the_script_sets_it_again(script: Any) -> None:
+    """A cache kept what was made with an older constant, though the cell that makes it was run again."""
+    script.write("""
+import functools
+from omniq_executor import PersistentExecutor
+CELL = '''
+CACHE = {}
+def in_dict(x):
+    if x not in CACHE: CACHE[x] = x * FACTOR
+    return CACHE[x]
+def in_default(x, known={}):
+    if x not in known: known[x] = x * FACTOR
+    return known[x]
+@functools.lru_cache
+def cached(x): return x * FACTOR
+def calls_cached(x): return cached(x)
+'''
+COUNT = [0]
+def count():
+    COUNT[0] += 1
+    return COUNT[0]
+with PersistentExecutor(1) as executor:
+    for FACTOR in (2, 10, 2):
+        exec(CELL, globals())
+        for function in (in_dict, in_default, cached, calls_cached):
+            assert list(executor.map(function, [1, 2])) == [FACTOR, 2 * FACTOR], function
+    for first in (0, 100, 0):
+        COUNT[0] = first
+        assert [executor.submit(count).result(30) for _ in range(3)] == [first + 1, first + 2, first + 3]
+    print("done")
+""")
+    done = script.run()
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
 def test_what_the_script_deletes_is_gone(script: Any) -> None:
     script.write("""
 from omniq_executor import PersistentExecutor

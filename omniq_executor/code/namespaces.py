@@ -84,6 +84,41 @@ _AS_FORKED = Entry(AS_FORKED, b"")
 _functions: dict[tuple[int, bool], _Written] = {}
 _namings: dict[str, tuple[Any, dict[int, Key], dict[int, Key]]] = {}
 _atoms: dict[Key, tuple[Any, Entry]] = {}
+_generations: dict[Key, "_Generation"] = {}
+
+
+class _Generation(NamedTuple):
+    """What a global was when it was written last, and how many others there were before."""
+
+    value: Any  # or a weak reference; None of what is large and has no weak references
+    address: int
+    token: bytes
+    number: int
+
+    def is_of(self, value: Any) -> bool:
+        """Return whether it is of this very object."""
+        known = self.value() if isinstance(self.value, weakref.ref) else self.value
+        return self.address == id(value) and (known is value or self.value is None)
+
+
+def _of_its_generation(key: Key, value: Any, entry: Entry) -> Entry:
+    """Return an entry whose token is another one whenever the script has set or changed the value, if only to an equal.
+
+    A worker may have changed what it was given: a cache, a counter, the state of a generator of random numbers. It is
+    to begin anew with the value if the cell that sets it is run again, or if it is set back to what it was.
+    """
+    known = _generations.get(key)
+    number = 0
+    if known is not None:
+        number = known.number + (known.token != entry.token or not known.is_of(value))
+    if known is None or number != known.number:
+        kept = None
+        try:
+            kept = weakref.ref(value)
+        except TypeError:  # a list, say: only small ones are kept from being freed
+            kept = value if len(entry.data) < _LARGE >> 4 else None
+        _generations[key] = _Generation(kept, id(value), entry.token, number)
+    return entry._replace(token=_joined(entry.token, number.to_bytes(8, "big"))) if number else entry
 
 
 def _joined(token: bytes, other: bytes) -> bytes:
@@ -250,7 +285,8 @@ class _Dump:
             self._entries[key] = _AS_FORKED
             return
         try:
-            self._entries[key] = self._write(lambda: self._entry(key, value), key)
+            entry = self._write(lambda: self._entry(key, value), key)
+            self._entries[key] = entry if type(value) in ATOMS else _of_its_generation(key, value, entry)
         except Unpicklable:
             raise
         except Exception as error:
