@@ -256,7 +256,10 @@ class Files:
             try:
                 os.link(fresh, self.folder / name)  # unlike a renaming, it replaces nothing that others have pinned
             except OSError:  # another was faster, what is there is damaged, or the file system has no such links
-                pass
+                with contextlib.suppress(FileNotFoundError):
+                    if os.stat(self.folder / name).st_size != size_of(name):  # else calls that wait would be lost
+                        os.rename(fresh, self.folder / name)
+                        return name
             else:
                 os.unlink(fresh)
                 return name
@@ -272,19 +275,19 @@ class Files:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise ValueLost(f"{path} is missing, which holds a value of {size} bytes: submit the call again") from error
+            raise ValueLost(f"{path} is missing, which holds a value of {size} bytes: {_remedy(name)}") from error
         except OSError as error:
             raise ValueLost(f"{path} cannot be read, which holds a value of {size} bytes: {error.strerror}") from error
         try:
             found = os.fstat(fd)
             if found.st_size != size:
-                raise ValueLost(f"{path} has {found.st_size} bytes, and had {size}: submit the call again")
+                raise ValueLost(f"{path} has {found.st_size} bytes, and had {size}: {_remedy(name)}")
             memory = _mapped(fd, size)
             if memory is None:
                 memory = mmap.mmap(-1, size)
                 _fill(fd, memory)
             if (size <= _LOOKED_AT or _may_be_torn(found)) and zlib.crc32(memory) != checksum:
-                raise ValueLost(f"{path} is damaged: submit the call again")
+                raise ValueLost(f"{path} is damaged: {_remedy(name)}")
         finally:
             os.close(fd)
         return memory
@@ -293,6 +296,12 @@ class Files:
 def size_of(name: str) -> int:
     """Return how many bytes the file of that name holds."""
     return int(name.split(".")[1])
+
+
+def _remedy(name: str) -> str:
+    if name.startswith(OF_TASK):
+        return "have the call run again, after `omniq-executor forget` with the name of its function"
+    return "submit the call again, which writes it again"
 
 
 def is_whole(fd: int, name: str) -> bool:

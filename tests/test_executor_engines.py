@@ -512,3 +512,9 @@ def test_an_address_of_nothing_known_is_refused(store: Path, engine: str) -> Non
 def test_what_is_no_engine_is_refused(store: Path) -> None:
     with pytest.raises(TypeError, match="an Executor or a function that makes one"):
         PersistentExecutor(store=store, engine=7)  # type: ignore[arg-type]
+
+
+def test_what_makes_no_executor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"made None, which is no concurrent\.futures\.Executor"):
+        PersistentExecutor(engine=lambda: None, store=tmp_path / "store.db")  # type: ignore[arg-type]
+    assert not (tmp_path / "store.db").exists()

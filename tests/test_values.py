@@ -557,3 +557,17 @@ def _nothing_is_pinned_at_the_end() -> Iterator[None]:
     yield
     assert values.here.pins == []
     assert values.here.writer is None
+
+
+def test_a_file_that_was_cut_off_is_written_again_for_all_who_refer_to_it(tmp_path: Path) -> None:
+    """It was written under a name of its own, and a call that waited for the first failed with each run."""
+    data = memoryview(os.urandom(300_000))
+    for cut in (0, 500):
+        name, _, pin = ValueFiles(tmp_path, False).keep(data)
+        pin.release()
+        os.truncate(tmp_path / name, cut)
+        again, _, pin = ValueFiles(tmp_path, False).keep(data)
+        pin.release()
+        assert again == name
+        assert bytes(ValueFiles(tmp_path, False).open(name)) == data
+        assert os.listdir(tmp_path) == [name]

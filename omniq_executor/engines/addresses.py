@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Executor
 from importlib import import_module
+from typing import Any
 
 from ..errors import EngineError
 
@@ -38,7 +39,9 @@ def fitted(executor: Executor | Callable[[], Executor]) -> Executor | Callable[[
     return lambda: _fit(executor())
 
 
-def _fit(executor: Executor) -> Executor:
+def _fit(executor: Any) -> Executor:
+    if not isinstance(executor, Executor):
+        raise EngineError(f"engine= made {executor!r}, which is no concurrent.futures.Executor")
     if type(executor).__module__.partition(".")[0] == "distributed":
         from .dask import fit
 
