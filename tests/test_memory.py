@@ -1,8 +1,10 @@
 """A function is written once, until something changes that it reads: then it is never missed."""
 
 import os
+import random
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -195,6 +197,50 @@ def test_no_change_is_missed(changes: list[tuple[str, int]]) -> None:
             assert (change, described.digest) == (change, Functions().describe(function).digest)
             memory._memories = kept
             assert (change, _answer(described.pickle, module)) == (change, function())
+    finally:
+        sys.modules["__main__"] = before
+        spaces._here.space = None
+        spaces._spaces.clear()
+
+
+# What a class is made with: a worker that has the class keeps it.
+NOT_TOLD = {"Kind.__bases__ = (Other,)", "Kind.__bases__ = (Base,)", "Colour.RED.value.append(2)"}
+DELETIONS = ["del NUMBER", "del ITEMS", "del TABLE", "del helper", "del Kind.limit", "del Kind.method", "del Base.size"]
+
+
+def _given(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except NameError as error:
+        return str(error)
+
+
+@settings(max_examples=300 if os.environ.get("OMNIQ_PROOF") else 50)
+@given(
+    st.lists(st.sampled_from([it for it in CHANGES if it not in NOT_TOLD] + DELETIONS), min_size=1, max_size=8),
+    st.randoms(use_true_random=False),
+)
+def test_a_worker_that_lives_on_misses_none_either(changes: list[str], chance: random.Random) -> None:
+    module = ModuleType("__main__")
+    before, sys.modules["__main__"] = sys.modules["__main__"], module
+    versions: list[tuple[str, Any, Any, Any]] = []  # the change, what a worker has of it, and what it gave
+    try:
+        exec(SCRIPT, module.__dict__)
+        functions, function = Functions(), module.f
+        for change in changes:
+            try:
+                exec(change, module.__dict__)
+            except (AttributeError, TypeError, NameError, KeyError):  # it does not apply after another change
+                continue
+            described = functions.describe(function)
+            space = spaces.space_of(0)
+            space.enter()
+            loaded = codec.decode(described.pickle)
+            versions.append((change, loaded, space.take_record(), _given(function)))
+            for said, older, record, wanted in (versions[-1], chance.choice(versions), versions[-1]):
+                space.apply(record)
+                assert (change, said, _given(older)) == (change, said, wanted)
+            sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     finally:
         sys.modules["__main__"] = before
         spaces._here.space = None
