@@ -354,7 +354,8 @@ if __name__ == "__main__":
         began = time.monotonic()
         assert sum(future.result(30) for future in [executor.submit(look, n) for n in range(20)]) == 0
         took = time.monotonic() - began
-        status = open("/proc/self/status").read()  # getrusage() counts what the process was forked from
+        with open("/proc/self/status") as of_process:  # getrusage() counts what the process was forked from
+            status = of_process.read()
         print(took < 5, int(re.search(r"VmHWM:\\s*(\\d+) kB", status)[1]) < 300 << 10)
         print(sum(len(executor.store.function(stored.digest).pickle)
             for stored in executor.store.stored(executor.store.ids())) < 1 << 20)

@@ -186,10 +186,13 @@ def say_much(size: int) -> int:
     return print("x" * size) or size
 
 
+LEFT: list["subprocess.Popen[bytes]"] = []  # else it warns that nobody waits for it
+
+
 def leave_child(gate: Path, what: str = "") -> None:
     """Leave a child behind that writes later."""
     print(what, end="")
-    subprocess.Popen(["sh", "-c", f"until [ -e {gate} ]; do sleep 0.01; done; echo child"])
+    LEFT.append(subprocess.Popen(["sh", "-c", f"until [ -e {gate} ]; do sleep 0.01; done; echo child"]))
 
 
 def leave_thread(gate: Path, over: Path) -> None:

@@ -119,7 +119,8 @@ def test_a_worker_does_not_stand_still_for_want_of_the_terminal(script: Any, met
         + """
     def read():
         try:
-            return open("/dev/tty").read(1)
+            with open("/dev/tty") as terminal:
+                return terminal.read(1)
         except OSError as error:
             return type(error).__name__
     import termios
