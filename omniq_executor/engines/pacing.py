@@ -67,6 +67,11 @@ class Throughput(Pace):
     def _make(self) -> Pace:
         return Pace()
 
+    def least_lead(self, load: Mapping[bytes, int]) -> int:
+        """Return how many calls of any function a worker should have that has calls of these. Any thread may ask."""
+        paces = [self._paces.get(digest) for digest in list(load)]  # at once: another thread may be changing it
+        return min([self.lead, *(1 if pace is None else pace.lead for pace in paces)])
+
     def room(self, digest: bytes, load: Mapping[bytes, int], queued: int) -> int:
         """Return how many more calls of a function a worker should have that has `queued` calls.
 

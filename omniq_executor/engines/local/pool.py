@@ -124,7 +124,7 @@ class LocalEngine:
             return 0
         queued = worker.next - worker.reported
         if digest is None:  # with calls of an unknown pace it has enough
-            free = min([throughput.lead, *(throughput.of(each).lead for each in worker.load)]) - queued
+            free = throughput.least_lead(worker.load) - queued
         else:
             free = throughput.room(digest, worker.load, queued)
         return free if self._max_tasks is None else min(free, self._max_tasks - worker.next)
