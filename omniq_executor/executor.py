@@ -27,7 +27,7 @@ from .dispatch.stranded import SESSION, stranded
 from .engines.local.launch import Process
 from .engines.local.pool import LocalEngine
 from .engines.local.start_method import context_for
-from .engines.opening import Place, check_place, open_engine, refuse_processes, workers_of
+from .engines.opening import Place, check_place, open_engine, refuse_processes, usable_cpus, workers_of
 from .errors import TaskNotFound
 from .future import DurableFuture
 from .interrupts import interrupts
@@ -166,9 +166,7 @@ class PersistentExecutor(Submitter):
         cells.enter(parse_address(store).path.absolute(), name)
         with contextlib.ExitStack() as undo:
             with interrupts:  # else what is made here, and nobody else knows yet, might be left behind
-                pool = open_engine(
-                    engine, max_workers, context, initializer, initargs, max_tasks_per_child, usable_cpus()
-                )
+                pool = open_engine(engine, max_workers, context, initializer, initargs, max_tasks_per_child)
                 undo.callback(pool.close)
                 opened = open_store(store, durability=durability)
                 undo.callback(opened.close)
@@ -485,11 +483,6 @@ def default_queue() -> str:
     # A script that a cell has started has the notebook's environment too, so its own name comes first.
     path = getattr(main, "__file__", None)
     return os.path.splitext(os.path.basename(path))[0] if path else notebooks.name() or SESSION
-
-
-def usable_cpus() -> int:
-    """Return how many processes can run at a time."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _refuse_in_worker_start() -> None:

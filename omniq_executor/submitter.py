@@ -70,7 +70,7 @@ class Submitter(concurrent.futures.Executor):
         future: DurableFuture[_T]
         dispatcher = self._dispatcher
         try:
-            function = self._functions.describe(fn) if self._depends is None else self._describe(fn)
+            function = self._describe(fn)
             has_key = self._call_options.key not in (None, MEMO)
             call, after = stored_call(
                 function, args, kwargs, dispatcher.engine.snapshot, has_key,

@@ -25,6 +25,30 @@ from omniq_executor.model.functions import Functions
 WAIT_S = 30.0
 
 
+def killable_script(engine: str, count: int) -> str:
+    """A script that maps over so many items on an engine, and is killed at the result whose place it is given."""
+    return f"""
+import os, signal, sys
+from concurrent.futures import ProcessPoolExecutor
+from omniq_executor import PersistentExecutor
+
+def work(n):
+    fd = os.open("journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{{n}}\\n".encode())
+    os.close(fd)
+    return n * n
+
+if __name__ == "__main__":
+    with PersistentExecutor(engine={engine}) as executor:
+        total = 0
+        for place, result in enumerate(executor.map(work, range({count}))):
+            total += result
+            if place == int(sys.argv[1]):
+                os.kill(os.getpid(), signal.SIGKILL)
+        print(total)
+"""
+
+
 class Bench:
     """An engine with what a dispatcher gives it: a selector, and somebody who takes its reports."""
 

@@ -14,6 +14,7 @@ class FakeEngine:
     """An Engine with room for so many calls. What tests call is called under the dispatcher's lock, too."""
 
     snapshot = None
+    name = "fake"
     sees_files = True
 
     def __init__(self, max_workers: int = 1, room: int = 8) -> None:

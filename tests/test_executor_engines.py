@@ -12,7 +12,7 @@ from typing import Any
 
 import calls
 import pytest
-from engine_contract import Bench, values_of
+from engine_contract import Bench, killable_script, values_of
 
 from omniq_executor import (
     EngineClosed,
@@ -318,35 +318,12 @@ def test_stacks_say_that_they_are_not_told(on_pools: PersistentExecutor, journal
     future.result(WAIT_S)
 
 
-SCRIPT = """
-import os, sys, signal
-from concurrent.futures import ProcessPoolExecutor
-from omniq_executor import PersistentExecutor
-
-def work(n):
-    fd = os.open("journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, f"{n}\\n".encode())
-    os.close(fd)
-    return n * n
-
-if __name__ == "__main__":
-    with PersistentExecutor(engine=lambda: ProcessPoolExecutor(2)) as executor:
-        total = 0
-        for count, result in enumerate(executor.map(work, range(400))):
-            total += result
-            if "die" in sys.argv and count == 100:
-                print(count, flush=True)
-                os.kill(os.getpid(), signal.SIGKILL)
-        print(total)
-"""
-
-
 @pytest.mark.slow
 def test_a_script_that_is_killed_goes_on_where_it_was(script: Any) -> None:
-    script.write(SCRIPT)
-    killed = script.run("die")
+    script.write(killable_script("lambda: ProcessPoolExecutor(2)", 400))
+    killed = script.run("100")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = script.run()
+    done = script.run("-1")
     assert (done.returncode, done.stdout) == (0, f"{sum(n * n for n in range(400))}\n"), done.stderr
     lines = script.journal.lines()
     assert {*map(int, lines)} == {*range(400)}

@@ -20,6 +20,7 @@ from typing import Any
 import calls
 import pytest
 from click.testing import CliRunner
+from large_values import WAIT_S, N, files, names, shared, store
 
 from omniq_executor import (
     PersistentExecutor,
@@ -34,48 +35,20 @@ from omniq_executor import (
 )
 from omniq_executor.cli.main import main
 from omniq_executor.model import codec
-from omniq_executor.model.functions import Functions
 from omniq_executor.model.task import format_id
 from omniq_executor.stores import migration
-from omniq_executor.stores.base import Store, now
+from omniq_executor.stores.base import now
 from omniq_executor.stores.values import ValueFiles
 
 MakeExecutor = Callable[..., PersistentExecutor]
 
-WAIT_S = 30.0
-N = values.LARGE // 8
-FUNCTION = Functions().describe(calls.echo)
-
-
-@pytest.fixture(params=["store.db", pytest.param("store", marks=pytest.mark.once)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Both kinds of store."""
-    return tmp_path / str(request.param)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> ValueFiles:
-    """The files of a store of which nothing else is there."""
-    made = ValueFiles(tmp_path / "values", durable=False)
-    made.prepare()
-    return made
+__all__ = ["files", "store"]  # fixtures
 
 
 @pytest.fixture(params=[0, 1 << 30], ids=["written meanwhile", "written then"])
 def meanwhile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a thread writes what is hashed."""
     monkeypatch.setattr(value_files, "_WRITTEN_MEANWHILE", request.param)
-
-
-def names(executor: PersistentExecutor | Store | ValueFiles) -> list[str]:
-    of = executor.store if isinstance(executor, PersistentExecutor) else executor
-    folder = of.values.folder if isinstance(of, Store) else of.folder
-    return sorted(os.listdir(folder)) if folder.exists() else []
-
-
-def shared(of: Any) -> list[str]:
-    """The files of what calls and functions hold."""
-    return [name for name in names(of) if not name.startswith("task-")]
 
 
 def keep(files: ValueFiles, content: bytes) -> tuple[str, value_files.Pin]:

@@ -23,7 +23,6 @@ from ..dispatch.waiters import Waiters
 from ..engines.local.pool import LocalEngine
 from ..engines.local.start_method import default_context
 from ..engines.opening import open_engine
-from ..executor import usable_cpus
 from ..model.task import ErrorInfo, Status, format_id
 from ..pipes import wake_pipe
 from ..stores import open_store
@@ -83,7 +82,7 @@ def worker(
     if engine is not None and capture_output:
         raise click.UsageError("--capture-output is not possible with --engine: what calls write stays on the cluster")
     with _signals() as signals, contextlib.ExitStack() as undo:
-        runs = open_engine(engine or "local", processes, default_context(), None, (), None, usable_cpus())
+        runs = open_engine(engine or "local", processes, default_context(), None, (), None)
         undo.callback(runs.close)
         store = open_store(address, durability=durability)
         undo.callback(store.close)

@@ -27,16 +27,24 @@ class Names:
             self.forked.setdefault(name, self.names[name])
 
     def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
-        """Take in values that have arrived, as (token, value) each."""
+        """Take in values that have arrived, as (token, value) each, or are gone."""
+        for name in values:
+            self.keep_forked(name)
+        self._put({name: value for name, (token, value) in values.items() if token != GONE})
         for name, (token, value) in values.items():
-            if self.is_forked:
-                self.keep_forked(name)
             self.tokens[name] = token
             if token == GONE:
-                self.names.pop(name, None)
                 self.arrived.pop(name, None)
+                self._drop(name)
             else:
-                self.names[name] = self.arrived[name] = value
+                self.arrived[name] = value
+
+    def _put(self, values: dict[str, Any]) -> None:
+        self.names.update(values)
+
+    def _drop(self, name: str) -> None:
+        """Remove a name, unless a call has."""
+        self.names.pop(name, None)
 
     def remove(self, names: Iterable[str]) -> dict[str, tuple[bytes, Any]]:
         """Return what `set()` takes to remove those of the names that have arrived."""
@@ -51,17 +59,12 @@ class Class(Names):
         self.kind = kind
         self._set_state = set_state
 
-    def set(self, values: Mapping[str, tuple[bytes, Any]]) -> None:
-        """Do the same for attributes."""
-        for name in values:
-            self.keep_forked(name)
-        self._set_state(self.kind, ({name: value for name, (token, value) in values.items() if token != GONE}, {}))
-        for name, (token, value) in values.items():
-            self.tokens[name], self.arrived[name] = token, value
-            if token == GONE:
-                del self.arrived[name]
-                with suppress(AttributeError):  # a call has deleted it
-                    delattr(self.kind, name)
+    def _put(self, values: dict[str, Any]) -> None:
+        self._set_state(self.kind, (values, {}))
+
+    def _drop(self, name: str) -> None:
+        with suppress(AttributeError):
+            delattr(self.kind, name)
 
     def remove_others(self, names: Container[str]) -> dict[str, tuple[bytes, Any]]:
         """Return what `set()` takes to remove what has arrived, but for these."""

@@ -158,8 +158,6 @@ class _Dump:
                 self._class(item)
         self._tell_of_held()
         whole = spaces.load, (shell, self._entries, self._classes, self._headers, self._sources, self._absent)
-        if values.here.writer is not None and values.here.writer.pins:
-            self.is_fixed = False  # the files are to be pinned each time
         sizes = {key: values.size_with_files(entry.data) for key, entry in self._entries.items()}
         return Payload(pickle.dumps(Reduced(*whole), 5), self._signature(shell), sizes)
 
@@ -243,8 +241,8 @@ class _Dump:
             self._headers[module]["__name__"] = MAIN
         for name in HEADER:
             self.reads.note_name(names, name)
-        values = [*names.values()]
-        looked = [*names], [*map(id, values)], [*map(type, values)]  # in a form that does not keep it alive
+        there = [*names.values()]
+        looked = [*names], [*map(id, there)], [*map(type, there)]  # in a form that does not keep it alive
         known = _namings.get(module)
         if known is None or known[0] != looked:
             known = _namings[module] = looked, {}, {}

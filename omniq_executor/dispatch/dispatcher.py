@@ -310,7 +310,7 @@ class Dispatcher:
             if not self.driver.is_closed:
                 yield self.store
                 return
-        with contextlib.closing(self.store.reopen()) as store:
+        with self._reading() as store:
             yield store
 
     @contextlib.contextmanager

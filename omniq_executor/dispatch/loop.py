@@ -235,18 +235,10 @@ class Loop:
         # What few turns need is looked up for those alone.
         is_late = pending.next_tier is not None or pending.is_alone
         found = Situation(
-            moment,
-            total,
-            best,
-            engine.idle() if is_late else 0,
-            claims.queue.size,
-            is_late and engine.is_busy(),
-            is_late and claims.are_suspects_only(),
-            self._is_visit,
-            self._holds,
-            self.is_draining,
+            moment, total, best, engine.idle() if is_late else 0, claims.queue.size, is_late and engine.is_busy(),
+            is_late and claims.are_suspects_only(), self._is_visit, self._holds, self.is_draining,
             peers.may_have_changed,
-        )
+        )  # fmt: skip
         planned = plan(self._pending, ends, batch, self._queues, found)
         self._pending = planned.pending
         if planned.waits:

@@ -169,7 +169,7 @@ class ExecutorEngine:
 
     def give(self, chunk: Chunk) -> None:
         """As of an Engine. A call that was charged before goes alone, so that its next death is charged at once."""
-        self._waiting.extend([chunk] if self._charged.isdisjoint(chunk.ids) else _parts(chunk, 1))
+        self._waiting.extend([chunk] if self._charged.isdisjoint(chunk.ids) else chunk.parts(1))
         self._give_waiting()
 
     def _give_waiting(self) -> None:
@@ -316,7 +316,7 @@ class ExecutorEngine:
                 self._charged.update(chunk.ids)
                 self.reports.append(Report(CRASHED, chunk.ids, chunk.attempts, how))
             else:
-                self._waiting.extend(_parts(chunk, 1))
+                self._waiting.extend(chunk.parts(1))
 
     def _break(self, error: BaseException) -> None:
         """Give nothing more to the executor, and see to another one when all is back that it had."""
@@ -343,7 +343,7 @@ class ExecutorEngine:
             self._waiting.extend(self._alone)
             self._alone.clear()
         else:
-            parts = [part for chunk in suspects for part in _parts(chunk, -(-count // PARTS))]
+            parts = [part for chunk in suspects for part in chunk.parts(-(-count // PARTS))]
             self._alone.extendleft(reversed(parts))
         self._renewal.begin(self._executor, self.max_workers)
 
@@ -494,8 +494,3 @@ class ExecutorEngine:
         self._unknown.clear()
         self.reports.clear()
         self._selector = None
-
-
-def _parts(chunk: Chunk, size: int) -> list[Chunk]:
-    count = len(chunk.ids)
-    return [chunk] if count <= size else [chunk.part(i, min(i + size, count)) for i in range(0, count, size)]

@@ -57,6 +57,11 @@ class Chunk:
             timeout=self.timeout, space=self.space,
         )  # fmt: skip
 
+    def parts(self, size: int) -> list["Chunk"]:
+        """Return the calls as chunks of at most that many."""
+        count = len(self.ids)
+        return [self] if count <= size else [self.part(i, min(i + size, count)) for i in range(0, count, size)]
+
 
 class Report(NamedTuple):
     """What became of calls, which are several only in RESULTS and RETURNED."""
@@ -85,6 +90,8 @@ class StackProbe(Protocol):
 class Engine(Protocol):
     """See the module's docstring."""
 
+    name: str
+    """What it is called where it is shown."""
     max_workers: int
     """How many calls can run at a time; 0 where none do."""
     broken: str | None

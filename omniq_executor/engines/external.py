@@ -12,6 +12,7 @@ from .pacing import Throughput
 class External:
     """An Engine without workers: it has room for no call, so it is given none."""
 
+    name = "external"
     max_workers = 0
     broken: str | None = None
     snapshot = None

@@ -1,5 +1,6 @@
 """Which engine an executor is given: "local", "external", an Executor, what makes one, or the address of a cluster."""
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
@@ -45,11 +46,10 @@ def open_engine(
     initializer: Callable[..., object] | None,
     initargs: Iterable[Any],
     max_tasks_per_child: int | None,
-    default_workers: int,
 ) -> "LocalEngine | External | ExecutorEngine":
     """Return an engine that is ready. Raises EngineError where an Executor is not."""
     if engine == "local":
-        return LocalEngine(max_workers or default_workers, context, initializer, initargs, max_tasks_per_child)
+        return LocalEngine(max_workers or usable_cpus(), context, initializer, initargs, max_tasks_per_child)
     if engine == "external":
         return External()
     from .adapter import ExecutorEngine  # some 5 ms of imports
@@ -68,8 +68,13 @@ def open_engine(
     return made[0]
 
 
+def usable_cpus() -> int:
+    """Return how many processes can run at a time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers_of(engine: Engine, context: BaseContext) -> tuple[int, str]:
     """Return how many workers an engine has at the moment, and in a word what they are, or how they start."""
     if isinstance(engine, LocalEngine):
         return len(engine.processes()), context.get_start_method()
-    return engine.max_workers, getattr(engine, "name", "external")
+    return engine.max_workers, engine.name

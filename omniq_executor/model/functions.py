@@ -201,11 +201,8 @@ def stored_call(
     SerializationError if they have no stored form, and StoreError where a file cannot be written.
     """
     plain = codec.encode_plain_call(args, kwargs)
-    if plain is not None:
-        args_text, named_text = plain
-        is_short = named_text is None and len(args_text) < values.LARGE  # as most are: a call less
-        if is_short or keeps_text or not values.is_long(args_text, named_text):
-            return Call(args_text, named_text), ()
+    if plain is not None and (keeps_text or not values.is_long(*plain)):
+        return Call(*plain), ()
     with dependencies.noting(store) as noted, values.writing(files) as writer:
         try:
             pickled = codec.write((args, kwargs), snapshot).data

@@ -1,56 +1,28 @@
 """Arrays and data frames as large values: see test_values.py for what becomes of their files."""
 
 import asyncio
-import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import calls
 import pytest
 from hypothesis import given, settings, strategies as st
+from large_values import FUNCTION, WAIT_S, N, files, names, shared, store
 
 from omniq_executor import AsyncOmniQ, PersistentExecutor, attach, values
 from omniq_executor.model import codec
-from omniq_executor.model.functions import Functions, stored_call
+from omniq_executor.model.functions import stored_call
 from omniq_executor.model.preview import preview
-from omniq_executor.stores.base import Store
 from omniq_executor.stores.values import ValueFiles
 
 np = pytest.importorskip("numpy")
 
+
 MakeExecutor = Callable[..., PersistentExecutor]
 
-WAIT_S = 30.0
-N = values.LARGE // 8
-FUNCTION = Functions().describe(calls.echo)
-
-
-@pytest.fixture(params=["store.db", pytest.param("store", marks=pytest.mark.once)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Both kinds of store."""
-    return tmp_path / str(request.param)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> ValueFiles:
-    """The files of a store of which nothing else is there."""
-    made = ValueFiles(tmp_path / "values", durable=False)
-    made.prepare()
-    return made
-
-
-def names(executor: PersistentExecutor | Store | ValueFiles) -> list[str]:
-    of = executor.store if isinstance(executor, PersistentExecutor) else executor
-    folder = of.values.folder if isinstance(of, Store) else of.folder
-    return sorted(os.listdir(folder)) if folder.exists() else []
-
-
-def shared(of: Any) -> list[str]:
-    """The files of what calls and functions hold."""
-    return [name for name in names(of) if not name.startswith("task-")]
+__all__ = ["files", "store"]  # fixtures
 
 
 def _loaded(files: ValueFiles, args: str | bytes) -> Any:

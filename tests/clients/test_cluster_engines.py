@@ -18,7 +18,7 @@ from typing import Any
 
 import calls
 import pytest
-from engine_contract import WAIT_S, RunsCallsInWorkers
+from engine_contract import WAIT_S, RunsCallsInWorkers, killable_script
 
 import omniq_executor
 from omniq_executor import EngineClosed, EngineUnreachable, PersistentExecutor, Status, WorkerCrashed
@@ -209,37 +209,15 @@ def test_killed_workers_and_schedulers_lose_no_call(cluster: Cluster, make_execu
     assert executor.store.counts()[executor.queue] == {Status.COMPLETED: ROUNDS * 100}
 
 
-SCRIPT = """
-import os, sys, signal
-from omniq_executor import PersistentExecutor
-
-def work(n):
-    fd = os.open("journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, f"{n}\\n".encode())
-    os.close(fd)
-    return n * n
-
-if __name__ == "__main__":
-    address, die_at = sys.argv[1:]
-    with PersistentExecutor(engine=address) as executor:
-        total = 0
-        for count, result in enumerate(executor.map(work, range(2000))):
-            total += result
-            if count == int(die_at):
-                os.kill(os.getpid(), signal.SIGKILL)
-        print(total)
-"""
-
-
 @needs("distributed")
 @pytest.mark.slow
 def test_a_script_that_is_killed_goes_on_where_it_was(cluster: Cluster, script: Any) -> None:
-    script.write(SCRIPT)
+    script.write(killable_script(repr(cluster.address), 2000))
     places = [round((turn + 1) * 1500 / ROUNDS) for turn in range(ROUNDS)]
     for place in places:
-        killed = script.run(cluster.address, str(place))
+        killed = script.run(str(place))
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = script.run(cluster.address, "-1")
+    done = script.run("-1")
     assert (done.returncode, done.stdout) == (0, f"{sum(n * n for n in range(2000))}\n"), done.stderr
     lines = script.journal.lines()
     assert {*map(int, lines)} == {*range(2000)}

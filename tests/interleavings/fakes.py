@@ -294,6 +294,7 @@ class FakeEngine:
     """See the module's docstring. It breaks when it was given its `break_at`-th call."""
 
     snapshot = None
+    name = "fake"
     sees_files = False
 
     def __init__(self, world: World, store: FakeStore, workers: int, depth: int, break_at: int | None) -> None:

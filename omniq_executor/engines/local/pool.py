@@ -39,6 +39,7 @@ _START_AGAIN_S = 0.2
 class LocalEngine:
     """A pool of up to `max_workers` worker processes, started when there is work for them."""
 
+    name = "local"
     sees_files = True
 
     def __init__(
