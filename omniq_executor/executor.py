@@ -79,7 +79,7 @@ class PersistentExecutor(Submitter):
         keeps all. Default: what the Settings say, else seven days. See docs/retention.md.
     leftovers: what becomes of calls that an earlier run left and this one does not submit again. "leave" has
         them stay PENDING, and says so once, when a process ends clean. "cancel" cancels them then. "run"
-        runs them here, with the code that they were submitted with.
+        runs them here, with the code that they were submitted with, if initializer, initargs and folder are the same.
     on_change: what becomes of a call that an earlier run finished, if its function has other code now, or
         anything of your own modules that this reaches. "rerun" has it run again. "reuse" takes the result over
         all the same, and says so once, with what has changed; not for lambdas and functions of functions, which
@@ -260,7 +260,7 @@ class PersistentExecutor(Submitter):
             paths of files and folders. Of a module of your own, and of a path, all files count by their content, of
             an installed one its version. They are looked at for each submit() and map(). With a key neither counts:
             the key says which call it is.
-        memo: whether equal calls are one, in all runs of the queue: whoever submits a call with it that was
+        memo: whether equal calls are one, in all runs of the queue with the same initializer and folder: whoever submits a call with it that was
             submitted with it before, or is under way, gets a future of that task. One that failed or was
             cancelled runs again. It is kept for as long as its run, see `result_ttl`.
 

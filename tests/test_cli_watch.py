@@ -307,6 +307,7 @@ def run(id: int, ended_at: int | None = 5, clean: bool | None = True, settled: b
 
 KILLED = run(7, None, None, False)
 FAILED = run(8, 5, False, False)
+WARM = run(9)._replace(context="folder.init.2023")
 STEPS: dict[str, tuple[list[Any], list[str]]] = {
     "nothing": ([{}, [], [], {}, None], ["Nothing is left to do."]),
     "all is well": ([{"etl": {Status.COMPLETED: 3}}, [], [run(1)], {}, None], ["Nothing is left to do."]),
@@ -338,6 +339,13 @@ STEPS: dict[str, tuple[list[Any], list[str]]] = {
         [{"etl": {Status.PENDING: 5}}, [], [run(1), run(2), run(3)], {1: 3, 3: 2}, None],
         ["5 tasks are left in queue 'etl', and nobody works on it: `omniq-executor worker --queue etl` runs them,"
          " `omniq-executor cancel --run 1` and `omniq-executor cancel --run 3` cancel them"],
+    ),
+    "leftovers that need an initializer": (
+        [{"etl": {Status.PENDING: 5}}, [], [run(1), WARM], {1: 3, 9: 2}, None],
+        ["3 tasks are left in queue 'etl', and nobody works on it: `omniq-executor worker --queue etl` runs them,"
+         " `omniq-executor cancel --run 1` cancels them",
+         "2 tasks are left in queue 'etl' that need an initializer: their script runs them, with leftovers='run' and"
+         " the same initializer and arguments, `omniq-executor cancel --run 9` cancels them"],
     ),
     "messages without a worker": (
         [{"etl": {Status.PENDING: 1}}, [], [], {0: 1}, "x.db"],

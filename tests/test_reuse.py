@@ -241,6 +241,20 @@ def test_always_makes_one_of_equal_calls_of_earlier_runs(make_executor: MakeExec
     assert journal.lines() == ["1", "1"]
 
 
+def test_memo_tells_initializers_apart(make_executor: MakeExecutor) -> None:
+    """A call was given what it had come to with other arguments of the initializer."""
+    for year, resumed in (2023, False), (2024, False), (2023, True):
+        with make_executor(1, initializer=calls.remember, initargs=(year,)) as executor:
+            memo = executor.options(memo=True)
+            preview = memo.preview(calls.remembered, ["a"])
+            future = memo.submit(calls.remembered)
+            assert (future.result(WAIT_S), future.resumed, preview.runs) == ([year], resumed, not resumed)
+            assert list(memo.map(calls.remembered, ["a"])) == [[year]]
+            if year == 2024:
+                why = "run, since the initializer's arguments changed, so that no earlier call is the same"
+                assert (preview.why(0), future.why()) == (why, why)
+
+
 @pytest.mark.parametrize("nonsense", [{"memo": True, "key": "k"}, {"memo": True, "interval": 1}, {"key": "memo:1"}])
 def test_memo_with_what_contradicts_it_is_refused(executor: PersistentExecutor, nonsense: Any) -> None:
     with pytest.raises(ValueError, match="memo"):

@@ -98,6 +98,55 @@ def test_two_runs_of_a_script_at_a_time_run_each_its_own_calls(script: Any, wait
         assert done.stdout.splitlines()[-1] == "True", done.stderr
 
 
+# --- Calls that need an initializer ---
+
+WARM = """
+YEAR = None
+
+def prepare(year):
+    global YEAR
+    YEAR = year
+
+def work(n):
+    return n, YEAR
+
+if __name__ == "__main__":
+    year, leftovers, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    with PersistentExecutor(1, initializer=prepare, initargs=(year,), leftovers=leftovers) as executor:
+        executor.submit(time.sleep, 60) if len(sys.argv) > 4 else None
+        futures = [executor.submit(work, n) for n in range(count)]
+        if len(sys.argv) > 4:
+            die()
+        print([future.result() for future in futures], flush=True)
+"""
+
+
+def test_a_worker_runs_no_call_that_needs_an_initializer(script: Any, start_worker: Any, open_store: Any) -> None:
+    """It ran them without, and a resumed script was given what came of that."""
+    script.write(HEAD + WARM)
+    killed(script, "2023", "leave", "3", "die")
+    store = open_store(script.store)
+    PersistentExecutor(store=script.store, queue="script", engine="external").shutdown()
+    worker = start_worker("--store", str(script.store))
+    with PersistentExecutor(store=script.store, queue="script", engine="external") as other:
+        assert other.submit(abs, -1).result(WAIT_S) == 1  # by the worker, who looks at the whole queue for it
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert stand(store) == {"PENDING": 4, "COMPLETED": 1}
+    assert ended(script, "2023", "leave", "3").stdout == "[(0, 2023), (1, 2023), (2, 2023)]\n"
+
+
+def test_leftovers_are_not_run_with_another_initializer(script: Any, open_store: Any) -> None:
+    script.write(HEAD + WARM.replace("time.sleep, 60", "time.sleep, 0.5"))
+    killed(script, "2023", "leave", "3", "die")
+    ended(script, "2024", "run", "1")
+    assert stand(open_store(script.store)) == {"PENDING": 4, "COMPLETED": 1}
+    done = ended(script, "2023", "leave", "0")
+    assert "an executor with leftovers='run' and the same initializer and arguments runs them" in done.stderr
+    ended(script, "2023", "run", "1")
+    assert stand(open_store(script.store)) == {"COMPLETED": 6}
+
+
 # --- Leftovers ---
 
 MENDED = """

@@ -142,7 +142,7 @@ def test_a_run_after_one_that_ended_clean_says_so_and_one_with_another_context_w
     other = job.killed(1, initializer=[1])
     assert other["why"] == other["foreseen"] == [str(Why(Reason.CONTEXT, "the initializer and its arguments"))]
     again = job.killed(1, initializer=[2])
-    assert again["why"] == [str(Why(Reason.CONTEXT, "its arguments"))]
+    assert again["why"] == [str(Why(Reason.CONTEXT, "the initializer's arguments"))]
     assert job.run(1, initializer=[2])["why"] == [RESULT]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..model.task import Status
 from ..stores.base import Owner, RunRecord
+from ..stores.rules import has_initializer
 from .console import count_of_tasks
 
 
@@ -52,13 +53,26 @@ def _of_nobody(
         yield f"run {last.id} of queue {queue!r} {how}{todo}: start its script again, and it goes on where it was"
     if left <= 0:
         return
-    others = [run.id for run in runs if run not in broken and unfinished.get(run.id)]
-    cancels = [f"`omniq-executor cancel --run {run}{on}`" for run in others]
-    rest = f", {' and '.join(cancels)} cancel{'s' if len(cancels) == 1 else ''} them" if cancels else ""
-    yield (
-        f"{_are(left)} left in queue {queue!r}, and nobody works on it:"
-        f" `omniq-executor worker --queue {shlex.quote(queue)}{on}` runs them{rest}"
-    )
+    others = [run for run in runs if run not in broken and unfinished.get(run.id)]
+    warm = [run for run in others if has_initializer(run.context)]
+    of_warm = sum(unfinished[run.id] for run in warm)
+    if left > of_warm:
+        yield (
+            f"{_are(left - of_warm)} left in queue {queue!r}, and nobody works on it:"
+            f" `omniq-executor worker --queue {shlex.quote(queue)}{on}` runs them"
+            f"{_cancelled([run for run in others if run not in warm], on)}"
+        )
+    if warm:
+        yield (
+            f"{_are(of_warm)} left in queue {queue!r} that {'needs' if of_warm == 1 else 'need'} an initializer:"
+            " their script runs them, with leftovers='run' and the same initializer and arguments"
+            f"{_cancelled(warm, on)}"
+        )
+
+
+def _cancelled(runs: Sequence[RunRecord], on: str) -> str:
+    cancels = [f"`omniq-executor cancel --run {run.id}{on}`" for run in runs]
+    return f", {' and '.join(cancels)} cancel{'s' if len(cancels) == 1 else ''} them" if cancels else ""
 
 
 def _have(count: int) -> str:

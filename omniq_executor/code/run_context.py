@@ -32,4 +32,7 @@ def context_of(initializer: Callable[..., object] | None, initargs: Sequence[Any
 def context_changes(before: str, after: str) -> str:
     """Return in words what differs between two contexts."""
     parts = zip_longest(("the folder", "the initializer", "its arguments"), before.split("."), after.split("."))
-    return " and ".join(what for what, old, new in parts if old != new)
+    changed = [what for what, old, new in parts if old != new]
+    if "the initializer" not in changed:
+        changed = [what.replace("its", "the initializer's") for what in changed]
+    return " and ".join(changed)

@@ -96,7 +96,7 @@ class Dispatcher:
         """
         key = call_options.key
         if key is not None and is_memo(key):
-            key = memo_key(function, call)
+            key = memo_key(self.run, function, call)
             call_options = call_options._replace(key=key)
         with self.driver:
             loop = self._loop
@@ -286,12 +286,15 @@ class Dispatcher:
     def why(self, id: int) -> Why:
         """Return why a task runs, or did, by what is stored."""
         with self._looking() as store:
-            is_own = store.get(id).run == self.run.id
+            task = store.get(id)
+        is_own = task.run == self.run.id
         if is_own and not (self.run.continues or self._loop.resumption.asks_store):
             return self._fresh()
         with self._reading() as store:
             found = self._whys.find(store, id)
-        return self._fresh() if is_own and found.reason in (Reason.AFRESH, Reason.CONTEXT) else found
+        if not is_own or is_memo(task.key or ""):  # which may be there whatever the run continues
+            return found
+        return self._fresh() if found.reason in (Reason.AFRESH, Reason.CONTEXT) else found
 
     def _fresh(self) -> Why:
         """Return why the run continues no others."""

@@ -178,12 +178,24 @@ class Memos:
     """Why calls with memo=True were run: the runs of a queue have them in common."""
 
     def __init__(self, history: History, calls: Iterable[PastCall]) -> None:
-        self._repeats = Repeats(history.function, history.changed)
-        self.reasons = {call.id: self.judge(call.digest, call.likeness, call.enqueued_at) for call in calls}
+        self._history = history
+        self._repeats: dict[str, Repeats] = {}  # by context, which tells calls apart as well
+        self._latest: dict[tuple[bytes, str | bytes], str] = {}  # contexts, by what else tells calls apart
+        self.reasons = {
+            call.id: self.judge(history.runs[call.run].context, call.digest, call.likeness, call.enqueued_at)
+            for call in calls
+        }
 
-    def judge(self, digest: bytes, likeness: str | bytes, at: float = math.inf) -> Why:
+    def judge(self, context: str, digest: bytes, likeness: str | bytes, at: float = math.inf) -> Why:
         """Return why the next call is run, if there is no equal one."""
-        return self._repeats.add(digest, likeness, at) or Why(Reason.ARGUMENTS)
+        history, call = self._history, (digest, likeness)
+        if context not in self._repeats:
+            self._repeats[context] = Repeats(history.function, history.changed)
+        why = self._repeats[context].add(digest, likeness, at)
+        before, self._latest[call] = self._latest.get(call, context), context
+        if why is None and before != context:
+            return Why(Reason.CONTEXT, context_changes(before, context))
+        return why or Why(Reason.ARGUMENTS)
 
 
 class Account:

@@ -109,7 +109,7 @@ class Maps:
         """Add calls with memo=True, each in a turn of its own: another process may have one at the same time."""
         resumption = self._loop.resumption
         for place, call in enumerate(batch.each(), position):
-            key = memo_key(batch.function, call)
+            key = memo_key(resumption.run, batch.function, call)
             found = resumption.by_memo(batch.function, key).found
             if found is None:
                 try:

@@ -255,7 +255,8 @@ class Resumption:
             if equal is not None:
                 whys[place] = equal
             elif memo:
-                whys[place] = account.memos().judge(function.digest, call.likeness) if account else _NO_EQUAL
+                memos = account and account.memos()
+                whys[place] = memos.judge(self.run.context, function.digest, call.likeness) if memos else _NO_EQUAL
             elif fresh is not None:
                 whys[place] = account.judge(function.digest, call.likeness) if account else fresh
             else:
@@ -278,7 +279,7 @@ class Resumption:
             return _EQUAL
         names.add(name)
         if memo:
-            found = self._store.by_key(self.run.queue, memo_key(function, call))
+            found = self._store.by_key(self.run.queue, memo_key(self.run, function, call))
         else:
             found = next(iter(self._store.states([self.had[name]])), None) if self.had and name in self.had else None
         if found is None:

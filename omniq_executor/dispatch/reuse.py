@@ -9,6 +9,7 @@ neither.
 from ..blake2 import blake2b
 from ..model.options import MEMO
 from ..model.task import Call, Function
+from ..stores.base import Run
 
 
 def name_of(function: Function, call: Call) -> bytes:
@@ -20,9 +21,11 @@ def name_of(function: Function, call: Call) -> bytes:
     return name.digest()
 
 
-def memo_key(function: Function, call: Call) -> str:
-    """Return the key of a call with memo=True."""
-    return MEMO + name_of(function, call).hex()
+def memo_key(run: Run, function: Function, call: Call) -> str:
+    """Return the key of a call with memo=True: a run of another context has another one."""
+    name = blake2b(name_of(function, call), digest_size=16)
+    name.update(run.context.encode())
+    return MEMO + name.hexdigest()
 
 
 def is_memo(key: str) -> bool:

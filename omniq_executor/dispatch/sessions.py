@@ -18,6 +18,7 @@ from types import CodeType
 from .. import notebooks
 from ..errors import StoreError
 from ..stores.base import Leftover, Run, Store, now
+from ..stores.rules import has_initializer
 
 _MOST = 64  # sessions at a time, each of which holds a file open; one that is not needed is ended before others
 
@@ -102,13 +103,15 @@ def _end(address: str, session: _Session) -> None:
 
 def tell_of_leftovers(address: str, left: Iterable[Leftover]) -> None:
     """Say what settled runs have left PENDING: it is said once, and nothing runs it unasked."""
-    for run, queue, started_at, tasks in left:
+    for run, queue, started_at, tasks, context in left:
         began = datetime.fromtimestamp(started_at / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        runs_them = f"`omniq-executor worker --store {address} --queue {queue}`"
+        if has_initializer(context):
+            runs_them = "an executor with leftovers='run' and the same initializer and arguments"
         _log.warning(
             "queue %r: %s of run %d, begun at %s, not submitted again, stay PENDING."
-            " `omniq-executor worker --store %s --queue %s` runs them,"
-            " `omniq-executor cancel --store %s --run %d` cancels them",
-            queue, "1 call" if tasks == 1 else f"{tasks} calls", run, began, address, queue, address, run,
+            " %s runs them, `omniq-executor cancel --store %s --run %d` cancels them",
+            queue, "1 call" if tasks == 1 else f"{tasks} calls", run, began, runs_them, address, run,
         )  # fmt: skip
 
 

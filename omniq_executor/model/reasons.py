@@ -46,7 +46,7 @@ _SENTENCES = {
     Reason.CODE: "run, since {}",
     Reason.ARGUMENTS: "run, since no earlier call of its function with equal arguments is left to be taken over",
     Reason.FUNCTION: "run, since no call of its function is left of earlier runs: it is new, or they were forgotten",
-    Reason.CONTEXT: "run, since {} changed, so that no earlier run is continued",
+    Reason.CONTEXT: "run, since {} changed, so that no earlier call is the same",
     Reason.AFRESH: "run, since no earlier run is continued: {}",
     Reason.EQUAL: "not run for itself: an equal call was there already",
     Reason.KEY: "it is the task of its key, which was there already",

@@ -204,6 +204,7 @@ class Run(NamedTuple):
     continues: tuple[int, ...] = ()  # broken runs whose calls this run takes over
     done: int = 0  # tasks of those runs that are COMPLETED
     total: int = 0  # tasks of those runs
+    context: str = ""  # see Store.begin_run()
 
 
 NO_RUN = Run(0, "")  # of who only works off what others have added, and of tasks that no later run takes over
@@ -232,6 +233,7 @@ class Leftover(NamedTuple):
     queue: str
     started_at: int  # of the run
     tasks: int  # how many
+    context: str = ""  # of the run, see Store.begin_run()
 
 
 class TaskRow(NamedTuple):
@@ -428,7 +430,8 @@ class Store(abc.ABC):
         of their session. With "never" none. What those runs continued in their turn is continued too. A run of
         which nothing has happened after `since` is not continued.
 
-        The context is a text that stands for all that calls depend on and do not name, such as the initializer.
+        The context is a text that stands for all that calls depend on and do not name: the folder, and, behind a dot,
+        the initializer, if there is one.
         `result_ttl` is for how many microseconds `expire()` keeps what is finished of it, None for ever.
         """
 
@@ -442,6 +445,7 @@ class Store(abc.ABC):
         The n-th call equal in function and arguments is given the n-th such task of the runs that
         `run` continues, in order of id. A task is given once. CANCELLED tasks are not given;
         FAILED ones are given after a MANUAL_RETRY, so as PENDING. What is PENDING then is of `run` from now on.
+        What another run has adopted meanwhile is not given if it was begun, or is finished, in another context.
         What is given is noted, see `taken()`.
         """
         self._check_open()
@@ -480,7 +484,7 @@ class Store(abc.ABC):
         """Have PENDING tasks be of `run` that nobody else would run, and return how many.
 
         Those are tasks of runs without a registered owner, and of no run: of `ids` and all that those come
-        after, or, if it is None, of the run's queue.
+        after, or, if it is None, of the run's queue and, if they are of a run, of the same context.
         """
 
     @abc.abstractmethod
@@ -502,7 +506,8 @@ class Store(abc.ABC):
         `work.now`, highest priority first, then earliest eta, then lowest id; each becomes RUNNING
         with the next attempt. With `work.queues` it is so of each of these queues, of which each gives its
         share, in an order left to chance, so that none waits for another to be empty. Who
-        adds nothing and claims in this way needs no run: NO_RUN will do.
+        adds nothing and claims in this way needs no run: NO_RUN will do. What is claimed so is of no run that
+        has an initializer: only an executor that has it, too, can run that.
 
         What comes after others waits (see model.with_wait()): whatever becomes PENDING, by an add, an
         end or `retry()`, while a task that it comes after is not finished, does; and with the end, or

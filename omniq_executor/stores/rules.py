@@ -21,6 +21,19 @@ def shares(queues: Sequence[_Queue], most: int, claimed: Sequence[object]) -> It
             yield queue, most - len(claimed)
 
 
+def has_initializer(context: str) -> bool:
+    """Return whether the calls of a run with this context need an initializer, which workers of others have not."""
+    return "." in context
+
+
+def can_be_taken(status: Status, is_alike: bool) -> bool:
+    """Return whether a task that was to be taken over still can be. `is_alike`: the run that has it has that context.
+
+    What a run of another context has adopted and begun, was begun with its initializer and in its folder.
+    """
+    return status in (Status.PENDING, Status.FAILED) or (status != Status.CANCELLED and is_alike)
+
+
 class PastRun(NamedTuple):
     """A run, as one that begins or ends sees it."""
 

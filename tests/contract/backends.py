@@ -298,12 +298,26 @@ class RunsModel:
         for id in settled:
             self.runs[id] = self.runs[id]._replace(settled=True)
         left = [(id, len(self.tasks.all(status=Status.PENDING, run=id))) for id in sorted(settled)]
-        return [Leftover(id, self.runs[id].queue, 0, count) for id, count in left if count]
+        return [Leftover(id, self.runs[id].queue, 0, count, self.runs[id].context) for id, count in left if count]
+
+    def can_take(self, run: Run, id: int) -> bool:
+        """Whether a task that was there to be taken over as the run began still is."""
+        task = self.tasks.tasks.get(id)
+        if task is None or task.status is Status.CANCELLED:
+            return False
+        is_begun = task.status in (Status.RUNNING, Status.COMPLETED)
+        return not is_begun or self.runs[task.run].context == self.runs[run.id].context
+
+    def for_any_worker(self, ids: list[int]) -> list[int]:
+        """Those of the tasks that need no initializer."""
+        return [id for id in ids if not (of := self.runs.get(self.tasks.tasks[id].run)) or "." not in of.context]
 
     def adopt(self, run: Run, ids: list[int] | None) -> int:
         """Have tasks be of a run; returns how many."""
         tasks = self.tasks.tasks
-        wanted = {id for id, task in tasks.items() if task.queue == run.queue} if ids is None else set[int]()
+        alike = {0, *(it.id for it in self.runs.values() if it.context == self.runs[run.id].context)}
+        of_queue = {id for id, task in tasks.items() if task.queue == run.queue and task.run in alike}
+        wanted = of_queue if ids is None else set[int]()
         left = list(ids or ())
         while left:
             id = left.pop()

@@ -116,6 +116,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.ended: set[tuple[int, int]] = set()
         self.completed: set[int] = set()  # as the store said
         self.seen: dict[int, Task] = {}  # the store's tasks when it was looked at last
+        self.left: dict[int, list[Task]] = {}  # by run, what it may still take over
         self.news: dict[Client, set[int]] = {}  # by living client: what others finished since it last asked
 
     def teardown(self) -> None:
@@ -137,7 +138,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.made) < 8)
     @rule(
         target=clients, queue=st.sampled_from(["work", "play"]), resume=resumes, session=sessions | st.just(0),
-        context=st.sampled_from(["", "", "warm"]), again=st.lists(values, max_size=3),
+        context=st.sampled_from(["", "", "warm", "cold.init"]), again=st.lists(values, max_size=3),
     )  # fmt: skip
     def enters(self, queue: str, resume: Resume, session: int, context: str, again: list[Any]) -> Client:
         return self.enter(queue, resume, session if session in self.begun else 0, context, again)
@@ -151,21 +152,29 @@ class StoreMachine(RuleBasedStateMachine):
         left = self.past.begin(client.run, client.owner, resume, session, context)
         self.made.append(client)
         self.news[client] = set()
-        if again:
-            self.take_over(client, [call(value) for value in again], left)
+        self.left[client.run.id] = left
+        self.take_over(client, again)
         return client
 
-    def take_over(self, client: Client, calls: list[Call], left: list[Task]) -> None:
+    @rule(client=clients, again=st.lists(values, max_size=3))
+    def takes_over_later(self, client: Client, again: list[Any]) -> None:
+        self.take_over(client, again)
+
+    def take_over(self, client: Client, again: Sequence[Any]) -> None:
         """Submit calls again of which earlier runs may have left tasks."""
+        calls, left = [call(value) for value in again], self.left[client.run.id]
         expected: list[TaskState | None] = []
         self.now += 1
-        for again in calls:
-            equal = [task for task in left if (task.func_path, task.args, task.kwargs) == (SQUARE.path, *again[:2])]
+        for each in calls:
+            equal = [task for task in left if (task.func_path, task.args, task.kwargs) == (SQUARE.path, *each[:2])]
             if not equal:
                 expected.append(None)
                 continue
             left.remove(equal[0])
             id = equal[0].id
+            if not self.past.can_take(client.run, id):
+                expected.append(None)
+                continue
             had_failed = self.model.tasks[id].status is Status.FAILED
             self.model.happen(id, Event.MANUAL_RETRY, self.now)
             if self.model.tasks[id].status is Status.PENDING:
@@ -387,9 +396,13 @@ class StoreMachine(RuleBasedStateMachine):
         if of_run:
             self.check_shares(ids, most, self.model.claimable(self.now, tier, **of))
         else:
-            assert ids == self.model.claimable(self.now, tier, **of)[:most]
+            assert ids == self.past.for_any_worker(self.model.claimable(self.now, tier, **of))[:most]
         given = [self.give(client, id) for id in ids]
-        later = [other for other in range(tier + 1, LAST_TIER + 1) if self.model.pending(other, **of)]
+        later = []
+        for other in range(tier + 1, LAST_TIER + 1):
+            left = [task.id for task in self.model.pending(other, **of)]
+            if left if of_run else self.past.for_any_worker(left):
+                later.append(other)
         assert turned.next_tier == (later[0] if later and len(ids) < most else None)
         for claimed in turned.claimed:
             task = self.model.tasks[claimed.id]

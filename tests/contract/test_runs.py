@@ -307,3 +307,55 @@ def test_resume_failed_continues_the_last_run_only_if_a_task_of_it_failed(client
     assert third.run.continues == ()
     third.stop(clean=False)
     assert enter(resume="failed").run.continues == (third.run.id,)  # as with "crashed"
+
+
+# --- What others have adopted ---
+
+HERE, THERE = "folder.init.2023", "folder.init.2024"  # contexts with initializers
+
+
+@pytest.mark.parametrize(
+    ("context", "is_begun", "is_given"),
+    [(THERE, True, False), (THERE, False, True), (HERE, True, True)],
+    ids=["begun in another context", "not begun", "begun in the same context"],
+)
+@pytest.mark.parametrize("is_finished", [False, True], ids=["running", "finished"])
+def test_what_another_run_has_adopted_is_given_unless_it_was_begun_in_another_context(
+    client: Client, enter: Enter, context: str, is_begun: bool, is_given: bool, is_finished: bool
+) -> None:
+    first = enter(context=HERE)
+    ids = crash(first, [1])
+    second, other = enter(context=HERE), enter(context=context)
+    assert second.run.total == 1
+    assert other.store.adopt(other.run, ids, tick()) == 1
+    if is_begun:
+        assert other.claim(of_run=True) == ids
+        if is_finished:
+            other.end(Event.COMPLETE, *ids, result="2024")
+    assert take_over(second, 1) == (ids if is_given else [None])
+
+
+def test_what_was_cancelled_meanwhile_is_not_given(client: Client, enter: Enter) -> None:
+    ids = crash(client, [1])
+    second = enter()
+    second.store.cancel(ids, tick())
+    assert take_over(second, 1) == [None]
+
+
+def test_leftovers_are_adopted_by_runs_of_the_same_context_alone(client: Client, enter: Enter) -> None:
+    first = enter(context=HERE)
+    ids = crash(first, [1, 2])
+    for context in (THERE, "", "folder"):
+        other = enter(context=context)
+        assert (other.store.adopt(other.run, None, tick()), other.claim(of_run=True)) == (0, [])
+    same = enter(context=HERE)
+    assert (same.store.adopt(same.run, None, tick()), same.claim(of_run=True)) == (2, ids)
+
+
+def test_who_claims_from_queues_is_given_no_call_that_needs_an_initializer(client: Client, enter: Enter) -> None:
+    (warm,) = enter(context=HERE).add(1)
+    (mine,) = enter(context="folder").add(1)
+    turned = client.turn(claim=9, queues=())
+    assert ([it.id for it in turned.claimed], turned.next_tier, turned.due) == ([mine], None, None)
+    assert client.claim(queues=("work",)) == []
+    assert client.statuses([warm]) == [Status.PENDING]

@@ -13,7 +13,7 @@ from ...errors import StoreError
 from ...model.task import FINISHED, Call, Claim, Event, Function, Status, Task, source
 from ..base import Leftover, Owner, Resumable, Run, Taken, TaskState, now
 from ..owners import new_owner_id
-from ..rules import PastRun, Resume, continued, ended
+from ..rules import PastRun, Resume, can_be_taken, continued, ended
 from .folders import WAITING
 from .records import Record
 from .tasks import OfFiles, found, likeness_of
@@ -187,7 +187,10 @@ class Runs(OfFiles):
                 for id in reversed(written):
                     self._tasks.folders.write_json("runs", f"{id}.json", runs[id])
             raise
-        return [Leftover(id, runs[id]["queue"], runs[id]["started_at"], left[id]) for id in sorted(left)]
+        return [
+            Leftover(id, runs[id]["queue"], runs[id]["started_at"], left[id], runs[id]["context"])
+            for id in sorted(left)
+        ]
 
     def _left_by(self, runs: Collection[int]) -> dict[int, int]:
         """Return by run how many PENDING tasks it has, of those that have some."""
@@ -243,7 +246,8 @@ class Runs(OfFiles):
                 "clean": None, "settled": False, "session": session, "context": context, "result_ttl": result_ttl,
             }  # fmt: skip
             self._tasks.folders.write_json("runs", f"{number}.json", fields)
-            return self._offer(Run(number, queue, tuple(sorted(continues))), frozenset(Status) - {Status.CANCELLED})
+            begun = Run(number, queue, tuple(sorted(continues)), context=context)
+            return self._offer(begun, frozenset(Status) - {Status.CANCELLED})
 
     def offer_again(self, run: Run) -> Run:
         with self._tasks.locked():
@@ -303,9 +307,11 @@ class Runs(OfFiles):
                 for call in calls:
                     left = self._resumable[run.id][function.digest, call.likeness]
                     record = None
-                    while left and record is None:
+                    if left:
                         taken.append((left, left.popleft()))
                         record = self._tasks.load(taken[-1][1])
+                        if record is not None and not self._can_be_taken(run, record.task):
+                            record = None
                     if record is not None and record.task.run != run.id:
                         noted.append(Taken(run.id, record.task.id, record.task.status, record.task.run))
                     if record is not None and record.task.status is Status.FAILED:
@@ -322,6 +328,10 @@ class Runs(OfFiles):
         return [
             None if record is None else found(record)._replace(had_failed=record.task.id in failed) for record in given
         ]
+
+    def _can_be_taken(self, run: Run, task: Task) -> bool:
+        is_alike = task.run in (run.id, *run.continues) or self.context_of(task.run) == run.context
+        return can_be_taken(task.status, is_alike)
 
     def retry_for(self, run: Run, ids: Sequence[int], now: int) -> list[int]:
         with self._tasks.locked():
@@ -378,7 +388,11 @@ class Runs(OfFiles):
             busy = {id for id, fields in self._read_runs().items() if fields["owner"] in owners} | {run.id}
             left, seen = list(ids or ()), set[int]()
             if ids is None:
-                left = [it.id for it in self._pending_of(lambda queue, of: queue == run.queue and of not in busy)]
+                left = [
+                    it.id
+                    for it in self._pending_of(lambda queue, of: queue == run.queue and of not in busy)
+                    if not it.run or self.context_of(it.run) == run.context
+                ]
             while left:
                 number = left.pop()
                 record = None if number in seen else self._tasks.load(number)

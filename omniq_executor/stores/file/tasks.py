@@ -423,9 +423,17 @@ class OfFiles(Store):
     _functions: Functions
     _resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]]  # by run, see begin_run()
     _resumable_functions: dict[int, defaultdict[str, set[bytes]]]  # likewise, the digests by path
+    _contexts: dict[int, str]  # by run, of those that were asked for: they do not change
 
     def _check_open(self) -> None:
         self._tasks.check_open()
+
+    def context_of(self, run: int) -> str:
+        """Return the context of a run."""
+        if run not in self._contexts:
+            about = self._tasks.folders.read_json("runs", f"{run}.json") if run else None
+            self._contexts[run] = str((about or {}).get("context", ""))
+        return self._contexts[run]
 
     def _task(self, record: Record) -> Task:
         return record.task._replace(func=self.function(record.digest).pickle)

@@ -1,11 +1,12 @@
 """Transactions of the SQLite store about owners, sessions and runs, see turns.py."""
 
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 
 from ...model.task import Call, Event, Status, source
 from ..base import Leftover, Run, RunRecord, TaskState
-from ..rules import PastRun, Resume, continued, ended
+from ..rules import PastRun, Resume, can_be_taken, continued, ended
 from .looking import FOUND, found
 from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, changes
 from .turns import cancel, retry
@@ -124,11 +125,11 @@ def _settle(own: Sequence[int], keep_broken: bool) -> Transaction[list[Leftover]
     text = json.dumps(list(settled))
     yield f"UPDATE run SET settled = 1 WHERE id IN {GIVEN}", (text,)
     rows, _ = yield (
-        f"SELECT r.id, q.name, r.started_at, (SELECT count(*) FROM task WHERE {_PENDING_OF} r.id)"
+        f"SELECT r.id, q.name, r.started_at, (SELECT count(*) FROM task WHERE {_PENDING_OF} r.id) AS tasks, context"
         f" FROM run r JOIN queue q ON q.id = r.queue WHERE r.id IN {GIVEN} ORDER BY r.id",
         (text,),
     )
-    return [Leftover(*row) for row in rows if row[-1]]
+    return [left for left in itertools.starmap(Leftover, rows) if left.tasks]
 
 
 def begin_run(
@@ -152,7 +153,7 @@ def begin_run(
         (queue, owner, chain, now, session, context, result_ttl),
     )
     ((run,),), _ = yield "SELECT last_insert_rowid()", ()
-    opened = Run(run, queue_name, tuple(sorted(continues)))
+    opened = Run(run, queue_name, tuple(sorted(continues)), context=context)
     return (yield from _offer(opened, f"status <> {Status.CANCELLED:d}")) if continues else opened
 
 
@@ -213,7 +214,7 @@ def end_run(run: Run, clean: bool, now: int) -> Transaction[list[Leftover]]:
     return (yield from _settle([run.id], keep_broken=False)) if own and clean else []
 
 
-def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[list[TaskState | None]]:
+def take_over(run: int, context: str, function: int, calls: Sequence[Call]) -> Transaction[list[TaskState | None]]:
     """Return for each call its TaskState, or None. See Store.take_over()."""
     wanted: dict[str | bytes, list[int]] = {}
     for place, call in enumerate(calls):
@@ -240,11 +241,17 @@ def take_over(run: int, function: int, calls: Sequence[Call]) -> Transaction[lis
         return [None] * len(calls)
     ids = json.dumps(list(given))
     yield f"DELETE FROM temp.resumable_{run} WHERE id IN {GIVEN}", (ids,)
+    looked, _ = yield (
+        f"SELECT (SELECT context FROM run WHERE id = task.run) = ?, {FOUND} WHERE id IN {GIVEN}",
+        (context, ids),
+    )
+    rows = [row for is_alike, *row in looked if can_be_taken(row[1], is_alike)]
+    if len(rows) < len(given):
+        ids = json.dumps([row[0] for row in rows])
     yield (
         f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN} AND run <> ?",
         (run, ids, run),
     )
-    rows, _ = yield f"SELECT {FOUND} WHERE id IN {GIVEN}", (ids,)
     failed = [row[0] for row in rows if row[1] == Status.FAILED]
     if failed:
         yield from retry(failed)
@@ -273,6 +280,7 @@ _ADOPT = f"""
     UPDATE task SET run = ? WHERE {PENDING} AND run <> ? AND %s
     AND run NOT IN (SELECT id FROM run WHERE owner IN (SELECT id FROM owner)) RETURNING queue
 """
+_IS_ALIKE = "(run = 0 OR run IN (SELECT id FROM run WHERE context = (SELECT context FROM run WHERE id = ?)))"
 # With a dependency of a dependency, and so on.
 _ADOPTED_WITH = f"""id IN (WITH RECURSIVE wanted(id) AS ({GIVEN[1:-1]} UNION
     SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
@@ -303,7 +311,7 @@ def queues_of(run: int) -> Transaction[set[int]]:
 def adopt(run: int, queue: int, ids: Collection[int] | None) -> Transaction[tuple[int, set[int]]]:
     """Have PENDING tasks be of a run; returns how many, and of which queues. See Store.adopt()."""
     if ids is None:
-        rows, _ = yield _ADOPT % "queue = ?", (run, run, queue)
+        rows, _ = yield _ADOPT % f"queue = ? AND {_IS_ALIKE}", (run, run, queue, run)
     else:
         rows, _ = yield _ADOPT % _ADOPTED_WITH, (run, run, json.dumps(list(ids)))
     return len(rows), {of for (of,) in rows}

@@ -183,7 +183,7 @@ class SQLiteStore(Store):
         return self.db.write(runs.offer_again(run))
 
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
-        return self.db.write(runs.take_over(run.id, self._function(function), calls))
+        return self.db.write(runs.take_over(run.id, run.context, self._function(function), calls))
 
     def _resumable_of(
         self, run: Run, path: str, likenesses: Collection[str | bytes]

@@ -19,7 +19,7 @@ from typing import Any
 from ...model.codec import decode_options, encode_options
 from ...model.task import ENDS_CLAIM, FINISHING, LAST_TIER, NEVER, Call, Event, Function, Status, source, target
 from ..base import Batch, Claimed, Outcome, ResultBatch, Run, Turn, TurnResult
-from ..rules import shares
+from ..rules import has_initializer, shares
 from .tables import GIVEN, OF_CALL, PENDING, RUNNING, Many, Reply, Statement, Transaction, changes, values_of
 from .waits import ARE_DEPENDENCIES, OPEN, check_there, hold, let_go_after, wire
 
@@ -62,13 +62,13 @@ _CLAIM_ONE = _CLAIM_THAT % f"id = ? AND {PENDING} AND eta < {NEVER:d}"
 _OF_RUN = f"FROM task WHERE {PENDING} AND queue = ? AND run = ? AND"
 _DUE = [f"SELECT min(eta) {_OF_RUN} {of_tier} AND eta < {NEVER:d}" for of_tier in _OF_TIER]
 _NEXT_TIER = f"SELECT min(owner_deaths) {_OF_RUN} owner_deaths > ? AND eta < {NEVER:d}"
-# The runs that have PENDING tasks of a queue, each found by one look into the index.
+# The runs that have PENDING tasks of a queue, with their contexts, each found by one look into the index.
 _RUNS = f"""
     WITH RECURSIVE pending(run) AS (
         SELECT min(run) FROM task WHERE {PENDING} AND queue = ?
         UNION ALL SELECT (SELECT min(run) FROM task WHERE {PENDING} AND queue = ? AND run > pending.run)
         FROM pending WHERE pending.run IS NOT NULL)
-    SELECT run FROM pending WHERE run IS NOT NULL
+    SELECT pending.run, context FROM pending LEFT JOIN run ON run.id = pending.run WHERE pending.run IS NOT NULL
 """
 _SERIES = "coalesce(options ->> 'series', id)"
 _OF_CALL = ", ".join(name for name in OF_CALL if name != "options")
@@ -149,7 +149,7 @@ def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: Turn
             sources.append((queue, [run.id]))
         else:
             rows, _ = yield _RUNS, (queue, queue)
-            sources.append((queue, [id for (id,) in rows]))
+            sources.append((queue, [id for id, context in rows if not has_initializer(context or "")]))
     for (queue, runs), share in shares(sources, work.claim, turned.claimed):
         turned.claimed += yield from _claim_from(owner, queue, runs, work, share)
     if len(turned.claimed) < work.claim:
