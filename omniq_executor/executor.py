@@ -260,9 +260,9 @@ class PersistentExecutor(Submitter):
             paths of files and folders. Of a module of your own, and of a path, all files count by their content, of
             an installed one its version. They are looked at for each submit() and map(). With a key neither counts:
             the key says which call it is.
-        memo: whether equal calls are one, in all runs of the queue with the same initializer and folder: whoever submits a call with it that was
-            submitted with it before, or is under way, gets a future of that task. One that failed or was
-            cancelled runs again. It is kept for as long as its run, see `result_ttl`.
+        memo: whether equal calls are one, in all runs of the queue with the same initializer, initargs and folder:
+            whoever submits a call with it that was submitted with it before, or is under way, gets a future of
+            that task. One that failed or was cancelled runs again. It is kept for as long as its run, see `result_ttl`.
 
         Raises TypeError or ValueError that names the option and value that make no sense, and InputNotFound, a
         FileNotFoundError, for what is neither a module nor a path.

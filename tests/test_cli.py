@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Store:
             self.plain = executor.submit(pow, 2, 5)
             self.pickled = executor.submit(complex, 1, 2)
             self.failed = executor.submit(int, "seven")
+        time.sleep(0.02)  # ids are in the order of time by 16 ms, and what is asserted is in the order of ids
         with PersistentExecutor(1, store=folder / name, queue="second") as executor:
             self.trap = executor.submit(repr, Trap(self.marker))
             self.rude = executor.submit(exec, "raise ValueError('\\x1b[31m[bold]\\udc80')")

@@ -54,6 +54,8 @@ if __name__ == "__main__":
         rows = executor.map(of_row, [Row(n) for n in range(40)])
         assert [future.result() for future in futures] == [(VERSION, year, n * VERSION) for n in range(60)]
         assert list(rows) == [(n * VERSION, year) for n in range(40)]
+        memo = executor.options(memo=True)
+        assert list(memo.map(work, range(30))) == [(VERSION, year, n * VERSION) for n in range(30)]
         assert list(executor.map(work, range(100))) == [(VERSION, year, n * VERSION) for n in range(100)]
     print("right")
 """
