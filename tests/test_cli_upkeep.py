@@ -1,6 +1,7 @@
 """Upkeep from the command line, as a script uses it: what it does, what it prints, and its exit status."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -326,3 +327,4 @@ def test_a_store_that_is_not_there_is_not_made(
     done = CliRunner().invoke(main, args)
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert list(tmp_path.iterdir()) == []
+    assert logging.getLogger("omniq_executor").level == logging.NOTSET  # whoever calls it in a process of theirs

@@ -3,8 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Collection, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import click
 
@@ -237,6 +237,18 @@ def migrate(source: str, destination: str | None, wait: bool, as_json: bool) -> 
         report(as_json, done, f"{where} holds {tasks} of {old.address} already: nothing to do")
 
 
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Have nothing be logged but errors."""
+    log = logging.getLogger("omniq_executor")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
 @click.command()
 @on_store
 def doctor(address: str | None, as_json: bool) -> None:
@@ -248,8 +260,7 @@ def doctor(address: str | None, as_json: bool) -> None:
     For example:
       omniq-executor doctor --store runs/etl.db
     """
-    logging.getLogger("omniq_executor").setLevel(logging.ERROR)  # it is told below, and not twice
-    with look_into(address) as store:
+    with _errors_alone(), look_into(address) as store:  # the rest is told below, and not twice
         problems = store.check()
         owners = [owner_fields(owner) for owner in store.owners()]
         where = store.address
