@@ -262,8 +262,9 @@ class LocalEngine:
                 self._start_deaths = 0
             for item in items:
                 self._take(worker, *item)
-        if worker.ending is not None and not worker.ending.has_begun:
-            self._terminator.go_on(worker, worker.ending)  # it has sent what it had
+        ending = worker.ending
+        if ending is not None and not ending.has_begun and worker.reported >= ending.sequence:
+            self._terminator.go_on(worker, ending)  # it has sent what it had, and no message of before is this
         if not worker.queued and worker in self._workers:  # else it was replaced just now
             self._judge(worker)
         return worker.watched

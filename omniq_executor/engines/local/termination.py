@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     import psutil
 
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
-ANSWER_S = 0.2  # in which a worker can send the results that it has, before SIGTERM
+ANSWER_S = 0.2  # in which a worker can say, before SIGTERM, that the call has come to its end by itself, ...
+RESULTS_S = 2.0  # ... and send the results of calls before it, which would run again without
 
 
 class Termination:
     """The end of the call with this sequence number, in a worker that has nothing else to do any more."""
 
-    def __init__(self, sequence: int, limit_s: float | None, now: float) -> None:
+    def __init__(self, sequence: int, limit_s: float | None, now: float, has_results: bool) -> None:
         self.sequence = sequence
         self.limit_s = limit_s
         """The timeout of the call, if that is why."""
-        self.due = now + ANSWER_S
+        self.due = now + (RESULTS_S if has_results else ANSWER_S)
         """When the next step is to be taken, in seconds of time.monotonic(); infinity if there is none."""
         self._children: list[psutil.Process] = []
         self.has_begun = False

@@ -115,5 +115,5 @@ class Terminator:
             if worker.taken == proc.NEVER:
                 self._reports += worker.conclude()
             if worker.ending is None and worker.row[STARTED] <= sequence:  # else it is over just now
-                worker.ending = Termination(sequence, limit_s, now)
+                worker.ending = Termination(sequence, limit_s, now, has_results=worker.reported < sequence)
                 worker.ask(proc.FLUSH, now)
