@@ -423,3 +423,27 @@ def test_what_is_shown_of_a_call_names_the_result_that_it_is_given(make_executor
     assert second.result() == (1, 3)
     assert f"divmod(<result of {first.task_id}>(), 5)" not in repr(second)
     assert f"<result of {first.task_id}>" in repr(second)
+
+
+def test_what_needs_a_call_in_which_an_owner_died_runs_as_soon_as_that_has(script: Any, kind: str) -> None:
+    """It waited for ever: the end of a call that comes after all others freed it in a turn that looked for no others."""
+    script.write(
+        HEAD
+        + f"""
+if __name__ == "__main__":
+    with PersistentExecutor(1, store={kind!r}) as executor:
+        if sys.argv[1] == "die":
+            first, second = [executor.submit(time.sleep, 0.5) for _ in range(2)]
+            print(first.task_id, second.task_id, flush=True)
+            while not first.running():
+                time.sleep(0.01)
+            time.sleep(0.1)
+            os.kill(os.getpid(), 9)
+        needed = [executor.future(id) for id in sys.argv[1:]]
+        print([executor.submit(repr, future).result(20) for future in needed])
+"""
+    )
+    died = script.run("die")
+    assert died.returncode == -signal.SIGKILL
+    done = script.run(*died.stdout.split())
+    assert (done.returncode, done.stdout) == (0, "['None', 'None']\n"), done.stderr

@@ -145,6 +145,13 @@ def test_what_waits_no_more_is_claimed_by_a_turn_that_follows() -> None:
     assert take_in(NONE, Turn(NOW), TurnResult()) == (NONE, False)
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_what_is_freed_by_a_turn_that_claims_from_another_tier_is_claimed_by_one_that_follows(count: int) -> None:
+    turn = Turn(NOW, claim=1, tier=1)
+    pending, follows = take_in(NONE._replace(next_tier=1), turn, TurnResult(claimed(count), freed=True))
+    assert (pending.some, follows) == (True, True)
+
+
 def test_claims_are_of_interest_to_nobody() -> None:
     new = batch(claimed=True)
     assert not is_of_interest(Turn(NOW, adds=(new,), claim=5))

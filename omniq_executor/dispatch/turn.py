@@ -95,11 +95,13 @@ def take_in(pending: Pending, turn: Turn, turned: TurnResult) -> tuple[Pending, 
     if not turn.claim:
         return (pending._replace(some=True) if turned.freed else pending), turned.freed
     is_alone = turn.tier == LAST_TIER and bool(turned.claimed)
+    freed = turned.freed and turn.tier > 0  # by the ends of this turn; a claim of the first tier comes after those
+    some = pending.some or freed
     if len(turned.claimed) == turn.claim:
-        return pending._replace(is_alone=is_alone), False
+        return pending._replace(some=some, is_alone=is_alone), freed
     dues = [due for due in (turned.due, pending.due if turn.tier else None) if due is not None]
-    some = pending.some and turn.tier > 0
-    return Pending(some, min(dues, default=None), turned.next_tier, is_alone), turned.next_tier is not None
+    known = Pending(some and turn.tier > 0, min(dues, default=None), turned.next_tier, is_alone)
+    return known, freed or turned.next_tier is not None
 
 
 def is_empty(turn: Turn) -> bool:
