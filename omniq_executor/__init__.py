@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ERRORS = (
-    "CallError CannotDebug CodeChanged DependencyFailed EngineClosed EngineError EngineMismatch EngineUnreachable"
-    " FunctionChanged FunctionLost InputError InputIsFolder InputNotFound KeyConflict NotImportable OmniqError"
-    " PoolBroken RemoteError SerializationError SettingsError StoreError StoreVersionError TaskNotFound TaskTimeout"
-    " TooLarge ValueLost WorkerCrashed"
+    "CallError CannotDebug CodeChanged ContextChanged DependencyFailed EngineClosed EngineError EngineMismatch"
+    " EngineUnreachable FunctionChanged FunctionLost InputError InputIsFolder InputNotFound KeyConflict"
+    " NotImportable OmniqError PoolBroken RemoteError SerializationError SettingsError StoreError"
+    " StoreVersionError TaskNotFound TaskTimeout TooLarge ValueLost WorkerCrashed"
 )
 _HOMES = {
     "PersistentExecutor": "executor",

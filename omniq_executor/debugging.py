@@ -65,6 +65,7 @@ def debug(store: Store, id: int, initializer: Initializer = None) -> Any:
         if prepare is not None:
             made, initargs = codec.decode(prepare)  # before the function, as in a worker: what it sets stays
             made(*initargs)
+            space.keep_arrived()
         function, args, kwargs = _load(task, results, space, main)
         _tell_of_edits(function, task)
         try:

@@ -175,7 +175,7 @@ class PersistentExecutor(Submitter):
                     pool.keep_large(opened.values)
                 if isinstance(pool, LocalEngine) and capture_output:
                     pool.output = str(opened.output.prepare())
-                owner = opened.enter(name)
+                owner = opened.enter(name if pool.max_workers else "")
                 undo.callback(opened.leave, owner)
                 session = sessions.enter(opened, name, leftovers)
                 undo.callback(sessions.leave, opened.address)

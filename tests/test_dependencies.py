@@ -426,7 +426,7 @@ def test_what_is_shown_of_a_call_names_the_result_that_it_is_given(make_executor
 
 
 def test_what_needs_a_call_in_which_an_owner_died_runs_as_soon_as_that_has(script: Any, kind: str) -> None:
-    """It waited for ever: the end of a call that comes after all others freed it in a turn that looked for no others."""
+    """It waited for ever: it was freed by a turn that looked for calls of another tier."""
     script.write(
         HEAD
         + f"""

@@ -566,6 +566,76 @@ with PersistentExecutor(1) as executor:
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
+def test_the_attributes_of_a_class_keep_their_order(method: str, script: Any) -> None:
+    """They came in the order of the alphabet, and after an edit in that of their kinds."""
+    script.write(f"""
+import multiprocessing, typing
+from omniq_executor import PersistentExecutor
+class Ordered(type):
+    @property
+    def columns(cls): return [name for name in vars(cls) if name[:2] != "__"]
+class Table(metaclass=Ordered):
+    zeta = 1
+    limits = [2]
+    def clean(self): return "clean"
+    alpha = 3
+    def apply(self): return "apply"
+class Row(typing.NamedTuple):
+    z: int
+    a: int = 1
+def columns(): return Table.columns, [name for name in vars(Row) if name[:1] != "_"]
+def main():
+    with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
+        def ask(): return executor.submit(columns).result(30) == columns()
+        print(ask())
+        del Table.zeta
+        Table.zeta = 1
+        print(ask())
+        Table.beta = [4]
+        print(ask())
+        futures = []
+        for n in range(100):  # calls of both come in turns
+            del Table.alpha
+            Table.alpha = 3
+            if n % 2:
+                del Table.zeta
+                Table.zeta = 1
+            futures.append((executor.submit(columns), columns()))
+        print(all(future.result(30) == expected for future, expected in futures))
+main()
+""")
+    done = script.run()
+    assert (done.stdout.split(), done.stderr) == (["True"] * 4, "")
+
+
+def test_a_name_that_only_a_text_names_is_never_an_old_one(script: Any) -> None:
+    """It stood for what it had been when another function had brought it."""
+    script.write("""
+from omniq_executor import PersistentExecutor
+LIMIT, STATE, EDITED = 1, None, {}
+def prepare():
+    global STATE
+    STATE = EDITED["by"] = "worker"
+def shown(): return LIMIT
+def evaluated(): return eval("LIMIT + 0")
+def both(): return LIMIT, eval("LIMIT")
+def kept(): return globals()["STATE"], eval("EDITED")
+def told(call):
+    try:
+        return call.result(30)
+    except NameError as error:
+        return error.args[0]
+with PersistentExecutor(1, initializer=prepare) as executor:
+    for LIMIT in (1, 2, 1):
+        calls = [executor.submit(it) for it in (evaluated, shown, evaluated, both, shown, kept)]
+        print([told(call) for call in calls])
+""")
+    done = script.run()
+    missing, kept = "name 'LIMIT' is not defined", ("worker", {"by": "worker"})
+    rows = [str([missing, n, missing, (n, n), n, kept]) for n in (1, 2, 1)]
+    assert (done.stdout.splitlines(), done.stderr) == (rows, "")
+
+
 def test_what_the_script_deletes_is_gone(script: Any) -> None:
     script.write("""
 from omniq_executor import PersistentExecutor

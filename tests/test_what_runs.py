@@ -11,7 +11,7 @@ from typing import Any
 import calls
 import pytest
 
-from omniq_executor import KeyConflict, PersistentExecutor, Status, WorkerCrashed
+from omniq_executor import ContextChanged, KeyConflict, PersistentExecutor, Status, WorkerCrashed
 from omniq_executor.dispatch import sessions
 from omniq_executor.model.task import MOST_OWNER_DEATHS
 
@@ -145,6 +145,39 @@ def test_leftovers_are_not_run_with_another_initializer(script: Any, open_store:
     assert "an executor with leftovers='run' and the same initializer and arguments runs them" in done.stderr
     ended(script, "2023", "run", "1")
     assert stand(open_store(script.store)) == {"COMPLETED": 6}
+
+
+def test_who_waits_by_id_with_another_initializer_does_not_run_the_call_and_says_why(script: Any, store: Path) -> None:
+    """It was run with that initializer, and the result was stored for whoever asks for the task."""
+    script.write(HEAD + WARM.replace("time.sleep, 60", "time.sleep, 0.1"))
+    killed(script, "2023", "leave", "2", "die")
+    with PersistentExecutor(1, store=script.store, queue="script", initializer=calls.remember) as executor:
+        *_, left = executor.futures()
+        with pytest.raises(ContextChanged, match="and the folder and the initializer and its arguments changed since"):
+            left.result(WAIT_S)
+        assert left.task().status is Status.PENDING
+    assert ended(script, "2023", "leave", "2").stdout == "[(0, 2023), (1, 2023)]\n"
+
+
+def test_a_key_is_run_here_in_whatever_context_it_was_submitted_before(script: Any) -> None:
+    script.write(
+        HEAD
+        + WARM.replace("executor.submit(work, n)", "executor.options(key=str(n)).submit(work, n)").replace(
+            "time.sleep, 60", "time.sleep, 0.1"
+        )
+    )
+    killed(script, "2023", "leave", "2", "die")
+    assert ended(script, "2024", "leave", "2").stdout == "[(0, 2024), (1, 2024)]\n"
+
+
+@pytest.mark.parametrize("option", [{"key": "k"}, {"memo": True}])
+def test_what_an_executor_without_workers_has_submitted_is_run_by_who_submits_it_too(store: Path, option: Any) -> None:
+    """The one that only submits counted as one who would run it, and both waited for ever."""
+    with PersistentExecutor(store=store, engine="external", queue="q") as external:
+        first = external.options(**option).submit(calls.square, 3)
+        with PersistentExecutor(1, store=store, queue="q") as executor:
+            assert executor.options(**option).submit(calls.square, 3).result(WAIT_S) == 9
+        assert first.result(WAIT_S) == 9
 
 
 # --- Leftovers ---

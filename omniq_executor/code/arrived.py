@@ -1,6 +1,7 @@
 """What has arrived in a space of a worker, under which names, and as which version: see spaces.py."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import enum
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +19,8 @@ class Names:
         self.is_forked = is_forked
         self.tokens: dict[str, bytes] = {}
         self.arrived: dict[str, Any] = {}
+        self.kept: Container[str] = ()
+        """Names that stay, whatever function is called: those that the initializer came with."""
         self.forked: dict[str, Any] = {}
         """What was there by a fork, where something else has arrived since."""
 
@@ -46,6 +49,15 @@ class Names:
         """Remove a name, unless a call has."""
         self.names.pop(name, None)
 
+    def hide(self, names: Iterable[str]) -> dict[str, tuple[bytes, Any]]:
+        """Return what `set()` takes to remove those of the names that have arrived with other functions, as they came.
+
+        A function that finds them by a text alone, as by eval(), might find what they were long ago.
+        """
+        missing = object()
+        came = [name for name in names if self.names.get(name, missing) is self.arrived.get(name)]
+        return self.remove([name for name in came if name not in self.kept])
+
     def remove(self, names: Iterable[str]) -> dict[str, tuple[bytes, Any]]:
         """Return what `set()` takes to remove those of the names that have arrived."""
         return {name: (GONE, None) for name in names if self.tokens.get(name, GONE) != GONE}
@@ -66,6 +78,20 @@ class Class(Names):
         with suppress(AttributeError):
             delattr(self.kind, name)
 
+    def put_in_order(self, names: Collection[str]) -> bool:
+        """Have the attributes be in this order that are not Python's own; return whether they were in another one."""
+        if issubclass(self.kind, enum.Enum):  # whose members have an order of their own
+            return False
+        there = vars(self.kind)
+        wanted = [name for name in names if name in there and name[:2] != "__"]
+        if wanted == [name for name in there if name in names and name[:2] != "__"]:
+            return False
+        for name in wanted:
+            value = there[name]
+            type.__delattr__(self.kind, name)
+            type.__setattr__(self.kind, name, value)
+        return True
+
     def remove_others(self, names: Container[str]) -> dict[str, tuple[bytes, Any]]:
         """Return what `set()` takes to remove what has arrived, but for these."""
         return self.remove([name for name in self.tokens if name not in names])
@@ -80,10 +106,12 @@ class Record:
         epoch: int = -1,
         items: Sequence[tuple[Names, str, bytes, Any]] = (),
         absent: Sequence[tuple[Names, Sequence[str]]] = (),
-        classes: Sequence[tuple[Class, Container[str]]] = (),
+        unnamed: Sequence[tuple[Names, Sequence[str]]] = (),
+        classes: Sequence[tuple[Class, Collection[str]]] = (),
     ) -> None:
         self.space = space
         self.epoch = epoch  # of its space, when it was all in place
         self.items = items  # whose, name, token, value
         self.absent = absent  # whose, names that were not there
-        self.classes = classes  # with the names of all attributes that were there
+        self.unnamed = unnamed  # whose, names that are not to be found, if others brought them
+        self.classes = classes  # with the names of all attributes that were there, in their order

@@ -3,14 +3,12 @@
 import dis
 import functools
 import itertools
-import sys
 from types import CodeType
 from typing import Any
 
-from .modules import hash_of, is_hash_of_attrs
+from .modules import begins_with_docstring, hash_of, is_hash_of_attrs
 
-_HAS_DOCSTRING = 0x4000000  # a flag of code, ...
-_HAS_TOLD_DOCSTRING = sys.version_info >= (3, 14)  # ... since then
+_SAYS_WHAT_IS_DONE = 0xFFFF  # flags: not those of `from __future__`, which IPython's autoreload adds
 _FIRST_LINE = "__firstlineno__"
 # What a class has though nobody wrote it there, or as annotations.
 MADE = frozenset(
@@ -27,11 +25,7 @@ MADE = frozenset(
 def code_digest(code: CodeType) -> bytes:
     """Return what stands for byte code, whatever its lines, file and docstring are."""
     constants = list(code.co_consts)
-    if _HAS_TOLD_DOCSTRING:
-        has_docstring = bool(code.co_flags & _HAS_DOCSTRING)
-    else:  # the first constant is the docstring, or None
-        has_docstring = bool(constants) and type(constants[0]) is str and code.co_name[:1] != "<"
-    if has_docstring:
+    if begins_with_docstring(code):
         constants[0] = None
     steps = code.co_code
     if _FIRST_LINE in code.co_names:
@@ -39,7 +33,7 @@ def code_digest(code: CodeType) -> bytes:
     if is_hash_of_attrs(code):
         constants = [each for each in constants if type(each) is not int]
     parts = (
-        code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & (_HAS_DOCSTRING - 1),
+        code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _SAYS_WHAT_IS_DONE,
         steps, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_exceptiontable,
         [_constant(each) for each in constants],
     )  # fmt: skip

@@ -8,6 +8,7 @@ import opcode
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -23,6 +24,10 @@ _OF_GLOBALS = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOA
 # By step of byte code, how many bits of its argument say something else than which name it is.
 _GLOBALS = {opcode.opmap[name]: int(name == "LOAD_GLOBAL") for name in _OF_GLOBALS if name in opcode.opmap}
 _EXTENDED = opcode.opmap["EXTENDED_ARG"]
+_WORD = re.compile(r"[^\W\d]\w*")
+_LONGEST_TEXT = 10_000  # of which words are taken
+_MOST_WORDS = 1000
+HAS_DOCSTRING = 0x4000000  # a flag of code, since 3.14
 _GLOBAL_STEPS = re.compile(b"[%b]" % re.escape(bytes(_GLOBALS)), re.DOTALL)
 
 
@@ -167,6 +172,7 @@ class Mentions(NamedTuple):
     names: tuple[str, ...]  # that it may read or set in its module
     imports: tuple[tuple[int, str], ...]  # level and name of modules
     attributes: frozenset[str]  # of whatever it is, among them those of modules
+    texts: tuple[str, ...]  # words in texts, which may be names for eval(), globals()[…] or the query of a DataFrame
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -176,6 +182,7 @@ def mentions(code: CodeType) -> Mentions:
     names: dict[str, None] = {}
     imports = _imports(code) if opcode.opmap["IMPORT_NAME"] in steps else {}
     attributes = dict.fromkeys(code.co_names)
+    texts = dict.fromkeys(_words(code.co_consts[begins_with_docstring(code) :]))
     # By itself, as dis takes 150 µs for a function, and a project has thousands.
     for found in _GLOBAL_STEPS.finditer(steps):
         place, shift = found.start(), 8
@@ -191,7 +198,24 @@ def mentions(code: CodeType) -> Mentions:
             names |= dict.fromkeys(inner.names)
             imports |= dict.fromkeys(inner.imports)
             attributes |= dict.fromkeys(inner.attributes)
-    return Mentions(tuple(names), tuple(imports), frozenset(attributes))
+            texts |= dict.fromkeys(inner.texts)
+    words = tuple(text for text in texts if text not in names)
+    return Mentions(tuple(names), tuple(imports), frozenset(attributes), words[:_MOST_WORDS])
+
+
+def _words(constants: Iterable[Any]) -> Iterator[str]:
+    for constant in constants:
+        if type(constant) is str:
+            yield from _WORD.findall(constant[:_LONGEST_TEXT])
+        elif type(constant) in (tuple, frozenset):
+            yield from _words(constant)
+
+
+def begins_with_docstring(code: CodeType) -> bool:
+    """Return whether the first constant of code is its docstring."""
+    if sys.version_info >= (3, 14):
+        return bool(code.co_flags & HAS_DOCSTRING)
+    return bool(code.co_consts) and type(code.co_consts[0]) is str and code.co_name[:1] != "<"  # else it is None
 
 
 def _imports(code: CodeType) -> dict[tuple[int, str], None]:

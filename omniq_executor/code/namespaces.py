@@ -138,6 +138,7 @@ class _Dump:
         self.snapshot = snapshot
         self._entries: dict[Key, Entry] = {}
         self._absent: dict[str, list[str]] = {}  # by module, the names that are read and are not there
+        self._texts: dict[Key, None] = {}  # names that only texts of its code may name, or nothing does
         self._held: dict[Any, dict[Key, None]] = {}  # by key, or by class and attribute: what a value holds itself
         self._classes: dict[str, Kind] = {}
         self._headers: dict[str, dict[str, Any]] = {}
@@ -157,7 +158,11 @@ class _Dump:
             else:
                 self._class(item)
         self._tell_of_held()
-        whole = spaces.load, (shell, self._entries, self._classes, self._headers, self._sources, self._absent)
+        unnamed: dict[str, list[str]] = {}
+        for module, name in self._texts.keys() - self._seen:
+            unnamed.setdefault(module, []).append(name)
+        parts = shell, self._entries, self._classes, self._headers, self._sources, self._absent, unnamed
+        whole = spaces.load, parts
         sizes = {key: values.size_with_files(entry.data) for key, entry in self._entries.items()}
         return Payload(pickle.dumps(Reduced(*whole), 5), self._signature(shell), sizes)
 
@@ -326,6 +331,7 @@ class _Dump:
         for key in needs.keys:
             if key not in self._seen:
                 self._queue.append(key)
+        self._texts |= needs.texts
         self._queue.extend(needs.classes)
         for code in needs.codes:
             self._source(code.co_filename)
@@ -394,13 +400,11 @@ class _Dump:
             members = {**members, "__qualname__": kind.__qualname__}
         else:
             skeleton = pickle.dumps((spaces.imported_global, (MAIN, kind.__qualname__)), 5)
-            for name, value in members.items():
-                if before.get(name, self) is value:
-                    self._walk(value)
-                    attributes[name] = Attribute(AS_FORKED, b"", is_early=False)
-            members = {name: value for name, value in members.items() if before.get(name, self) is not value}
         for name, value in members.items():
-            if name not in _INCIDENTAL and type(value) is not MemberDescriptorType:
+            if before is not None and before.get(name, self) is value:
+                self._walk(value)
+                attributes[name] = Attribute(AS_FORKED, b"", is_early=False)
+            elif name not in _INCIDENTAL and type(value) is not MemberDescriptorType:
                 try:
                     entry = self._write(functools.partial(self._attribute, value), (class_id, name))
                 except Unpicklable:

@@ -43,6 +43,7 @@ class Needs:
     def __init__(self) -> None:
         self.keys: dict[Key, None] = {}
         self.held: dict[Key, None] = {}  # of these, what it holds itself; code finds the others when it runs
+        self.texts: dict[Key, None] = {}  # words in its texts, as if they were names
         self.classes: dict[type, None] = {}
         self.codes: dict[CodeType, None] = {}
 
@@ -50,6 +51,7 @@ class Needs:
         """Refer to all that another pickle refers to."""
         self.keys |= needs.keys
         self.held |= needs.held
+        self.texts |= needs.texts
         self.classes |= needs.classes
         self.codes |= needs.codes
 
@@ -108,7 +110,9 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
         whole.needs.codes[function.__code__] = None
         if module in whole.dicts:
             names: Any = spaces.globals_of, (module,)
-            whole.needs.keys.update(dict.fromkeys((module, name) for name in mentions(function.__code__).names))
+            mentioned = mentions(function.__code__)
+            whole.needs.keys.update(dict.fromkeys((module, name) for name in mentioned.names))
+            whole.needs.texts.update(dict.fromkeys((module, name) for name in mentioned.texts))
         else:  # of a library, which workers import
             names = spaces.imported_globals, (module,)
         slots["__globals__"] = {}
@@ -147,6 +151,7 @@ class ScriptPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle h
         if declared is not None and isinstance(args[3], dict) and not is_tuple:
             args[3]["__slots__"] = declared
         members.pop("__slots__", None)
+        members = {name: members[name] for name in vars(kind) if name in members}  # cloudpickle sorts them
         return make, args, (members, slots), *rest
 
     def _reduce_cached(self, wrapper: Any) -> Any:

@@ -5,6 +5,7 @@ functions reach, each value in a pickle of its own with a *token*, a digest of t
 
     entries    the global names of modules      (module, name): token, pickle
     absent     names that are read there, and that the script does not have (any more)
+    unnamed    words in texts of the code, which are no names to it but may be to eval(), say
     classes    by id, and their attributes      id: skeleton, {attribute: token, pickle}
 
 A `Space` holds a dict for each module, its classes, and the token that last arrived under each name. A
@@ -31,7 +32,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ class Space:
 
     def __init__(self, is_forked: bool = False) -> None:
         self.epoch = 0
-        """Grows whenever a token changes."""
+        """Grows whenever a token changes, or an order."""
         self.main = sys.modules[MAIN] if is_forked else ModuleType(MAIN)
         self.record: Record | None = None
         """Of the payload that was loaded last."""
@@ -92,6 +93,11 @@ class Space:
         self.is_forked = is_forked
         self._modules = {MAIN: Names(self.main.__dict__, is_forked)}
         self.main.__dict__.setdefault("__builtins__", builtins)
+
+    def keep_arrived(self) -> None:
+        """Have what has arrived so far stay, whatever function is called."""
+        for names in self._modules.values():
+            names.kept = {*names.tokens}
 
     def take_record(self) -> Record | None:
         """Return the record of the payload that was loaded last, if it was not taken before."""
@@ -112,6 +118,10 @@ class Space:
         owner.set(values)
         self.epoch += 1
 
+    def put_in_order(self, kind: Class, attributes: Collection[str]) -> None:
+        """Have the attributes of a class be in this order."""
+        self.epoch += kind.put_in_order(attributes)
+
     def apply(self, record: Record) -> None:
         """Have the names as the function of the record needs them, where another version has arrived meanwhile."""
         if record.epoch == self.epoch:
@@ -123,11 +133,16 @@ class Space:
         for owner, names in record.absent:
             if removed := owner.remove(names):
                 changed.setdefault(owner, {}).update(removed)
+        for owner, names in record.unnamed:
+            if removed := owner.hide(names):
+                changed.setdefault(owner, {}).update(removed)
         for kind, attributes in record.classes:
             if removed := kind.remove_others(attributes):
                 changed.setdefault(kind, {}).update(removed)
         for owner, values in changed.items():
             self.set(owner, values)
+        for kind, attributes in record.classes:
+            self.put_in_order(kind, attributes)
         record.epoch = self.epoch
 
     def enter(self) -> None:
@@ -211,9 +226,11 @@ class _Loading:
         entries: Mapping[Key, Entry],
         classes: Mapping[str, Kind],
         absent: Mapping[str, Sequence[str]],
+        unnamed: Mapping[str, Sequence[str]],
     ) -> None:
         self.space = space
         self._absent = [(space.names_of(module), names) for module, names in absent.items()]
+        self._unnamed = [(space.names_of(module), names) for module, names in unnamed.items()]
         self._entries = {key: entry for key, entry in entries.items() if entry.token or space.is_forked}
         self._classes = classes
         self._fresh = {
@@ -227,6 +244,9 @@ class _Loading:
         """Load all but the shell."""
         for module, names in self._absent:
             if removed := module.remove(names):
+                self.space.set(module, removed)
+        for module, names in self._unnamed:
+            if removed := module.hide(names):
                 self.space.set(module, removed)
         for key, entry in self._fresh.items():
             if entry.code is not None:
@@ -245,6 +265,7 @@ class _Loading:
             known = self.space.classes[class_id]
             if removed := known.remove_others(kind.attributes):
                 self.space.set(known, removed)
+            self.space.put_in_order(known, kind.attributes)
 
     def _make(self, key: Key, code: bytes) -> None:
         made, cells = pickle.loads(code)
@@ -350,8 +371,8 @@ class _Loading:
             for name, attribute in kind.attributes.items()
         ]
         items = [(owner, name, token, owner.arrived.get(name)) for owner, name, token in wanted]
-        classes = [(space.classes[class_id], {*kind.attributes}) for class_id, kind in self._classes.items()]
-        return Record(space, space.epoch, items, self._absent, classes)
+        classes = [(space.classes[class_id], kind.attributes) for class_id, kind in self._classes.items()]
+        return Record(space, space.epoch, items, self._absent, self._unnamed, classes)
 
 
 def load(
@@ -360,7 +381,8 @@ def load(
     classes: Mapping[str, Kind],
     headers: Mapping[str, Mapping[str, Any]],
     sources: Mapping[str, Sequence[str]],
-    absent: Mapping[str, Sequence[str]] | None = None,  # older stores have payloads without it
+    absent: Mapping[str, Sequence[str]] | None = None,  # older stores have payloads without these
+    unnamed: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
     """Return the callable, or the arguments, of a payload."""
     space = _here.space or Space()
@@ -371,7 +393,7 @@ def load(
         names = space.names_of(module).names
         for name, value in header.items():
             names.setdefault(name, value)
-    before, _here.loading = _here.loading, _Loading(space, entries, classes, absent or {})
+    before, _here.loading = _here.loading, _Loading(space, entries, classes, absent or {}, unnamed or {})
     try:
         _here.loading.run()
         loaded = _load(shell)

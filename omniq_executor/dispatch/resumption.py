@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from ..code.parts import changes
-from ..errors import FunctionChanged, FunctionLost, KeyConflict
+from ..code.run_context import context_changes
+from ..errors import ContextChanged, FunctionChanged, FunctionLost, KeyConflict
 from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
 from ..model.reasons import REUSED, Reason, Resumed, Why, runs_text, taken_over
@@ -67,6 +68,7 @@ class Resumption:
         """Whether tasks became PENDING again, which others are to be told of, since whoever unsets this last looked."""
         self.foreign: set[int] = set()
         """Tasks that are waited for here and may be for nobody else to run."""
+        self._renewed: set[int] = set()  # those of them that were submitted here, by their keys
         self.takes_all = False
         """Whether all calls that were looked for last were there, so that workers wait for none of them."""
         self.may_adopt = runs_leftovers
@@ -148,6 +150,7 @@ class Resumption:
                 f" {shown_arguments(task.args, task.kwargs)}, {task.task_id}, and cannot be of one with"
                 f" {shown_arguments(call.args, call.kwargs)} as well"
             )
+        self._renewed.add(found.id)
         if found.status is Status.FAILED and task.run != self.run.id and self._store.retry([found.id], now()):
             self.has_retried = True
             return found._replace(status=Status.PENDING, error=None)
@@ -357,11 +360,35 @@ class Resumption:
     def adopt(self, waiters: Waiters, runs_calls: bool) -> None:
         """Have this run be of what is waited for, or lies about, and nobody else would run. Raises StoreError."""
         self.foreign = {id for id in self.foreign if id in waiters}
+        self._renewed &= self.foreign
         if self._runs_leftovers:
             self._store.adopt(self.run, None, now())
         if self.foreign and runs_calls:
             self._store.adopt(self.run, self.foreign, now())
+            if self._renewed:
+                self._store.adopt(self.run, self._renewed, now(), any_context=True)
+            self._refuse_other_contexts(waiters)
         self.may_adopt = False
+
+    def _refuse_other_contexts(self, waiters: Waiters) -> None:
+        """Have nobody wait for tasks that were submitted in another context: they are not run here."""
+        ids = [it.id for it in self._store.states(self.foreign) if it.status is Status.PENDING]
+        if not ids:
+            return
+        alive = {owner.id for owner in self._store.owners() if owner.queue}
+        others = {it.id: it for it in self._store.runs() if it.owner not in alive and it.context != self.run.context}
+        for task in [row.task for row in self._store.stored(ids)]:
+            if task.run == self.run.id:  # by now, and nobody else takes it
+                self.foreign.discard(task.id)
+            elif task.run in others:
+                what = context_changes(others[task.run].context, self.run.context)
+                error = ContextChanged(
+                    f"{task.task_id} was submitted by run {task.run} of queue {task.queue!r}, and {what} changed since,"
+                    " so it is not run here: its script runs it, with what it was then"
+                )
+                self.foreign.discard(task.id)
+                _log.warning("%s. Calls that need its result wait until then", error)
+                waiters.resolve(task.id, error)
 
 
 def _why(taken: TaskState) -> Why:

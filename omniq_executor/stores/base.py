@@ -325,7 +325,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def enter(self, queue: str) -> int:
-        """Register this process as an owner of `queue` and return the owner's id.
+        """Register this process as an owner of `queue`, or of "" if it only adds, and return the owner's id.
 
         The owner is alive until `leave()` or the death of the process, whichever comes first;
         both can be proved by others through a lock that the process holds.
@@ -480,11 +480,12 @@ class Store(abc.ABC):
         """Do it for a run that continues others."""
 
     @abc.abstractmethod
-    def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
+    def adopt(self, run: Run, ids: Collection[int] | None, now: int, *, any_context: bool = False) -> int:
         """Have PENDING tasks be of `run` that nobody else would run, and return how many.
 
-        Those are tasks of runs without a registered owner, and of no run: of `ids` and all that those come
-        after, or, if it is None, of the run's queue and, if they are of a run, of the same context.
+        Those are of no run, or of runs of the same context without a registered owner: of `ids` and all that those
+        come after, or, if it is None, of the run's queue. With `ids`, an owner that only adds does not count, and
+        with `any_context` the context of `ids` themselves does not.
         """
 
     @abc.abstractmethod

@@ -312,12 +312,10 @@ class RunsModel:
         """Those of the tasks that need no initializer."""
         return [id for id in ids if not (of := self.runs.get(self.tasks.tasks[id].run)) or "." not in of.context]
 
-    def adopt(self, run: Run, ids: list[int] | None) -> int:
+    def adopt(self, run: Run, ids: list[int] | None, any_context: bool = False) -> int:
         """Have tasks be of a run; returns how many."""
         tasks = self.tasks.tasks
-        alike = {0, *(it.id for it in self.runs.values() if it.context == self.runs[run.id].context)}
-        of_queue = {id for id, task in tasks.items() if task.queue == run.queue and task.run in alike}
-        wanted = of_queue if ids is None else set[int]()
+        wanted = {id for id, task in tasks.items() if task.queue == run.queue} if ids is None else set[int]()
         left = list(ids or ())
         while left:
             id = left.pop()
@@ -325,7 +323,10 @@ class RunsModel:
                 wanted.add(id)
                 left += tasks[id].options.after if tasks[id].options else ()
         busy = {it.id for it in self.runs.values() if it.owner in self.owners} | {run.id}
-        adopted = [id for id in wanted if tasks[id].status is Status.PENDING and tasks[id].run not in busy]
+        alike = {0, *(it.id for it in self.runs.values() if it.context == self.runs[run.id].context)}
+        anyhow = set(ids or ()) if any_context else set[int]()
+        free = [id for id in wanted if tasks[id].status is Status.PENDING and tasks[id].run not in busy]
+        adopted = [id for id in free if tasks[id].run in alike or id in anyhow]
         for id in adopted:
             tasks[id] = tasks[id]._replace(run=run.id)
         return len(adopted)

@@ -162,6 +162,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def take_over(self, client: Client, again: Sequence[Any]) -> None:
         """Submit calls again of which earlier runs may have left tasks."""
+        if client.run.id not in self.left:
+            return
         calls, left = [call(value) for value in again], self.left[client.run.id]
         expected: list[TaskState | None] = []
         self.now += 1
@@ -272,6 +274,7 @@ class StoreMachine(RuleBasedStateMachine):
     def opens_its_handle_again(self, client: Client) -> None:
         client.reopen()
         self.news.pop(client, None)  # which is for the handle with which it entered
+        self.left.pop(client.run.id, None)  # likewise
 
     @rule()
     def is_opened_again(self) -> None:
@@ -422,10 +425,11 @@ class StoreMachine(RuleBasedStateMachine):
             assert [id for id in ids if id in queue] == queue[: counts[name]]
             assert counts[name] >= min(len(queue), most // len(queues))
 
-    @rule(client=clients, which=places | st.none())
-    def adopts(self, client: Client, which: list[int] | None) -> None:
+    @rule(client=clients, which=places | st.none(), any_context=st.booleans())
+    def adopts(self, client: Client, which: list[int] | None, any_context: bool) -> None:
         ids = None if which is None else self.pick(which)
-        assert client.store.adopt(client.run, ids, self.now) == self.past.adopt(client.run, ids)
+        adopted = client.store.adopt(client.run, ids, self.now, any_context=any_context)
+        assert adopted == self.past.adopt(client.run, ids, any_context)
 
     @rule(which=st.integers(0, 9))
     def cancels_a_run(self, which: int) -> None:
@@ -675,13 +679,13 @@ def tell_of_deaths_and_sessions(machine: StoreMachine) -> None:
     # The runs of a queue are claimed together; what is of the living is not adopted, and what was left is.
     for client in (second, first, second):
         adds_some(machine, client, 2)
-    machine.adopts(first, None)
+    machine.adopts(first, None, False)
     look(machine)
     machine.claims_some(first, 5, 0, False)
     adds_some(machine, other, 2)
     machine.adds_what_comes_after_others(other, 0, [0])
     machine.leaves(other)
-    machine.adopts(first, [0])
+    machine.adopts(first, [0], False)
     look(machine)
     machine.claims_some(first, 4, 0, True)
     # Of a session, one run breaks, and one never ends.

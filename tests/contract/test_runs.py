@@ -9,7 +9,7 @@ import pytest
 from backends import BACKENDS, CUBE, ERROR, SQUARE, Client, call, new_ids, tick
 
 from omniq_executor import StoreError
-from omniq_executor.model.task import Call, Event, Function, Status
+from omniq_executor.model.task import Call, Event, Function, Options, Status
 from omniq_executor.stores.base import Batch, TaskState
 
 Enter = Callable[..., Client]
@@ -327,7 +327,7 @@ def test_what_another_run_has_adopted_is_given_unless_it_was_begun_in_another_co
     ids = crash(first, [1])
     second, other = enter(context=HERE), enter(context=context)
     assert second.run.total == 1
-    assert other.store.adopt(other.run, ids, tick()) == 1
+    assert other.store.adopt(other.run, ids, tick(), any_context=True) == 1
     if is_begun:
         assert other.claim(of_run=True) == ids
         if is_finished:
@@ -342,14 +342,40 @@ def test_what_was_cancelled_meanwhile_is_not_given(client: Client, enter: Enter)
     assert take_over(second, 1) == [None]
 
 
-def test_leftovers_are_adopted_by_runs_of_the_same_context_alone(client: Client, enter: Enter) -> None:
+@pytest.mark.parametrize("by_id", [False, True], ids=["of the queue", "by id"])
+def test_tasks_are_adopted_by_runs_of_the_same_context_alone(client: Client, enter: Enter, by_id: bool) -> None:
     first = enter(context=HERE)
     ids = crash(first, [1, 2])
+    which = ids if by_id else None
     for context in (THERE, "", "folder"):
         other = enter(context=context)
-        assert (other.store.adopt(other.run, None, tick()), other.claim(of_run=True)) == (0, [])
+        assert (other.store.adopt(other.run, which, tick()), other.claim(of_run=True)) == (0, [])
     same = enter(context=HERE)
-    assert (same.store.adopt(same.run, None, tick()), same.claim(of_run=True)) == (2, ids)
+    assert (same.store.adopt(same.run, which, tick()), same.claim(of_run=True)) == (2, ids)
+
+
+def test_what_was_submitted_anew_is_adopted_in_any_context_but_not_what_it_needs(client: Client, enter: Enter) -> None:
+    first = enter(context=HERE)
+    (needed,) = first.add(1)
+    (id,) = new_ids(1)
+    first.turn(adds=[Batch(id, 1, SQUARE, calls=[call(2)], options=Options(after=(needed,)))])
+    first.die()
+    other = enter(context=THERE)
+    assert other.store.adopt(other.run, [id], tick(), any_context=True) == 1
+    assert {task.id: task.run for task in other.store.find()} == {needed: first.run.id, id: other.run.id}
+
+
+def test_calls_of_an_owner_that_only_adds_are_adopted_by_their_ids_alone(client: Client) -> None:
+    adds = Client(client.backend, client.store.address, "work")  # type: ignore[arg-type]
+    adds.store.leave(adds.owner)
+    adds.owner = adds.store.enter("")
+    adds.run = adds.store.begin_run("work", adds.owner, "never", tick())
+    ids = adds.add(1, 2)
+    assert client.store.adopt(client.run, None, tick()) == 0
+    assert client.store.adopt(client.run, ids[:1], tick()) == 1
+    assert client.claim(of_run=True) == ids[:1]
+    adds.die()
+    adds.close()
 
 
 def test_who_claims_from_queues_is_given_no_call_that_needs_an_initializer(client: Client, enter: Enter) -> None:

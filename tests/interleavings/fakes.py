@@ -114,7 +114,7 @@ class FakeStore:
         self._ask("cancel")
         return self._cancel(ids, running)
 
-    def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
+    def adopt(self, run: Run, ids: Collection[int] | None, now: int, *, any_context: bool = False) -> int:
         self._ask("adopt")
         others = [row for row in self.rows.values() if row.run != run.id and row.status is Status.PENDING]
         adopted = [row for row in others if row.owner not in self.others and (ids is None or row.id in ids)]
@@ -133,6 +133,18 @@ class FakeStore:
         return len(robbed)
 
     # who is there
+
+    def owners(self) -> list[Any]:
+        self._ask("owners")
+        return []
+
+    def stored(self, ids: Collection[int]) -> list[Any]:
+        self._ask("stored")
+        return [SimpleNamespace(task=row) for id in ids if (row := self.rows.get(id)) is not None]
+
+    def runs(self) -> list[Any]:  # those of other contexts are what is looked for, and there are none
+        self._ask("runs")
+        return []
 
     def notify(self, owner: int) -> None:
         self._ask("notify")

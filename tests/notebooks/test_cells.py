@@ -142,6 +142,19 @@ def test_a_constant_or_default_that_autoreload_puts_in_place_reaches_the_workers
         assert kernel.run(ask) == expected
 
 
+def test_a_function_that_is_new_in_a_module_under_autoreload_is_found_by_workers(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    """Autoreload compiles it with other flags than an import does, and workers took it for another version."""
+    module = tmp_path / "parts.py"
+    module.write_text("def whole(n):\n    return n\n")
+    kernel.run("%load_ext autoreload\n%autoreload 2\nimport parts")
+    kernel.run(MAKE)
+    assert kernel.run("print(*executor.map(parts.whole, [1, 2]))") == "1 2\n"
+    module.write_text("def half(n):\n    return n / 2\n\n\ndef whole(n):\n    return 2 * half(n)\n")
+    assert kernel.run("print(*executor.map(parts.whole, [1, 2]))") == "1.0 2.0\n"
+
+
 def test_a_cell_that_is_edited_twice_says_so_of_its_calls_whether_it_has_failed_or_not(kernel: Kernel) -> None:
     kernel.run("from omniq_executor import PersistentExecutor\nexecutor = PersistentExecutor(1)")
     define = "LIMIT = {}\ndef clip(n):\n    assert n < 9, n\n    return min(n, LIMIT)"

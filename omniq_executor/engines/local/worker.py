@@ -80,6 +80,7 @@ def enter(data: socket.socket, control: socket.socket, find_row: Callable[[], "m
         initializer, initargs = setup.unpack()
         if initializer is not None:
             initializer(*initargs)
+            worker.keep_arrived()
     except BaseException:  # whatever it is, this worker can run no calls, and the parent should know why
         logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
         worker.send_broken()
@@ -221,6 +222,10 @@ class Caller:
         self._space_number = space
         self._space = spaces.space_of(space, is_forked=self.is_forked and space == 0)
         self._space.enter()
+
+    def keep_arrived(self) -> None:
+        """Have the names that the initializer came with be found by every call."""
+        self._space.keep_arrived()
 
     def _load_or_tell(self, function_id: int, function: bytes) -> Any:
         try:

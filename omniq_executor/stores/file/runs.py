@@ -382,17 +382,13 @@ class Runs(OfFiles):
             with open(os.open(self._taken_path(run), flags, 0o600), "wb") as file:
                 file.write(text.encode())
 
-    def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
+    def adopt(self, run: Run, ids: Collection[int] | None, now: int, *, any_context: bool = False) -> int:
         with self._tasks.changing() as changes:
-            owners = set(self._tasks.folders.numbers("owners"))
+            owners = {owner.id for owner in self._registered() if owner.queue or ids is None}
             busy = {id for id, fields in self._read_runs().items() if fields["owner"] in owners} | {run.id}
-            left, seen = list(ids or ()), set[int]()
+            left, seen, anyhow = list(ids or ()), set[int](), set(ids or ()) if any_context else set[int]()
             if ids is None:
-                left = [
-                    it.id
-                    for it in self._pending_of(lambda queue, of: queue == run.queue and of not in busy)
-                    if not it.run or self.context_of(it.run) == run.context
-                ]
+                left = [it.id for it in self._pending_of(lambda queue, of: queue == run.queue and of not in busy)]
             while left:
                 number = left.pop()
                 record = None if number in seen else self._tasks.load(number)
@@ -402,7 +398,8 @@ class Runs(OfFiles):
                 task = record.task
                 if ids is not None:
                     left += task.after
-                if task.status is Status.PENDING and task.run not in busy:
+                is_alike = not task.run or self.context_of(task.run) == run.context or number in anyhow
+                if task.status is Status.PENDING and task.run not in busy and is_alike:
                     changes.change(record, record.changed(task._replace(run=run.id)))
         return len(changes.new)
 

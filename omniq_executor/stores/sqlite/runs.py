@@ -277,13 +277,19 @@ def retry_for(run: int, ids: Sequence[int]) -> Transaction[list[int]]:
 
 
 _ADOPT = f"""
-    UPDATE task SET run = ? WHERE {PENDING} AND run <> ? AND %s
-    AND run NOT IN (SELECT id FROM run WHERE owner IN (SELECT id FROM owner)) RETURNING queue
+    UPDATE task SET run = :run WHERE {PENDING} AND run <> :run AND %s
+    AND run NOT IN (SELECT id FROM run WHERE owner IN (SELECT id FROM owner%s)) RETURNING queue
 """
-_IS_ALIKE = "(run = 0 OR run IN (SELECT id FROM run WHERE context = (SELECT context FROM run WHERE id = ?)))"
+_IS_ALIKE = """(run = 0 OR run IN (SELECT id FROM run WHERE context = (SELECT context FROM run WHERE id = :run)))"""
+_GIVEN = "SELECT value FROM json_each(:ids)"
 # With a dependency of a dependency, and so on.
-_ADOPTED_WITH = f"""id IN (WITH RECURSIVE wanted(id) AS ({GIVEN[1:-1]} UNION
+_ADOPTED_WITH = f"""id IN (WITH RECURSIVE wanted(id) AS ({_GIVEN} UNION
     SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
+_ADOPT_LEFT = _ADOPT % (f"queue = :queue AND {_IS_ALIKE}", "")
+_ADOPT_THESE = {
+    any_context: _ADOPT % (f"{_ADOPTED_WITH} AND {condition}", " WHERE queue <> ''")
+    for any_context, condition in {False: _IS_ALIKE, True: f"({_IS_ALIKE} OR id IN ({_GIVEN}))"}.items()
+}
 
 
 def all_runs() -> Transaction[list[RunRecord]]:
@@ -308,12 +314,12 @@ def queues_of(run: int) -> Transaction[set[int]]:
     return {queue for (queue,) in rows}
 
 
-def adopt(run: int, queue: int, ids: Collection[int] | None) -> Transaction[tuple[int, set[int]]]:
+def adopt(run: int, queue: int, ids: Collection[int] | None, any_context: bool) -> Transaction[tuple[int, set[int]]]:
     """Have PENDING tasks be of a run; returns how many, and of which queues. See Store.adopt()."""
     if ids is None:
-        rows, _ = yield _ADOPT % f"queue = ? AND {_IS_ALIKE}", (run, run, queue, run)
+        rows, _ = yield _ADOPT_LEFT, {"run": run, "queue": queue}
     else:
-        rows, _ = yield _ADOPT % _ADOPTED_WITH, (run, run, json.dumps(list(ids)))
+        rows, _ = yield _ADOPT_THESE[any_context], {"run": run, "ids": json.dumps(list(ids))}
     return len(rows), {of for (of,) in rows}
 
 

@@ -190,9 +190,9 @@ class SQLiteStore(Store):
     ) -> dict[str | bytes, list[Resumable]] | None:
         return self.db.ask(looking.resumable(run.id, path, likenesses))
 
-    def adopt(self, run: Run, ids: Collection[int] | None, now: int) -> int:
+    def adopt(self, run: Run, ids: Collection[int] | None, now: int, *, any_context: bool = False) -> int:
         queue = self._queue(run.queue)
-        count, queues = self.db.write(runs.adopt(run.id, queue, ids))
+        count, queues = self.db.write(runs.adopt(run.id, queue, ids, any_context))
         self._adopted_by(run.id, queue).update(queues - {queue})
         return int(count)
 
