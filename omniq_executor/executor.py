@@ -38,7 +38,7 @@ from .model.reasons import Resumed
 from .model.task import Options, Status, format_id
 from .shown import Facts, executor_card, executor_line
 from .stores import open_store
-from .stores.base import Resume, now
+from .stores.base import ADDS, Resume, now
 from .submitter import Submitter
 
 _log = logging.getLogger("omniq_executor")
@@ -175,7 +175,7 @@ class PersistentExecutor(Submitter):
                     pool.keep_large(opened.values)
                 if isinstance(pool, LocalEngine) and capture_output:
                     pool.output = str(opened.output.prepare())
-                owner = opened.enter(name if pool.max_workers else "")
+                owner = opened.enter(name if pool.max_workers else ADDS)
                 undo.callback(opened.leave, owner)
                 session = sessions.enter(opened, name, leftovers)
                 undo.callback(sessions.leave, opened.address)

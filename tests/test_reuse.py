@@ -336,3 +336,12 @@ def test_retry_failed_takes_the_runs_that_are_continued_and_no_others(
         assert run_all(executor, journal, gate) == [1, 2, 3]  # taken over, with what was run again
         assert [task.queue for task in executor.store.find(Status.FAILED)] == ["other"]
     assert Counter(journal.lines()) == {"1": 2, "2": 3, "3": 2}
+
+
+@pytest.mark.parametrize("option", [{"key": "k"}, {"memo": True}])
+def test_what_was_resumed_is_told_also_after_the_end(make_executor: MakeExecutor, option: Any) -> None:
+    """Where all of it was found by keys the store was asked, which was closed."""
+    for found in (Reason.AFRESH, Reason.ARGUMENTS), (Reason.KEY, Reason.EQUAL):
+        with make_executor(1, resume="always") as executor:
+            assert executor.options(**option).submit(calls.square, 3).result(WAIT_S) == 9
+        assert executor.resumed.counts.keys() <= {*found}

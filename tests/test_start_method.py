@@ -199,3 +199,25 @@ def test_a_call_is_ended_by_its_process(
     with pytest.raises(BrokenProcessPool, match="SIGKILL"):
         future.result(WAIT_S)
     assert os.getpid() != executor.submit(calls.pid).result(WAIT_S)
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="there is no forkserver")
+def test_a_forkserver_that_was_killed_is_started_anew(script: Any) -> None:
+    """A script ended by EOFError if the forkserver died just before a worker was to start."""
+    script.write("""
+import os, signal, threading
+from multiprocessing import forkserver, get_context
+from omniq_executor import PersistentExecutor
+if __name__ == "__main__":
+    for _ in range(3):
+        with PersistentExecutor(1, get_context("forkserver")) as executor:
+            assert executor.submit(abs, -1).result(30) == 1
+            server = forkserver._forkserver._forkserver_pid
+        os.kill(server, signal.SIGSTOP)
+        threading.Timer(0.2, os.kill, (server, signal.SIGKILL)).start()  # while it is waited for
+        with PersistentExecutor(1, get_context("forkserver")) as executor:
+            assert executor.submit(abs, -2).result(30) == 2
+    print("done")
+""")
+    done = script.run()
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

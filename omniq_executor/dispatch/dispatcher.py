@@ -275,8 +275,8 @@ class Dispatcher:
 
     def resumed(self) -> Resumed:
         """Return what the run has taken over so far, and why the rest was not."""
-        with self.driver:
-            resumed, asks_store = self._loop.resumption.so_far(), self._loop.resumption.asks_store
+        with self._looking() as store:
+            resumed, asks_store = self._loop.resumption.so_far(store), self._loop.resumption.asks_store
         resumed.fresh = None if self.run.continues else self._fresh()
         if asks_store:
             with self._reading() as store:

@@ -13,7 +13,7 @@ from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
 from ..model.reasons import REUSED, Reason, Resumed, Why, runs_text, taken_over
 from ..model.task import Call, Function, Status
-from ..stores.base import Resumable, Resume, Run, Store, TaskState, now
+from ..stores.base import ADDS, Resumable, Resume, Run, Store, TaskState, now
 from .history import Account, History
 from .repeats import LOCAL
 from .reuse import is_memo, memo_key, name_of
@@ -174,11 +174,11 @@ class Resumption:
             if why.reason not in REUSED:
                 self._again.add(found.id)
 
-    def so_far(self) -> Resumed:
-        """Return what was taken over so far, and why the rest was not. Raises StoreError."""
+    def so_far(self, store: Store) -> Resumed:
+        """Return what was taken over so far, and why the rest was not, as this handle has it. Raises StoreError."""
         resumed = copy.deepcopy(self.resumed)
         if self._again:
-            resumed.again = sum(call.id in self._again for call in self._store.calls(self.run.continues))
+            resumed.again = sum(call.id in self._again for call in store.calls(self.run.continues))
         return resumed
 
     def find_once(self, had: dict[bytes, int], function: Function, calls: dict[bytes, Call]) -> dict[bytes, Look]:
@@ -346,7 +346,7 @@ class Resumption:
         """Say at the end of a run that added so many calls what it took over, if it did, and why the rest ran."""
         if not self.resumed.reused:
             return
-        resumed, more = self.so_far(), ""
+        resumed, more = self.so_far(self._store), ""
         if self._unjudged and added <= _MOST_JUDGED:
             resumed.count_as(History(self._store).of(self.run.id).resumed())
         elif self._unjudged:
@@ -375,7 +375,7 @@ class Resumption:
         ids = [it.id for it in self._store.states(self.foreign) if it.status is Status.PENDING]
         if not ids:
             return
-        alive = {owner.id for owner in self._store.owners() if owner.queue}
+        alive = {owner.id for owner in self._store.owners() if owner.queue != ADDS}
         others = {it.id: it for it in self._store.runs() if it.owner not in alive and it.context != self.run.context}
         for task in [row.task for row in self._store.stored(ids)]:
             if task.run == self.run.id:  # by now, and nobody else takes it

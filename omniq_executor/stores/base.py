@@ -207,6 +207,7 @@ class Run(NamedTuple):
     context: str = ""  # see Store.begin_run()
 
 
+ADDS = "(adds)"  # the queue of an owner that only adds, and leaves the rest to workers
 NO_RUN = Run(0, "")  # of who only works off what others have added, and of tasks that no later run takes over
 
 
@@ -325,7 +326,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def enter(self, queue: str) -> int:
-        """Register this process as an owner of `queue`, or of "" if it only adds, and return the owner's id.
+        """Register this process as an owner of `queue`, or of ADDS, and return the owner's id.
 
         The owner is alive until `leave()` or the death of the process, whichever comes first;
         both can be proved by others through a lock that the process holds.

@@ -10,7 +10,7 @@ from backends import BACKENDS, CUBE, ERROR, SQUARE, Client, call, new_ids, tick
 
 from omniq_executor import StoreError
 from omniq_executor.model.task import Call, Event, Function, Options, Status
-from omniq_executor.stores.base import Batch, TaskState
+from omniq_executor.stores.base import ADDS, Batch, TaskState
 
 Enter = Callable[..., Client]
 
@@ -368,7 +368,7 @@ def test_what_was_submitted_anew_is_adopted_in_any_context_but_not_what_it_needs
 def test_calls_of_an_owner_that_only_adds_are_adopted_by_their_ids_alone(client: Client) -> None:
     adds = Client(client.backend, client.store.address, "work")  # type: ignore[arg-type]
     adds.store.leave(adds.owner)
-    adds.owner = adds.store.enter("")
+    adds.owner = adds.store.enter(ADDS)
     adds.run = adds.store.begin_run("work", adds.owner, "never", tick())
     ids = adds.add(1, 2)
     assert client.store.adopt(client.run, None, tick()) == 0

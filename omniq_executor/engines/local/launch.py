@@ -131,7 +131,10 @@ class Launcher:
             target=worker.enter, args=(data, control, functools.partial(self._slots.row, slot), self._setup)
         )
         with _our_start():
-            made.start()
+            try:
+                made.start()
+            except (EOFError, ConnectionError):  # the forkserver has died; it is started anew by the next start
+                made.start()
         process = Process(on_death)
         process.pid = made.pid
         self._alive[process] = made

@@ -11,7 +11,7 @@ from typing import Any
 from ... import slots
 from ...errors import StoreError
 from ...model.task import FINISHED, Call, Claim, Event, Function, Status, Task, source
-from ..base import Leftover, Owner, Resumable, Run, Taken, TaskState, now
+from ..base import ADDS, Leftover, Owner, Resumable, Run, Taken, TaskState, now
 from ..owners import new_owner_id
 from ..rules import PastRun, Resume, can_be_taken, continued, ended
 from .folders import WAITING
@@ -384,7 +384,7 @@ class Runs(OfFiles):
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int, *, any_context: bool = False) -> int:
         with self._tasks.changing() as changes:
-            owners = {owner.id for owner in self._registered() if owner.queue or ids is None}
+            owners = {owner.id for owner in self._registered() if owner.queue != ADDS or ids is None}
             busy = {id for id, fields in self._read_runs().items() if fields["owner"] in owners} | {run.id}
             left, seen, anyhow = list(ids or ()), set[int](), set(ids or ()) if any_context else set[int]()
             if ids is None:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 
 from ...model.task import Call, Event, Status, source
-from ..base import Leftover, Run, RunRecord, TaskState
+from ..base import ADDS, Leftover, Run, RunRecord, TaskState
 from ..rules import PastRun, Resume, can_be_taken, continued, ended
 from .looking import FOUND, found
 from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, changes
@@ -287,7 +287,7 @@ _ADOPTED_WITH = f"""id IN (WITH RECURSIVE wanted(id) AS ({_GIVEN} UNION
     SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
 _ADOPT_LEFT = _ADOPT % (f"queue = :queue AND {_IS_ALIKE}", "")
 _ADOPT_THESE = {
-    any_context: _ADOPT % (f"{_ADOPTED_WITH} AND {condition}", " WHERE queue <> ''")
+    any_context: _ADOPT % (f"{_ADOPTED_WITH} AND {condition}", f" WHERE queue <> '{ADDS}'")
     for any_context, condition in {False: _IS_ALIKE, True: f"({_IS_ALIKE} OR id IN ({_GIVEN}))"}.items()
 }
 
