@@ -15,6 +15,7 @@ their folders, and no link is followed where a file belongs.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -33,7 +34,8 @@ STATUS_FOLDERS = {status: status.name.lower() for status in Status}
 WAITING = "waiting"
 _LINK_FOLDERS = (*STATUS_FOLDERS.values(), WAITING)
 VALUED = "valued"
-FOLDERS = ("tasks", *_LINK_FOLDERS, "keys", VALUED, "functions", "runs", "sessions", "owners", "broken")
+TASK_FOLDERS = ("tasks", *_LINK_FOLDERS, "keys", VALUED)
+FOLDERS = (*TASK_FOLDERS, "functions", "runs", "sessions", "owners", "broken")
 _SUFFIX = ".json"
 _READ_BYTES = 1 << 16
 
@@ -46,8 +48,21 @@ class Folders:
     def __init__(self, root: Path, durable: bool) -> None:
         self.root = root
         self.repairs: list[Problem] = []  # what was not as it should be, since `check()` of the store asked last
+        self.has_lost = False  # whether a task was put aside, until somebody has said so in the journal
         self._durable = durable
         self._fds: dict[str, int] = {}
+
+    def has_tasks(self) -> bool:
+        """Return whether there is anything where tasks are; it may be asked before `open()`."""
+        try:
+            with os.scandir(self.root / "tasks") as entries:
+                return next(entries, None) is not None
+        except FileNotFoundError:
+            return False
+
+    def missing(self) -> bool:
+        """Return whether `open()` will make some."""
+        return not all((self.root / name).exists() for name in FOLDERS)
 
     def open(self) -> None:
         """Make those that are missing, and get hold of all. Raises StoreError where others can write one."""
@@ -67,10 +82,16 @@ class Folders:
     def read(self, number: int) -> Record | None:
         """Return a task, or None if there is none. Raises Damaged."""
         try:
-            fd = os.open(_name(number), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._fds["tasks"])
+            # Not to wait for whoever writes it, where somebody has put a pipe there.
+            fd = os.open(_name(number), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fds["tasks"])
+            text = _read_and_close(fd)
         except FileNotFoundError:
             return None
-        return from_text(number, _read_and_close(fd))
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR):
+                raise Damaged("it is not a file") from error
+            raise
+        return from_text(number, text)
 
     def create(self, record: Record, text: bytes) -> None:
         """Write a new task and its links, or nothing."""
@@ -155,6 +176,12 @@ class Folders:
         numbers = map(_number, os.listdir(self._fds[folder]))
         return sorted(number for number in numbers if number is not None)
 
+    def first(self) -> int | None:
+        """Return the oldest task."""
+        # Names are in the order of the numbers, and to parse them all would take three times as long.
+        names = sorted(os.listdir(self._fds["tasks"]))
+        return next((number for name in names if (number := _number(name)) is not None), None)
+
     def scan(self) -> Iterator[int]:
         """Give the tasks in any order, while others come and go."""
         with os.scandir(self.root / "tasks") as entries:  # with an offset of its own, unlike a look at the open folder
@@ -170,6 +197,10 @@ class Folders:
         except FileNotFoundError:
             return None
         return _number(target.removeprefix("../tasks/"))
+
+    def free_key(self, queue: str, key: str) -> None:
+        """Put aside a link of which the task is gone."""
+        self.quarantine("keys", _key_name(queue, key), "the task that it links to is gone")
 
     def sync(self, numbers: set[int]) -> None:
         """Have the files of tasks survive a cut of the power, and all folders."""
@@ -296,6 +327,7 @@ class Folders:
             free for n in range(len(taken) + 1) if (free := f"{folder}.{name}{f'.{n}' if n else ''}") not in taken
         )
         os.rename(self.root / folder / name, quarantined, dst_dir_fd=self._fds["broken"])
+        self.has_lost = self.has_lost or (folder == "tasks" and _number(name) is not None)
         self.repairs.append(Problem(f"{folder}/{name} is moved to broken/{quarantined}: {why}", not is_lost))
         _log.warning("%s is moved to broken/%s: %s", self.root / folder / name, quarantined, why)
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from ...errors import StoreError
 from ...model.task import Status, format_id, parse_id
 from ..glances import EARLIER, GLANCE_S, Glance, Wanted
+from .counts import after, by_status
 from .folders import STATUS_FOLDERS, WAITING
+from .journal import read_whole
+from .mark import JOURNAL, MARK
 from .records import Damaged, Record, from_text
 
 _MOST_BYTES = 1 << 20  # of a task's file
@@ -20,15 +23,15 @@ def look(path: Path, wanted: Wanted) -> Glance:
     """Return what is there. Raises StoreError."""
     deadline = time.monotonic() + GLANCE_S
     try:
-        if not (path / "omniq.json").exists():
+        if not (path / MARK).exists():
             raise StoreError(f"there is no store at {path}")
         tasks = [_read(path, id).task for id in wanted.ids]
         counts = _count(path, deadline) if wanted.counts else {}
         earlier = _earlier(path, wanted, deadline) if wanted.function else []
-        size = (path / "journal").stat().st_size if (path / "journal").exists() else 0
+        size = (path / JOURNAL).stat().st_size if (path / JOURNAL).exists() else 0
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    return Glance(None if counts is None else {"": counts} if counts else {}, tasks, earlier, size)
+    return Glance(counts, tasks, earlier, size)
 
 
 def _read(path: Path, id: int) -> Record:
@@ -43,7 +46,16 @@ def _read(path: Path, id: int) -> Record:
         raise StoreError(f"{format_id(id)} is being written just now") from error
 
 
-def _count(path: Path, deadline: float) -> dict[Status, int] | None:
+def _count(path: Path, deadline: float) -> dict[str, dict[Status, int]] | None:
+    """Return the counts as the journal has them; where it does not know them, of the links there are."""
+    try:
+        counts = after(None, read_whole(path / JOURNAL))
+    except (FileNotFoundError, ValueError):  # it is being begun, or written
+        counts = None
+    return _count_links(path, deadline) if counts is None else by_status(counts)
+
+
+def _count_links(path: Path, deadline: float) -> dict[str, dict[Status, int]] | None:
     found: dict[Status, int] = {}
     for status, folder in [*STATUS_FOLDERS.items(), (Status.PENDING, WAITING)]:
         with os.scandir(path / folder) as entries:
@@ -51,7 +63,7 @@ def _count(path: Path, deadline: float) -> dict[Status, int] | None:
                 found[status] = found.get(status, 0) + 1
                 if at % 1000 == 0 and time.monotonic() > deadline:
                     return None
-    return dict(sorted(found.items()))
+    return {"": dict(sorted(found.items()))} if found else {}
 
 
 def _earlier(path: Path, wanted: Wanted, deadline: float) -> list[float]:

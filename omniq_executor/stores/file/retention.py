@@ -5,15 +5,18 @@ that is too young to go is not read. What unfinished tasks come after is collect
 committed (see Tasks.needed).
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ...model.ids import time_of
 from ...model.task import FINISHED, Status
 from ..base import Usage
 from ..reserve import size_on_disk
 from ..retention import Expired, expired, expiries, goes_with_its_run, names, with_dependents
-from .folders import STATUS_FOLDERS, WAITING
+from .counts import BLOCK_BYTES, BLOCKS, DEPENDENT, LATEST, PASSING
+from .folders import TASK_FOLDERS
 from .records import Record
 from .tasks import Changes
 from .upkeep import Upkeep
@@ -62,8 +65,7 @@ class Retention(Upkeep):
         used = set[int]()  # runs that still have tasks
         try:
             with self._tasks.locked():
-                folders = (STATUS_FOLDERS[Status.PENDING], WAITING, STATUS_FOLDERS[Status.RUNNING])
-                unfinished = [number for folder in folders for number in self._tasks.folders.names(folder)]
+                unfinished = self._tasks.linked(Status.PENDING, Status.RUNNING)
             while unfinished:
                 some, unfinished = unfinished[:_READ], unfinished[_READ:]
                 with self._tasks.locked():
@@ -113,16 +115,32 @@ class Retention(Upkeep):
         with self._tasks.locked():
             runs = self.runs()
             at, ttl = expiries(runs), {run.id: run.result_ttl or 0 for run in runs}
-            going: dict[int, list[int]] = {}
-            records = list(self._tasks.all())
-        needed = {number for record in records if record.task.status not in FINISHED for number in record.task.after}
-        for record in records:
-            task = record.task
-            if task.run in at and task.status in FINISHED and goes_with_its_run(task.key) and task.id not in needed:
-                going.setdefault(task.run, []).append(task.finished_at or 0)
-        expiring = sorted((max(at[run], max(ends) + ttl[run]), len(ends)) for run, ends in going.items())
-        oldest = records[0].task.enqueued_at if records else None
-        return Usage(size_on_disk(self.path), oldest, expiring)
+            counts = self._tasks.counted()
+            going: dict[int, int] = {}
+            latest: dict[int, int] = {}
+            for (_, run, _), row in counts.items():
+                if run in at:
+                    going[run] = going.get(run, 0) + row[PASSING]
+                    latest[run] = max(latest.get(run, 0), row[LATEST])
+            if any(row[DEPENDENT] for row in counts.values()):
+                for record in self._tasks.records(self._tasks.needed_by_unfinished()):
+                    task = record.task
+                    if task.run in at and task.status in FINISHED and goes_with_its_run(task.key):
+                        going[task.run] -= 1
+            size = self._size(sum(row[BLOCKS] for row in counts.values()))
+            first = self._tasks.folders.first()
+            oldest = None if first is None else self._tasks.load(first)
+        expiring = sorted((max(at[run], latest[run] + ttl[run]), many) for run, many in going.items() if many)
+        return Usage(size, oldest.task.enqueued_at if oldest is not None else None, expiring)
+
+    def _size(self, blocks: int) -> int:
+        """Return how much the store takes, with so many blocks of tasks. Their links take nothing but their names."""
+        size = blocks * BLOCK_BYTES
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                is_of_tasks = entry.name in TASK_FOLDERS
+                size += entry.stat(follow_symlinks=False).st_blocks * 512 if is_of_tasks else size_on_disk(Path(entry))
+        return size
 
 
 def _goes(record: Record, runs: dict[int, int]) -> bool:

@@ -15,8 +15,8 @@ from ..base import ADDS, Leftover, Owner, Resumable, Run, Taken, TaskState, now
 from ..owners import new_owner_id
 from ..rules import PastRun, Resume, can_be_taken, continued, ended
 from .folders import WAITING
+from .part import OfFiles, found, likeness_of
 from .records import Record
-from .tasks import OfFiles, found, likeness_of
 
 TAKEN = ".taken"  # ends the name of the file with what a run has taken over, a task a line
 RUN_FIELDS = {"queue", "owner", "continues", "started_at", "ended_at", "clean", "settled"}
@@ -39,7 +39,7 @@ class Runs(OfFiles):
             try:
                 about = {"queue": queue, "host": self._owners.host, "pid": os.getpid(), "opened_at": now()}
                 self._tasks.folders.write_json("owners", f"{owner}.json", about)
-                self._tasks.journal.append(owner, [])
+                self._tasks.journal.append(owner, [], b"")
                 self._tasks.journal.mark_applied()
             except OSError:
                 self._owners.let_go(owner)
@@ -96,7 +96,8 @@ class Runs(OfFiles):
             for id in ids:
                 (self.path / folder / f"{id}.json").unlink(missing_ok=True)
             if folder == "owners":
-                self._tasks.journal.append(0, [])  # not marked as applied: files of the one before may not be written
+                # Not marked as applied: files of the one before may not be written.
+                self._tasks.journal.append(0, [], b"")
         except OSError as error:
             # What was done before is committed, and must not look as if it were not: the tasks of an owner are
             # released, and a session is over as soon as its process is dead.

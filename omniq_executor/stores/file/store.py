@@ -27,12 +27,13 @@ from ...model.task import FINISHED, Function, Status, Task
 from ..base import PastCall, TaskState
 from ..glances import Glance, Wanted
 from ..retention import names
-from .folders import STATUS_FOLDERS
+from .counts import TASKS, by_status
 from .functions import Functions
 from .glance import look
+from .part import found, likeness_of
 from .records import Record
 from .retention import Retention
-from .tasks import Tasks, found, likeness_of
+from .tasks import Tasks
 from .turns import Turns
 
 _FAILURES = 256  # that are read at a time
@@ -82,27 +83,23 @@ class FileStore(Turns, Retention):
 
     def by_key(self, queue: str, key: str) -> TaskState | None:
         with self._tasks.locked():
-            number = self._tasks.folders.by_key(queue, key)
-            record = None if number is None else self._tasks.load(number)
+            record = self._tasks.by_key(queue, key)
             return None if record is None else found(record)
 
     def _glance(self, wanted: Wanted) -> Glance:
         return look(self.path, wanted)
 
     def counts(self) -> dict[str, dict[Status, int]]:
-        counts: dict[str, dict[Status, int]] = {}
         with self._tasks.locked():
-            for record in self._tasks.all():
-                of_queue = counts.setdefault(record.task.queue, {})
-                of_queue[record.task.status] = of_queue.get(record.task.status, 0) + 1
-        return {queue: dict(sorted(of_queue.items())) for queue, of_queue in sorted(counts.items())}
+            return by_status(self._tasks.counted())
 
     def unfinished(self) -> dict[int, int]:
-        counts: dict[int, int] = {}
+        found: dict[int, int] = {}
         with self._tasks.locked():
-            for record in self._tasks.all(*(status for status in Status if status not in FINISHED)):
-                counts[record.task.run] = counts.get(record.task.run, 0) + 1
-        return counts
+            for (_, run, status), row in self._tasks.counted().items():
+                if status not in FINISHED:
+                    found[run] = found.get(run, 0) + row[TASKS]
+        return found
 
     def find(
         self,
@@ -131,7 +128,7 @@ class FileStore(Turns, Retention):
 
     def failures(self, queue: str | None = None) -> Iterator[FailedCall]:
         with self._tasks.locked():
-            numbers = sorted(self._tasks.folders.names(STATUS_FOLDERS[Status.FAILED]))
+            numbers = sorted(self._tasks.linked(Status.FAILED))
         for first in range(0, len(numbers), _FAILURES):
             with self._tasks.locked():
                 tasks = [record.task for record in self._tasks.records(numbers[first : first + _FAILURES])]

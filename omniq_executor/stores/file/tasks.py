@@ -10,36 +10,28 @@ each is compared with its file when it is taken out.
 import contextlib
 import logging
 import os
-import stat
 import weakref
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
-from ...errors import StoreError, StoreVersionError
+from ...errors import StoreError
 from ...interrupts import SafeLock, interrupts
-from ...model import codec, schema
-from ...model.task import FINISHED, Call, Event, Status, Task, format_id, is_waiting, parse_id, source, with_wait
+from ...model.task import FINISHED, Event, Status, Task, format_id, is_waiting, parse_id, source, with_wait
 from .. import permissions
-from ..base import Problem, Store, TaskState
+from ..base import Problem
 from ..permissions import BUSY_TIMEOUT_S
+from .counts import Counts, Kept, count_in, states, text_of_all, text_of_changes
 from .dependency_index import DependencyIndex
 from .folders import STATUS_FOLDERS, WAITING, Folders
-from .functions import Functions
 from .journal import Entry, Journal
+from .mark import JOURNAL, LOCK, MARK, ORDER, VERSION, prepare, read_mark
 from .ready_index import Lane, Noted, Places, ReadyIndex, lane_of, place_of
 from .records import Damaged, Record, from_text, to_text
 
-FORMAT = "omniq-executor file store"
-VERSION = schema.VERSION - 1  # the first one has what the tables of SQLite have since their second
 _POLL_S = 0.001  # how often filelock tries; a turn takes about that long
-MARK = "omniq.json"
-ORDER = "order"
-_LOCK = "turn.lock"
-_JOURNAL = "journal"
 _KNOWN_TASKS = 8192
 
 _log = logging.getLogger("omniq_executor")
@@ -70,7 +62,8 @@ class Tasks:
         self.path = path
         self.durable = durable
         self.folders = Folders(path, durable)
-        self.journal = Journal(path / _JOURNAL, durable)
+        self.journal = Journal(path / JOURNAL, durable)
+        self.counts = Kept(self.journal)
         self.ready_index = ReadyIndex(path / ORDER)
         self.unread: dict[int, list[int]] = {}  # by owner of this process: what others finished
         self.peers: list[int] | None = None  # the registered owners
@@ -78,13 +71,13 @@ class Tasks:
         self._lock = SafeLock()
         self._is_importing = importing  # whether a migration may be under way in it
         self._depth = 0  # of uses of the lock within one another
-        self._closed = self._is_open = False
+        self._closed = self._is_open = self._is_checked = False
         self._known: dict[int, Record] = {}  # not finished, and last changed by this process
         self._lanes: defaultdict[Lane, Places] | None = None  # None until somebody claims
         self._dependencies: DependencyIndex | None = None  # None until something ends
         self.needed: set[int] | None = None  # what unfinished tasks come after, while an expiry has that kept
-        self._prepare(create)
-        self._file_lock = FileLock(path / _LOCK, BUSY_TIMEOUT_S, mode=0o600, thread_local=False, poll_interval=_POLL_S)
+        prepare(path, create)
+        self._file_lock = FileLock(path / LOCK, BUSY_TIMEOUT_S, mode=0o600, thread_local=False, poll_interval=_POLL_S)
         _open.add(self)
         try:
             with self.locked():
@@ -93,64 +86,36 @@ class Tasks:
             self.close()
             raise
 
-    def _prepare(self, create: bool) -> None:
-        """Make the folder, or see that it is one of ours; nothing is put in one that is not."""
-        if not create and not (self.path / MARK).exists():
-            raise StoreError(f"there is no store at {self.path}")
-        permissions.check_place(self.path.parent)
-        with permissions.explained(f"the store {self.path} cannot be created"):
-            permissions.make_folders(self.path)
-            for path in (self.path, *(self.path / name for name in (MARK, _LOCK, _JOURNAL, ORDER))):
-                permissions.check_private(path)
-            if not stat.S_ISDIR(self.path.stat().st_mode):
-                raise StoreError(f"{self.path} is not a folder; give a name that ends in .db, or the path of a folder")
-            if not (self.path / MARK).exists():
-                others = [n for n in os.listdir(self.path) if n not in (_LOCK, MARK) and not n.startswith("omniq.db")]
-                if others and not (self.path / MARK).exists():  # again: another process may have made it meanwhile
-                    raise StoreError(
-                        f"{self.path} holds other files, {others[0]!r} for one; give the store a folder of its own"
-                    )
-
     def _open(self) -> None:
-        """See to everything, under the lock, the first time."""
-        mark = self.folders.root / MARK
-        text = mark.read_bytes() if mark.exists() else b""
-        if text.strip():
-            content = self._check_mark(text)
-            if content["version"] < VERSION:  # an older one would not heed what is new
-                self.folders.write_json("", MARK, {**content, "version": VERSION})
-        else:  # first of all: a folder that holds it is ours, however far the making of it came
-            fd = os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
-            with open(fd, "w") as file:
-                permissions.have_mode(fd)
-                file.write(f'{{"format": "{FORMAT}", "version": {VERSION}}}\n')
+        """See to everything that somebody may have left undone, under the lock, the first time. It lists no folder.
+
+        What is not as it should be without that anybody died over it, as where a person has removed something, is
+        found when it is asked for, see `linked()` and `load()`.
+        """
+        mark = read_mark(self.path, self._is_importing)
+        made, is_new_boot = self.journal.open(b"" if self.folders.has_tasks() else text_of_all({}))
+        is_older = mark["version"] < VERSION
+        if is_older or self.folders.missing():
+            self.journal.mark_unchecked()  # first: who dies over it leaves it to be checked by whoever comes next
+            made = True
+        if is_older:  # which would not heed what is new
+            self.folders.write_json("", MARK, {**mark, "version": VERSION})
         self.folders.open()
-        is_new_boot = self.journal.open()
-        self._redo(self.journal.unapplied())
-        self.folders.check()
+        unapplied = self.journal.unapplied()
+        self._redo(unapplied)
+        if made or is_new_boot or any(entry.texts for entry in unapplied):
+            self.check_folders()
         if is_new_boot:
             if self.durable:
                 self.folders.sync(_numbers_in(self.journal.entries()))
             self.ready_index.rewrite({})  # nobody had its lines synced
+            try:
+                self.counts.note(None)  # nor the files of others, which may be as they were before
+            except OSError as error:
+                _log.warning("%s: all is checked once more later: %s", self.path, error)
+                return
+        if made or is_new_boot:
             self.journal.mark_boot()
-
-    def _check_mark(self, text: bytes) -> dict[str, Any]:
-        content = None
-        with contextlib.suppress(ValueError):
-            content = codec.decode(text.decode())
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise StoreError(f"{self.path / MARK} is not of a store; give the store a folder of its own")
-        if content.get("version", 0) > VERSION:
-            raise StoreVersionError(
-                f"{self.path} has version {content['version']}, and this omniq_executor reads up to {VERSION}:"
-                " install a newer one, or use another store"
-            )
-        if not self._is_importing and "migrating" in content:
-            source = content["migrating"]
-            raise StoreError(
-                f"{self.path} holds a part of {source} only: run `omniq-executor migrate {source} {self.path}` again"
-            )
-        return content
 
     def close(self) -> None:
         """Let go of all files."""
@@ -207,7 +172,9 @@ class Tasks:
             self._open()
             self._is_open = True
             return
+        place = self.journal.place
         entries, missed = self.journal.unread_entries()
+        self.counts.follow(place, entries)
         unapplied = self.journal.unapplied()
         if unapplied:
             self._redo(unapplied)
@@ -236,6 +203,7 @@ class Tasks:
     def _look_again(self) -> None:
         """Forget what is known, where it cannot be told what has changed."""
         self.forget()
+        self.counts.forget()
         self.peers = None
         self.is_foreign = True
         for unread in self.unread.values():
@@ -283,6 +251,15 @@ class Tasks:
                             restored = Problem(f"{format_id(number)} was damaged, and is as the journal has it", True)
                             self.folders.repairs.append(restored)
                 record = self.folders.relink(number)
+                self._note_lost()
+        return record
+
+    def by_key(self, queue: str, key: str) -> Record | None:
+        """Return the task with a key. A link to one that somebody has removed is put aside: the key is free."""
+        number = self.folders.by_key(queue, key)
+        record = None if number is None else self.load(number)
+        if number is not None and record is None:
+            self.folders.free_key(queue, key)
         return record
 
     def records(self, numbers: Iterable[int]) -> Iterator[Record]:
@@ -291,12 +268,63 @@ class Tasks:
 
     def all(self, *statuses: Status, newest_first: bool = False) -> Iterator[Record]:
         """Give what is in these states, or in any if none is named, oldest first."""
-        numbers = {number for status in statuses for number in self.folders.names(STATUS_FOLDERS[status])}
-        if Status.PENDING in statuses:
-            numbers.update(self.folders.names(WAITING))
-        for record in self.records(sorted(numbers if statuses else self.folders.names("tasks"), reverse=newest_first)):
+        numbers = set(self.linked(*statuses)) if statuses else self.folders.names("tasks")
+        for record in self.records(sorted(numbers, reverse=newest_first)):
             if not statuses or record.task.status in statuses:
                 yield record
+
+    def linked(self, *statuses: Status) -> list[int]:
+        """Return what is linked as being in these states, those that wait too, in any order.
+
+        Nobody but who changes a task moves its link, so as many are there as are counted. Else somebody has removed
+        some, or put some there, and all links are checked first; if that was not it, all tasks are read.
+        """
+        found = self._links(statuses)
+        if not self._is_right(found, statuses):
+            self.check_folders()
+            found = self._links(statuses)
+            if not self._is_right(found, statuses):
+                self.count()
+                found = self._links(statuses)
+        return found
+
+    def _links(self, statuses: Iterable[Status]) -> list[int]:
+        folders = [STATUS_FOLDERS[status] for status in statuses]
+        if Status.PENDING in statuses:
+            folders.append(WAITING)
+        return [number for folder in folders for number in self.folders.names(folder)]
+
+    def _is_right(self, found: list[int], statuses: Iterable[Status]) -> bool:
+        counts = self.counts.now()
+        return self._is_checked if counts is None else len(found) == states(counts, *statuses)
+
+    def check_folders(self) -> None:
+        """Have every task linked once, from the folder of its status, and put aside what is no task."""
+        self.folders.check()
+        self._is_checked = True
+        self._note_lost()
+
+    def _note_lost(self) -> None:
+        """Have the journal say that tasks are gone, of which nobody knows in what state they were."""
+        if self.folders.has_lost:
+            with contextlib.suppress(OSError):  # then this is tried again
+                self.counts.note(None)
+                self.folders.has_lost = False
+
+    def counted(self) -> Counts:
+        """Return the counts; nobody reads a file for them, unless they are unknown."""
+        counts = self.counts.now()
+        return self.count() if counts is None else counts
+
+    def count(self) -> Counts:
+        """Read all tasks, have each linked from the right folder, and have the counts be as they are found."""
+        counts: Counts = {}
+        for record in self.all():
+            self.folders.check_link(record)
+            count_in(counts, record.task, record.size)
+        with contextlib.suppress(OSError):  # then others count again
+            self.counts.note(counts)
+        return counts
 
     def needed_by_unfinished(self) -> set[int]:
         """Return the tasks that unfinished ones come after. It reads all of those."""
@@ -319,7 +347,8 @@ class Tasks:
 
     def in_order(self) -> Noted:
         """Return the same by id, as the order has it; the file of a task that is missing there is read."""
-        pending = self.folders.names(STATUS_FOLDERS[Status.PENDING])
+        waiting = set(self.folders.names(WAITING))
+        pending = [number for number in self.linked(Status.PENDING) if number not in waiting]
         found = self.ready_index.read(set(pending))
         missing = []
         for number in pending:
@@ -372,13 +401,20 @@ class Tasks:
         if not changes.new:
             return
         texts = []
+        counts: Counts = {}
+        for old in changes.old.values():
+            count_in(counts, old.task, old.size, -1)
         for record in changes.new.values():
             text = to_text(record)
+            if not record.is_removed:
+                count_in(counts, record.task, len(text))
             record.size = max(len(text), record.size)
             texts.append(text)
         # Before the commit, so that there is no task that can be claimed and is not in the order.
         self.ready_index.add(record.task for record in changes.new.values() if is_claimable(record.task))
-        self.journal.append(by, texts)
+        place = self.journal.place
+        said = text_of_changes(counts)
+        self.journal.append(by, texts, said)
         added: list[Record] = []
         try:
             for record, text in zip(changes.new.values(), texts, strict=True):
@@ -390,12 +426,13 @@ class Tasks:
                 self.folders.remove(record)
             self.journal.take_back()
             raise
+        self.counts.follow(place, [Entry(by, [], said)])
         try:
             for number, text in zip(changes.new, texts, strict=True):
-                old = changes.old.get(number)
-                if old is not None:
+                before = changes.old.get(number)
+                if before is not None:
                     record = changes.new[number]
-                    self.folders.rewrite(old, record, text)
+                    self.folders.rewrite(before, record, text)
                     record.size = len(text)
             self.journal.mark_applied()
         except OSError as error:
@@ -409,34 +446,11 @@ class Tasks:
         try:
             if self.durable:
                 self.folders.sync(_numbers_in(self.journal.entries()))
-            self.journal.rotate()
+            self.counts.rotate()
             if self.ready_index.is_long:
                 self.in_order()
         except OSError as error:
             _log.warning("%s: the journal is begun anew later: %s", self.path, error)
-
-
-class OfFiles(Store):
-    """What the parts of the file store have in common; each part is a class that has the verbs of one kind."""
-
-    _tasks: Tasks
-    _functions: Functions
-    _resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]]  # by run, see begin_run()
-    _resumable_functions: dict[int, defaultdict[str, set[bytes]]]  # likewise, the digests by path
-    _contexts: dict[int, str]  # by run, of those that were asked for: they do not change
-
-    def _check_open(self) -> None:
-        self._tasks.check_open()
-
-    def context_of(self, run: int) -> str:
-        """Return the context of a run."""
-        if run not in self._contexts:
-            about = self._tasks.folders.read_json("runs", f"{run}.json") if run else None
-            self._contexts[run] = str((about or {}).get("context", ""))
-        return self._contexts[run]
-
-    def _task(self, record: Record) -> Task:
-        return record.task._replace(func=self.function(record.digest).pickle)
 
 
 _CLAIMED_FROM = source(Event.CLAIM)
@@ -445,17 +459,6 @@ _CLAIMED_FROM = source(Event.CLAIM)
 def is_claimable(task: Task) -> bool:
     """Return whether the task can be claimed, once it is due."""
     return task.status in _CLAIMED_FROM and not is_waiting(task)
-
-
-def likeness_of(record: Record) -> str | bytes:
-    """Return what a call has in common with equal ones, see Call."""
-    return Call(record.task.args, record.task.kwargs, record.identity).likeness
-
-
-def found(record: Record) -> TaskState:
-    """Return where a task stands."""
-    task = record.task
-    return TaskState(task.id, task.status, task.owner, task.result, task.error)
 
 
 def parse(text: bytes) -> Record:

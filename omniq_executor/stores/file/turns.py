@@ -12,9 +12,10 @@ from ...model import codec
 from ...model.task import LAST_TIER, Call, Claim, Event, Function, Refused, Status, Task, format_id, last, succeed
 from ..base import Batch, Claimed, Outcome, Run, Turn, TurnResult
 from ..rules import has_initializer, shares
+from .part import OfFiles
 from .ready_index import Lane, Place, lane_of, place_of
 from .records import Record
-from .tasks import Changes, OfFiles, is_claimable
+from .tasks import Changes, is_claimable
 
 
 class Turns(OfFiles):
@@ -60,7 +61,7 @@ class Turns(OfFiles):
     def _add(self, changes: Changes, owner: int, run: Run, batch: Batch, now: int) -> None:
         function = batch.function
         self._functions.keep(function)
-        if batch.key is not None and self._tasks.folders.by_key(run.queue, batch.key) is not None:
+        if batch.key is not None and self._tasks.by_key(run.queue, batch.key) is not None:
             raise StoreError(f"the store {self.path}: the queue {run.queue} has a task with the key {batch.key!r}")
         for needed in batch.options.after if batch.options is not None else ():
             if needed not in changes.new and self._tasks.load(needed) is None:

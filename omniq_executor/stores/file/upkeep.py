@@ -14,12 +14,14 @@ from .. import permissions
 from ..base import Problem, RunRecord, Taken, TaskRow, now, of_the_dead
 from ..output import Output
 from ..values import ValueFiles
+from .counts import Counts, count_in, differences
 from .folders import VALUED, refers
 from .functions import FUNCTION_FIELDS
+from .mark import MARK, ORDER
 from .ready_index import Noted, lane_of, place_of
 from .records import Record
 from .runs import OWNER_FIELDS, RUN_FIELDS, SESSION_FIELDS, TAKEN, Runs
-from .tasks import MARK, ORDER, Changes, is_claimable
+from .tasks import Changes, is_claimable
 
 
 class Upkeep(Runs):
@@ -96,19 +98,22 @@ class Upkeep(Runs):
         with self._tasks.locked():
             repairs = self._tasks.folders.repairs
             self._tasks.forget()
-            self._tasks.folders.check()
+            self._tasks.check_folders()
+            counts: Counts = {}
             order: Noted = {}
             keys: dict[tuple[str, str], int] = {}
             digests: dict[bytes, int] = {}
             for record in self._tasks.all():
                 task = record.task
                 self._tasks.folders.check_link(record)
+                count_in(counts, task, record.size)
                 digests[record.digest] = digests.get(record.digest, 0) + 1
                 if is_claimable(task):
                     order[task.id] = {(lane_of(task), place_of(task))}
                 if task.key is not None and keys.setdefault((task.queue, task.key), task.id) != task.id:
                     first = format_id(keys[task.queue, task.key])
                     repairs.append(Problem(f"{task.task_id} has the key {task.key!r}, and so has {first}", False))
+            self._check_counts(counts)
             self._tasks.ready_index.rewrite(order)
             self._tasks.forget()
             self._tasks.folders.check_keys(keys)
@@ -120,6 +125,16 @@ class Upkeep(Runs):
             repairs += self._check_output() + self._check_values()
             found, self._tasks.folders.repairs = repairs, []
             return found
+
+    def _check_counts(self, counts: Counts) -> None:
+        """Have the counts that are kept be as they were counted. They may be unknown, which is nothing wrong."""
+        kept = self._tasks.counts.now()
+        if kept == counts:
+            return
+        if kept is not None and (wrong := differences(kept, counts)):
+            what = f"the counts that are kept were wrong: {'; '.join(wrong)}"
+            self._tasks.folders.repairs.append(Problem(what, True))
+        self._tasks.counts.note(counts)
 
     def _check_waiting(self) -> None:
         """Have those wait that should, and nobody else."""
