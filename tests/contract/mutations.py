@@ -9,6 +9,7 @@ from typing import Any
 
 from omniq_executor.model.task import Event, Status
 from omniq_executor.stores.base import Run, Turn
+from omniq_executor.stores.file import tasks as file
 from omniq_executor.stores.owners import Owners
 from omniq_executor.stores.sqlite import runs, turns
 from omniq_executor.stores.sqlite.store import SQLiteStore
@@ -130,4 +131,23 @@ SQLITE: dict[str, Mutation] = {
     "nobody is ever dead": _living(True),
     "all others are dead": _living(False),
 }
-MUTATIONS = {"sqlite": SQLITE}
+
+
+def _counting(is_meant: Callable[[Any, int], bool]) -> Mutation:
+    """Have the file store forget some of what changes the counts: by the record, and by whether it comes or goes."""
+
+    def mutated(found: Any, records: Any, sizes: Any, by: int = 1) -> None:
+        pairs = [(record, size) for record, size in zip(records, sizes, strict=True) if is_meant(record, by)]
+        count_in(found, [record for record, _ in pairs], [size for _, size in pairs], by)
+
+    count_in = file.count_in
+    return lambda setattr: setattr(file, "count_in", mutated)
+
+
+FILE: dict[str, Mutation] = {
+    "the counts keep what has changed": _counting(lambda record, by: by > 0),
+    "the counts forget an end": _counting(lambda record, by: record.task.status is not Status.COMPLETED),
+    "the counts forget a claim": _counting(lambda record, by: record.task.status is not Status.RUNNING),
+    "the counts forget a retry": _counting(lambda record, by: by > 0 or record.task.status is not Status.FAILED),
+}
+MUTATIONS = {"sqlite": SQLITE, "file": FILE}

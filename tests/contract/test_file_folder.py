@@ -221,7 +221,10 @@ def test_what_is_no_task_is_put_aside(client: Client, address: Path, reopened: A
     (address / "completed" / "readme").write_text("mine")
     (address / "cancelled" / "folder").mkdir()
     (address / "tasks" / name_of(ids["pending"] + 99)).symlink_to("/etc/passwd")
-    assert reopened().counts() == {"work": dict.fromkeys(Status, 1)}
+    store = reopened()  # which does not look for it
+    assert store.counts() == {"work": dict.fromkeys(Status, 1)}
+    assert len(store.check()) == 9
+    assert store.counts() == {"work": dict.fromkeys(Status, 1)}
     assert sorted(os.listdir(address / "broken")) == sorted([
         "tasks.notes.txt", "tasks.task-0.json", "pending.task-0.json", f"running.{name_of(ids['running'] + 77)}",
         "failed.a", "failed.b", "completed.readme", "cancelled.folder", f"tasks.{name_of(ids['pending'] + 99)}",
@@ -229,18 +232,23 @@ def test_what_is_no_task_is_put_aside(client: Client, address: Path, reopened: A
     assert {folder: len(os.listdir(address / folder)) for folder in FOLDERS} == dict.fromkeys(FOLDERS, 1)
 
 
+@pytest.mark.parametrize("is_by_doctor", [True, False])
 @pytest.mark.parametrize("wrong", FOLDERS)
 @pytest.mark.parametrize("right", FOLDERS)
 def test_links_are_repaired_as_the_file_says(
-    client: Client, address: Path, reopened: Any, right: str, wrong: str
+    client: Client, address: Path, reopened: Any, right: str, wrong: str, is_by_doctor: bool
 ) -> None:
+    """By a doctor, and by whoever asks for what is in a state of which there are more or fewer than are counted."""
     ids = one_in_each_state(client)
     link = address / right / name_of(ids[right])
     if wrong == right:
         link.unlink()  # in none
     else:
         (address / wrong / link.name).symlink_to(f"../tasks/{link.name}")  # in two
-    reopened()
+    if is_by_doctor:
+        assert [problem.repaired for problem in reopened().check()] == [True]
+    else:
+        assert [task.id for task in reopened().find(Status[wrong.upper()])] == [ids[wrong]]
     assert folders_of(address, ids[right]) == [right]
 
 

@@ -600,6 +600,7 @@ def look(machine: StoreMachine) -> None:
     machine.holds_the_same_tasks()
     machine.holds_the_same_runs()
     machine.loses_and_invents_nothing_and_changes_by_the_table()
+    machine.counts_the_same_states()
 
 
 def adds_some(machine: StoreMachine, client: Client, count: int, claimed: bool = False) -> list[GivenClaim]:

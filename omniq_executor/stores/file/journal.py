@@ -26,6 +26,7 @@ Every method is called under the store's lock.
 
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,8 +68,8 @@ class Journal:
         self._first = _HEADER_BYTES  # where the entries begin that are not the counts so far
         self._boot = _boot_id()
 
-    def open(self, counts: bytes) -> tuple[bool, bool]:
-        """Open it, or make it, with what is known of the counts then.
+    def open(self, counts: Callable[[], bytes]) -> tuple[bool, bool]:
+        """Open it, or make it, with the counts there are then.
 
         Return whether it was made, and whether the machine was started anew since it was last written, or somebody
         died before all was checked. Then nothing is sure that an fsync did not make sure: all entries are taken
@@ -79,7 +80,7 @@ class Journal:
             boot = self._attach()
         except (FileNotFoundError, ValueError):  # there is none, or a cut of power left half of one
             self.close()
-            self._begin(1, _UNCHECKED, counts)
+            self._begin(1, _UNCHECKED, counts())
             self._attach()
             made, boot = True, self._boot
         self._read_to = self._applied

@@ -93,7 +93,7 @@ class Tasks:
         found when it is asked for, see `linked()` and `load()`.
         """
         mark = read_mark(self.path, self._is_importing)
-        made, is_new_boot = self.journal.open(b"" if self.folders.has_tasks() else text_of_all({}))
+        made, is_new_boot = self.journal.open(lambda: b"" if self.folders.has_tasks() else text_of_all({}))
         is_older = mark["version"] < VERSION
         if is_older or self.folders.missing():
             self.journal.mark_unchecked()  # first: who dies over it leaves it to be checked by whoever comes next
@@ -174,7 +174,8 @@ class Tasks:
             return
         place = self.journal.place
         entries, missed = self.journal.unread_entries()
-        self.counts.follow(place, entries)
+        if entries:
+            self.counts.follow(place, entries)
         unapplied = self.journal.unapplied()
         if unapplied:
             self._redo(unapplied)
@@ -321,7 +322,7 @@ class Tasks:
         counts: Counts = {}
         for record in self.all():
             self.folders.check_link(record)
-            count_in(counts, record.task, record.size)
+            count_in(counts, [record], [record.size])
         with contextlib.suppress(OSError):  # then others count again
             self.counts.note(counts)
         return counts
@@ -402,19 +403,16 @@ class Tasks:
             return
         texts = []
         counts: Counts = {}
-        for old in changes.old.values():
-            count_in(counts, old.task, old.size, -1)
+        count_in(counts, changes.old.values(), [record.size for record in changes.old.values()], -1)
         for record in changes.new.values():
             text = to_text(record)
-            if not record.is_removed:
-                count_in(counts, record.task, len(text))
             record.size = max(len(text), record.size)
             texts.append(text)
+        count_in(counts, changes.new.values(), map(len, texts))
         # Before the commit, so that there is no task that can be claimed and is not in the order.
         self.ready_index.add(record.task for record in changes.new.values() if is_claimable(record.task))
         place = self.journal.place
-        said = text_of_changes(counts)
-        self.journal.append(by, texts, said)
+        self.journal.append(by, texts, text_of_changes(counts))
         added: list[Record] = []
         try:
             for record, text in zip(changes.new.values(), texts, strict=True):
@@ -426,13 +424,13 @@ class Tasks:
                 self.folders.remove(record)
             self.journal.take_back()
             raise
-        self.counts.follow(place, [Entry(by, [], said)])
+        self.counts.follow_own(place, counts)
         try:
             for number, text in zip(changes.new, texts, strict=True):
-                before = changes.old.get(number)
-                if before is not None:
+                old = changes.old.get(number)
+                if old is not None:
                     record = changes.new[number]
-                    self.folders.rewrite(before, record, text)
+                    self.folders.rewrite(old, record, text)
                     record.size = len(text)
             self.journal.mark_applied()
         except OSError as error:

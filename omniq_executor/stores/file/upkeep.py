@@ -106,7 +106,7 @@ class Upkeep(Runs):
             for record in self._tasks.all():
                 task = record.task
                 self._tasks.folders.check_link(record)
-                count_in(counts, task, record.size)
+                count_in(counts, [record], [record.size])
                 digests[record.digest] = digests.get(record.digest, 0) + 1
                 if is_claimable(task):
                     order[task.id] = {(lane_of(task), place_of(task))}
