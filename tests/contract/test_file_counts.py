@@ -58,13 +58,16 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The folders that have been listed."""
     folders: list[Any] = []
-    for name in ("listdir", "scandir"):
 
-        def noted(folder: Any = ".", original: Any = getattr(os, name)) -> Any:
+    def noting(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def noted(folder: Any) -> Any:
             folders.append(folder)
             return original(folder)
 
-        monkeypatch.setattr(os, name, noted)
+        return noted
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name)))
     return folders
 
 
