@@ -208,6 +208,12 @@ def test_a_turn_that_is_refused_changes_no_counts(
             client.add(3)
     for store in (client.store, other.store, reopened()):
         assert store.counts() == {"work": {Status.PENDING: 2}}
+        with monkeypatch.context() as patch, client.store._tasks.locked():  # type: ignore[attr-defined]
+            client.store._tasks.counts.note(None)  # type: ignore[attr-defined]
+            patch.setattr(Folders, "create", refuse)
+            with pytest.raises(OSError, match="No space"):
+                client.add(3)
+        assert b"\nnull" in client.store.path.joinpath("journal").read_bytes()  # that is not taken back with it
 
 
 def test_a_queue_may_have_any_name(enter: Callable[..., Client], reopened: Any) -> None:
@@ -419,6 +425,23 @@ def test_a_key_whose_task_is_removed_is_free(client: Client, address: Path, ente
     assert other.store.by_key("work", "k") is None
     (again,) = other.add(1, key="k")
     assert other.store.by_key("work", "k").id == again
+
+
+def test_what_could_not_be_written_is_not_counted_as_it_was(
+    client: Client, address: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id, _ = client.add(1, 2, claimed=True)
+    tasks: Any = client.store._tasks  # type: ignore[attr-defined]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with tasks.locked():
+        with monkeypatch.context() as patch:
+            patch.setattr(Folders, "rewrite", refuse)
+            client.end(Event.COMPLETE, id, result="1")
+        assert [record.task.id for record in tasks.all(Status.COMPLETED)] == [id]
+    assert client.store.counts() == in_files(address) == {"work": {Status.RUNNING: 1, Status.COMPLETED: 1}}
 
 
 # --- The doctor ---

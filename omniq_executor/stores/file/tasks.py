@@ -282,6 +282,7 @@ class Tasks:
         """
         found = self._links(statuses)
         if not self._is_right(found, statuses):
+            self._redo(self.journal.unapplied())  # what could not be written a moment ago must not be counted as it was
             self.check_folders()
             found = self._links(statuses)
             if not self._is_right(found, statuses):
@@ -348,8 +349,10 @@ class Tasks:
 
     def in_order(self) -> Noted:
         """Return the same by id, as the order has it; the file of a task that is missing there is read."""
+        pending = self.linked(Status.PENDING)
         waiting = set(self.folders.names(WAITING))
-        pending = [number for number in self.linked(Status.PENDING) if number not in waiting]
+        if waiting:
+            pending = [number for number in pending if number not in waiting]
         found = self.ready_index.read(set(pending))
         missing = []
         for number in pending:
