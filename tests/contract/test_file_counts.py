@@ -231,7 +231,7 @@ class Death(BaseException):
 
 @pytest.mark.parametrize("point", ["before the new journal", "before it takes its place", "after it has"])
 def test_a_death_while_the_journal_is_begun_anew(
-    client: Client, address: Path, reopened: Any, monkeypatch: pytest.MonkeyPatch, point: str
+    client: Client, address: Path, reopened: Any, read: list[int], monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     ids = some_of_all(client)
     write_whole = permissions.write_whole
@@ -252,7 +252,9 @@ def test_a_death_while_the_journal_is_begun_anew(
             client.end(Event.COMPLETE, ids[3], result="1")
     expected = {"work": {**EXPECTED["work"], Status.RUNNING: 1, Status.COMPLETED: 3}}
     store = reopened()
+    read.clear()
     assert store.counts() == in_files(address) == expected
+    assert read == []  # they are known
     store.cancel(ids[6:7], tick())
     assert reopened().counts() == in_files(address) == client.store.counts()
     assert client.store.check() == []
