@@ -7,7 +7,7 @@
      |    +-- FunctionLost         the store does not hold its function any more (also a StoreError)
      |    +-- ValueLost            a file of a large argument or result is missing or damaged (also a StoreError)
      |    +-- CodeChanged          the worker has imported another version of it
-     |    +-- ContextChanged       it needs another initializer, or folder, and is not run here
+     |    +-- ContextChanged       it needs another initializer, and is not run here
      |    +-- TaskTimeout          it ran longer than its timeout  (also a TimeoutError)
      |    +-- RemoteError          it raised what cannot be rebuilt in this process
      |    +-- SerializationError   it, or its result, cannot be stored (also a PicklingError)
@@ -57,7 +57,7 @@ class CodeChanged(CallError):
 
 
 class ContextChanged(CallError):
-    """The call was submitted with another initializer, or in another folder, and is PENDING. It is not run here."""
+    """The call was submitted with another initializer, or other arguments of it, and is PENDING. It is not run here."""
 
 
 class TaskTimeout(CallError, TimeoutError):

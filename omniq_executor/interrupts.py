@@ -38,6 +38,8 @@ from typing import Any
 
 from .pipes import drain, wake_pipe
 
+_MANY = 1024  # signals
+
 
 class Interrupts(contextlib.ContextDecorator):
     """See the module's docstring. There is one of the process, as there is one handler of SIGINT."""
@@ -53,7 +55,8 @@ class Interrupts(contextlib.ContextDecorator):
         self._noted: Any = None  # what it is to be called with
         self._held: BaseException | None = None  # what it, or an exit, has raised in code of the user's
         self._pipe: tuple[int, int] | None = None  # never closed: the signal writes to it by its number
-        self._wakeup_fd = -1  # that end of it, while signals write to it
+        self._meanwhile: tuple[int, int] = (-1, -1)  # another one, for the moment in which it is found out whose is set
+        self._hears = False  # whether signals write to the pipe
 
     def __enter__(self) -> None:
         if get_ident() != self._main:
@@ -91,19 +94,27 @@ class Interrupts(contextlib.ContextDecorator):
 
     def hear_signals(self, hears: bool) -> None:
         """Have signals write to the pipe from now on, or no more, if this is the main thread."""
-        if self._pipe is None or get_ident() != self._main:
+        if self._pipe is None or get_ident() != self._main or hears is self._hears:
             return
-        fd = self._pipe[1] if hears else -1
-        found = set_wakeup_fd(fd, warn_on_full_buffer=False)
-        if found in (-1, self._wakeup_fd):
-            self._wakeup_fd = fd
-        else:
-            set_wakeup_fd(found)  # an event loop's, which hears of its signals by it
+        if not hears:
+            self._hears = False
+            found = set_wakeup_fd(-1)
+            if found != self._pipe[1]:  # a handler of a signal has set it meanwhile
+                set_wakeup_fd(found)
+            return
+        # Whose it is, is seen only by setting another. What comes meanwhile is handed on: an event loop, or a worker,
+        # hears of its signals by its own, and would miss that one for good.
+        found = set_wakeup_fd(self._meanwhile[1], warn_on_full_buffer=False)
+        self._hears = found == -1
+        fd = self._pipe[1] if self._hears else found
+        set_wakeup_fd(fd, warn_on_full_buffer=False)
+        with contextlib.suppress(BlockingIOError):
+            os.write(fd, os.read(self._meanwhile[0], _MANY))
 
     def watch(self, selector: selectors.BaseSelector) -> None:
         """Have whoever waits for the selector's events, with their handlers as its data, wake the main thread."""
         if self._pipe is None:
-            self._pipe = wake_pipe()
+            self._pipe, self._meanwhile = wake_pipe(), wake_pipe()
         selector.register(self._pipe[0], selectors.EVENT_READ, self._on_signal)
 
     def _on_signal(self, _: int) -> None:
@@ -167,12 +178,12 @@ class Interrupts(contextlib.ContextDecorator):
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child, whose one thread may have been any of the parent's."""
-        if self._wakeup_fd != -1:
+        if self._hears:
             set_wakeup_fd(-1)
-            self._wakeup_fd = -1
+            self._hears = False
         if self._pipe is not None:
-            os.close(self._pipe[0])
-            os.close(self._pipe[1])
+            for fd in (*self._pipe, *self._meanwhile):
+                os.close(fd)
             self._pipe = None
         if self._main != get_ident():
             self._main, self._depth = get_ident(), 0

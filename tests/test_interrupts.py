@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import selectors
 import shutil
 import signal
 import subprocess
@@ -21,13 +22,14 @@ from typing import Any
 import pytest
 
 import omniq_executor
-from omniq_executor import PersistentExecutor, Status
+from omniq_executor import PersistentExecutor, Status, interrupts as interrupts_module
 from omniq_executor.dispatch import sessions
 from omniq_executor.engines.local.pool import LocalEngine
 from omniq_executor.future import DurableFuture
 from omniq_executor.interrupts import Interrupts, SafeCondition, interrupts
 from omniq_executor.map_iterator import Results
 from omniq_executor.model import codec
+from omniq_executor.pipes import wake_pipe
 
 IS_PROOF = bool(os.environ.get("OMNIQ_PROOF"))
 INTERRUPTS = 10_000 // 6 if IS_PROOF else 20  # for each store and start method
@@ -537,3 +539,44 @@ if __name__ == "__main__":
     again = script.run()
     assert "continuing an earlier run" in again.stderr
     assert open_store(script.store).counts() == {"script": {Status.COMPLETED: 1}}
+
+
+def test_a_signal_that_comes_while_it_is_found_out_who_hears_of_signals_reaches_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was lost to an event loop, or to `omniq-executor worker`, which then went on for ever."""
+    ear, mouth = wake_pipe()
+    before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    fresh, selector = Interrupts(), selectors.DefaultSelector()
+    fresh.watch(selector)
+    set_wakeup_fd = interrupts_module.set_wakeup_fd
+    moments = []
+
+    def interrupted(fd: int, **how: Any) -> Any:
+        found = set_wakeup_fd(fd, **how)
+        moments.append(fd)
+        if len(moments) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(interrupts_module, "set_wakeup_fd", interrupted)
+    try:
+        fresh.hear_signals(True)
+        assert os.read(ear, 10) == bytes([signal.SIGTERM])
+        fresh.hear_signals(False)
+        assert (moments[-1], selector.select(0)) == (mouth, [])
+        assert signal.set_wakeup_fd(-1) == mouth
+        moments.clear()
+        fresh.hear_signals(True)  # of nobody else's, it is ours
+        ((key, _),) = selector.select(0)
+        assert os.read(key.fd, 10) == bytes([signal.SIGTERM])
+        fresh.hear_signals(False)
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.set_wakeup_fd(before)
+        fresh.leave_to_parent()
+        selector.close()
+        os.close(ear)
+        os.close(mouth)

@@ -153,7 +153,7 @@ def test_who_waits_by_id_with_another_initializer_does_not_run_the_call_and_says
     killed(script, "2023", "leave", "2", "die")
     with PersistentExecutor(1, store=script.store, queue="script", initializer=calls.remember) as executor:
         *_, left = executor.futures()
-        with pytest.raises(ContextChanged, match="and the folder and the initializer and its arguments changed since"):
+        with pytest.raises(ContextChanged, match="the initializer and its arguments changed since"):
             left.result(WAIT_S)
         assert left.task().status is Status.PENDING
     assert ended(script, "2023", "leave", "2").stdout == "[(0, 2023), (1, 2023)]\n"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..model.task import Status
 from ..stores.base import Owner, RunRecord
-from ..stores.rules import has_initializer
+from ..stores.rules import initializer_of
 from .console import count_of_tasks
 
 
@@ -54,7 +54,7 @@ def _of_nobody(
     if left <= 0:
         return
     others = [run for run in runs if run not in broken and unfinished.get(run.id)]
-    warm = [run for run in others if has_initializer(run.context)]
+    warm = [run for run in others if initializer_of(run.context)]
     of_warm = sum(unfinished[run.id] for run in warm)
     if left > of_warm:
         yield (

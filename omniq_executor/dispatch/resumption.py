@@ -14,6 +14,7 @@ from ..model.preview import shown_arguments
 from ..model.reasons import REUSED, Reason, Resumed, Why, runs_text, taken_over
 from ..model.task import Call, Function, Status
 from ..stores.base import ADDS, Resumable, Resume, Run, Store, TaskState, now
+from ..stores.rules import initializer_of
 from .history import Account, History
 from .repeats import LOCAL
 from .reuse import is_memo, memo_key, name_of
@@ -371,12 +372,15 @@ class Resumption:
         self.may_adopt = False
 
     def _refuse_other_contexts(self, waiters: Waiters) -> None:
-        """Have nobody wait for tasks that were submitted in another context: they are not run here."""
+        """Have nobody wait for tasks that were submitted with another initializer: they are not run here."""
         ids = [it.id for it in self._store.states(self.foreign) if it.status is Status.PENDING]
         if not ids:
             return
         alive = {owner.id for owner in self._store.owners() if owner.queue != ADDS}
-        others = {it.id: it for it in self._store.runs() if it.owner not in alive and it.context != self.run.context}
+        mine = initializer_of(self.run.context)
+        others = {
+            it.id: it for it in self._store.runs() if it.owner not in alive and initializer_of(it.context) != mine
+        }
         for task in [row.task for row in self._store.stored(ids)]:
             if task.run == self.run.id:  # by now, and nobody else takes it
                 self.foreign.discard(task.id)

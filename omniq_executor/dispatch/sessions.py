@@ -18,7 +18,7 @@ from types import CodeType
 from .. import notebooks
 from ..errors import StoreError
 from ..stores.base import Leftover, Run, Store, now
-from ..stores.rules import has_initializer
+from ..stores.rules import initializer_of
 
 _MOST = 64  # sessions at a time, each of which holds a file open; one that is not needed is ended before others
 
@@ -106,7 +106,7 @@ def tell_of_leftovers(address: str, left: Iterable[Leftover]) -> None:
     for run, queue, started_at, tasks, context in left:
         began = datetime.fromtimestamp(started_at / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         runs_them = f"`omniq-executor worker --store {address} --queue {queue}`"
-        if has_initializer(context):
+        if initializer_of(context):
             runs_them = "an executor with leftovers='run' and the same initializer and arguments"
         _log.warning(
             "queue %r: %s of run %d, begun at %s, not submitted again, stay PENDING."

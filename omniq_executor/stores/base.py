@@ -484,9 +484,9 @@ class Store(abc.ABC):
     def adopt(self, run: Run, ids: Collection[int] | None, now: int, *, any_context: bool = False) -> int:
         """Have PENDING tasks be of `run` that nobody else would run, and return how many.
 
-        Those are of no run, or of runs of the same context without a registered owner: of `ids` and all that those
-        come after, or, if it is None, of the run's queue. With `ids`, an owner that only adds does not count, and
-        with `any_context` the context of `ids` themselves does not.
+        Those are of no run, or of runs without a registered owner. If `ids` is None: of the run's queue, and of the
+        same context. Or else `ids` and all that those come after, with the same initializer; then an owner that only
+        adds does not count, and with `any_context` the initializer of `ids` themselves does not.
         """
 
     @abc.abstractmethod

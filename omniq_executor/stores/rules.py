@@ -21,9 +21,9 @@ def shares(queues: Sequence[_Queue], most: int, claimed: Sequence[object]) -> It
             yield queue, most - len(claimed)
 
 
-def has_initializer(context: str) -> bool:
-    """Return whether the calls of a run with this context need an initializer, which workers of others have not."""
-    return "." in context
+def initializer_of(context: str) -> str:
+    """Return the part of a context that stands for the initializer and its arguments; empty if there is none."""
+    return context.partition(".")[2]
 
 
 def can_be_taken(status: Status, is_alike: bool) -> bool:

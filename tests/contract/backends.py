@@ -323,7 +323,10 @@ class RunsModel:
                 wanted.add(id)
                 left += tasks[id].options.after if tasks[id].options else ()
         busy = {it.id for it in self.runs.values() if it.owner in self.owners} | {run.id}
-        alike = {0, *(it.id for it in self.runs.values() if it.context == self.runs[run.id].context)}
+        mine = self.runs[run.id].context
+        alike = {0, *(it.id for it in self.runs.values() if it.context == mine)}
+        if ids is not None:
+            alike |= {it.id for it in self.runs.values() if it.context.partition(".")[2] == mine.partition(".")[2]}
         anyhow = set(ids or ()) if any_context else set[int]()
         free = [id for id in wanted if tasks[id].status is Status.PENDING and tasks[id].run not in busy]
         adopted = [id for id in free if tasks[id].run in alike or id in anyhow]

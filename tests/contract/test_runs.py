@@ -347,10 +347,10 @@ def test_tasks_are_adopted_by_runs_of_the_same_context_alone(client: Client, ent
     first = enter(context=HERE)
     ids = crash(first, [1, 2])
     which = ids if by_id else None
-    for context in (THERE, "", "folder"):
+    for context in (THERE, "", "folder", *([] if by_id else ["elsewhere.init.2023"])):
         other = enter(context=context)
         assert (other.store.adopt(other.run, which, tick()), other.claim(of_run=True)) == (0, [])
-    same = enter(context=HERE)
+    same = enter(context="elsewhere.init.2023" if by_id else HERE)
     assert (same.store.adopt(same.run, which, tick()), same.claim(of_run=True)) == (2, ids)
 
 

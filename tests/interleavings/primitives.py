@@ -63,7 +63,7 @@ class World:
             "threading": self.threading, "time": self.time, "os": self.os, "selectors": self.selectors,
             "SimpleQueue": lambda: SimpleQueue(self.scheduler), "now": self.now, "getsignal": self._getsignal,
             "set_signal": lambda number, handler: self.scheduler.set_handler(handler), "_log": _Silent(),
-            "get_ident": self.threading.get_ident, "set_wakeup_fd": lambda fd, warn_on_full_buffer: -1,
+            "get_ident": self.threading.get_ident, "set_wakeup_fd": lambda fd, warn_on_full_buffer=True: -1,
             "sessions": SimpleNamespace(leave=lambda address: None), "open_pipe": self._open_pipe,
         }  # fmt: skip
         for module in copy.modules.values():

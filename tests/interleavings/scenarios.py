@@ -229,7 +229,8 @@ class House:
         assert dispatcher.driver.is_closed
         assert store.is_closed
         assert self.engine.has_ended
-        assert not self.world.files.left_open(self._copy["interrupts"].interrupts._pipe)
+        its = self._copy["interrupts"].interrupts
+        assert not self.world.files.left_open((*its._pipe, *its._meanwhile))
 
     def _compare(self, future: Any, row: Any) -> None:
         """Look whether a future says what the store says."""

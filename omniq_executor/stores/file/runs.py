@@ -13,7 +13,7 @@ from ...errors import StoreError
 from ...model.task import FINISHED, Call, Claim, Event, Function, Status, Task, source
 from ..base import ADDS, Leftover, Owner, Resumable, Run, Taken, TaskState, now
 from ..owners import new_owner_id
-from ..rules import PastRun, Resume, can_be_taken, continued, ended
+from ..rules import PastRun, Resume, can_be_taken, continued, ended, initializer_of
 from .folders import WAITING
 from .part import OfFiles, found, likeness_of
 from .records import Record
@@ -399,10 +399,14 @@ class Runs(OfFiles):
                 task = record.task
                 if ids is not None:
                     left += task.after
-                is_alike = not task.run or self.context_of(task.run) == run.context or number in anyhow
+                is_alike = not task.run or number in anyhow or self._is_alike(run, task.run, by_id=ids is not None)
                 if task.status is Status.PENDING and task.run not in busy and is_alike:
                     changes.change(record, record.changed(task._replace(run=run.id)))
         return len(changes.new)
+
+    def _is_alike(self, run: Run, other: int, by_id: bool) -> bool:
+        context = self.context_of(other)
+        return context == run.context or (by_id and initializer_of(context) == initializer_of(run.context))
 
     def cancel_run(self, run: int, now: int) -> list[int]:
         with self._tasks.locked():

@@ -11,7 +11,7 @@ from ...errors import StoreError, TaskNotFound
 from ...model import codec
 from ...model.task import LAST_TIER, Call, Claim, Event, Function, Refused, Status, Task, format_id, last, succeed
 from ..base import Batch, Claimed, Outcome, Run, Turn, TurnResult
-from ..rules import has_initializer, shares
+from ..rules import initializer_of, shares
 from .part import OfFiles
 from .ready_index import Lane, Place, lane_of, place_of
 from .records import Record
@@ -137,7 +137,7 @@ class Turns(OfFiles):
             lanes = [lane for lane in found if lane[1:] == (run.id, work.tier)]
         else:
             lanes = [lane for lane in found if lane[2] == work.tier and (not names or lane[0] in names)]
-            lanes = [lane for lane in lanes if not has_initializer(self.context_of(lane[1]))]
+            lanes = [lane for lane in lanes if not initializer_of(self.context_of(lane[1]))]
         order = {queue: random.random() for queue, _, _ in lanes}
         return sorted(lanes, key=lambda lane: (order[lane[0]], lane))
 

@@ -280,15 +280,17 @@ _ADOPT = f"""
     UPDATE task SET run = :run WHERE {PENDING} AND run <> :run AND %s
     AND run NOT IN (SELECT id FROM run WHERE owner IN (SELECT id FROM owner%s)) RETURNING queue
 """
-_IS_ALIKE = """(run = 0 OR run IN (SELECT id FROM run WHERE context = (SELECT context FROM run WHERE id = :run)))"""
+_IS_ALIKE = "(run = 0 OR run IN (SELECT id FROM run WHERE {0} = (SELECT {0} FROM run WHERE id = :run)))"
+_INITIALIZER = "substr(context, instr(context || '.', '.'))"  # see rules.initializer_of()
+_HAS_CONTEXT, _HAS_INITIALIZER = _IS_ALIKE.format("context"), _IS_ALIKE.format(_INITIALIZER)
 _GIVEN = "SELECT value FROM json_each(:ids)"
 # With a dependency of a dependency, and so on.
 _ADOPTED_WITH = f"""id IN (WITH RECURSIVE wanted(id) AS ({_GIVEN} UNION
     SELECT needs FROM dependency JOIN wanted ON dependency.task = wanted.id) SELECT id FROM wanted)"""
-_ADOPT_LEFT = _ADOPT % (f"queue = :queue AND {_IS_ALIKE}", "")
+_ADOPT_LEFT = _ADOPT % (f"queue = :queue AND {_HAS_CONTEXT}", "")
 _ADOPT_THESE = {
     any_context: _ADOPT % (f"{_ADOPTED_WITH} AND {condition}", f" WHERE queue <> '{ADDS}'")
-    for any_context, condition in {False: _IS_ALIKE, True: f"({_IS_ALIKE} OR id IN ({_GIVEN}))"}.items()
+    for any_context, condition in {False: _HAS_INITIALIZER, True: f"({_HAS_INITIALIZER} OR id IN ({_GIVEN}))"}.items()
 }
 
 

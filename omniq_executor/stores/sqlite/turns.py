@@ -19,7 +19,7 @@ from typing import Any
 from ...model.codec import decode_options, encode_options
 from ...model.task import ENDS_CLAIM, FINISHING, LAST_TIER, NEVER, Call, Event, Function, Status, source, target
 from ..base import Batch, Claimed, Outcome, ResultBatch, Run, Turn, TurnResult
-from ..rules import has_initializer, shares
+from ..rules import initializer_of, shares
 from .tables import GIVEN, OF_CALL, PENDING, RUNNING, Many, Reply, Statement, Transaction, changes, values_of
 from .waits import ARE_DEPENDENCIES, OPEN, check_there, hold, let_go_after, wire
 
@@ -149,7 +149,7 @@ def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: Turn
             sources.append((queue, [run.id]))
         else:
             rows, _ = yield _RUNS, (queue, queue)
-            sources.append((queue, [id for id, context in rows if not has_initializer(context or "")]))
+            sources.append((queue, [id for id, context in rows if not initializer_of(context or "")]))
     for (queue, runs), share in shares(sources, work.claim, turned.claimed):
         turned.claimed += yield from _claim_from(owner, queue, runs, work, share)
     if len(turned.claimed) < work.claim:
