@@ -24,11 +24,11 @@ _OF_GLOBALS = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOA
 # By step of byte code, how many bits of its argument say something else than which name it is.
 _GLOBALS = {opcode.opmap[name]: int(name == "LOAD_GLOBAL") for name in _OF_GLOBALS if name in opcode.opmap}
 _EXTENDED = opcode.opmap["EXTENDED_ARG"]
+_GLOBAL_STEPS = re.compile(b"[%b]" % re.escape(bytes(_GLOBALS)), re.DOTALL)
+_HAS_DOCSTRING = 0x4000000  # a flag of code, since 3.14
 _WORD = re.compile(r"[^\W\d]\w*")
 _LONGEST_TEXT = 10_000  # of which words are taken
 _MOST_WORDS = 1000
-HAS_DOCSTRING = 0x4000000  # a flag of code, since 3.14
-_GLOBAL_STEPS = re.compile(b"[%b]" % re.escape(bytes(_GLOBALS)), re.DOTALL)
 
 
 class Reduced:
@@ -214,7 +214,7 @@ def _words(constants: Iterable[Any]) -> Iterator[str]:
 def begins_with_docstring(code: CodeType) -> bool:
     """Return whether the first constant of code is its docstring."""
     if sys.version_info >= (3, 14):
-        return bool(code.co_flags & HAS_DOCSTRING)
+        return bool(code.co_flags & _HAS_DOCSTRING)
     return bool(code.co_consts) and type(code.co_consts[0]) is str and code.co_name[:1] != "<"  # else it is None
 
 

@@ -12,7 +12,7 @@ from ..errors import ContextChanged, FunctionChanged, FunctionLost, KeyConflict
 from ..model.functions import same_arguments
 from ..model.preview import shown_arguments
 from ..model.reasons import REUSED, Reason, Resumed, Why, runs_text, taken_over
-from ..model.task import Call, Function, Status
+from ..model.task import FINISHED, Call, Function, Status
 from ..stores.base import ADDS, Resumable, Resume, Run, Store, TaskState, now
 from ..stores.rules import initializer_of
 from .history import Account, History
@@ -151,10 +151,11 @@ class Resumption:
                 f" {shown_arguments(task.args, task.kwargs)}, {task.task_id}, and cannot be of one with"
                 f" {shown_arguments(call.args, call.kwargs)} as well"
             )
-        self._renewed.add(found.id)
         if found.status is Status.FAILED and task.run != self.run.id and self._store.retry([found.id], now()):
             self.has_retried = True
-            return found._replace(status=Status.PENDING, error=None)
+            found = found._replace(status=Status.PENDING, error=None)
+        if found.status not in FINISHED:  # of which there may be very many
+            self._renewed.add(found.id)
         return found
 
     def by_memo(self, function: Function, key: str) -> Look:
@@ -381,7 +382,8 @@ class Resumption:
         others = {
             it.id: it for it in self._store.runs() if it.owner not in alive and initializer_of(it.context) != mine
         }
-        for task in [row.task for row in self._store.stored(ids)]:
+        for row in self._store.stored(ids):
+            task = row.task
             if task.run == self.run.id:  # by now, and nobody else takes it
                 self.foreign.discard(task.id)
             elif task.run in others:

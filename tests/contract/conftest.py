@@ -13,6 +13,8 @@ from backends import BACKENDS, DEVIATIONS, Backend, Client
 
 import omniq_executor
 from omniq_executor.stores.base import Store
+from omniq_executor.stores.file.folders import Folders
+from omniq_executor.stores.file.store import FileStore
 
 Enter = Callable[..., Client]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -84,3 +86,27 @@ def start(backend: Backend, address: Path) -> Iterator[Start]:
             return process
 
         yield run
+
+
+# --- Of the file store alone ---
+
+
+@pytest.fixture
+def reopened(address: Path) -> Iterator[Callable[[], FileStore]]:
+    """Opens the store as another process would."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(contextlib.closing(FileStore(address)))
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tasks whose files have been read."""
+    numbers: list[int] = []
+    original = Folders.read
+
+    def noted(folders: Folders, number: int) -> Any:
+        numbers.append(number)
+        return original(folders, number)
+
+    monkeypatch.setattr(Folders, "read", noted)
+    return numbers

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +31,6 @@ Counts = dict[str, dict[Status, int]]
 @pytest.fixture
 def backend() -> Backend:
     return BACKENDS["file"]
-
-
-@pytest.fixture
-def reopened(address: Path) -> Iterator[Callable[[], FileStore]]:
-    """Opens the store as another process would."""
-    with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(contextlib.closing(FileStore(address)))
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tasks whose files have been read."""
-    numbers: list[int] = []
-    original = Folders.read
-
-    def noted(folders: Folders, number: int) -> Any:
-        numbers.append(number)
-        return original(folders, number)
-
-    monkeypatch.setattr(Folders, "read", noted)
-    return numbers
 
 
 @pytest.fixture

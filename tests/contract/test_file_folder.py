@@ -8,7 +8,7 @@ import pickle
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,6 @@ Enter = Callable[..., Client]
 @pytest.fixture
 def backend() -> Backend:
     return BACKENDS["file"]
-
-
-@pytest.fixture
-def reopened(address: Path) -> Iterator[Callable[[], FileStore]]:
-    """Opens the store as another process would."""
-    with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(contextlib.closing(FileStore(address)))
 
 
 def name_of(id: int) -> str:

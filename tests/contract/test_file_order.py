@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from omniq_executor import StoreError
 from omniq_executor.model.task import Event, Status, format_id
 from omniq_executor.stores.base import Batch
 from omniq_executor.stores.file import journal, ready_index as order
-from omniq_executor.stores.file.folders import Folders
 from omniq_executor.stores.file.store import FileStore
 
 pytestmark = pytest.mark.once
@@ -22,20 +20,6 @@ pytestmark = pytest.mark.once
 @pytest.fixture
 def backend() -> Backend:
     return BACKENDS["file"]
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The tasks whose files have been read."""
-    numbers: list[int] = []
-    original = Folders.read
-
-    def noted(folders: Folders, number: int) -> object:
-        numbers.append(number)
-        return original(folders, number)
-
-    monkeypatch.setattr(Folders, "read", noted)
-    return numbers  # type: ignore[return-value]
 
 
 def add(client: Client, *, priority: int = 0, eta: int = 0, count: int = 1) -> list[int]:

@@ -311,8 +311,9 @@ class Runs(OfFiles):
                     if left:
                         taken.append((left, left.popleft()))
                         record = self._tasks.load(taken[-1][1])
-                        if record is not None and not self._can_be_taken(run, record.task):
-                            record = None
+                    if record is not None:
+                        is_alike = self._is_alike(run, record.task.run)
+                        record = record if can_be_taken(record.task.status, is_alike) else None
                     if record is not None and record.task.run != run.id:
                         noted.append(Taken(run.id, record.task.id, record.task.status, record.task.run))
                     if record is not None and record.task.status is Status.FAILED:
@@ -329,10 +330,6 @@ class Runs(OfFiles):
         return [
             None if record is None else found(record)._replace(had_failed=record.task.id in failed) for record in given
         ]
-
-    def _can_be_taken(self, run: Run, task: Task) -> bool:
-        is_alike = task.run in (run.id, *run.continues) or self.context_of(task.run) == run.context
-        return can_be_taken(task.status, is_alike)
 
     def retry_for(self, run: Run, ids: Sequence[int], now: int) -> list[int]:
         with self._tasks.locked():
@@ -385,7 +382,9 @@ class Runs(OfFiles):
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int, *, any_context: bool = False) -> int:
         with self._tasks.changing() as changes:
-            owners = {owner.id for owner in self._registered() if owner.queue != ADDS or ids is None}
+            owners = set(self._tasks.folders.numbers("owners"))
+            if ids is not None:
+                owners = {id for id in owners if self._about("owners", id, OWNER_FIELDS)["queue"] != ADDS}
             busy = {id for id, fields in self._read_runs().items() if fields["owner"] in owners} | {run.id}
             left, seen, anyhow = list(ids or ()), set[int](), set(ids or ()) if any_context else set[int]()
             if ids is None:
@@ -404,7 +403,8 @@ class Runs(OfFiles):
                     changes.change(record, record.changed(task._replace(run=run.id)))
         return len(changes.new)
 
-    def _is_alike(self, run: Run, other: int, by_id: bool) -> bool:
+    def _is_alike(self, run: Run, other: int, by_id: bool = False) -> bool:
+        """Return whether another run has the context of a run, or, by id, its initializer."""
         context = self.context_of(other)
         return context == run.context or (by_id and initializer_of(context) == initializer_of(run.context))
 
