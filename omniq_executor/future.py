@@ -7,7 +7,6 @@
 A reference is there once in a process, however often it is unpickled, so that all who look see one future.
 """
 
-import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -15,12 +14,14 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Generator
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from concurrent.futures import CancelledError
+from concurrent.futures._base import FINISHED, PENDING
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from .dispatch.attachment import Attachment, Onlooker, attachment
 from .errors import OmniqError, StoreError
-from .interrupts import SafeCondition, SafeEvent, SafeLock, SafeWaiters, interrupts
+from .interrupts import SafeEvent, SafeLock, interrupts
+from .lean_future import LeanFuture
 from .model import codec, dependencies
 from .model.options import check_whole
 from .model.reasons import Reason, Why
@@ -35,13 +36,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger("concurrent.futures")  # the name under which callbacks that raise are looked for
 _T = TypeVar("_T")
 _UNREAD = object()
-_DONE = (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED)
 _NO_VALUE: Any = None  # stands for a result until that is read
 _FAILED = Exception("not read yet")
 _row = Row()
 
 
-class DurableFuture(concurrent.futures.Future[_T]):
+class DurableFuture(LeanFuture[_T]):
     """A `concurrent.futures.Future` whose call and result are in a store.
 
     It is a real one: `wait()`, `as_completed()`, callbacks and `asyncio.wrap_future()` take it, and
@@ -62,8 +62,6 @@ class DurableFuture(concurrent.futures.Future[_T]):
     def __init__(self, dispatcher: "Dispatcher", number: int | None) -> None:
         """`number` is the id of the task; None for a call that could not be stored, which fails at once."""
         super().__init__()
-        SafeCondition.protect(self._condition)
-        self._waiters: list[Any] = SafeWaiters()
         self._dispatcher = dispatcher
         self._number = number
 
@@ -184,14 +182,18 @@ class DurableFuture(concurrent.futures.Future[_T]):
         >>> executor.submit(pow, 2, 5).result(timeout=60)
         32
         """
-        self._wait(timeout)
-        self._read()
+        if not self.done():
+            self._wait(timeout)
+        if self._stored is not _UNREAD:
+            self._read()
         if self._exception is not None:
             try:
                 raise self._exception  # here: no frames of the library stand between the call and who asks
             finally:
                 self = None  # type: ignore[assignment]  # the exception's frames are not to keep what keeps it
-        return super().result(0)
+        if self._state != FINISHED:
+            raise CancelledError
+        return cast("_T", self._result)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the call raised, or None. `timeout` and what is raised are as for `result()`.
@@ -199,9 +201,12 @@ class DurableFuture(concurrent.futures.Future[_T]):
         >>> executor.submit(int, "seven").exception()
         ValueError("invalid literal for int() with base 10: 'seven'")
         """
-        self._wait(timeout)
+        if not self.done():
+            self._wait(timeout)
         self._read()
-        return super().exception(0)
+        if self._state != FINISHED:
+            raise CancelledError
+        return self._exception
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
         """(done, cancelled, result, exception), which asyncio of Python 3.15 and later asks for."""
@@ -260,19 +265,11 @@ class DurableFuture(concurrent.futures.Future[_T]):
 
         return asyncio.wrap_future(self).__await__()
 
-    def done(self) -> bool:
-        """Return whether it has a result or an exception, or was cancelled.
-
-        >>> executor.options(eta=3600).submit(print, "an hour later").done()
-        False
-        """
-        return self._state in _DONE  # without the lock: a wait asks several times, and it never changes back
-
     def _wait(self, timeout: float | None) -> None:
         """Wait until it is done, or raise TimeoutError."""
         # A thread that has nothing else to do than wait takes the dispatcher's turns itself: the result then needs no
         # switch between threads.
-        if not (self.done() or self._dispatcher.wait_until(self.done, timeout)):
+        if not self._dispatcher.wait_until(self.done, timeout):
             raise TimeoutError
 
     def _read(self) -> None:
@@ -295,7 +292,7 @@ class DurableFuture(concurrent.futures.Future[_T]):
 
     def _invoke_callbacks(self) -> None:
         """Call the callbacks, all of them whatever one raises, and let Ctrl-C interrupt each."""
-        for callback in self._done_callbacks:  # type: ignore[attr-defined]
+        for callback in self._done_callbacks:
             try:
                 interrupts.run(callback, self)
             except Exception:  # noqa: BLE001 - as those of any future
@@ -308,28 +305,17 @@ class DurableFuture(concurrent.futures.Future[_T]):
 
     def _finish(self, stored: str | bytes | ErrorInfo) -> None:
         """Resolve with a stored result or error."""
-        with self._condition:
-            if self._state == CANCELLED_AND_NOTIFIED:
-                return
-            self._stored = stored
+        if self._state != PENDING:
+            return
+        self._stored = stored  # before the state: who sees that reads it
         if isinstance(stored, ErrorInfo):
             self.set_exception(_FAILED)  # wait() must see that it failed; _read() puts the real one there
         else:
-            self.set_result(_NO_VALUE)
+            self._settle(_NO_VALUE)
 
     def _finish_value(self, value: Any) -> None:
         """Resolve with a result that is read already."""
-        # set_result(), less what it does for waiters that are not there: it is half the cost of an outcome.
-        with self._condition:
-            if self._state != PENDING:
-                return
-            self._result = value
-            self._state = FINISHED
-            for waiter in self._waiters:
-                waiter.add_result(self)
-            self._condition.notify_all()
-        if self._done_callbacks:  # type: ignore[attr-defined]
-            self._invoke_callbacks()
+        self._settle(value)
 
     def _fail(self, error: BaseException) -> None:
         """Resolve with an error of this process's own."""
@@ -362,6 +348,12 @@ class _Reference(DurableFuture[_T]):
 
     if not TYPE_CHECKING:
 
+        @property
+        def _condition(self) -> Any:
+            if "_state" not in vars(self):
+                self._begin()
+            return super()._condition
+
         def __getattr__(self, name: str) -> Any:
             if name not in _OF_ANY:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
@@ -372,7 +364,7 @@ class _Reference(DurableFuture[_T]):
         """Be a future from now on. One that cannot be looked up fails; nothing is raised here."""
         with interrupts:
             with _beginning:
-                if "_condition" in vars(self):
+                if "_state" in vars(self):
                     return
                 # All at once: other threads look at its attributes without the lock.
                 vars(self).update(vars(DurableFuture[Any](self._attachment, self._number)))  # type: ignore[arg-type]
@@ -386,8 +378,6 @@ class _Reference(DurableFuture[_T]):
                 self._joined.set()
 
     def _wait(self, timeout: float | None) -> None:
-        if self.done():
-            return
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._joined.wait(timeout) and self._onlooker is not None:
             self._onlooker.wait_until(self.done, None if deadline is None else deadline - time.monotonic())
@@ -423,7 +413,7 @@ class _Reference(DurableFuture[_T]):
         return self._attachment.address
 
     def _shown(self) -> ShownFuture:
-        if "_condition" in vars(self):
+        if "_state" in vars(self):
             return super()._shown()
         return ShownFuture(self.task_id, "", "", "", False, *self._seen())  # nothing has begun, and nothing does here
 

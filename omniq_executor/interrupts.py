@@ -235,11 +235,9 @@ class SafeCondition(threading.Condition):
     __enter__ = property(operator.attrgetter("_lock.__enter__"))
     __exit__ = property(operator.attrgetter("_lock.__exit__"))
 
-    @staticmethod
-    def protect(condition: Any) -> None:
-        """Make such a one of a condition that nobody has used yet."""
-        condition.__class__ = SafeCondition
-        del condition.acquire, condition.release  # of the instance: those below take their place
+    def __init__(self) -> None:
+        super().__init__(threading.RLock())
+        del self.acquire, self.release  # of the instance: those below take their place
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock, as Lock.acquire() does."""

@@ -443,9 +443,7 @@ def test_every_moment_of_entering_and_leaving_is_safe() -> None:
 
 
 def test_a_condition_of_a_future_is_not_left_taken() -> None:
-    future = Future[None]()
-    SafeCondition.protect(future._condition)  # type: ignore[attr-defined]
-    condition: Any = future._condition  # type: ignore[attr-defined]
+    condition = SafeCondition()
     with pytest.raises(KeyboardInterrupt), condition:
         interrupt()
     condition.acquire()

@@ -197,7 +197,7 @@ def test_a_reference_is_shown_as_its_future_and_nothing_is_begun(executor: Persi
     future.result(WAIT_S)
     other = attach(store).future(str(future.task_id))
     assert re.fullmatch(rf"<DurableFuture {other.task_id} calls\.square\(3\) COMPLETED in [\d.]+ m?s>", repr(other))
-    assert "_condition" not in vars(other)
+    assert "_state" not in vars(other)
 
 
 def test_a_result_that_was_not_read_is_not_said_to_be_none(executor: PersistentExecutor) -> None:

@@ -38,6 +38,7 @@ MODULES = (  # each after those of which it takes something when it is imported
     "dispatch.loop",
     "dispatch.dispatcher",
     "dispatch.maps",
+    "lean_future",
     "future",
     "map_iterator",
 )

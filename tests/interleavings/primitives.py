@@ -65,6 +65,7 @@ class World:
             "set_signal": lambda number, handler: self.scheduler.set_handler(handler), "_log": _Silent(),
             "get_ident": self.threading.get_ident, "set_wakeup_fd": lambda fd, warn_on_full_buffer=True: -1,
             "sessions": SimpleNamespace(leave=lambda address: None), "open_pipe": self._open_pipe,
+            "_making": RLock(self.scheduler),
         }  # fmt: skip
         for module in copy.modules.values():
             module.__dict__.update(__point__=self.scheduler.point, __signals__=self.scheduler.signals)

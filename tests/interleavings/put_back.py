@@ -176,9 +176,19 @@ MUTATIONS: dict[str, Mutation] = {
 """,
     ),
     "futures with the condition of any other": _of(
-        "is_interrupted", ".future",
+        "is_interrupted", ".lean_future",
         """
--        SafeCondition.protect(self._condition)
+-                        self._made = SafeCondition()
++                        self._made = threading.Condition(threading.RLock())
+""",
+    ),
+    "a future ends without a second look for who waits": _of(
+        "two_submit_and_one_waits", ".lean_future",
+        """
+             with _making:
+-                if self._made is None:
++                if True:
+                     if self._state == PENDING:
 """,
     ),
     "what was ready before the end is taken in after it": _of(
