@@ -48,7 +48,7 @@ from ..pipes import drain, wake_pipe
 _T = TypeVar("_T")
 
 STANDBY_S = 0.005
-GRACE_S = 0.001
+GRACE_S = 0.001, 0.004  # at first, and at most in a burst that goes on: each look costs as much as two calls
 MOMENT_S = 0.001  # of a wait, in which nothing is done for a signal that comes just as it begins
 YIELD_S = 0.005  # at most, in which a thread that was woken gets a CPU
 GLANCE_S = 0.05  # for which who only looks waits for a turn to end
@@ -112,6 +112,7 @@ class Driver:
         self._calm = 0  # the thread whose present visit need wake nobody who sleeps
         self.visits = 0  # of threads that drive, or add while other things are open
         self._grace = False
+        self._grace_s = GRACE_S[0]
         self._thread: threading.Thread | None = None
         self._running = threading.Lock()  # held by the own thread as long as it lives
         self._standby = threading.Event()
@@ -142,7 +143,7 @@ class Driver:
         self._grace = True
 
     def hold_off(self) -> None:
-        """Likewise, with no visit: the own thread looks again after GRACE_S."""
+        """Likewise, with no visit: the own thread looks again within GRACE_S."""
         self._grace = True
 
     def poll(self, timeout_s: float = 0) -> None:
@@ -337,10 +338,11 @@ class Driver:
         """Wait for something to happen, and take the turn for it."""
         if gives_way and self._grace:
             visits = self.visits
-            self._standby.wait(GRACE_S)
+            self._standby.wait(self._grace_s)
             if self._driver is not None or self.visits != visits:
+                self._grace_s = min(2 * self._grace_s, GRACE_S[1])
                 return
-            self._grace = False
+            self._grace, self._grace_s = False, GRACE_S[0]
             timeout_s = 0 if self._work.holds_back() else timeout_s
         seen = self._events_seen
         try:
