@@ -29,11 +29,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from .code.modules import hash_of
 from .config import Settings, parse_address
 from .errors import RemoteError, StoreError, TaskNotFound
 from .executor import PersistentExecutor
 from .future import rebuild
+from .hashes import hash_of
 from .model import codec
 from .model.functions import Functions, named, stored_call
 from .model.ids import Ids

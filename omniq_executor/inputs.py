@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .blake2 import blake2b
+from . import hashes
 from .errors import InputError, InputIsFolder, InputNotFound
 
 _PIECE_BYTES = 1 << 20
@@ -128,16 +128,17 @@ def _read(path: str, place: str) -> bytes:
             for _ in range(_MOST_READINGS):
                 moment_ns = time.time_ns()
                 before = _Stat.of(os.fstat(file.fileno()))
-                digest = blake2b(digest_size=16)
+                hashed = hashes.begin(before.size)
                 file.seek(0)
                 while piece := file.read(_PIECE_BYTES):
-                    digest.update(piece)
+                    hashed.update(piece)
                 if before == _Stat.of(os.fstat(file.fileno())):
+                    digest = hashes.end(hashed)
                     if before.is_settled(moment_ns):
                         if len(_known) >= _MOST_KNOWN:
                             _known.clear()
-                        _known[place] = before, digest.digest()
-                    return digest.digest()
+                        _known[place] = before, digest
+                    return digest
         raise _error(errno.EBUSY, path, "it is written to while it is read, so nothing stands for its content")
     if stat.S_ISDIR(mode):
         raise _error(errno.EISDIR, path, "it is a folder, and an InputFile is one file")
@@ -157,12 +158,12 @@ def files_digest(path: str) -> bytes:
     """
     if not os.path.isdir(path):
         return file_digest(path)
-    whole = blake2b(digest_size=16)
+    whole = hashes.begin(0)
     for name, place in sorted(_files(path)):
         encoded = name.encode("utf-8", "surrogateescape")
         # A socket, or a link to nothing, as editors leave them, has no content.
         whole.update(b"%d:%b" % (len(encoded), encoded) + (file_digest(place) if os.path.isfile(place) else bytes(16)))
-    return whole.digest()
+    return hashes.end(whole)
 
 
 def _files(folder: str) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from .blake2 import blake2b
+from .hashes import blake2b
 
 _watched: Any = None  # the shell whose cells are watched
 _shown: BaseException | None = None  # the exception that was shown last, when the last cell ended

@@ -40,15 +40,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .blake2 import blake2b
 from .errors import ValueLost
+from .hashes import hash_of
 
 if sys.platform != "win32":  # where the package is only meant to be imported
     import fcntl
 
 _MOST_MAPPED = 128  # files that are mapped at a time where each takes a descriptor, and others are read
 _LOOKED_AT = 1 << 24  # bytes, up to which all of a file is looked at whenever it is loaded
-_WRITTEN_MEANWHILE = 1 << 22  # likewise, from which a thread writes them while they are hashed
+_WRITTEN_MEANWHILE = 1 << 21  # likewise, from which a thread writes them while they are hashed
 _PIECE = 1 << 18  # that is looked at at a time
 _MOST_REMEMBERED = 64
 _MOST_SYNCED = 4096
@@ -124,7 +124,7 @@ class Files:
                 return name, bytes.fromhex(name[:32]), pin
         written: _Unfinished | OSError | None = None
         if len(data) < _WRITTEN_MEANWHILE:
-            digest, checksum = blake2b(data, digest_size=16).digest(), zlib.crc32(data)
+            digest, checksum = hash_of(data), zlib.crc32(data)
         else:
             digest, checksum, written = self._hashed(data)
         name = f"{digest.hex()}.{len(data)}.{checksum:08x}"
@@ -164,7 +164,7 @@ class Files:
 
         thread = threading.Thread(target=write, name="omniq-values")
         thread.start()
-        digest = blake2b(data, digest_size=16).digest()
+        digest = hash_of(data)
         thread.join()
         return digest, checksum, written[0]
 

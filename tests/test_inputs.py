@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import omniq_executor
-from omniq_executor import InputError, InputFile, InputIsFolder, InputNotFound, PersistentExecutor, inputs
+from omniq_executor import InputError, InputFile, InputIsFolder, InputNotFound, PersistentExecutor, hashes, inputs
 from omniq_executor.code.digest import value_digest
 
 MakeExecutor = Callable[..., PersistentExecutor]
@@ -162,7 +162,7 @@ def test_a_file_that_is_written_to_all_the_time_is_refused(file: Path, monkeypat
     class WithWriter:
         """Each piece that is read is followed by one that somebody writes."""
 
-        def __init__(self, **kwargs: Any) -> None:
+        def __init__(self, size: int) -> None:
             self._pieces = 0
 
         def update(self, piece: bytes) -> None:
@@ -173,7 +173,7 @@ def test_a_file_that_is_written_to_all_the_time_is_refused(file: Path, monkeypat
         def digest(self) -> bytes:
             return b""
 
-    monkeypatch.setattr(inputs, "blake2b", WithWriter)
+    monkeypatch.setattr(hashes, "begin", WithWriter)
     with pytest.raises(InputError, match="written to while it is read"):
         inputs.file_digest(str(file))
 

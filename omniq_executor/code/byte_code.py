@@ -6,7 +6,8 @@ import itertools
 from types import CodeType
 from typing import Any
 
-from .modules import begins_with_docstring, hash_of, is_hash_of_attrs
+from ..hashes import hash_of
+from .modules import begins_with_docstring, is_hash_of_attrs
 
 _SAYS_WHAT_IS_DONE = 0xFFFF  # flags: not those of `from __future__`, which IPython's autoreload adds
 _FIRST_LINE = "__firstlineno__"

@@ -45,8 +45,9 @@ from typing import Any, NamedTuple
 
 from .. import values
 from ..errors import InputError
+from ..hashes import hash_of
 from ..inputs import InputFile, file_digest
-from .modules import MAIN, hash_of, is_hash_of_attrs, is_main, is_own, namesake
+from .modules import MAIN, is_hash_of_attrs, is_main, is_own, namesake
 
 _INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level copies what lies below it
 _MAX_DEPTH = 150  # of data; four Python frames a level at most, so reached before the recursion limit of 1000

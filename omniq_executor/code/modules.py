@@ -13,7 +13,7 @@ from operator import attrgetter
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
-from ..blake2 import blake2b
+from ..hashes import hash_of
 
 MAIN = "__main__"
 MAINS = (MAIN, "__mp_main__")  # the second is its name in a process that multiprocessing spawned
@@ -65,11 +65,6 @@ def type_name(value: Any) -> str:
     """Return what the type of a value is called in messages."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def hash_of(data: bytes | memoryview) -> bytes:
-    """Return 16 bytes that stand for these."""
-    return blake2b(data, digest_size=16).digest()
 
 
 def wrapped(value: Any) -> list[Any] | None:

@@ -24,7 +24,7 @@ from types import FunctionType, MemberDescriptorType
 from typing import Any, NamedTuple, TypeVar
 
 from .. import values
-from ..blake2 import blake2b
+from ..hashes import blake2b
 from ..value_files import names_in
 from . import memory, spaces
 from .arrived import AS_FORKED

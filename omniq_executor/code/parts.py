@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..hashes import hash_of
 from .digest import Piece
-from .modules import MAIN, hash_of
+from .modules import MAIN
 
 _PYTHON = ""  # has as its file the version of Python, where others are modules
 _DIGITS = 8

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import cloudpickle
 
-from ..blake2 import blake2b
+from ..hashes import blake2b
 from . import digest as keys, spaces
 from .memory import ATOMS, is_named
 from .modules import CACHED, MAIN, Reduced, is_main, mentions, namesake, type_name

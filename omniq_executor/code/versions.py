@@ -31,6 +31,7 @@ from operator import attrgetter, is_
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType, NoneType
 from typing import TYPE_CHECKING, Any
 
+from ..hashes import hash_of
 from .byte_code import MADE, code_digest
 from .in_place import Constants, look_at_functions
 from .modules import (
@@ -39,7 +40,6 @@ from .modules import (
     MAIN,
     Reduced,
     file_of,
-    hash_of,
     is_called,
     is_main,
     is_own,

@@ -6,7 +6,7 @@ was given: nobody else has that run, so this is a dict, under the dispatcher's l
 neither.
 """
 
-from ..blake2 import blake2b
+from ..hashes import blake2b
 from ..model.options import MEMO
 from ..model.task import Call, Function
 from ..stores.base import Run

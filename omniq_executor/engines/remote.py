@@ -23,9 +23,9 @@ from collections.abc import MutableSequence, Sequence
 from typing import Any
 
 from .. import values
-from ..blake2 import blake2b
 from ..code import spaces
 from ..errors import EngineMismatch, NotImportable, SerializationError
+from ..hashes import blake2b
 from ..slots import CELLS, RESUME, STARTED, STOP, Slots, machine
 from ..value_files import Files
 from .local.worker import NEVER, Caller

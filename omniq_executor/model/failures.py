@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any, NamedTuple, overload
 
-from ..blake2 import blake2b
 from ..display import words
+from ..hashes import blake2b
 from .schema import ErrorInfo, format_id, iso
 
 _SHOWN = 160  # characters of a message, in a list

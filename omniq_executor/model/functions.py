@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from .. import inputs, values
 from ..code import digest as keys, memory, modules, parts, spaces, versions
 from ..errors import SerializationError, TooLarge
+from ..hashes import hash_of
 from ..model.task import Call, Function
 from ..value_files import Files, Pin
 from . import codec, dependencies, unstable
@@ -124,7 +125,7 @@ class Functions:
         digest = digest or self._digest_of_pickle(written)
         version = versions.check_of(function, named)
         if version is not None:
-            digest = modules.hash_of(digest + version.identity)
+            digest = hash_of(digest + version.identity)
             pieces += version.pieces()
         known = _Known(Function(digest, path_of(function), b"", parts.parts_of(pieces)), version, named)
         if self._names_unstable:
@@ -153,7 +154,7 @@ class Functions:
         """
         is_by_name = codec.BY_NAME in written.data if written.signature is None else self._snapshot is not None
         if not is_by_name:
-            return modules.hash_of(written.data)
+            return hash_of(written.data)
         return self._of_this_process.setdefault(written.signature or written.data, os.urandom(16))
 
     def _checked(self, known: _Known, written: spaces.Payload) -> Function:
@@ -179,7 +180,7 @@ def named(path: str) -> Function:
             raise ValueError(f"{path!r} is no function of this script, and workers have no other")
         return Functions().describe(found)
     pickled = pickle.dumps(modules.Reduced(codec.imported, (path,)), 5)  # it need not be importable here
-    return Function(modules.hash_of(pickled), path, pickled)
+    return Function(hash_of(pickled), path, pickled)
 
 
 def stored_call(
