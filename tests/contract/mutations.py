@@ -106,6 +106,7 @@ SQLITE: dict[str, Mutation] = {
     "what the dead had is lost": _sql(("_ORPHAN_ALL",), "AND owner = ?", "AND owner = -?"),
     "the living are robbed by a reap": _sql(("_ORPHAN_ALL",), "owner = ?", "(owner = ? OR 1)"),
     "what one who leaves had is lost": _sql(("_RELEASE_ALL",), "AND owner = ?", "AND owner = -?"),
+    "who leaves has claimed nothing": lambda setattr: setattr(SQLiteStore, "note_claim", lambda *_: None),
     "the living are robbed by who leaves": _sql(("_RELEASE_ALL",), "owner = ?", "(owner = ? OR 1)"),
     "a death is not counted": _sql(("_ORPHAN_ALL",), "owner_deaths + 1", "owner_deaths"),
     "a death is charged as a crash": _sql(("_ORPHAN_ALL",), "owner_deaths = owner_deaths", "crashes = crashes"),

@@ -172,6 +172,11 @@ class AwaitedSQLite(AwaitedStore):
         finally:
             await super().close(owner)
 
+    def _enter(self, queue: str) -> int:
+        owner = super()._enter(queue)
+        self._store.note_claim(owner, 0)  # it claims by the connection here, so the store sees nothing of it
+        return owner
+
     async def read_changes(self, owner: int) -> list[int]:
         return await self._write(runs.read_changes(owner))
 

@@ -21,7 +21,7 @@ _DROP_READ_CHANGES = """
         (SELECT 1 FROM owner WHERE owner.heard < news.id AND owner.id IS NOT news.owner)
 """
 HAS_CHANGES = f"SELECT 1 {_CHANGES_OF_OTHERS} LIMIT 1"
-_TAKE_BACK = "UPDATE task SET %s WHERE %s AND owner = ? AND (? OR id IN %s) RETURNING id"
+_TAKE_BACK = "UPDATE task SET %s WHERE %s AND owner = ? AND id >= ? AND (? OR id IN %s) RETURNING id"
 _RELEASE_ALL = _TAKE_BACK % (changes(Event.RELEASE), RUNNING, GIVEN)
 _ORPHAN_ALL = _TAKE_BACK % (changes(Event.ORPHAN), RUNNING, GIVEN)
 
@@ -46,25 +46,28 @@ def release_dead(suspects: Mapping[int, Collection[int] | None], dead_sessions: 
     """
     returned = 0
     for owner, begun in suspects.items():
-        returned += yield from _take_back(_ORPHAN_ALL, owner, begun)
+        returned += yield from _take_back(_ORPHAN_ALL, owner, 0, begun)
     returned += yield from forget_owners(list(suspects))
     yield "DELETE FROM session WHERE id = ?", Many((id,) for id in dead_sessions)
     return returned
 
 
-def forget_owners(owners: Sequence[int]) -> Transaction[int]:
-    """RELEASE the tasks of owners that leave or left, and forget them; returns how many tasks."""
+def forget_owners(owners: Sequence[int], first: int = 0) -> Transaction[int]:
+    """RELEASE the tasks of owners that leave or left, and forget them; returns how many tasks.
+
+    No owner has claimed one before `first`: there may be millions of them, which are not looked at then.
+    """
     returned = 0
     for owner in owners:
-        returned += yield from _take_back(_RELEASE_ALL, owner)
+        returned += yield from _take_back(_RELEASE_ALL, owner, first)
         yield "DELETE FROM owner WHERE id = ?", (owner,)
     yield _DROP_READ_CHANGES, ()
     return returned
 
 
-def _take_back(sql: str, owner: int, ids: Collection[int] | None = None) -> Transaction[int]:
-    """Have tasks of an owner be PENDING, those of `ids` or all; returns how many."""
-    rows, _ = yield sql, (owner, ids is None, json.dumps(list(ids or ())))
+def _take_back(sql: str, owner: int, first: int, ids: Collection[int] | None = None) -> Transaction[int]:
+    """Have tasks of an owner be PENDING, from `first` on, those of `ids` or all; returns how many."""
+    rows, _ = yield sql, (owner, first, ids is None, json.dumps(list(ids or ())))
     yield from hold(id for (id,) in rows)
     return len(rows)
 

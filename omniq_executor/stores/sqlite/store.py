@@ -15,6 +15,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from ... import slots
@@ -55,6 +56,8 @@ from .database import Database, Durability, drive, explained
 from .glance import look
 
 _KNOWN_FUNCTIONS = 4096  # whose numbers are kept
+_NONE_YET = (1 << 63) - 1  # above each id
+_id_of = attrgetter("id")
 _STEP_S = 0.005  # that a step of an expiry takes at most, roughly: it looks at so many tasks
 _FIRST_LOOK, _MOST_LOOKED_AT = 250, 2000
 
@@ -79,6 +82,7 @@ class SQLiteStore(Store):
         super().__init__(path, durability, ("-owners", "-output", "-values", "-reserve"))
         self._functions: dict[bytes, int] = {}
         self._queues: dict[str, int] = {}
+        self._first: dict[int, int] = {}  # by owner that entered here: no task before it was claimed for it
         self._adopted: dict[int, set[int]] = {}  # by run: the other queues that it has adopted tasks of
         self.db = Database(self.path, self._owners, durability, create, importing)
 
@@ -99,12 +103,19 @@ class SQLiteStore(Store):
                 self._functions.clear()  # while no owner was registered, some may have been purged
                 if self.db.write(runs.enter(owner, NODES, queue, self._owners.host, os.getpid(), now())):
                     self.db.forget_peers()  # this connection's own change of the owners does not count there
+                    self._first[owner] = _NONE_YET
                     return owner
                 self._owners.let_go(owner)  # another was faster with such an id
 
     def _leave(self, owner: int) -> None:
-        self.db.write(runs.forget_owners([owner]))
+        self.db.write(runs.forget_owners([owner], self._first.get(owner, 0)))
+        self._first.pop(owner, None)
         self.db.forget_peers()
+
+    def note_claim(self, owner: int, number: int) -> None:
+        """Note that a task is claimed, or may be: before that is committed, or at once where which is not known."""
+        if number < self._first.get(owner, 0):
+            self._first[owner] = number
 
     def owners(self) -> list[Owner]:
         rows = self.db.read("SELECT id, queue, host, pid, opened_at FROM owner ORDER BY opened_at, id")
@@ -213,6 +224,7 @@ class SQLiteStore(Store):
             queue, known = self._queue(run.queue), self._function(function)
         statement = turns.add_claimed(owner, run.id, queue, known, number, call, now)
         with self.db.lock:
+            self.note_claim(owner, number)
             self.db.execute(statement)
             self.db.count_turn()
 
@@ -220,6 +232,8 @@ class SQLiteStore(Store):
         queue = self._queue(run.queue) if run is not NO_RUN else 0
         for batch in work.adds:
             self._function(batch.function)
+            if batch.claimed:
+                self.note_claim(owner, batch.first)
         with self.db.lock:
             statement = turns.lone_end(owner, work) if len(self.db.peers) == 1 else None
             if statement is not None and self.db.execute(statement).rowcount == 1:
@@ -228,14 +242,21 @@ class SQLiteStore(Store):
             about = owner, run, queue, self._functions, work, self.db.peers
             adopted = self._adopted_by(run.id, queue) if work.of_run else ()
             try:
-                turned = self.db.write(turns.turn(*about, adopted=adopted))
-            except turns.Inexact:
-                turned = self.db.write(turns.turn(*about, exact=True, adopted=adopted))
+                try:
+                    turned = self.db.write(turns.turn(*about, adopted=adopted))
+                except turns.Inexact:
+                    turned = self.db.write(turns.turn(*about, exact=True, adopted=adopted))
+            except BaseException:
+                self.note_claim(owner, 0)  # it may have been committed, with claims that nobody has been told of
+                raise
+            if turned.claimed:
+                self.note_claim(owner, min(map(_id_of, turned.claimed)))
             turned.foreign, self.db.is_foreign = self.db.is_foreign, False
             self.db.count_turn()
         return turned
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
+        self.note_claim(owner, number)
         return self.db.write(turns.claim(owner, number, now))
 
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
