@@ -11,7 +11,7 @@ from typing import Any
 import calls
 import pytest
 
-from omniq_executor import ContextChanged, KeyConflict, PersistentExecutor, Status, WorkerCrashed
+from omniq_executor import ContextChanged, KeyConflict, PersistentExecutor, Status, WorkerCrashed, attach
 from omniq_executor.dispatch import sessions
 from omniq_executor.model.task import MOST_OWNER_DEATHS
 
@@ -157,6 +157,69 @@ def test_who_waits_by_id_with_another_initializer_does_not_run_the_call_and_says
             left.result(WAIT_S)
         assert left.task().status is Status.PENDING
     assert ended(script, "2023", "leave", "2").stdout == "[(0, 2023), (1, 2023)]\n"
+
+
+PLAIN = """
+def work(seconds):
+    time.sleep(seconds)
+    return seconds
+
+if __name__ == "__main__":
+    with PersistentExecutor(1) as executor:
+        futures = [executor.submit(work, 1.0), executor.submit(work, 0.0)]
+        die() if len(sys.argv) > 1 else futures[0].result()
+"""
+
+
+def test_what_a_call_needs_is_run_here_though_nobody_waits_for_it(script: Any) -> None:
+    """A future by `attach()` is only looked at. So nobody ran its task, and the call waited for ever."""
+    script.write(HEAD + PLAIN)
+    killed(script, "die")
+    *_, left = attach(script.store).futures()
+    with PersistentExecutor(1, store=script.store, queue="other") as executor:
+        near = executor.submit(calls.echo, left)
+        assert executor.submit(calls.echo, near).result(WAIT_S) == 0.0
+        assert list(executor.map(calls.echo, [left, near])) == [0.0, 0.0]
+    killed(script, "die")
+    *_, left = attach(script.store).futures()
+    with PersistentExecutor(1, store=script.store, queue="other") as executor:
+        assert list(executor.map(calls.echo, [left, 1])) == [0.0, 1]
+
+
+def test_what_a_call_needs_is_run_here_once_who_ran_it_is_dead(script: Any, wait_until: Any) -> None:
+    script.write(HEAD + PLAIN.replace("work, 1.0", "work, 60"))
+    process = script.start()
+    wait_until(script.store.exists)
+    wait_until(lambda: len(attach(script.store).futures()) == 2)
+    *_, left = attach(script.store).futures()
+    with PersistentExecutor(1, store=script.store, queue="other") as executor:
+        needs = executor.submit(calls.echo, left)
+        process.kill()
+        assert needs.result(WAIT_S) == 0.0
+
+
+@pytest.mark.parametrize("way", ["before", "after", "map"])
+def test_what_needs_a_call_of_another_initializer_fails_likewise(script: Any, way: str) -> None:
+    """It waited for whoever runs that call, which may be nobody."""
+    script.write(HEAD + WARM.replace("time.sleep, 60", "time.sleep, 0.1"))
+    killed(script, "2023", "leave", "2", "die")
+    with PersistentExecutor(1, store=script.store, queue="script", initializer=calls.remember) as executor:
+        *_, left = executor.futures()
+        if way == "after":
+            with pytest.raises(ContextChanged):
+                left.result(WAIT_S)
+        if way == "map":
+            near, *others = executor.map(calls.echo, [left, 1, left], return_exceptions=True)
+            assert others[0] == 1
+            assert isinstance(others[1], ContextChanged)
+            assert isinstance(near, ContextChanged)
+        near = executor.submit(calls.echo, left)
+        far = executor.submit(calls.echo, near)
+        for future in (near, far, executor.submit(calls.echo, far), executor.submit(calls.echo, left)):
+            with pytest.raises(ContextChanged, match="needs a result that is not there"):
+                future.result(WAIT_S)
+            assert future.task().status is Status.PENDING
+        assert executor.submit(calls.echo, 7).result(WAIT_S) == 7
 
 
 def test_a_key_is_run_here_in_whatever_context_it_was_submitted_before(script: Any) -> None:

@@ -116,20 +116,20 @@ class Dispatcher:
                     if found is None:
                         raise
                     why = Why(Reason.KEY)
-            return self._submit_found(found, why)
+            return self._submit_found(found, why, call_options)
 
     def _submit_once(self, had: dict[bytes, int], function: Function, call: Call, call_options: CallOptions) -> Any:
         """Submit a call that is the one that the run has had, if it has."""
         loop, name = self._loop, name_of(function, call)
         found, why = loop.resumption.find_once(had, function, {name: call}).get(name, NOTHING)
         if found is not None:
-            return self._submit_found(found, why)
+            return self._submit_found(found, why, call_options)
         id = loop.ids.take(1)
         future = self._submit_new(id, function, call, call_options, why)
         had[name] = id
         return future
 
-    def _submit_found(self, found: TaskState, why: Why | None) -> Any:
+    def _submit_found(self, found: TaskState, why: Why | None, call_options: CallOptions) -> Any:
         is_new = self._waiters.future(found.id) is None
         future = self._future_of(found)
         if is_new:  # else it is that of whoever submitted the call first
@@ -139,6 +139,7 @@ class Dispatcher:
             self.driver.leave_asleep()  # the future is told by this thread, and there is nothing else to do
         else:
             self._loop.turn_or_later()
+            self._loop.heed_needs(call_options.options)
         return future
 
     def _submit_new(self, id: int, function: Function, call: Call, call_options: CallOptions, why: Why | None) -> Any:
@@ -153,6 +154,8 @@ class Dispatcher:
         except BaseException as error:
             self._loop.take_back((id,), error)
             raise
+        if call_options is not USUAL:
+            self._loop.heed_needs(call_options.options)
         return future
 
     def add(self, consumer: Consumer, position: int, batch: Batch) -> None:

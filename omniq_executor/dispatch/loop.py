@@ -35,7 +35,7 @@ from ..engines.base import Engine
 from ..errors import PoolBroken, StoreError, TaskNotFound
 from ..model.ids import Ids
 from ..model.options import CallOptions
-from ..model.task import FINISHED, Call, Function, Status
+from ..model.task import FINISHED, Call, Function, Options, Status
 from ..stores.base import Batch, Resume, Run, Store, TaskState, Turn, TurnResult, now
 from . import sessions
 from .claims import Claims
@@ -142,6 +142,11 @@ class Loop:
         self.claims.queue.add((id,), function, None, (call,), not self._holds)
         if self._holds:
             self.driver.tick()
+
+    def heed_needs(self, options: Options | None) -> None:
+        """See to it that somebody runs what calls come after that were added just now, with these options."""
+        if options is not None and options.after and self.resumption.note_needs(options.after, self.ids):
+            self.turn_or_later()
 
     def take_back(self, ids: Iterable[int], error: BaseException) -> None:
         """Have nobody wait for what could not be added."""
@@ -350,7 +355,7 @@ class Loop:
     def _look_after_peers(self) -> None:
         if self.peers.look_after():
             self._expect_some()  # whoever has found it
-            self.resumption.may_adopt = True
+            self.resumption.expect()
 
     def _notify(self) -> None:
         """Tell the others that something is there for them, now or later: it is committed."""

@@ -39,6 +39,7 @@ class Maps:
             self._add_resumed(consumer, position, batch)
         else:
             self._add_new(consumer, position, batch)
+        self._loop.heed_needs(batch.options)
 
     def _add_new(self, consumer: Consumer, position: int, batch: Batch) -> None:
         batch.first = self._loop.ids.take(batch.size)

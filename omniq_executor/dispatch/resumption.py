@@ -3,17 +3,18 @@
 import copy
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from ..code.parts import changes
 from ..code.run_context import context_changes
 from ..errors import ContextChanged, FunctionChanged, FunctionLost, KeyConflict
 from ..model.functions import same_arguments
+from ..model.ids import Ids
 from ..model.preview import shown_arguments
 from ..model.reasons import REUSED, Reason, Resumed, Why, runs_text, taken_over
-from ..model.task import FINISHED, Call, Function, Status
-from ..stores.base import ADDS, Resumable, Resume, Run, Store, TaskState, now
+from ..model.task import FINISHED, Call, Function, Status, Task, format_id
+from ..stores.base import ADDS, Resumable, Resume, Run, RunRecord, Store, TaskState, now
 from ..stores.rules import initializer_of
 from .history import Account, History
 from .repeats import LOCAL
@@ -70,8 +71,12 @@ class Resumption:
         self.foreign: set[int] = set()
         """Tasks that are waited for here and may be for nobody else to run."""
         self._renewed: set[int] = set()  # those of them that were submitted here, by their keys
+        self._needed: set[int] = set()  # tasks that nobody waits for here, but that calls of this run come after
+        self._new_needs: set[int] = set()  # those of them that nobody has looked at
+        self._refused: set[int] = set()  # what is not run here, see _refuse_other_contexts()
         self.takes_all = False
         """Whether all calls that were looked for last were there, so that workers wait for none of them."""
+        self._looks_anew = True  # at all of them
         self.may_adopt = runs_leftovers
         """Whether there may be something to adopt."""
         self.resumed = Resumed(run.queue, run.id, run.continues, run.total)
@@ -357,44 +362,82 @@ class Resumption:
 
     def expect(self) -> None:
         """Take note that others may have left something, or are gone."""
-        self.may_adopt = self._runs_leftovers or bool(self.foreign)
+        self.may_adopt = self._runs_leftovers or bool(self.foreign or self._needed)
+        self._looks_anew = True
+
+    def note_needs(self, after: Sequence[int], ids: Ids) -> bool:
+        """Take note of what a new call comes after; returns whether somebody else may have to be asked for it.
+
+        `ids` are those that this run gives. What it has submitted itself, or waits for, it runs anyway.
+        """
+        new = {id for id in after if id not in self._waiters and (id in self._refused or not ids.has_made(id))}
+        if new:
+            self._needed |= new
+            self._new_needs |= new
+            self.may_adopt = True
+        return bool(new)
 
     def adopt(self, waiters: Waiters, runs_calls: bool) -> None:
         """Have this run be of what is waited for, or lies about, and nobody else would run. Raises StoreError."""
         self.foreign = {id for id in self.foreign if id in waiters}
         self._renewed &= self.foreign
+        # There may be many that others are about to run, so what is new is looked at by itself.
+        wanted = self.foreign | self._needed if self._looks_anew else self._new_needs
         if self._runs_leftovers:
             self._store.adopt(self.run, None, now())
-        if self.foreign and runs_calls:
-            self._store.adopt(self.run, self.foreign, now())
+        if wanted and runs_calls:
+            self._store.adopt(self.run, wanted, now())
             if self._renewed:
                 self._store.adopt(self.run, self._renewed, now(), any_context=True)
-            self._refuse_other_contexts(waiters)
-        self.may_adopt = False
+            self._refuse_other_contexts(wanted, waiters)
+        self._new_needs = set()
+        self.may_adopt = self._looks_anew = False
 
-    def _refuse_other_contexts(self, waiters: Waiters) -> None:
-        """Have nobody wait for tasks that were submitted with another initializer: they are not run here."""
-        ids = [it.id for it in self._store.states(self.foreign) if it.status is Status.PENDING]
-        if not ids:
-            return
+    def _refuse_other_contexts(self, ids: Collection[int], waiters: Waiters) -> None:
+        """Have nobody wait for tasks that were submitted with another initializer: they are not run here.
+
+        Nor for calls that need the result of one.
+        """
+        others: dict[int, RunRecord] | None = None
+        left, seen = set(ids), set[int]()
+        while left:
+            seen |= left
+            states = {it.id: it.status for it in self._store.states(left)}
+            self._needed -= {id for id in left if states.get(id, Status.COMPLETED) in FINISHED}
+            rows = self._store.stored([id for id, status in states.items() if status is Status.PENDING])
+            left = set()
+            for task in (row.task for row in rows):
+                if task.run == self.run.id:  # by now, and nobody else takes it; what it comes after may be another's
+                    self.foreign.discard(task.id)
+                    self._needed.discard(task.id)
+                    left.update(task.after)
+                    continue
+                others = self._dead_of_other_contexts() if others is None else others
+                if task.run in others:
+                    self._refuse(task, context_changes(others[task.run].context, self.run.context), waiters)
+            left -= seen
+            self._needed |= left
+
+    def _dead_of_other_contexts(self) -> dict[int, RunRecord]:
+        """Return the runs that nobody works off, and whose initializer was another one, by id."""
         alive = {owner.id for owner in self._store.owners() if owner.queue != ADDS}
         mine = initializer_of(self.run.context)
-        others = {
-            it.id: it for it in self._store.runs() if it.owner not in alive and initializer_of(it.context) != mine
-        }
-        for row in self._store.stored(ids):
-            task = row.task
-            if task.run == self.run.id:  # by now, and nobody else takes it
-                self.foreign.discard(task.id)
-            elif task.run in others:
-                what = context_changes(others[task.run].context, self.run.context)
-                error = ContextChanged(
-                    f"{task.task_id} was submitted by run {task.run} of queue {task.queue!r}, and {what} changed since,"
-                    " so it is not run here: its script runs it, with what it was then"
-                )
-                self.foreign.discard(task.id)
-                _log.warning("%s. Calls that need its result wait until then", error)
-                waiters.resolve(task.id, error)
+        return {it.id: it for it in self._store.runs() if it.owner not in alive and initializer_of(it.context) != mine}
+
+    def _refuse(self, task: Task, what: str, waiters: Waiters) -> None:
+        why = (
+            f"{task.task_id} was submitted by run {task.run} of queue {task.queue!r}, and {what} changed since,"
+            " so it is not run here: its script runs it, with what it was then"
+        )
+        if task.id not in self._refused:
+            _log.warning("%s. Calls that need its result wait in the store until then", why)
+        waiters.resolve(task.id, ContextChanged(why))
+        for id in self._store.dependents([task.id]):
+            waiters.resolve(id, ContextChanged(f"{format_id(id)} needs a result that is not there: {why}"))
+            self._refused.add(id)
+        self._refused.add(task.id)
+        self.foreign -= self._refused
+        self._needed -= self._refused
 
 
 def _why(taken: TaskState) -> Why:

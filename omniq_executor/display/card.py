@@ -5,10 +5,9 @@ and the two that are not are legible on both. Whatever comes from users is escap
 """
 
 from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
 
-from .words import printable
+from .words import escape, printable
 
 GOOD, BAD = "#2b8a4b", "#d9483b"  # on white and on near-black alike
 FONT = "font: 13px/1.5 system-ui, -apple-system, 'Segoe UI', sans-serif"

@@ -9,11 +9,11 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
 
 from . import words
 from .card import BAD, FONT, LINE, MONO
+from .words import escape
 
 _LEAST_CALLS = 5  # from which something is guessed
 _LEAST_S = 2.0  # likewise, that they took here

@@ -12,10 +12,10 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from typing import Any, NamedTuple, overload
 
 from ..display import words
+from ..display.words import escape
 from ..hashes import blake2b
 from .schema import ErrorInfo, format_id, iso
 

@@ -17,6 +17,7 @@ class Ids:
 
     def __init__(self, owner: int) -> None:
         self._node = owner % NODES << _COUNT_BITS
+        self._first = 0
         self.taken = 0
         """How many it has made."""
         self._tick = 0
@@ -33,8 +34,14 @@ class Ids:
             self._tick, self._used = self._tick + 1, 0
         first = self._tick << _COUNT_BITS + _NODE_BITS | self._node | self._used
         self._used += count
+        if not self.taken:
+            self._first = first
         self.taken += count
         return first
+
+    def has_made(self, id: int) -> bool:
+        """Return whether an id is one of these. Of an earlier owner of the same number, all are lower."""
+        return self.taken > 0 and id >= self._first and id & (NODES - 1 << _COUNT_BITS) == self._node
 
 
 def time_of(number: int) -> int:

@@ -3,9 +3,9 @@
 import enum
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import NamedTuple
 
+from ..display.words import escape
 from .task import Status
 
 

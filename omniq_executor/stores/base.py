@@ -737,6 +737,10 @@ class Store(abc.ABC):
         """Return where the given tasks stand, in no special order; unknown ids are left out."""
 
     @abc.abstractmethod
+    def dependents(self, ids: Collection[int]) -> set[int]:
+        """Return what is not finished and comes after one of these tasks, or after one that does, and so on."""
+
+    @abc.abstractmethod
     def by_key(self, queue: str, key: str) -> TaskState | None:
         """Return where the task with that key in that queue stands, or None."""
 

@@ -22,13 +22,15 @@ import socket
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-
-from filelock import FileLock
+from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError
 from ..interrupts import interrupts
 from ..model.ids import NODES
 from . import permissions
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 def new_owner_id(taken: Iterable[int]) -> int:
@@ -55,6 +57,12 @@ _OF_ONE_MACHINE = {  # the file systems that no two have mounted at a time
 _holders: "dict[tuple[Path, int], Owners]" = {}  # by folder and owner: what keeps its lock, as long as it does
 
 
+def _lock(path: Path, **how: Any) -> "FileLock":
+    from filelock import FileLock  # 10 ms of imports, in which a forkserver can start
+
+    return FileLock(path, mode=0o600, **how)
+
+
 class Owners:
     """The lock files and notification pipes of the owners of one store, in one folder."""
 
@@ -72,14 +80,14 @@ class Owners:
         folder = self.folder.resolve()
         return next((kinds[str(it)] for it in (folder, *folder.parents) if str(it) in kinds), "") in _OF_ONE_MACHINE
 
-    def gate(self, timeout_s: float) -> FileLock:
+    def gate(self, timeout_s: float) -> "FileLock":
         """Return the lock under which a store is created and opened, and its owners are looked at."""
-        return FileLock(self.folder / "open.lock", timeout=timeout_s, mode=0o600, poll_interval=_POLL_S)
+        return _lock(self.folder / "open.lock", timeout=timeout_s, poll_interval=_POLL_S)
 
     @interrupts  # one that is raised in a lock of filelock may keep all others from theirs
     def hold(self, owner: int, *, has_pipe: bool = True) -> None:
         """Prove from now on that this process lives: as an owner, or without a notification pipe as a session."""
-        lock = FileLock(self._lock_path(owner), mode=0o600, thread_local=False)  # another thread may let go of it
+        lock = _lock(self._lock_path(owner), thread_local=False)  # another thread may let go of it
         try:
             lock.acquire(blocking=False)
             self._held[owner] = lock
@@ -110,7 +118,7 @@ class Owners:
         """Return False only if the owner's death is proved."""
         if owner in _holders.get((self.folder, owner), self)._held:
             return True
-        probe = FileLock(self._lock_path(owner), mode=0o600)
+        probe = _lock(self._lock_path(owner))
         try:
             if host != self.host and not self._is_of_this_machine:
                 return True

@@ -12,8 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import Timeout
-
 from ..errors import StoreError
 
 BUSY_TIMEOUT_S = 30.0  # how long a store's locks are waited for
@@ -168,6 +166,8 @@ def sync(path: Path) -> None:
 
 def explain(error: OSError) -> str:
     """Say what an error of the system's, or of a lock, was about, and what can be done."""
+    from filelock import Timeout  # see owners.py
+
     if isinstance(error, Timeout):
         return f"another process has held it for more than {BUSY_TIMEOUT_S:.0f} s"
     remedy = {

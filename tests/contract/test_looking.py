@@ -247,6 +247,7 @@ USES: dict[str, Callable[[Store], object]] = {
     "get": lambda store: store.get(1),
     "function": lambda store: store.function(SQUARE.digest),
     "states": lambda store: store.states([1]),
+    "dependents": lambda store: store.dependents([1]),
     "by_key": lambda store: store.by_key("work", "monday"),
     "counts": lambda store: store.counts(),
     "find": lambda store: store.find(),

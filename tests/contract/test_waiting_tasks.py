@@ -356,3 +356,14 @@ def test_many_wait_for_one_and_one_for_many(client: Client) -> None:
         assert client.claim() == []
         client.turn(outcomes=[Outcome(id, 1, Event.FAIL, error=ERROR)])
     assert client.claim() == [last]
+
+
+def test_dependents_are_what_waits_for_a_task_at_any_distance(client: Client) -> None:
+    first, other = client.add(1, 2, claimed=True)
+    near = add(client, first)
+    far, both = add(client, near), add(client, other, near)
+    assert client.store.dependents([first]) == {near, far, both}
+    assert client.store.dependents([other, near]) == {far, both}
+    assert client.store.dependents([far]) == client.store.dependents([]) == client.store.dependents([999]) == set()
+    client.store.cancel([far], tick())
+    assert client.store.dependents([first]) == {near, both}

@@ -46,6 +46,7 @@ class Row:
     crashes: int = 0
     result: str | bytes | None = None
     error: ErrorInfo | None = None
+    after: tuple[int, ...] = ()
 
 
 class NotifyPath:

@@ -26,7 +26,7 @@ from ...model.schema import USUAL
 from ...model.task import FINISHED, Function, Status, Task
 from ..base import PastCall, TaskState
 from ..glances import Glance, Wanted
-from ..retention import names
+from ..retention import names, with_dependents
 from .counts import TASKS, by_status
 from .functions import Functions
 from .glance import look
@@ -80,6 +80,11 @@ class FileStore(Turns, Retention):
     def states(self, ids: Iterable[int]) -> list[TaskState]:
         with self._tasks.locked():
             return list(map(found, self._tasks.records(ids)))
+
+    def dependents(self, ids: Collection[int]) -> set[int]:
+        with self._tasks.locked():
+            unfinished = self._tasks.all(Status.PENDING, Status.RUNNING)
+            return with_dependents(ids, {record.task.id: record.task.after for record in unfinished}).difference(ids)
 
     def by_key(self, queue: str, key: str) -> TaskState | None:
         with self._tasks.locked():

@@ -30,6 +30,16 @@ def states(ids: Iterable[int]) -> Transaction[list[TaskState]]:
     return [found(row) for row in rows]
 
 
+def dependents(ids: Collection[int]) -> Transaction[set[int]]:
+    """Return what is not finished and comes after one of these tasks, or after one that does, and so on."""
+    rows, _ = yield (
+        f"WITH RECURSIVE dependent(id) AS (SELECT value FROM {GIVEN} UNION"
+        " SELECT task FROM dependency JOIN dependent ON dependency.needs = dependent.id) SELECT id FROM dependent",
+        (json.dumps(list(ids)),),
+    )
+    return {id for (id,) in rows}.difference(ids)
+
+
 def by_key(queue: int, key: str) -> Transaction[TaskState | None]:
     """Return where the task of that key stands, or None."""
     rows, _ = yield f"SELECT {FOUND} WHERE queue = ? AND key = ?", (queue, key)

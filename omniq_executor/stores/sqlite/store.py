@@ -433,6 +433,9 @@ class SQLiteStore(Store):
     def states(self, ids: Iterable[int]) -> list[TaskState]:
         return self.db.ask(looking.states(ids))
 
+    def dependents(self, ids: Collection[int]) -> set[int]:
+        return self.db.ask(looking.dependents(ids))
+
     def by_key(self, queue: str, key: str) -> TaskState | None:
         return self.db.ask(looking.by_key(self._queue(queue), key))
 
