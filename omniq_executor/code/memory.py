@@ -23,8 +23,8 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, repeat
-from operator import attrgetter, is_
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -47,6 +47,11 @@ _parts = attrgetter(
 )  # fmt: skip
 _parts_of_class = attrgetter("__bases__", "__name__", "__qualname__")
 _contents = attrgetter("cell_contents")
+
+
+def _items(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """Return what gives the items of these names, of which there is one at least."""
+    return itemgetter(*names, names[0])  # of one name alone it would give no tuple
 
 
 class Reads:
@@ -158,17 +163,25 @@ class Memory:
         """At the data, where that was not the same as when it was written."""
         self._seen: _Look | None = None
         self._count = len(sys.modules)  # submodules may come, which are then sent along
-        self._modules = [*reads.modules], [*reads.modules.values()]
-        self._names = [(names.get, [*read], [*read.values()]) for names, read in reads.names.values()]
         self._own_parts = _parts(value) if type(value) is FunctionType else ()
-        self._functions = [each for each in reads.functions.values() if each is not value]  # which may go meanwhile
-        self._parts = [*chain.from_iterable(map(_parts, self._functions))]
+        functions = [each for each in reads.functions.values() if each is not value]  # which may go meanwhile
+        # What gives a tuple of what is there now, from what; and what that was.
+        self._looks: list[tuple[Callable[[Any], Sequence[Any]], Any]] = [(_parts, each) for each in functions]
+        self._were = [*chain.from_iterable(map(_parts, functions))]
+        self._absent: list[tuple[dict[str, Any], str]] = []
+        for names, read in (*reads.names.values(), (sys.modules, reads.modules)):
+            there = [name for name, stood in read.items() if stood is not _ABSENT]
+            self._absent += [(names, name) for name in read.keys() - there]
+            if there:
+                self._looks.append((_items(there), names))
+                self._were += _items(there)(read)
         self._classes = [*reads.classes.values()]
         self._parts_of_classes = [*chain.from_iterable(map(_parts_of_class, self._classes))]
         self._subclasses = abc.get_cache_token() if self._classes else None  # that were registered
         self._attributes = [*reads.attributes.values()]
-        self._lengths = [*map(len, self._attributes)]
+        self._empty = [each for each in self._attributes if not each]
         self._filled = [each for each in self._attributes if each]
+        self._lengths = [*map(len, self._filled)]
         self._keys = [*chain.from_iterable(self._filled)]
         self._values = [*chain.from_iterable([each.values() for each in self._filled])]
         self._cells, self._contents = reads.cells, reads.contents
@@ -178,20 +191,21 @@ class Memory:
         """Return whether nothing of it has changed."""
         try:
             return self._holds(value) and (not self._data or self._looks_alike())
-        except (ValueError, AttributeError, RuntimeError):  # a cell is empty by now; another thread changes a dict
+        # A name is gone, or a cell empty by now; another thread changes a dict.
+        except (KeyError, ValueError, AttributeError, RuntimeError):
             return False
 
     def _holds(self, value: Any) -> bool:
-        for get, names, values in self._names:
-            if not all(map(is_, map(get, names, repeat(_ABSENT)), values)):
-                return False
+        now: list[Any] = []
+        for look, at in self._looks:
+            now += look(at)
         return (
-            self._count == len(sys.modules)
-            and all(map(is_, map(sys.modules.get, self._modules[0]), self._modules[1]))
+            all(map(is_, now, self._were))
+            and self._count == len(sys.modules)
             and (not self._own_parts or all(map(is_, _parts(value), self._own_parts)))
-            and all(map(is_, chain.from_iterable(map(_parts, self._functions)), self._parts))
+            and not (self._absent and any(name in names for names, name in self._absent))
             and (not self._cells or all(map(is_, map(_contents, self._cells), self._contents)))
-            and [*map(len, self._attributes)] == self._lengths
+            and not any(self._empty)
             and (not self._filled or self._has_same_attributes())
             and (
                 not self._classes
@@ -204,7 +218,11 @@ class Memory:
 
     def _has_same_attributes(self) -> bool:
         now = chain.from_iterable([each.values() for each in self._filled])
-        return [*chain.from_iterable(self._filled)] == self._keys and all(map(is_, now, self._values))
+        return (
+            [*map(len, self._filled)] == self._lengths
+            and [*chain.from_iterable(self._filled)] == self._keys
+            and all(map(is_, now, self._values))
+        )
 
     def _looks_alike(self) -> bool:
         self.latest = self._look()
