@@ -178,9 +178,9 @@ class Memory:
         self._classes = [*reads.classes.values()]
         self._parts_of_classes = [*chain.from_iterable(map(_parts_of_class, self._classes))]
         self._subclasses = abc.get_cache_token() if self._classes else None  # that were registered
-        self._attributes = [*reads.attributes.values()]
-        self._empty = [each for each in self._attributes if not each]
-        self._filled = [each for each in self._attributes if each]
+        attributes = [*reads.attributes.values()]
+        self._empty = [each for each in attributes if not each]
+        self._filled = [each for each in attributes if each]
         self._lengths = [*map(len, self._filled)]
         self._keys = [*chain.from_iterable(self._filled)]
         self._values = [*chain.from_iterable([each.values() for each in self._filled])]

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from backends import BACKENDS, CUBE, ERROR, SQUARE, Backend, Client, call, new_ids, tick
@@ -465,3 +466,24 @@ def test_the_same_function_is_kept_once(client: Client, address: Path) -> None:
     client.add(3, function=CUBE)
     client.add(4)
     assert len(os.listdir(address / "functions")) == 2
+
+
+def test_files_that_could_not_be_written_are_written_though_a_turn_after_it_wrote_its_own(
+    client: Client, address: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both turns under one lock. The mark of the second said that all files are written, so the first were not."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first, second = client.add(1, 2, claimed=True)
+    tasks = cast("FileStore", client.store)._tasks
+    with tasks.locked():
+        with monkeypatch.context() as patched:
+            patched.setattr(tasks.folders, "rewrite", refuse)
+            client.end(Event.COMPLETE, first, result="1")
+        client.end(Event.COMPLETE, second, result="4")
+    client.reopen()
+    assert client.statuses([first, second]) == [Status.COMPLETED] * 2
+    assert [fields_of(address, id)["status"] for id in (first, second)] == ["COMPLETED"] * 2
+    assert folders_of(address, first) == ["completed"]

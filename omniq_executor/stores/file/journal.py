@@ -134,7 +134,10 @@ class Journal:
         except OSError:
             self._cut(start)
             raise
+        was_applied = self.is_applied
         self._last, self._read_to = start, at
+        if was_applied and not texts:
+            self.mark_applied()  # there are no files of it
 
     def take_back(self) -> None:
         """Remove the entry that was appended last, which must not be applied and is known to nobody yet."""
@@ -144,6 +147,11 @@ class Journal:
         """Note that the files of all entries are written."""
         self._applied = self._read_to
         os.pwrite(self._fd, b"%020d" % self._applied, _APPLIED_AT)
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether the files of all entries that this process knows are written."""
+        return self._applied >= self._read_to
 
     def mark_boot(self) -> None:
         """Note that all is as it should be since this start of the machine."""

@@ -414,7 +414,7 @@ class Tasks:
         count_in(counts, changes.new.values(), map(len, texts))
         # Before the commit, so that there is no task that can be claimed and is not in the order.
         self.ready_index.add(record.task for record in changes.new.values() if is_claimable(record.task))
-        place = self.journal.place
+        place, was_applied = self.journal.place, self.journal.is_applied
         self.journal.append(by, texts, text_of_changes(counts))
         added: list[Record] = []
         try:
@@ -435,7 +435,8 @@ class Tasks:
                     record = changes.new[number]
                     self.folders.rewrite(old, record, text)
                     record.size = len(text)
-            self.journal.mark_applied()
+            if was_applied:  # else those of an entry before this one may be missing, and are written with the next lock
+                self.journal.mark_applied()
         except OSError as error:
             # It is committed, since the journal has it. Whoever takes the lock next writes the files.
             _log.warning("%s: the files are written later: %s", self.path, error)
