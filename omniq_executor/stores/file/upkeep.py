@@ -1,6 +1,7 @@
 """Upkeep of a file store: purges, backups, repairs and migrations. See store.py."""
 
 import contextlib
+import logging
 import os
 import shutil
 import time
@@ -23,6 +24,8 @@ from .records import Record
 from .runs import OWNER_FIELDS, RUN_FIELDS, SESSION_FIELDS, TAKEN, Runs
 from .tasks import Changes, is_claimable
 
+_log = logging.getLogger("omniq_executor")
+
 
 class Upkeep(Runs):
     """Removes, copies, repairs and moves what is stored."""
@@ -38,7 +41,12 @@ class Upkeep(Runs):
                     changes.change(record, record.removed())
             self._tasks.commit(0, changes)
             if changes.new:
-                self._drop_unused()
+                try:
+                    self._drop_unused()
+                except OSError as error:  # the tasks are removed; these go with a later purge
+                    _log.warning(
+                        "%s: functions and runs that no task needs stay: %s", self.path, permissions.explain(error)
+                    )
         return len(changes.new)
 
     def _drop_unused(self) -> None:
