@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import calls
 import pytest
 
 import omniq_executor
-from omniq_executor import PersistentExecutor, Status, interrupts as interrupts_module
+from omniq_executor import PersistentExecutor, PoolBroken, Status, interrupts as interrupts_module
 from omniq_executor.dispatch import sessions
 from omniq_executor.engines.local.pool import LocalEngine
 from omniq_executor.future import DurableFuture
@@ -577,3 +578,82 @@ def test_a_signal_that_comes_while_it_is_found_out_who_hears_of_signals_reaches_
         selector.close()
         os.close(ear)
         os.close(mouth)
+
+
+# --- Handlers of other signals, which nobody puts off ---
+
+
+@pytest.fixture
+def in_turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[PersistentExecutor, Callable[[], object]], None]]:
+    """Have a handler of SIGUSR1 do something in the middle of the next turn of the main thread, before its commit."""
+    handler: Any = signal.getsignal(signal.SIGUSR1)
+
+    def prepare(executor: PersistentExecutor, act: Callable[[], object]) -> None:
+        turn = executor.store.turn
+
+        def interrupted(*work: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                monkeypatch.setattr(executor.store, "turn", turn)
+                signal.raise_signal(signal.SIGUSR1)
+            return turn(*work)
+
+        signal.signal(signal.SIGUSR1, lambda *_: act())
+        monkeypatch.setattr(executor.store, "turn", interrupted)
+
+    yield prepare
+    signal.signal(signal.SIGUSR1, handler)
+
+
+@each_store
+def test_a_signal_handler_can_cancel_calls_in_the_middle_of_a_turn(
+    tmp_path: Path, name: str, in_turns: Any, gate: Path, wait_until: Any
+) -> None:
+    """It began a transaction within the one that it had interrupted, and the executor was broken, or hung."""
+    with PersistentExecutor(1, store=tmp_path / name) as executor:
+        running = executor.submit(calls.wait_for, gate)
+        wait_until(running.running)
+        waits = [executor.submit(calls.square, n) for n in range(3)]
+        seen: list[Any] = []
+        in_turns(executor, lambda: seen.append([running.running(), waits[0].cancel(), running.cancel(running=True)]))
+        after = executor.options(tags=["late"]).submit(calls.square, 9)
+        assert seen == [[True, False, False]]
+        wait_until(lambda: waits[0].cancelled() and running.cancelled())
+        assert [future.result(30) for future in (*waits[1:], after)] == [1, 4, 81]
+
+
+@each_store
+@pytest.mark.parametrize("way", ["shutdown", "kill_workers"])
+def test_a_signal_handler_can_end_the_executor_in_the_middle_of_a_turn(
+    tmp_path: Path, name: str, in_turns: Any, gate: Path, wait_until: Any, way: str
+) -> None:
+    with PersistentExecutor(1, store=tmp_path / name) as executor:
+        running = executor.submit(calls.wait_for, gate)
+        wait_until(running.running)
+        end = executor.kill_workers if way == "kill_workers" else lambda: executor.shutdown(cancel_futures=True)
+        in_turns(executor, end)
+        after = executor.options(tags=["late"]).submit(calls.square, 9)
+        wait_until(after.done)
+        assert after.cancelled() or isinstance(after.exception(), PoolBroken)
+        gate.touch()
+        wait_until(running.done)
+
+
+@each_store
+def test_a_signal_handler_that_submits_in_the_middle_of_a_turn_is_told_so(
+    tmp_path: Path, name: str, in_turns: Any
+) -> None:
+    with PersistentExecutor(1, store=tmp_path / name) as executor:
+        first = executor.submit(calls.square, 2)
+        assert first.result(30) == 4
+        seen: list[BaseException] = []
+
+        def ask() -> None:
+            for act in (lambda: executor.submit(calls.square, 3), lambda: list(executor.map(calls.square, [3]))):
+                with pytest.raises(RuntimeError, match="a signal handler has interrupted the executor") as caught:
+                    act()
+                seen.append(caught.value)
+
+        in_turns(executor, ask)
+        assert executor.options(tags=["late"]).submit(calls.square, 9).result(30) == 81
+        assert len(seen) == 2
+        assert executor.submit(calls.square, 3).result(30) == 9

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from omniq_executor import FunctionLost, PersistentExecutor, Status, StoreError, open_store
 from omniq_executor.cli.main import main
 from omniq_executor.dispatch import committing as module, sessions
+from omniq_executor.dispatch.driving import Driver
 
 WAIT_S = 30.0
 MakeExecutor = Callable[..., PersistentExecutor]
@@ -31,6 +32,12 @@ MakeExecutor = Callable[..., PersistentExecutor]
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what was refused be tried again soon."""
     monkeypatch.setattr(module, "RETRY_S", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def _submits_between_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests here hold the driver, so that nobody takes a turn, and submit: else that is a signal handler's doing."""
+    monkeypatch.setattr(Driver, "refuse_within", lambda _: None)
 
 
 @pytest.fixture(params=["store.db", "store"])

@@ -87,18 +87,19 @@ def test_a_result_too_large_for_the_store_fails_its_own_call_only(executor: Pers
     assert large.task().status is Status.FAILED
 
 
-def test_a_result_above_two_gigabytes_fails_its_own_call_only(executor: PersistentExecutor) -> None:
+def test_a_result_above_two_gigabytes_fails_its_own_call_only(executor: PersistentExecutor, gate: Path) -> None:
     """Issue 10: the executor ended with it."""
     dispatcher = executor._dispatcher
+    large, small = executor.submit(calls.wait_for, gate), executor.submit(calls.wait_for, gate)
     with dispatcher.driver:
-        large, small = executor.submit(calls.square, 3), executor.submit(calls.square, 4)
+        gate.touch()
         reports = dispatcher.engine.reports
         while len(reports) < 2:
             dispatcher.driver.poll(0.01)
         reports.sort(key=lambda report: report.ids[0])
         reports[0] = reports[0]._replace(payload=mmap.mmap(-1, 1 << 31))  # which takes no memory
     all_done([large, small], SOON_S)
-    assert small.result(0) == 16
+    assert small.result(0) == gate.name
     with pytest.raises(SerializationError, match="too large"):
         large.result(0)
     assert executor.submit(calls.square, 5).result(WAIT_S) == 25

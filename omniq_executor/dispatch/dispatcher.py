@@ -94,6 +94,7 @@ class Dispatcher:
 
         Raises StoreError, and leaves nothing behind then.
         """
+        self.driver.refuse_within()
         key = call_options.key
         if key is not None and is_memo(key):
             key = memo_key(self.run, function, call)
@@ -160,6 +161,7 @@ class Dispatcher:
 
     def add(self, consumer: Consumer, position: int, batch: Batch) -> None:
         """Store new calls for consecutive positions of a consumer. Their ids are given here."""
+        self.driver.refuse_within()
         with self.driver:
             self._loop.enter()
             if self._loop.claims.queue.know(batch.function):
@@ -185,6 +187,7 @@ class Dispatcher:
 
     def future(self, id: int) -> Any:
         """Return a future for any task of the store, or None if there is none of that id."""
+        self.driver.refuse_within()
         with self.driver:
             self._loop.enter()
             found = self.store.states([id])
@@ -196,6 +199,7 @@ class Dispatcher:
 
     def retry(self, ids: Sequence[int]) -> list[Any]:
         """Have those of the tasks run again that FAILED or are CANCELLED; return their futures, oldest first."""
+        self.driver.refuse_within()
         with self.driver:
             loop = self._loop
             loop.enter()
@@ -231,15 +235,26 @@ class Dispatcher:
 
     def cancel(self, ids: Sequence[int], running: bool = False) -> None:
         """Cancel those of the tasks that have not started, for good; with `running`, end those that have."""
+        if self.driver.is_within():
+            self._cancel_later(ids, running)
+            return
         with self.driver:
             if not self.driver.is_closed:
                 self._loop.cancel(ids, running)
 
     def forget(self, consumer: Consumer, running: bool = False) -> None:
         """Nobody waits for the consumer's tasks any more: cancel those that have not started, or with `running` all."""
+        if self.driver.is_within():
+            self._cancel_later(self._waiters.ids(consumer), running)
+            return
         with self.driver:
             if not self.driver.is_closed:
                 self._loop.cancel(self._waiters.ids(consumer), running)
+
+    def _cancel_later(self, ids: Sequence[int], running: bool) -> None:
+        """Cancel calls once the turn is over that a handler of a signal has interrupted in this thread."""
+        self._loop.dropped.cancel(ids, running)
+        self.driver.wake()
 
     def watch(self, iterator: Any, consumer: Consumer) -> None:
         """As `forget()`, when an iterator is dropped, with a turn that follows."""
@@ -340,6 +355,8 @@ class Dispatcher:
 
     def has_claimed(self, id: int) -> bool:
         """Return whether the task is with a worker, here or elsewhere, or about to be."""
+        if self.driver.is_within():  # and the store may be in the middle of something, too
+            return id in self._loop.claims.held()
         with self.driver:
             if id in self._loop.claims.held():
                 return True
@@ -383,6 +400,9 @@ class Dispatcher:
 
     def close(self, wait: bool, cancel_futures: bool = False) -> None:
         """Take nothing more, and end when everything awaited is resolved. With `wait`, return only then."""
+        if self.driver.is_within():
+            start_new_thread(self.close, (False, cancel_futures))
+            return
         with self.driver:
             if self.driver.is_closed:
                 return
@@ -402,6 +422,9 @@ class Dispatcher:
 
     def stop(self, signal_number: int, why: str) -> None:
         """End the workers now. Calls that are not done stay in the store as PENDING; their futures fail."""
+        if self.driver.is_within():
+            start_new_thread(self.stop, (signal_number, why))
+            return
         loop = self._loop
         with self.driver:
             if self.driver.is_closed:

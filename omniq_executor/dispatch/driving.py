@@ -131,6 +131,18 @@ class Driver:
         finally:
             interrupts.__exit__()
 
+    def is_within(self) -> bool:
+        """Return whether this thread is in a turn or visit, so that a handler of a signal has interrupted it there."""
+        return bool(self._lock._is_owned())  # type: ignore[attr-defined]  # as threading.Condition asks it
+
+    def refuse_within(self) -> None:
+        """Raise RuntimeError there."""
+        if self.is_within():
+            raise RuntimeError(
+                "a signal handler has interrupted the executor in the middle of something. It can ask it to cancel"
+                " calls there, and to shut down, but not to take calls or to wait for them"
+            )
+
     def start(self) -> None:
         """Start the own thread, if it does not run. The lock is held."""
         if self._thread is None:
@@ -224,6 +236,7 @@ class Driver:
             while not (is_done := done()) and not self.is_closed:
                 if deadline < math.inf and time.monotonic() >= deadline:
                     break
+                self.refuse_within()
                 self._wait(done, deadline)
                 if interrupts.is_pending:
                     interrupts.deliver()

@@ -198,7 +198,7 @@ class Loop:
             self.peers.must_notify = True  # of what was taken back before it failed
         try:
             while self.dropped:
-                self.cancel(self.waiters.ids(self.dropped.first()))
+                self.cancel(*self.dropped.first(self.waiters))
                 self.dropped.remove_first()  # now that it is done
             if not self._holds:
                 self._engine.steal(time.monotonic(), self._is_idle)

@@ -127,10 +127,10 @@ MUTATIONS: dict[str, Mutation] = {
         """
 -        try:
 -            while self.dropped:
--                self.cancel(self.waiters.ids(self.dropped.first()))
+-                self.cancel(*self.dropped.first(self.waiters))
 -                self.dropped.remove_first()
 +        while self.dropped:
-+            self.cancel(self.waiters.ids(self.dropped.first()))
++            self.cancel(*self.dropped.first(self.waiters))
 +            self.dropped.remove_first()
 +        try:
 """,
