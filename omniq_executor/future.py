@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from .dispatch.attachment import Attachment, Onlooker, attachment
 from .errors import OmniqError, StoreError
 from .interrupts import SafeEvent, SafeLock, interrupts
-from .lean_future import LeanFuture
+from .lean_future import MADE, LeanFuture
 from .model import codec, dependencies
 from .model.options import check_whole
 from .model.reasons import Reason, Why
@@ -343,7 +343,7 @@ class _Reference(DurableFuture[_T]):
     def _forget(self) -> None:
         self._joined = SafeEvent()  # set when the next line holds
         self._onlooker: Onlooker | None = None  # what resolves it, if it was not finished
-        for name in _OF_ANY:
+        for name in (*_OF_ANY, *MADE):
             vars(self).pop(name, None)
 
     if not TYPE_CHECKING:

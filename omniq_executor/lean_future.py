@@ -86,6 +86,8 @@ class LeanFuture(concurrent.futures.Future[_T]):
             self._invoke_callbacks()  # type: ignore[attr-defined]
 
 
+MADE = ("_made", "_waiters", "_done_callbacks")
+"""The attributes that a future has once somebody has asked for its condition."""
 _making = threading.RLock()  # a handler of a signal may ask, too
 
 

@@ -616,6 +616,34 @@ def test_a_process_that_is_killed_while_it_waits_holds_up_nobody(
     wait_until(lambda: onlookers(address) == [])
 
 
+def test_a_fork_can_wait_though_a_thread_of_the_parent_had_the_lock_of_the_future(
+    submitted: Any, start_worker: Any, address: Path
+) -> None:
+    waits = attach(address).future(submitted(calls.square, 2))
+    assert not waits.done()
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with waits._condition:
+            is_held.set()
+            is_over.wait(WAIT_S)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert is_held.wait(WAIT_S)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = int(waits not in concurrent.futures.wait([waits], WAIT_S).done)
+        finally:
+            os._exit(status)
+    is_over.set()
+    thread.join()
+    start_worker("-n", 1, "--store", address)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_a_fork_looks_anew(submitted: Any, start_worker: Any, address: Path, tmp_path: Path) -> None:
     waits, done = (attach(address).future(submitted(calls.square, n)) for n in (2, 3))
     assert not waits.done()
