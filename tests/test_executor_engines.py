@@ -8,9 +8,11 @@ import sys
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import calls
+import psutil
 import pytest
 from engine_contract import Bench, killable_script, values_of
 
@@ -28,6 +30,8 @@ from omniq_executor import (
 from omniq_executor.engines import adapter, asking, given, remote, renewing
 from omniq_executor.engines.base import RETURNED
 from omniq_executor.engines.local.start_method import default_context
+from omniq_executor.engines.local.worker import NEVER
+from omniq_executor.slots import RESUME, STARTED
 
 WAIT_S = 30.0
 
@@ -107,6 +111,33 @@ def test_a_call_that_kills_its_worker_is_charged_alone(make_executor: Any, journ
     assert journal.lines().count("37") == retries + 1
     assert futures[37].task().attempts == retries + 1
     assert {future.task().crashes for n, future in enumerate(futures) if n != 37} == {0}
+
+
+def test_a_worker_that_is_on_its_way_out_does_not_count_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end is heard of before it is a zombie. So a call that had killed it was run once more than allowed."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    monkeypatch.setattr(psutil.Process, "status", lambda _: psutil.STATUS_RUNNING)
+    try:
+        assert given._is_alive(os.getpid())
+        assert not given._is_alive(pid)
+    finally:
+        os.waitpid(pid, 0)
+
+
+def test_a_worker_that_takes_a_chunk_after_the_pool_has_broken_is_no_suspect() -> None:
+    """It was, so the call that had broken the pool was not charged for it, and was run once more than allowed."""
+    row = memoryview(bytearray(8 * 8)).cast("q")
+    chunk: Any = SimpleNamespace(ids=range(7, 9))
+    it = given.Given(1, chunk, True, 0, row)
+    it.note_survivor()
+    row[STARTED], row[RESUME] = 0, NEVER + 2**22 + 1  # of a process that there is not
+    assert it.place == 0
+    assert it.survived
+    it.note_survivor()
+    assert not it.survived
 
 
 def run_apart(fn: Any, *args: Any) -> Any:

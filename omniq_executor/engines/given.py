@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,6 +15,7 @@ from .pacing import MOST_CALLS, Pace, Throughput
 CHUNK_S = 0.1  # of work in a chunk, or ...
 CHUNK_TURNAROUNDS = 20  # ... as many times what the way there and back costs, up to ...
 MOST_CHUNK_S = 0.5
+_PF_EXITING = 4  # of Linux, see proc_pid_stat(5) and include/linux/sched.h
 UNTOLD = -2  # in STARTED of a row: no worker has said that it has the chunk
 
 
@@ -32,7 +34,7 @@ class Given:
         self.since = time.monotonic()
         self.future: Future[Any] | None = None  # until it is there
         self.over: set[int] = set()  # its calls that were reported before their end
-        self.survived = False  # whether the worker that had it was alive when its future failed
+        self.survived = False  # whether the worker that had it, or took it, was alive when its future failed
 
     @property
     def is_over(self) -> bool:
@@ -46,9 +48,8 @@ class Given:
         return place if 0 <= place < len(self.chunk.ids) else None
 
     def note_survivor(self) -> None:
-        """Take note whether the worker is alive that has it."""
-        if self.place is not None and self.row is not None:
-            self.survived = _is_alive(self.row[RESUME] - NEVER)
+        """Take note whether the worker is alive that has it, or takes it after this."""
+        self.survived = self.row is None or self.place is None or _is_alive(self.row[RESUME] - NEVER)
 
     def is_let_go(self) -> bool:
         """Return whether no worker writes to the row any more: also where its future has failed, one may go on."""
@@ -114,6 +115,17 @@ class ChunkThroughput(Throughput):
 
 
 def _is_alive(pid: int) -> bool:
+    """Return whether a process lives.
+
+    Its end is heard of as its files are closed. For a moment after that it still counts as running, and only its flags
+    say that it is on its way out.
+    """
+    try:
+        flags = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[6])
+        if flags & _PF_EXITING:
+            return False
+    except (OSError, IndexError):  # it is gone, or this is no Linux
+        pass
     try:
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
