@@ -614,22 +614,33 @@ def test_a_signal_handler_can_cancel_calls_in_the_middle_of_a_turn(
         wait_until(running.running)
         waits = [executor.submit(calls.square, n) for n in range(3)]
         seen: list[Any] = []
-        in_turns(executor, lambda: seen.append([running.running(), waits[0].cancel(), running.cancel(running=True)]))
+        told: list[Any] = []
+
+        def ask() -> None:
+            seen.append([running.running(), waits[0].cancel(), running.cancel(running=True)])
+            assert not running.done()
+            assert not running.cancelled()
+            running.add_done_callback(told.append)
+            with pytest.raises(TimeoutError):
+                waits[1].result(0)
+
+        in_turns(executor, ask)
         after = executor.options(tags=["late"]).submit(calls.square, 9)
         assert seen == [[True, False, False]]
         wait_until(lambda: waits[0].cancelled() and running.cancelled())
         assert [future.result(30) for future in (*waits[1:], after)] == [1, 4, 81]
+        assert told == [running]
 
 
 @each_store
-@pytest.mark.parametrize("way", ["shutdown", "kill_workers"])
+@pytest.mark.parametrize("way", ["shutdown", "terminate_workers", "kill_workers"])
 def test_a_signal_handler_can_end_the_executor_in_the_middle_of_a_turn(
     tmp_path: Path, name: str, in_turns: Any, gate: Path, wait_until: Any, way: str
 ) -> None:
     with PersistentExecutor(1, store=tmp_path / name) as executor:
         running = executor.submit(calls.wait_for, gate)
         wait_until(running.running)
-        end = executor.kill_workers if way == "kill_workers" else lambda: executor.shutdown(cancel_futures=True)
+        end = functools.partial(getattr(executor, way), **({"cancel_futures": True} if way == "shutdown" else {}))
         in_turns(executor, end)
         after = executor.options(tags=["late"]).submit(calls.square, 9)
         wait_until(after.done)
@@ -646,14 +657,20 @@ def test_a_signal_handler_that_submits_in_the_middle_of_a_turn_is_told_so(
         first = executor.submit(calls.square, 2)
         assert first.result(30) == 4
         seen: list[BaseException] = []
+        late = executor.options(eta=3600).submit(calls.square, 5)
 
         def ask() -> None:
-            for act in (lambda: executor.submit(calls.square, 3), lambda: list(executor.map(calls.square, [3]))):
+            for act in (
+                lambda: executor.submit(calls.square, 3),
+                lambda: list(executor.map(calls.square, [3])),
+                lambda: late.result(30),
+            ):
                 with pytest.raises(RuntimeError, match="a signal handler has interrupted the executor") as caught:
                     act()
                 seen.append(caught.value)
 
         in_turns(executor, ask)
         assert executor.options(tags=["late"]).submit(calls.square, 9).result(30) == 81
-        assert len(seen) == 2
+        assert len(seen) == 3
+        assert late.cancel()
         assert executor.submit(calls.square, 3).result(30) == 9

@@ -76,9 +76,7 @@ class Resumption:
         self._refused: set[int] = set()  # what is not run here, see _refuse_other_contexts()
         self.takes_all = False
         """Whether all calls that were looked for last were there, so that workers wait for none of them."""
-        self._looks_anew = True  # at all of them
-        self.may_adopt = runs_leftovers
-        """Whether there may be something to adopt."""
+        self._looks_anew = runs_leftovers  # at all that may be for nobody else to run
         self.resumed = Resumed(run.queue, run.id, run.continues, run.total)
         """What was taken over so far, and why the rest was not."""
         self._unjudged = 0  # calls that run, and only the store tells why; see asks_store
@@ -362,8 +360,12 @@ class Resumption:
 
     def expect(self) -> None:
         """Take note that others may have left something, or are gone."""
-        self.may_adopt = self._runs_leftovers or bool(self.foreign or self._needed)
-        self._looks_anew = True
+        self._looks_anew = self._runs_leftovers or bool(self.foreign or self._needed)
+
+    @property
+    def may_adopt(self) -> bool:
+        """Whether there may be something to adopt."""
+        return self._looks_anew or bool(self._new_needs)
 
     def note_needs(self, after: Sequence[int], ids: Ids) -> bool:
         """Take note of what a new call comes after; returns whether somebody else may have to be asked for it.
@@ -371,10 +373,8 @@ class Resumption:
         `ids` are those that this run gives. What it has submitted itself, or waits for, it runs anyway.
         """
         new = {id for id in after if id not in self._waiters and (id in self._refused or not ids.has_made(id))}
-        if new:
-            self._needed |= new
-            self._new_needs |= new
-            self.may_adopt = True
+        self._needed |= new
+        self._new_needs |= new
         return bool(new)
 
     def adopt(self, waiters: Waiters, runs_calls: bool) -> None:
@@ -390,8 +390,7 @@ class Resumption:
             if self._renewed:
                 self._store.adopt(self.run, self._renewed, now(), any_context=True)
             self._refuse_other_contexts(wanted, waiters)
-        self._new_needs = set()
-        self.may_adopt = self._looks_anew = False
+        self._looks_anew, self._new_needs = False, set()
 
     def _refuse_other_contexts(self, ids: Collection[int], waiters: Waiters) -> None:
         """Have nobody wait for tasks that were submitted with another initializer: they are not run here.

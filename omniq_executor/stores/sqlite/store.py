@@ -239,13 +239,8 @@ class SQLiteStore(Store):
             if statement is not None and self.db.execute(statement).rowcount == 1:
                 self.db.count_turn()
                 return TurnResult()
-            about = owner, run, queue, self._functions, work, self.db.peers
-            adopted = self._adopted_by(run.id, queue) if work.of_run else ()
             try:
-                try:
-                    turned = self.db.write(turns.turn(*about, adopted=adopted))
-                except turns.Inexact:
-                    turned = self.db.write(turns.turn(*about, exact=True, adopted=adopted))
+                turned = self._turn(owner, run, queue, work)
             except BaseException:
                 self.note_claim(owner, 0)  # it may have been committed, with claims that nobody has been told of
                 raise
@@ -254,6 +249,14 @@ class SQLiteStore(Store):
             turned.foreign, self.db.is_foreign = self.db.is_foreign, False
             self.db.count_turn()
         return turned
+
+    def _turn(self, owner: int, run: Run, queue: int, work: Turn) -> TurnResult:
+        about = owner, run, queue, self._functions, work, self.db.peers
+        adopted = self._adopted_by(run.id, queue) if work.of_run else ()
+        try:
+            return self.db.write(turns.turn(*about, adopted=adopted))
+        except turns.Inexact:
+            return self.db.write(turns.turn(*about, exact=True, adopted=adopted))
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
         self.note_claim(owner, number)
