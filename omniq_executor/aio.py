@@ -35,9 +35,10 @@ from .executor import PersistentExecutor
 from .future import rebuild
 from .hashes import hash_of
 from .model import codec
+from .model.checks import check_queue
 from .model.functions import Functions, named, stored_call
 from .model.ids import Ids
-from .model.options import check_queue, make_options
+from .model.options import make_options
 from .model.schema import task_to_dict
 from .model.task import FINISHED, Call, Function, Options, Status, format_id, parse_id
 from .stores.base import NO_RUN, Batch, TaskState, Turn, now

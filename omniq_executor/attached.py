@@ -8,8 +8,8 @@ from .config import Settings, parse_address
 from .dispatch.attachment import Attachment, attachment
 from .errors import TaskNotFound
 from .future import DurableFuture, reference
+from .model.checks import check_queue
 from .model.functions import path_of
-from .model.options import check_queue
 from .model.task import Status, format_id, parse_id
 from .stores import glance
 from .stores.base import Store

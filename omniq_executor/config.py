@@ -17,7 +17,6 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,8 +75,15 @@ _RULES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class _Settings(NamedTuple):
+    backend: Literal["sqlite", "file"]
+    base_dir: Path
+    max_retries: int
+    timeout: float | None
+    result_ttl: float | None
+
+
+class Settings(_Settings):
     """Where the store is, and what holds of calls that say nothing else. Times are in seconds.
 
     With the backend "sqlite" the store is the file omniq.db in `base_dir`, with "file" it is `base_dir`
@@ -85,18 +91,22 @@ class Settings:
     `result_ttl` is the executor's, None for ever. Raises SettingsError for a value that makes no sense.
     """
 
-    backend: Literal["sqlite", "file"] = "sqlite"
-    base_dir: Path = Path("omniq_data")
-    max_retries: int = 0
-    timeout: float | None = None
-    result_ttl: float | None = RESULT_TTL_S
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        for name, rule in _RULES.items():
-            value = getattr(self, name)
+    def __new__(
+        cls,
+        backend: Literal["sqlite", "file"] = "sqlite",
+        base_dir: str | os.PathLike[str] = "omniq_data",
+        max_retries: int = 0,
+        timeout: float | None = None,
+        result_ttl: float | None = RESULT_TTL_S,
+    ) -> "Settings":
+        """See the class."""
+        given = backend, base_dir, max_retries, timeout, result_ttl
+        for (name, rule), value in zip(_RULES.items(), given, strict=True):
             if not rule.holds(value):
                 raise SettingsError(f"the setting {name} is {value!r}, and can be {rule.said}")
-        object.__setattr__(self, "base_dir", Path(self.base_dir))
+        return super().__new__(cls, backend, Path(base_dir), max_retries, timeout, result_ttl)
 
     @classmethod
     def from_env(cls) -> "Settings":

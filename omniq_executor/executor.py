@@ -1,8 +1,13 @@
-"""The executor: `concurrent.futures.ProcessPoolExecutor`, with calls and results kept in a store."""
+"""The executor: `concurrent.futures.ProcessPoolExecutor`, with calls and results kept in a store.
 
-import contextlib
+It is made in two steps, since a forkserver takes as long to start as the rest of this package to be imported. What
+checks the parameters is imported with this module; then the forkserver is begun, and what opens the rest is imported.
+So a name that stands under TYPE_CHECKING is imported where it is used.
+"""
+
+from __future__ import annotations
+
 import datetime
-import logging
 import multiprocessing
 import os
 import signal
@@ -11,37 +16,28 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import notebooks
-from .attached import find_all, find_one
-from .code.depends import Dependency, Depends
-from .code.run_context import context_of
-from .config import Settings, parse_address
-from .dispatch import cells, sessions
-from .dispatch.dispatcher import Dispatcher
-from .dispatch.lifetimes import close_before_pools, close_with_multiprocessing
-from .dispatch.loop import USUAL
-from .dispatch.resumption import OnChange
-from .dispatch.stranded import SESSION, stranded
-from .engines.local.launch import Process
-from .engines.local.pool import LocalEngine
+from .config import Settings
 from .engines.local.start_method import context_for
-from .engines.opening import Place, check_place, open_engine, refuse_processes, usable_cpus, workers_of
+from .engines.local.starting import warm_up
+from .engines.opening import Place, check_place, refuse_processes, usable_cpus, workers_of
 from .errors import TaskNotFound
-from .future import DurableFuture
-from .interrupts import interrupts
-from .model.failures import Failures
-from .model.functions import Functions
-from .model.options import Backoff, CallOptions, RetryOn, check_queue, check_whole, make_options, seconds
-from .model.reasons import Resumed
-from .model.task import Options, Status, format_id
-from .shown import Facts, executor_card, executor_line
-from .stores import open_store
-from .stores.base import ADDS, Resume, now
+from .model.checks import check_queue, check_whole, seconds
 from .submitter import Submitter
 
-_log = logging.getLogger("omniq_executor")
+if TYPE_CHECKING:
+    from .code.depends import Dependency, Depends
+    from .dispatch.resumption import OnChange
+    from .engines.local.launch import Process
+    from .future import DurableFuture
+    from .model.failures import Failures
+    from .model.options import Backoff, CallOptions, RetryOn
+    from .model.reasons import Resumed
+    from .model.task import Status
+    from .shown import Facts
+    from .stores.base import Resume
 
 RESUME_WITHIN = datetime.timedelta(days=7)
 
@@ -162,55 +158,27 @@ class PersistentExecutor(Submitter):
             raise TypeError(f"capture_output is True or False, not {capture_output!r}")
         initargs = tuple(initargs)
         context = mp_context or context_for(initializer, initargs)
-        name = queue or default_queue()
-        cells.enter(parse_address(store).path.absolute(), name)
-        with contextlib.ExitStack() as undo:
-            with interrupts:  # else what is made here, and nobody else knows yet, might be left behind
-                pool = open_engine(engine, max_workers, context, initializer, initargs, max_tasks_per_child)
-                undo.callback(pool.close)
-                opened = open_store(store, durability=durability)
-                undo.callback(opened.close)
-                if pool.max_workers and pool.sees_files:
-                    opened.values.prepare()
-                    pool.keep_large(opened.values)
-                if isinstance(pool, LocalEngine) and capture_output:
-                    pool.output = str(opened.output.prepare())
-                owner = opened.enter(name if pool.max_workers else ADDS)
-                undo.callback(opened.leave, owner)
-                session = sessions.enter(opened, name, leftovers)
-                undo.callback(sessions.leave, opened.address)
-                moment = now()
-                run = opened.begin_run(
-                    name, owner, resume, moment, session=session,
-                    context=context_of(initializer, initargs, opened.path),
-                    since=0 if within_s is None else moment - int(within_s * 1e6),
-                    result_ttl=None if kept_s is None else int(kept_s * 1e6),
-                )  # fmt: skip
-                lost = stranded(opened, name, run.id) if queue is None and resume != "never" else []
-                dispatcher = Dispatcher(
-                    opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run",
-                    resume=resume, new_future=DurableFuture, on_change=on_change,
-                )  # fmt: skip
-                dispatcher.initializer = None if initializer is None else (initializer, initargs)
-                undo.pop_all()
-                undo.callback(dispatcher.close, wait=False)
-                dispatcher.close_with(self)
-                close_with_multiprocessing()
-                if engine not in ("local", "external"):
-                    close_before_pools()
-            undo.pop_all()
-        if lost:
-            _log.warning(
-                "queue %r is new in this store. Calls of others wait whose script is not to be found: %s. If it is this"
-                " script that had another name, give the executor that queue, and it continues them",
-                run.queue, "; ".join(map(str, lost)),
-            )  # fmt: skip
-        self.store = opened
+        if engine == "local":
+            warm_up(context)
+        from .dispatch.loop import USUAL
+        from .dispatch.opening import open_dispatcher
+        from .future import DurableFuture
+        from .model.functions import Functions
+        from .model.options import CallOptions
+        from .model.task import Options
+
+        dispatcher = open_dispatcher(
+            self, DurableFuture, engine, max_workers, context, initializer, initargs, max_tasks_per_child,
+            store=store, durability=durability, queue=queue or default_queue(),
+            is_named=queue is not None, resume=resume, within_s=within_s, kept_s=kept_s, leftovers=leftovers,
+            on_change=on_change, crash_retries=crash_retries, capture_output=capture_output,
+        )  # fmt: skip
+        self.store = dispatcher.store
         """The open store: for looking, as with `open_store()`."""
-        self.queue = run.queue
+        self.queue = dispatcher.run.queue
         """The name of the queue that the executor works off."""
         # The name under which dask and others read it from a process pool.
-        self._max_workers = pool.max_workers or usable_cpus()
+        self._max_workers = dispatcher.engine.max_workers or usable_cpus()
         self._mp_context = context  # likewise
         self._dispatcher = dispatcher
         self._functions = Functions(dispatcher.prepare, resume != "never", dispatcher.files)
@@ -232,7 +200,7 @@ class PersistentExecutor(Submitter):
         version: str | int | None = None,
         depends: Iterable[Dependency] = (),
         memo: bool = False,
-    ) -> "_WithOptions":
+    ) -> _WithOptions:
         """Return an executor on the same pool whose calls have options.
 
         key: names one call within the queue. Whoever submits a call with a key that the queue has
@@ -270,6 +238,11 @@ class PersistentExecutor(Submitter):
         >>> executor.options(max_retries=3, timeout=60, tags=["nightly"]).submit(pow, 2, 5).result()
         32
         """
+        from .code.depends import Depends
+        from .model.options import make_options
+        from .model.task import Options
+        from .stores.base import now
+
         usual = self._call_options.options or Options()
         call_options = make_options(
             now(), key=key, max_retries=usual.max_retries if max_retries is None else max_retries, backoff=backoff,
@@ -292,6 +265,8 @@ class PersistentExecutor(Submitter):
         >>> executor.future(future.task_id).result()
         32
         """
+        from .attached import find_one
+
         return self._of(find_one(self.store, self.queue, task_id, key))
 
     def futures(
@@ -309,11 +284,15 @@ class PersistentExecutor(Submitter):
         >>> [future.result() for future in executor.futures(function=abs)]
         [1, 2]
         """
+        from .attached import find_all
+
         return [self._of(id) for id in find_all(self.store, self.queue, status, tags, function)]
 
     def _of(self, id: int) -> DurableFuture[Any]:
         future: DurableFuture[Any] | None = self._dispatcher.future(id)
         if future is None:
+            from .model.task import format_id
+
             raise TaskNotFound(f"{self.store.address} holds no {format_id(id)} any more")
         return future
 
@@ -368,7 +347,7 @@ class PersistentExecutor(Submitter):
 
         >>> executor.progress([executor.submit(pow, 2, n) for n in range(3)])
         """
-        from . import progress  # which most programs never need, as in map_iterator.py
+        from . import progress
 
         if futures is None:
             progress.wait_for_all(self._dispatcher, self.queue)
@@ -376,13 +355,19 @@ class PersistentExecutor(Submitter):
             progress.wait_for(futures, self._dispatcher)
 
     def __repr__(self) -> str:
+        from .shown import executor_line
+
         return executor_line(self._facts())
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows of it."""
+        from .shown import executor_card
+
         return executor_card(self._facts()).html()
 
     def _facts(self) -> Facts:
+        from .shown import Facts
+
         dispatcher = self._dispatcher
         started, method = workers_of(dispatcher.engine, self._mp_context)
         return Facts(
@@ -399,6 +384,8 @@ class PersistentExecutor(Submitter):
         >>> executor.stacks()
         {}
         """
+        from .model.task import format_id
+
         return {format_id(number): stack for number, stack in self._dispatcher.stacks(timeout).items()}
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -430,6 +417,8 @@ class PersistentExecutor(Submitter):
         if kind is not None:
             self._dispatcher.leave_unclean()
             if issubclass(kind, Exception):
+                from .dispatch import sessions
+
                 sessions.raised(self.store.address, self._dispatcher.run)
             else:  # Ctrl-C, or an exit: whoever wants to leave is not made to wait
                 self._dispatcher.stop(signal.SIGTERM, f"the executor was left by {kind.__name__}")
@@ -448,6 +437,8 @@ class PersistentExecutor(Submitter):
     @property
     def _processes(self) -> dict[int, Process]:
         """The worker processes by pid, as programs look for them in a process pool."""
+        from .engines.local.pool import LocalEngine
+
         engine = self._dispatcher.engine
         return engine.processes() if isinstance(engine, LocalEngine) else {}
 
@@ -478,11 +469,14 @@ def default_queue() -> str:
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name:
-        name: str = spec.name
-        return name.removesuffix(".__main__")
+        return str(spec.name).removesuffix(".__main__")
     # A script that a cell has started has the notebook's environment too, so its own name comes first.
-    path = getattr(main, "__file__", None)
-    return os.path.splitext(os.path.basename(path))[0] if path else notebooks.name() or SESSION
+    path: str | None = getattr(main, "__file__", None)
+    if path:
+        return os.path.splitext(os.path.basename(path))[0]
+    from .dispatch.stranded import SESSION
+
+    return notebooks.name() or SESSION
 
 
 def _refuse_in_worker_start() -> None:

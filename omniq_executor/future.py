@@ -23,7 +23,7 @@ from .errors import OmniqError, StoreError
 from .interrupts import SafeEvent, SafeLock, interrupts
 from .lean_future import MADE, LeanFuture
 from .model import codec, dependencies
-from .model.options import check_whole
+from .model.checks import check_whole
 from .model.reasons import Reason, Why
 from .model.shown import ShownFuture, error_head, exception_head, future_card, future_line
 from .model.task import ErrorInfo, Task, format_id, parse_id

@@ -13,7 +13,6 @@ from .dispatch.waiters import CANCELLED, Tally
 from .errors import CallError
 from .future import rebuild
 from .model import codec
-from .model.functions import stored_call
 from .model.options import CallOptions
 from .model.task import Call, ErrorInfo, Function
 from .notebooks import is_interactive
@@ -154,13 +153,9 @@ class Results(Iterator[Any]):
         """Store calls one by one encoded. One that has no stored form fails in its place."""
         calls: list[Call] = []
         size = 0
-        dispatcher = self._dispatcher
         for row in rows:
             try:
-                call, after = stored_call(
-                    self._function, row, {}, dispatcher.engine.snapshot,
-                    store=dispatcher.store.url, files=dispatcher.files,
-                )  # fmt: skip
+                call, after = self._dispatcher.stored(self._function, row, {})
                 size += len(call.args)
                 if after:  # unlike its neighbours, so by itself
                     self._add(len(calls), calls=calls)

@@ -5,7 +5,6 @@ notebook ended. IPython tells of each cell how it ended. It does not know what t
 for.
 """
 
-import dis
 import linecache
 import os
 import sys
@@ -104,6 +103,8 @@ def about_to_be_replaced() -> Iterator[Any]:
     frame = _statement() if is_interactive() else None
     if frame is None:
         return
+    import dis  # 3 ms, as of the script's functions: workers, and who has none, need it not
+
     end = 0  # the line in which the statement's value ends; names that others bind are below it, or were bound before
     for step in dis.get_instructions(frame.f_code):
         first, last = (step.positions.lineno, step.positions.end_lineno) if step.positions else (None, None)

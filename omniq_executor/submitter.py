@@ -1,21 +1,26 @@
-"""The verbs that an executor shares with what its `options()` returns: submit, map, preview."""
+"""The verbs that an executor shares with what its `options()` returns: submit, map, preview.
+
+What these need is imported by executor.py when it makes its first executor, see there.
+"""
+
+from __future__ import annotations
 
 import concurrent.futures
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from . import values
-from .code.depends import Depends
-from .dispatch.dispatcher import Dispatcher
-from .dispatch.resumption import Foresight
 from .errors import CallError, TooLarge
-from .future import DurableFuture
-from .map_iterator import Results
-from .model.functions import Functions, stored_call, too_large
-from .model.options import MEMO, CallOptions
-from .model.reasons import Preview, Reason, Why
-from .model.task import Call, Function
+
+if TYPE_CHECKING:
+    from .code.depends import Depends
+    from .dispatch.dispatcher import Dispatcher
+    from .future import DurableFuture
+    from .model.functions import Functions
+    from .model.options import CallOptions
+    from .model.reasons import Preview
+    from .model.task import Call, Function
 
 _PREVIEWED = 1024  # calls that a preview looks for at a time
 
@@ -24,8 +29,9 @@ _T = TypeVar("_T")
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 _C = TypeVar("_C")
-_Given = DurableFuture[_T] | Collection[DurableFuture[Any]] | Mapping[Any, DurableFuture[Any]]
-"""What a call may be given in place of a value: its future, or futures in a list, tuple, set or dict."""
+if TYPE_CHECKING:
+    _Given = DurableFuture[_T] | Collection[DurableFuture[Any]] | Mapping[Any, DurableFuture[Any]]
+    """What a call may be given in place of a value: its future, or futures in a list, tuple, set or dict."""
 
 
 class Submitter(concurrent.futures.Executor):
@@ -68,23 +74,19 @@ class Submitter(concurrent.futures.Executor):
         32
         """
         future: DurableFuture[_T]
-        dispatcher = self._dispatcher
+        dispatcher, call_options = self._dispatcher, self._call_options
         try:
             function = self._describe(fn)
-            has_key = self._call_options.key not in (None, MEMO)
-            call, after = stored_call(
-                function, args, kwargs, dispatcher.engine.snapshot, has_key,
-                store=dispatcher.store.url, files=dispatcher.files,
-            )  # fmt: skip
+            call, after = dispatcher.stored(function, args, kwargs, call_options.names_one)
         except CallError as error:
-            future = DurableFuture(dispatcher, None)
-            future.set_exception(error)
+            future = dispatcher.failed(error)
             return future
-        call_options = self._call_options.after(after) if after else self._call_options
+        if after:
+            call_options = call_options.after(after)
         try:
             future = dispatcher.submit(function, call, call_options)
         except TooLarge as error:
-            raise too_large(error, function, fn, args, kwargs) from error
+            raise _told(error, function, fn, args, kwargs) from error
         finally:
             if values.here.pins:  # what refers to the files is stored now
                 values.release(values.here.pins)
@@ -167,7 +169,7 @@ class Submitter(concurrent.futures.Executor):
         return self._results(fn, iterables, timeout, buffersize, return_exceptions, progress, in_order=False)
 
     def _check_map(self, chunksize: int, buffersize: int | None) -> None:
-        if self._call_options.key not in (None, MEMO):
+        if self._call_options.names_one:
             raise ValueError("a key names one call: use submit() with options(key=...) for each item")
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -187,6 +189,8 @@ class Submitter(concurrent.futures.Executor):
         progress: bool,
         in_order: bool,
     ) -> Iterator[Any]:
+        from .map_iterator import Results
+
         function = self._describe(fn)
         total = _shortest(iterables) if progress or buffersize is not None else None
         rows = zip(*iterables, strict=False)
@@ -196,7 +200,7 @@ class Submitter(concurrent.futures.Executor):
                 total, progress,
             )  # fmt: skip
         except TooLarge as error:
-            raise too_large(error, function, fn, (), {}) from error
+            raise _told(error, function, fn, (), {}) from error
 
     def preview(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> Preview:
         """Return what `map(fn, *iterables)` would run now, and why, and what need not run. Nothing is run or changed.
@@ -211,7 +215,12 @@ class Submitter(concurrent.futures.Executor):
           2 run afresh
               builtins.abs: it is the first of its queue
         """
-        if self._call_options.key not in (None, MEMO):
+        from .dispatch.resumption import Foresight
+        from .model.functions import stored_call
+        from .model.options import MEMO
+        from .model.reasons import Preview, Reason, Why
+
+        if self._call_options.names_one:
             raise ValueError(
                 "a key names one call, and a preview is of a map: executor.future(key=…) finds the task of a key"
             )
@@ -227,10 +236,11 @@ class Submitter(concurrent.futures.Executor):
                     calls.append(stored_call(function, row, {}, snapshot, store=store.url)[0])
                 except CallError as error:
                     calls.append(error)
-            stored = [call for call in calls if isinstance(call, Call)]
+            stored = [call for call in calls if not isinstance(call, CallError)]
             reasons = iter(self._dispatcher.foresee(function, stored, foresight, memo=memo))
             for call in calls:
-                preview.note(function.path, next(reasons) if isinstance(call, Call) else Why(Reason.REFUSED, str(call)))
+                is_refused = isinstance(call, CallError)
+                preview.note(function.path, Why(Reason.REFUSED, str(call)) if is_refused else next(reasons))
         return preview
 
     def _describe(self, fn: Callable[..., Any]) -> Function:
@@ -240,6 +250,12 @@ class Submitter(concurrent.futures.Executor):
             return function
         digest, parts = self._depends.joined_to(function.digest, function.parts)
         return function._replace(digest=digest, parts=parts)
+
+
+def _told(error: TooLarge, function: Function, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TooLarge:
+    from .model.functions import too_large
+
+    return too_large(error, function, called, args, kwargs)
 
 
 def _shortest(iterables: tuple[Iterable[Any], ...]) -> int | None:

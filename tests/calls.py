@@ -1,5 +1,6 @@
 """What the tests have workers run. Workers find this module by the parent's sys.path."""
 
+import copyreg
 import ctypes
 import os
 import pickle
@@ -205,6 +206,16 @@ def raise_chained() -> NoReturn:
         raise KeyError("inner")
     except KeyError as error:
         raise ValueError("outer") from error
+
+
+def raise_bad_bytes_where_copyreg_pickles_less() -> NoReturn:
+    copyreg.pickle(UnicodeDecodeError, _less)  # type: ignore[arg-type]
+    b"\xff".decode()
+    raise AssertionError
+
+
+def _less(error: UnicodeDecodeError) -> Any:
+    return UnicodeDecodeError.__new__, (UnicodeDecodeError,)
 
 
 def raise_system_exit(code: int) -> NoReturn:

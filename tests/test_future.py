@@ -112,6 +112,13 @@ def test_system_exit_in_a_call_is_what_became_of_the_call(context: BaseContext, 
     assert executor.submit(calls.pid).result(WAIT_S) == pid
 
 
+def test_an_exception_of_pythons_own_comes_whole_whatever_copyreg_was_taught_in_the_worker(
+    executor: PersistentExecutor,
+) -> None:
+    with pytest.raises(UnicodeDecodeError, match="can't decode byte 0xff in position 0: invalid start byte"):
+        executor.submit(calls.raise_bad_bytes_where_copyreg_pickles_less).result(WAIT_S)
+
+
 def test_endless_recursion_in_a_call_is_an_exception(executor: PersistentExecutor) -> None:
     with pytest.raises(RecursionError):
         executor.submit(calls.recurse).result(WAIT_S)

@@ -46,7 +46,7 @@ def test_every_field_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_there_is_a_variable_for_every_field() -> None:
-    assert [f"OMNIQ_{name.upper()}" for name in Settings.__slots__] == VARIABLES
+    assert [f"OMNIQ_{name.upper()}" for name in Settings._fields] == VARIABLES
 
 
 @pytest.mark.parametrize(

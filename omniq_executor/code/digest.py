@@ -33,7 +33,6 @@ it, or how long a circle of equal ones is, leaves no trace.
 
 import contextlib
 import copyreg
-import dis
 import functools
 import pickle
 import struct
@@ -160,6 +159,8 @@ def _code(code: CodeType) -> tuple[bytes, frozenset[str]]:
 
     Constants are written where they are used: their numbering changes with docstrings and line numbers.
     """
+    import dis  # 3 ms: calls of what can be imported need it not
+
     steps: list[bytes] = []
     names: set[str] = set()
     for step in dis.get_instructions(code):

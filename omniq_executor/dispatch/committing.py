@@ -55,8 +55,7 @@ class Committer:
                 turned = self._store.turn(self._owner, self._run, failed)
                 refused.add(outcome.id)  # what was reported of it is not what became of it
             freed = freed or turned.freed
-        turn.outcomes, turn.blocks = [], []
-        turned = self._store.turn(self._owner, self._run, turn)
+        turned = self._store.turn(self._owner, self._run, turn._replace(outcomes=(), blocks=()))
         turned.refused |= refused
         turned.freed = turned.freed or freed
         return turned

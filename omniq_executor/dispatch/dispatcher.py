@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..engines.base import Engine
-from ..errors import PoolBroken, StoreError
+from ..errors import CallError, PoolBroken, StoreError
 from ..model.failures import Failures
+from ..model.functions import stored_call
 from ..model.options import CallOptions
 from ..model.reasons import Reason, Resumed, Why
 from ..model.task import Call, Function, Status
@@ -55,7 +56,7 @@ class Dispatcher:
         queues: Sequence[str] | None = None,
         runs_leftovers: bool = False,
         resume: Resume = "never",
-        new_future: "Callable[[Dispatcher, int], Any] | None" = None,
+        new_future: "Callable[[Dispatcher, int | None], Any] | None" = None,
         on_change: OnChange = "rerun",
     ) -> None:
         """`queues` are those to claim from, as in Turn, or None for what is of the run.
@@ -159,6 +160,12 @@ class Dispatcher:
             self._loop.heed_needs(call_options.options)
         return future
 
+    def failed(self, error: CallError) -> Any:
+        """Return the future of a call that cannot be stored."""
+        future = self._new_future(self, None)
+        future.set_exception(error)
+        return future
+
     def add(self, consumer: Consumer, position: int, batch: Batch) -> None:
         """Store new calls for consecutive positions of a consumer. Their ids are given here."""
         self.driver.refuse_within()
@@ -177,6 +184,14 @@ class Dispatcher:
             if not self.driver.is_closed:
                 self.engine.prepare()
             return self.engine.snapshot
+
+    def stored(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], has_key: bool = False
+    ) -> tuple[Call, tuple[int, ...]]:
+        """Return the stored form of a call, for this store and these workers. See stored_call()."""
+        return stored_call(
+            function, args, kwargs, self.engine.snapshot, has_key, store=self.store.url, files=self.files
+        )
 
     def free_capacity(self, function: Function) -> int:
         """Return how many calls of a map are best added at once, for one worker to take; 0 if all have enough."""

@@ -10,7 +10,6 @@ Each piece of a map is added by one of these ways, which share the adding of wha
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..errors import StoreError
 from ..model.task import Options, Status
@@ -64,7 +63,7 @@ class Maps:
         for is_new, stretch in itertools.groupby(range(len(calls)), lambda place: known[place] is None):
             if is_new:
                 start, *_ = places = [*stretch]
-                part = replace(batch, size=len(places), text=None, calls=calls[start : start + len(places)])
+                part = batch.of(calls[start : start + len(places)])
                 self._add_new(consumer, position + start, part)
         loop.turn_or_later()
 
@@ -85,7 +84,7 @@ class Maps:
             loop.take_in_state(found, may_adopt=found.status is Status.RUNNING)
         new = [name for name in positions if name not in known]
         if new:
-            part = replace(batch, size=len(new), text=None, calls=[named[name] for name in new])
+            part = batch.of([named[name] for name in new])
             self._add_shared(consumer, [positions[name] for name in new], part)
             had |= zip(new, range(part.first, part.first + part.size), strict=True)
         loop.turn_or_later()
@@ -114,7 +113,7 @@ class Maps:
             found = resumption.by_memo(batch.function, key).found
             if found is None:
                 try:
-                    self._add_new(consumer, place, replace(batch, size=1, text=None, calls=[call], key=key))
+                    self._add_new(consumer, place, batch.of([call], key))
                     continue
                 except StoreError:
                     found = resumption.by_memo(batch.function, key).found

@@ -5,7 +5,6 @@ older code had n such calls; a further one is a repetition, for which no code ha
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..model.reasons import Reason, Why
 from ..model.task import Function
@@ -13,15 +12,17 @@ from ..model.task import Function
 LOCAL = "<"  # in the path of what has no name of its own: lambdas and functions of functions may share one
 
 
-@dataclass(slots=True)
 class _Had:
     """What there was of calls that are equal but for the code of their function."""
 
-    code: Function
-    count: int = 0  # of calls under this code, ...
-    older: bytes = b""  # ... and the digest of the code before it, ...
-    left: int = 0  # ... which had so many more calls
-    failed: dict[bytes, list[int]] | None = None  # by digest, when calls failed that were not made again, if some did
+    __slots__ = "code", "count", "failed", "left", "older"
+
+    def __init__(self, code: Function) -> None:
+        self.code = code
+        self.count = 0  # of calls under this code, ...
+        self.older = b""  # ... and the digest of the code before it, ...
+        self.left = 0  # ... which had so many more calls
+        self.failed: dict[bytes, list[int]] | None = None  # by digest, when calls failed that were not made again
 
 
 class Repeats:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..model.task import Status, iso
 from ..stores.base import RunRecord, Store
 
-SESSION = "interactive"  # the queue of sessions, which have no file
+SESSION: str = "interactive"  # the queue of sessions, which have no file
 _SUFFIXES = (".py", ".ipynb", ".pyw", "")
 
 

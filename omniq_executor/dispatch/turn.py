@@ -66,26 +66,28 @@ def plan(
         due, some = None, True
     if is_alone and not (found.is_busy or found.queued):
         is_alone, some = False, True
-    turn = Turn(found.now, blocks=ends.blocks, outcomes=ends.outcomes)
     if batch is not None:
         # Claimed at once only if nothing older is PENDING, and if one worker can have all of it.
         is_usual = not batch.priority and not batch.eta and batch.options is None and not is_alone
         has_room = found.best >= batch.size and found.total >= batch.size + found.queued
         if is_usual and has_room and not some:
             batch = batch.as_claimed()
-        turn.adds = (batch,)
         some = some or not batch.claimed
-    waits = False
-    if not (found.queued or found.is_draining or is_alone):
-        turn.queues, turn.of_run = queues, queues is None
+    claim, tier, waits = 0, 0, False
+    claims = not (found.queued or found.is_draining or is_alone)
+    if claims:
         if some:
-            turn.claim = found.total
+            claim = found.total
         elif next_tier is not None and found.is_visit:
             waits = True  # they come after all that is being added
         elif next_tier == LAST_TIER:
-            turn.claim, turn.tier = int(found.total > 0 and batch is None and not found.is_busy), LAST_TIER
+            claim, tier = int(found.total > 0 and batch is None and not found.is_busy), LAST_TIER
         elif next_tier is not None and found.has_suspects_only:
-            turn.claim, turn.tier = found.idle, next_tier
+            claim, tier = found.idle, next_tier
+    turn = Turn(
+        found.now, () if batch is None else (batch,), ends.blocks, ends.outcomes, claim,
+        queues if claims else None, claims and queues is None, tier,
+    )  # fmt: skip
     known = Pending(some, due, next_tier, is_alone)
     return TurnPlan(turn, ends.resolutions, known, not (found.holds or found.queued), waits)
 

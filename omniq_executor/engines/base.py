@@ -13,7 +13,6 @@ is in `broken`.
 
 import selectors
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,20 +21,32 @@ from ..value_files import Files
 from .pacing import Throughput
 
 
-@dataclass(slots=True)
 class Chunk:
     """Calls of one function that travel together. Either `text` has their arguments, or `calls`."""
 
-    ids: Sequence[int]
-    attempts: Sequence[int]
-    digest: bytes
-    function: bytes  # its pickle
-    text: str | None = None  # JSON array of argument arrays
-    calls: Sequence[tuple[str | bytes, str | None]] | None = None  # stored forms of (args, kwargs)
-    timeout: float | None = None  # seconds that its call may take; then it is the only one
-    space: int = 0  # the namespace in which it runs, see spaces.py: 0 is that of the executor's own run
-    sequence: int = 0  # the number of its first call among those of its worker, given by the engine
-    given_at: float = 0.0  # likewise, if it has a timeout: by time.monotonic()
+    __slots__ = "attempts", "calls", "digest", "function", "given_at", "ids", "sequence", "space", "text", "timeout"
+
+    def __init__(
+        self,
+        ids: Sequence[int],
+        attempts: Sequence[int],
+        digest: bytes,
+        function: bytes,
+        text: str | None = None,
+        calls: Sequence[tuple[str | bytes, str | None]] | None = None,
+        timeout: float | None = None,
+        space: int = 0,
+    ) -> None:
+        self.ids = ids
+        self.attempts = attempts
+        self.digest = digest
+        self.function = function  # its pickle
+        self.text = text  # JSON array of argument arrays
+        self.calls = calls  # stored forms of (args, kwargs)
+        self.timeout = timeout  # seconds that its call may take; then it is the only one
+        self.space = space  # the namespace in which it runs, see spaces.py: 0 is that of the executor's own run
+        self.sequence = 0  # the number of its first call among those of its worker, given by the engine
+        self.given_at = 0.0  # likewise, if it has a timeout: by time.monotonic()
 
     def without(self, ids: Container[int]) -> "Chunk":
         """Return the chunk less the calls with these ids."""

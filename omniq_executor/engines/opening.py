@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..interrupts import interrupts
 from .addresses import check_address, fitted, maker_of
-from .base import Engine
-from .external import External
-from .local.pool import LocalEngine
 
 if TYPE_CHECKING:
     from .adapter import ExecutorEngine
+    from .base import Engine
+    from .external import External
+    from .local.pool import LocalEngine
 
 Place = str | Executor | Callable[[], Executor]
 """Where calls run, as a user says it."""
@@ -49,10 +49,14 @@ def open_engine(
 ) -> "LocalEngine | External | ExecutorEngine":
     """Return an engine that is ready. Raises EngineError where an Executor is not."""
     if engine == "local":
+        from .local.pool import LocalEngine  # each only where it is wanted
+
         return LocalEngine(max_workers or usable_cpus(), context, initializer, initargs, max_tasks_per_child)
     if engine == "external":
+        from .external import External
+
         return External()
-    from .adapter import ExecutorEngine  # some 5 ms of imports
+    from .adapter import ExecutorEngine
 
     made: list[ExecutorEngine] = []
 
@@ -73,8 +77,10 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def workers_of(engine: Engine, context: BaseContext) -> tuple[int, str]:
+def workers_of(engine: "Engine", context: BaseContext) -> tuple[int, str]:
     """Return how many workers an engine has at the moment, and in a word what they are, or how they start."""
+    from .local.pool import LocalEngine
+
     if isinstance(engine, LocalEngine):
         return len(engine.processes()), context.get_start_method()
     return engine.max_workers, engine.name

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from ..errors import CodeChanged, DependencyFailed, NotImportable
 from . import codec
+from .checks import check_whole, seconds
 from .task import ErrorInfo, Options
 
 Backoff = float | Callable[[int], float]
@@ -33,6 +34,11 @@ class CallOptions(NamedTuple):
     def after(self, ids: tuple[int, ...]) -> "CallOptions":
         """Return the options of a call that is given the results of these tasks."""
         return self._replace(options=(self.options or Options())._replace(after=ids))
+
+    @property
+    def names_one(self) -> bool:
+        """Whether its key names one call."""
+        return self.key is not None and self.key != MEMO
 
     @property
     def is_usual(self) -> bool:
@@ -135,33 +141,6 @@ def _due(eta: datetime.datetime | datetime.timedelta | float | None, now: int) -
             raise ValueError(f"eta {eta!r} does not say in which time zone it is: give one, such as datetime.UTC")
         return max(round(eta.timestamp() * _MICROS), 0)
     return max(now + round(seconds("eta", eta) * _MICROS), 0)
-
-
-def seconds(name: str, value: Any) -> float:
-    """The seconds of a timedelta or a number. Raises TypeError or ValueError that names the parameter."""
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds, or a timedelta, not {value!r}")
-    if not math.isfinite(value) or abs(value) > 1e10:
-        raise ValueError(f"{name} is a number of seconds within centuries, not {value!r}")
-    return value
-
-
-def check_queue(queue: Any) -> None:
-    """Check the name of a queue; None is no name. Raises TypeError or ValueError."""
-    if queue is not None and not isinstance(queue, str):
-        raise TypeError(f"queue is a text, not {queue!r}")
-    if queue == "":
-        raise ValueError("queue is empty: give it a name, or leave it out")
-
-
-def check_whole(name: str, value: Any, at_least: int) -> None:
-    """Check a parameter that is a whole number. Raises TypeError or ValueError that names it."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-    if not at_least <= value < 1 << 31:
-        raise ValueError(f"{name} must be greater than {at_least - 1} and less than {1 << 31}, not {value}")
 
 
 def backoff_s(retry: int, chance: float) -> float:

@@ -17,7 +17,6 @@ writes a byte to each of theirs; the owner has it among the things it waits for.
 
 import contextlib
 import os
-import secrets
 import socket
 from collections.abc import Iterable
 from functools import cached_property
@@ -39,14 +38,18 @@ def new_owner_id(taken: Iterable[int]) -> int:
     if len(nodes) == NODES:
         raise StoreError(f"{NODES} owners are registered in this store; end some of them first")
     while True:
-        id = secrets.randbits(31)
+        id = _random_31_bits()
         if id % NODES not in nodes:
             return id
 
 
 def new_session_id() -> int:
     """Return a random id that no owner has: those are smaller."""
-    return 1 << 31 | secrets.randbits(31)
+    return 1 << 31 | _random_31_bits()
+
+
+def _random_31_bits() -> int:
+    return int.from_bytes(os.urandom(4), "big") >> 1
 
 
 _POLL_S = 0.002  # how often filelock tries

@@ -4,7 +4,6 @@ They are for a process of their own, or for pytest's monkeypatch to undo.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from omniq_executor.model.task import Event, Status
@@ -52,7 +51,7 @@ def _forgetting(field: str, value: Any) -> Mutation:
     turn = turns.turn
 
     def mutated(owner: int, run: Run, queue: int, functions: Any, work: Turn, *args: Any, **how: Any) -> Any:
-        return turn(owner, run, queue, functions, replace(work, **{field: value}), *args, **how)
+        return turn(owner, run, queue, functions, work._replace(**{field: value}), *args, **how)
 
     return lambda setattr: setattr(turns, "turn", mutated)
 

@@ -28,12 +28,10 @@ import selectors
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection, reduction, spawn, util
+from collections.abc import Callable, Sequence
+from multiprocessing import connection, reduction
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
@@ -41,6 +39,7 @@ from ...code.modules import Snapshot, script
 from ...slots import Slots, row_of
 from ...value_files import Files
 from . import worker
+from .starting import our_start
 
 Initializer = Callable[..., object] | None
 OnDeath = Callable[[], None]
@@ -110,14 +109,6 @@ class Launcher:
         """Have workers that start keep large values in files."""
         self._setup = self._setup._replace(files=files)
 
-    def warm_up(self) -> None:
-        """Have a forkserver begin to start, which takes longer than to open a store."""
-        if self._context.get_start_method() == "forkserver":
-            from multiprocessing import forkserver
-
-            with _our_start(), contextlib.suppress(OSError):  # too many processes, say: the first worker will tell
-                forkserver.ensure_running()
-
     def attach(self, selector: selectors.BaseSelector) -> None:
         """Have deaths waited for by `selector`."""
         self._selector = selector
@@ -130,7 +121,7 @@ class Launcher:
         made = self._context.Process(  # type: ignore[attr-defined]  # every concrete context has it
             target=worker.enter, args=(data, control, functools.partial(self._slots.row, slot), self._setup)
         )
-        with _our_start():
+        with our_start():
             try:
                 made.start()
             except (EOFError, ConnectionError):  # the forkserver has died; it is started anew by the next start
@@ -350,58 +341,3 @@ class _Packed(NamedTuple):
     def unpack(self) -> Any:
         """Return the initializer and its arguments. Raises whatever their loading raises."""
         return pickle.loads(self.data)
-
-
-_starting = threading.local()
-
-
-@functools.cache
-def _teach_multiprocessing() -> None:
-    # multiprocessing has no switch for either. Its functions stay as they were for all but our own starts.
-    get_preparation_data, spawnv_passfds = spawn.get_preparation_data, util.spawnv_passfds
-
-    def without_the_script(name: str) -> dict[str, Any]:
-        data = get_preparation_data(name)
-        if getattr(_starting, "ours", False):
-            data.pop("init_main_from_path", None)
-            data.pop("init_main_from_name", None)
-        return data
-
-    def in_a_group_of_its_own(path: Any, args: Sequence[Any], passfds: Sequence[int]) -> int:
-        if not getattr(_starting, "ours", False):
-            return spawnv_passfds(path, args, passfds)
-        args = [*args[:-1], _with_the_worker(args[-1])]
-        started = subprocess.Popen(args, executable=path, pass_fds=passfds, restore_signals=False, process_group=0)
-        started.returncode = 0  # whoever asked waits for its end, by its pid; this object is to forget it
-        return started.pid
-
-    spawn.get_preparation_data = without_the_script
-    util.spawnv_passfds = in_a_group_of_its_own
-
-
-def _with_the_worker(command: str) -> str:
-    """Have a forkserver import once what each of its workers needs: without that a worker takes 0.1 s of CPU for it.
-
-    It goes by this process's path, as its workers will: by its own it might find another omniq_executor. Where it finds
-    none, each worker imports it as before.
-    """
-    if not command.startswith("from multiprocessing.forkserver import "):
-        return command
-    imports = f"try:\n    import {worker.__name__}\nexcept ImportError:\n    pass"
-    return f"import sys\nsys.path[:] = {sys.path!r}\n{imports}\n{command}"
-
-
-@contextlib.contextmanager
-def _our_start() -> Iterator[None]:
-    """Have what this thread starts through multiprocessing in here be in a group of its own, without the script.
-
-    That includes the forkserver and the resource tracker, where it is we who need them first. If somebody else
-    has started them, they are in the group that they were started in, and no process can change that of a child
-    that has begun another program; the workers of such a forkserver leave its group by themselves.
-    """
-    _teach_multiprocessing()
-    _starting.ours = True
-    try:
-        yield
-    finally:
-        _starting.ours = False

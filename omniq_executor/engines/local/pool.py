@@ -59,7 +59,6 @@ class LocalEngine:
         self._shared = Slots(max_workers)
         self._launcher = make_launcher(context, self._shared, initializer, tuple(initargs))
         self.keep_large = self._launcher.keep_large
-        self._launcher.warm_up()
         self._workers: list[Record | None] = [None] * max_workers
         self._alive: list[Record] = []  # those of them that are there
         self._function_ids: dict[tuple[int, bytes, int, int], int] = {}

@@ -40,7 +40,7 @@ from typing import Any
 from ... import values
 from ...code import spaces
 from ...code.arrived import Record
-from ...code.modules import type_name
+from ...code.modules import Reduced, type_name
 from ...errors import CodeChanged, NotImportable, SerializationError, ValueLost
 from ...model import codec
 from ...model.task import format_id, log_name
@@ -437,10 +437,19 @@ def _describe(error: BaseException) -> tuple[str, str, str, bytes | None]:
         message = f"<its __str__ raised {type(second).__name__}>"
     text = _traceback_text(of_call=True)
     try:
-        data = codec.encode(error.with_traceback(None), in_worker=True)
+        data = codec.encode(_as_python_pickles(error.with_traceback(None)), in_worker=True)
     except Exception:  # noqa: BLE001 - and so may its __reduce__
         data = None
     return type_name(error), message, text, data if isinstance(data, bytes) else None
+
+
+def _as_python_pickles(error: BaseException) -> Any:
+    """Return what is pickled as an exception of Python's own is by itself, whatever `copyreg` has been taught.
+
+    distributed, for one, has tblib teach it a way in which they come back without what their constructors set: an exit
+    without its code, and a UnicodeDecodeError without a message.
+    """
+    return Reduced(*error.__reduce_ex__(5)) if type(error).__module__ == "builtins" else error
 
 
 def _traceback_text(of_call: bool = False) -> str:

@@ -16,7 +16,6 @@ their folders, and no link is followed where a file belongs.
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -385,6 +384,8 @@ def _number(name: str) -> int | None:
 
 
 def _key_name(queue: str, key: str) -> str:
+    import hashlib  # 5 ms, and most calls have no key
+
     text = json.dumps([queue, key])
     return hashlib.sha256(text.encode()).hexdigest() + _SUFFIX
 

@@ -9,7 +9,6 @@ import base64
 import functools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
@@ -39,16 +38,20 @@ class Damaged(ValueError):
     """What should be the text of a task is none."""
 
 
-@dataclass(slots=True)
 class Record:
     """A task as the file store keeps it. `task.func` is left empty: the function has a file of its own."""
 
-    task: Task
-    digest: bytes  # of the function
-    identity: bytes | None  # of a pickled call, see Call
-    version: int
-    size: int = 0  # bytes of the text when it was last read or written
-    is_removed: bool = False  # what the journal says of a task that is purged
+    __slots__ = "digest", "identity", "is_removed", "size", "task", "version"
+
+    def __init__(
+        self, task: Task, digest: bytes, identity: bytes | None, version: int, size: int = 0, is_removed: bool = False
+    ) -> None:
+        self.task = task
+        self.digest = digest  # of the function
+        self.identity = identity  # of a pickled call, see Call
+        self.version = version
+        self.size = size  # bytes of the text when it was last read or written
+        self.is_removed = is_removed  # what the journal says of a task that is purged
 
     def after(self, event: Event, now: int, **what: Any) -> "Record":
         """Return the record after an event, as model.apply() has it, which may raise Refused."""
@@ -60,7 +63,7 @@ class Record:
 
     def changed(self, task: Task) -> "Record":
         """Return the record with the task changed otherwise; it is this one if that is the same."""
-        return self if task is self.task else replace(self, task=task, version=self.version + 1)
+        return self if task is self.task else Record(task, self.digest, self.identity, self.version + 1, self.size)
 
     def removed(self) -> "Record":
         """Return what the journal says of the removal of the task: as little as its files can be found by."""

@@ -5,7 +5,6 @@ import heapq
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from ...errors import StoreError, TaskNotFound
 from ...model import codec
@@ -44,7 +43,7 @@ class Turns(OfFiles):
                 self._tasks.forget()  # what was taken out of them is still PENDING
                 raise
             foreign, self._tasks.is_foreign = self._tasks.is_foreign, False
-            turned = TurnResult([_claimed(record) for record in claimed], refused, foreign, freed=freed)
+            turned = TurnResult(map(_claimed, claimed), refused, foreign, freed=freed)
             if len(claimed) < work.claim:
                 dues = (self._tasks.lanes()[lane].next_due() for lane in lanes)
                 turned.due = min((due for due in dues if due is not None), default=None)
@@ -155,7 +154,7 @@ class Turns(OfFiles):
     def _next_tier(self, run: Run, work: Turn) -> int | None:
         """Return the next tier that has PENDING tasks of what the turn claims from."""
         for tier in range(work.tier + 1, LAST_TIER + 1):
-            while lanes := self._lanes_of(Changes(), run, replace(work, tier=tier)):
+            while lanes := self._lanes_of(Changes(), run, work._replace(tier=tier)):
                 if any(map(self._has_tasks, lanes)):
                     return tier
         return None

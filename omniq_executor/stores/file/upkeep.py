@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ...errors import FunctionLost
@@ -257,7 +256,7 @@ class Upkeep(Runs):
                 if old is None:
                     changes.new[task.id] = new
                 else:
-                    changes.change(old, replace(new, version=old.version + 1, size=old.size))
+                    changes.change(old, Record(new.task, digest, identity, old.version + 1, old.size))
             self._tasks.commit(0, changes)
 
     def end_import(self) -> None:
