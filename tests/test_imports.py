@@ -54,6 +54,20 @@ with PersistentExecutor(1, store={str(tmp_path / "s.db")!r}) as executor:
     assert run(code) == "[]\n"
 
 
+def test_a_forkserver_begins_to_start_before_most_of_the_package_is_imported(tmp_path: Path) -> None:
+    code = f"""
+from omniq_executor import executor
+heavy = "sqlite3", "filelock", "json", "omniq_executor.dispatch.dispatcher", "omniq_executor.engines.local.worker"
+begin = executor.warm_up
+def warm_up(context):
+    print(sorted(set(heavy) & set(sys.modules)))
+    begin(context)
+executor.warm_up = warm_up
+executor.PersistentExecutor(1, store={str(tmp_path / "s.db")!r}).shutdown()
+"""
+    assert run(code) == "[]\n"
+
+
 def test_a_forkserver_begins_to_start_before_the_store_is_opened(tmp_path: Path) -> None:
     (tmp_path / "s.db").mkdir()  # so that the store cannot be opened
     code = f"""
