@@ -169,6 +169,29 @@ if __name__ == "__main__":
     assert max(times.values()) <= 3
 
 
+def test_a_loop_of_submits_that_is_killed_before_what_it_took_over_is_noted_finds_it_again(
+    script: Any, open_store: Any
+) -> None:
+    script.write(
+        HEAD
+        + """
+if __name__ == "__main__":
+    with PersistentExecutor(2) as executor:
+        futures = [executor.submit(noted, n % 250) for n in range(int(sys.argv[1]))]
+        print(sum(future.result() for future in futures), executor.resumed.reused, flush=True)
+        if "die" in sys.argv:
+            die()
+"""
+    )
+    assert killed(script, "300", "die").stdout == f"{sum(range(250)) + sum(range(50))} 0\n"
+    assert killed(script, "260", "die").stdout == f"{sum(range(250)) + sum(range(10))} 260\n"
+    assert ended(script, "310").stdout == f"{sum(range(250)) + sum(range(60))} 300\n"
+    assert len(script.journal.lines()) == 310
+    noted = Counter(taken.run for taken in open_store(script.store).taken())
+    assert noted[3] == 300
+    assert noted[2] <= 260
+
+
 def test_a_loop_of_submits_that_continues_a_run_wakes_nobody_for_what_is_finished(script: Any) -> None:
     script.write(
         HEAD

@@ -16,6 +16,7 @@ from ..model.reasons import REUSED, Reason, Resumed, Why, runs_text, taken_over
 from ..model.task import FINISHED, Call, Function, Status, Task, format_id
 from ..stores.base import ADDS, Resumable, Resume, Run, RunRecord, Store, TaskState, now
 from ..stores.rules import initializer_of
+from .ahead import Ahead
 from .history import Account, History
 from .repeats import LOCAL
 from .reuse import is_memo, memo_key, name_of
@@ -36,6 +37,7 @@ class Look(NamedTuple):
 NOTHING = Look(None, None)
 _EQUAL = Why(Reason.EQUAL)
 _OF_KEY = Why(Reason.KEY)
+_IS_DONE = taken_over(Status.COMPLETED)
 _NO_EQUAL = Why(Reason.ARGUMENTS)
 _MOST_JUDGED = 100_000  # calls of a run for which the store is asked at its end
 
@@ -91,6 +93,7 @@ class Resumption:
         """The tasks of the calls that this run has had, by their names (see reuse.py), if they are run once each."""
         self._store = store
         self._goes_on = resume in ("crashed", "failed")
+        self._ahead = Ahead(store)
         self._said = False  # that a run is continued
         self._again: set[int] = set()  # tasks that were found by their keys
         self._runs_leftovers = runs_leftovers
@@ -119,9 +122,15 @@ class Resumption:
     def continue_own(self) -> None:
         """Have equal calls be given what this run has finished so far, each once: a cell that used it has failed."""
         if self._goes_on:
+            self.note_given()
+            self._ahead.forget()
             self.run = self._store.offer_again(self.run)
             self.resumed.continue_own(self.run.continues, self.run.total)
             self._said = True  # what is continued is no earlier run, or it is told already
+
+    def note_given(self) -> None:
+        """Note what calls were given that was read ahead. Raises StoreError."""
+        self._ahead.note(self.run)
 
     def find(self, function: Function, call: Call, key: str | None) -> Look:
         """Return the task that a new call is, if there is one.
@@ -133,7 +142,15 @@ class Resumption:
         if key is not None and (found := self.by_key(function, call, key)) is not None:
             self._note_again(function, found, _OF_KEY)
             return Look(found, _OF_KEY)
-        return self.find_each(function, [call])[0] if self.run.continues else NOTHING
+        if not self.run.continues:
+            return NOTHING
+        if (found := self._ahead.take(self.run, function, call)) is not None:
+            self.resumed.add(function.path, _IS_DONE)
+            return Look(found, _IS_DONE)
+        look = self.find_each(function, [call])[0]
+        if look.found is not None:
+            self._ahead.read(self.run, function, look.found)
+        return look
 
     def by_key(self, function: Function, call: Call, key: str) -> TaskState | None:
         """Return the task that has the key, or None. Raises KeyConflict if it is another call."""
@@ -214,6 +231,8 @@ class Resumption:
         Raises FunctionChanged, and takes nothing over, if one of them is there under other code and that is not wished.
         """
         run = self.run
+        self.note_given()  # so that no other call is given it
+        self._ahead.leave(function, calls)
         if self._on_change == "raise":
             for _, why, _ in self.foresee(function, calls):
                 if why.reason is Reason.CODE:
@@ -301,6 +320,7 @@ class Resumption:
 
         Nothing is changed. `left` is what calls before these have left, by likeness, and is filled.
         """
+        self.note_given()
         left = {} if left is None else left
         likenesses = {call.likeness for call in calls}
         found = self._store.resumable(self.run, function.path, likenesses - left.keys())
@@ -349,6 +369,7 @@ class Resumption:
 
     def tell(self, added: int) -> None:
         """Say at the end of a run that added so many calls what it took over, if it did, and why the rest ran."""
+        self.note_given()
         if not self.resumed.reused:
             return
         resumed, more = self.so_far(self._store), ""

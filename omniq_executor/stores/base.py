@@ -15,7 +15,7 @@ import abc
 import functools
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -42,6 +42,9 @@ from .owners import Owners, new_session_id
 from .reserve import Reserve
 from .rules import Resume as Resume, check_finished
 from .values import ValueFiles
+
+SMALL = 4096
+"""Bytes of results that are read ahead of the calls that are given them."""
 
 
 def now() -> int:
@@ -484,6 +487,22 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         """Do it for a run that continues others."""
+
+    @abc.abstractmethod
+    def ahead(self, run: Run, function: Function, after: int, most: int) -> list[tuple[str | bytes, TaskState]]:
+        """Return tasks that `take_over()` would give to the next calls of a function, with likenesses, oldest first.
+
+        Those are COMPLETED, have ids above `after` and results that are small and in the task itself, and are what is
+        given for the next call that is like theirs. They are at most so many, and not all that there are. Nothing is
+        changed, and they are given by `note_given()`.
+        """
+
+    @abc.abstractmethod
+    def note_given(self, run: Run, given: Mapping[int, tuple[bytes, str | bytes]]) -> None:
+        """Note as taken over what `ahead()` has returned, and give it no more.
+
+        It is given by id, each with the digest of the function and the likeness of the call.
+        """
 
     @abc.abstractmethod
     def offer_again(self, run: Run) -> Run:

@@ -221,6 +221,8 @@ USES: dict[str, Callable[[Store], object]] = {
     "taken": lambda store: store.taken(),
     "calls": lambda store: store.calls([1]),
     "take_over": lambda store: store.take_over(RUN, SQUARE, [call(1)], tick()),
+    "ahead": lambda store: store.ahead(RUN, SQUARE, 0, 1),
+    "note_given": lambda store: store.note_given(RUN, {1: (SQUARE.digest, "[1]")}),
     "adopt": lambda store: store.adopt(RUN, None, tick()),
     "cancel_run": lambda store: store.cancel_run(1, tick()),
     "add_claimed": lambda store: store.add_claimed(1, RUN, 1, SQUARE, call(1), tick()),

@@ -185,6 +185,28 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.with_wait()
         assert client.store.take_over(client.run, SQUARE, calls, self.now) == expected
 
+    @precondition(lambda self: any(client.run.continues for client in self.made))
+    @rule(client=clients, after=st.integers(0, 3), most=st.integers(1, 3))
+    def is_given_what_was_read_ahead(self, client: Client, after: int, most: int) -> None:
+        if client.run.id not in self.left or not client.run.continues:
+            return
+        left = self.left[client.run.id]
+        firsts: dict[tuple[Any, Any], TaskState] = {}
+        for task in left:
+            if task.func_path == SQUARE.path:
+                firsts.setdefault((task.args, task.kwargs), found_of(self.model.tasks.get(task.id, task)))
+        there = [
+            it.id
+            for it in firsts.values()
+            if it.status is Status.COMPLETED and it.id in self.model.tasks and self.past.can_take(client.run, it.id)
+        ]
+        last = left[after].id if after < len(left) else 0
+        seen = client.store.ahead(client.run, SQUARE, last, 1000)
+        assert [state for _, state in seen] == [found_of(self.model.tasks[id]) for id in there if id > last]
+        given = {state.id: (SQUARE.digest, likeness) for likeness, state in seen[:most]}
+        client.store.note_given(client.run, given)
+        left[:] = [task for task in left if task.id not in given]
+
     @rule(client=consumes(clients))
     def leaves(self, client: Client) -> None:
         client.store.leave(client.owner)

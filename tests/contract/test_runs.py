@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from backends import BACKENDS, CUBE, ERROR, SQUARE, Client, call, new_ids, tick
 
-from omniq_executor import StoreError
+from omniq_executor import StoreError, values
+from omniq_executor.model import codec
 from omniq_executor.model.task import Call, Event, Function, Options, Status
-from omniq_executor.stores.base import ADDS, Batch, TaskState
+from omniq_executor.stores.base import ADDS, Batch, Taken, TaskState
 
 Enter = Callable[..., Client]
 
@@ -215,6 +216,67 @@ def test_equal_calls_are_given_in_order_of_id_whichever_run_was_first(client: Cl
         client.turn(adds=[Batch(id, 1, SQUARE, calls=[call(1)])])
     crash(client)
     assert take_over(enter(), 1, 1) == [sooner, later]
+
+
+def ahead(client: Client, after: int = 0, most: int = 100, function: Function = SQUARE) -> list[tuple[Any, int]]:
+    """The likenesses and ids of what is read ahead."""
+    return [(likeness, state.id) for likeness, state in client.store.ahead(client.run, function, after, most)]
+
+
+def test_what_is_read_ahead_is_finished_and_what_the_next_such_call_is_given(client: Client, enter: Enter) -> None:
+    ids = client.add(1, 2, 1, 3, 4, 2, claimed=True)
+    cubes = client.add(1, function=CUBE, claimed=True)
+    client.end(Event.COMPLETE, ids[0], ids[2], *ids[4:], *cubes, result="7")
+    crash(client)
+    second = enter()
+    assert ahead(second) == [(call(1).likeness, ids[0]), (call(4).likeness, ids[4])]  # the first 2 is still to be run
+    assert ahead(second, ids[0]) == [(call(4).likeness, ids[4])]
+    assert ahead(second, ids[4]) == []
+    assert ahead(second, most=1) == [(call(1).likeness, ids[0])]
+    assert ahead(second, function=CUBE) == [(call(1).likeness, *cubes)]
+    assert ahead(second, function=SQUARE._replace(digest=b"squared".ljust(16))) == []
+    assert take_over(second, 1, 2) == [ids[0], ids[1]]
+    assert ahead(second) == [(call(1).likeness, ids[2]), (call(4).likeness, ids[4]), (call(2).likeness, ids[5])]
+
+
+def test_what_was_read_ahead_and_given_is_taken_over(client: Client, enter: Enter) -> None:
+    ids = client.add(1, 2, 1, claimed=True)
+    client.end(Event.COMPLETE, *ids, result="7")
+    crash(client)
+    second = enter()
+    second.store.note_given(
+        second.run, {id: (SQUARE.digest, call(value).likeness) for id, value in zip(ids, [1, 2], strict=False)}
+    )
+    assert second.store.taken() == [Taken(second.run.id, id, Status.COMPLETED, client.run.id) for id in ids[:2]]
+    assert take_over(second, 1, 2, 1) == [ids[2], None, None]
+    assert ahead(second) == []
+    crash(second)
+    third = enter()
+    assert take_over(third, 1, 2, 1) == [ids[0], ids[1], ids[2]]
+
+
+def test_only_small_results_without_files_are_read_ahead(client: Client, enter: Enter) -> None:
+    client.store.values.prepare()
+    with values.writing(client.store.values):
+        in_a_file = codec.encode(bytearray(1 << 20))
+    assert isinstance(in_a_file, bytes)
+    assert values.is_reference(in_a_file)
+    ids = client.add(1, 2, 3, claimed=True)
+    for id, result in zip(ids, [f'"{"x" * 5000}"', in_a_file, "7"], strict=True):
+        client.end(Event.COMPLETE, id, result=result)
+    crash(client)
+    assert ahead(enter()) == [(call(3).likeness, ids[2])]
+
+
+def test_what_another_run_has_finished_in_another_context_is_not_read_ahead(client: Client, enter: Enter) -> None:
+    first = enter(context=HERE)
+    ids = crash(first, [1, 2])
+    second, other = enter(context=HERE), enter(context=THERE)
+    other.store.adopt(other.run, ids[:1], tick(), any_context=True)
+    second.store.adopt(second.run, ids[1:], tick())
+    for each in (other, second):
+        each.end(Event.COMPLETE, *each.claim(of_run=True), result="7")
+    assert ahead(second) == [(call(2).likeness, ids[1])]
 
 
 def test_another_function_or_another_digest_of_it_takes_nothing_over(client: Client, enter: Enter) -> None:

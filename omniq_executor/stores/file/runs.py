@@ -1,17 +1,20 @@
 """Who is there in a file store: owners, sessions and runs, and what runs take over. See store.py."""
 
+import bisect
 import contextlib
 import logging
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from ... import slots
 from ...errors import StoreError
 from ...model.task import FINISHED, Call, Claim, Event, Function, Status, Task, source
-from ..base import ADDS, Leftover, Owner, Resumable, Run, Taken, TaskState, now
+from ...value_files import names_in
+from ..base import ADDS, SMALL, Leftover, Owner, Resumable, Run, Taken, TaskState, now
 from ..owners import new_owner_id
 from ..rules import PastRun, Resume, can_be_taken, continued, ended, initializer_of
 from .folders import WAITING
@@ -259,11 +262,14 @@ class Runs(OfFiles):
         """Note what there is to be taken over of the runs that one continues; return that one with how much it is."""
         resumable = self._resumable[run.id] = defaultdict(deque)
         functions = self._resumable_functions[run.id] = defaultdict(set)
+        in_order = self._in_order[run.id] = defaultdict(list)
         done = total = 0
         for record in self._tasks.all() if run.continues else ():
             task = record.task
             if task.run in run.continues and task.status in statuses:
-                resumable[record.digest, likeness_of(record)].append(task.id)
+                likeness = likeness_of(record)
+                resumable[record.digest, likeness].append(task.id)
+                in_order[record.digest].append((task.id, likeness))
                 functions[task.func_path].add(record.digest)
                 total += 1
                 done += task.status is Status.COMPLETED
@@ -291,6 +297,7 @@ class Runs(OfFiles):
         with self._tasks.locked():
             self._resumable.pop(run.id, None)
             self._resumable_functions.pop(run.id, None)
+            self._in_order.pop(run.id, None)
             runs = self._read_runs()
             fields = runs[run.id]
             changes: _Changes = {run.id: {"clean": None if clean else False}}
@@ -330,6 +337,26 @@ class Runs(OfFiles):
         return [
             None if record is None else found(record)._replace(had_failed=record.task.id in failed) for record in given
         ]
+
+    def ahead(self, run: Run, function: Function, after: int, most: int) -> list[tuple[str | bytes, TaskState]]:
+        with self._tasks.locked():
+            resumable, in_order = self._resumable[run.id], self._in_order[run.id][function.digest]
+            seen: list[tuple[str | bytes, TaskState]] = []
+            start = bisect.bisect_right(in_order, after, key=itemgetter(0))
+            for id, likeness in in_order[start : start + most]:
+                left = resumable.get((function.digest, likeness))
+                record = self._tasks.load(id) if left and left[0] == id else None
+                if record is not None and _is_small(record) and self._is_alike(run, record.task.run):
+                    seen.append((likeness, found(record)))
+            return seen
+
+    def note_given(self, run: Run, given: Mapping[int, tuple[bytes, str | bytes]]) -> None:
+        with self._tasks.locked():
+            for id, key in given.items():
+                with contextlib.suppress(ValueError):
+                    self._resumable[run.id][key].remove(id)
+            tasks = (record.task for record in self._tasks.records(given))
+            self._note_taken(run.id, [Taken(run.id, it.id, it.status, it.run) for it in tasks if it.run != run.id])
 
     def retry_for(self, run: Run, ids: Sequence[int], now: int) -> list[int]:
         with self._tasks.locked():
@@ -411,3 +438,9 @@ class Runs(OfFiles):
     def cancel_run(self, run: int, now: int) -> list[int]:
         with self._tasks.locked():
             return self.cancel([task.id for task in self._pending_of(lambda _, of: of == run)], now)
+
+
+def _is_small(record: Record) -> bool:
+    """Return whether a task is COMPLETED with a small result that refers to no file."""
+    result = record.task.result if record.task.status is Status.COMPLETED else None
+    return result is not None and len(result) <= SMALL and not (isinstance(result, bytes) and names_in(result))

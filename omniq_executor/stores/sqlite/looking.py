@@ -15,7 +15,8 @@ from .tables import GIVEN, LIKENESS, STORED, Transaction, task_of
 _FAILURES = 256  # that are read at a time
 _IS_MEMO = f"t.key GLOB '{MEMO}*'"
 
-FOUND = "id, status, owner, result, error, exception FROM task"
+STATE = "id, status, owner, result, error, exception"
+FOUND = f"{STATE} FROM task"
 
 
 def found(row: Sequence[Any]) -> TaskState:

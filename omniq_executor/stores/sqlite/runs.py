@@ -5,10 +5,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 
 from ...model.task import Call, Event, Status, source
-from ..base import ADDS, Leftover, Run, RunRecord, TaskState
+from ..base import ADDS, SMALL, Leftover, Run, RunRecord, TaskState
 from ..rules import PastRun, Resume, can_be_taken, continued, ended
-from .looking import FOUND, found
-from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, changes
+from .looking import FOUND, STATE, found
+from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, changes, refers
 from .turns import cancel, retry
 from .waits import hold
 
@@ -217,6 +217,9 @@ def end_run(run: Run, clean: bool, now: int) -> Transaction[list[Leftover]]:
     return (yield from _settle([run.id], keep_broken=False)) if own and clean else []
 
 
+_NOTE_TAKEN = f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN} AND run <> ?"
+
+
 def take_over(run: int, context: str, function: int, calls: Sequence[Call]) -> Transaction[list[TaskState | None]]:
     """Return for each call its TaskState, or None. See Store.take_over()."""
     wanted: dict[str | bytes, list[int]] = {}
@@ -251,10 +254,7 @@ def take_over(run: int, context: str, function: int, calls: Sequence[Call]) -> T
     rows = [row for is_alike, *row in looked if can_be_taken(row[1], is_alike)]
     if len(rows) < len(given):
         ids = json.dumps([row[0] for row in rows])
-    yield (
-        f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN} AND run <> ?",
-        (run, ids, run),
-    )
+    yield _NOTE_TAKEN, (run, ids, run)
     failed = [row[0] for row in rows if row[1] == Status.FAILED]
     if failed:
         yield from retry(failed)
@@ -268,6 +268,28 @@ def take_over(run: int, context: str, function: int, calls: Sequence[Call]) -> T
         state = states[given[id]]
         states[given[id]] = state and state._replace(had_failed=True)
     return states
+
+
+def ahead(
+    run: int, context: str, function: int, after: int, most: int
+) -> Transaction[list[tuple[str | bytes, TaskState]]]:
+    """Return what may be taken over next, with likenesses. See Store.ahead()."""
+    rows, _ = yield (
+        f"SELECT next.call, {STATE} FROM"
+        f" (SELECT id, function, call FROM temp.resumable_{run} WHERE id > ? ORDER BY id LIMIT ?) next"
+        f" JOIN task USING (id) WHERE next.function = ? AND status = {Status.COMPLETED:d} AND length(result) <= {SMALL}"
+        f" AND NOT ({refers('result')}) AND (SELECT context FROM run WHERE id = task.run) = ? AND id ="
+        f" (SELECT min(id) FROM temp.resumable_{run} r WHERE r.function = next.function AND r.call = next.call)"
+        " ORDER BY id",
+        (after, most, function, context),
+    )
+    return [(likeness, found(row)) for likeness, *row in rows]
+
+
+def note_given(run: int, ids: Sequence[int]) -> Transaction[None]:
+    """Note tasks as taken over. See Store.note_given()."""
+    yield f"DELETE FROM temp.resumable_{run} WHERE id IN {GIVEN}", (json.dumps(ids),)
+    yield _NOTE_TAKEN, (run, json.dumps(ids), run)
 
 
 def retry_for(run: int, ids: Sequence[int]) -> Transaction[list[int]]:

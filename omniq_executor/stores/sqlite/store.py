@@ -14,7 +14,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -195,6 +195,12 @@ class SQLiteStore(Store):
 
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         return self.db.write(runs.take_over(run.id, run.context, self._function(function), calls))
+
+    def ahead(self, run: Run, function: Function, after: int, most: int) -> list[tuple[str | bytes, TaskState]]:
+        return self.db.ask(runs.ahead(run.id, run.context, self._function(function), after, most))
+
+    def note_given(self, run: Run, given: Mapping[int, tuple[bytes, str | bytes]]) -> None:
+        self.db.write(runs.note_given(run.id, [*given]))
 
     def _resumable_of(
         self, run: Run, path: str, likenesses: Collection[str | bytes]
