@@ -215,8 +215,11 @@ def same_array(side: Side, n: int) -> Figures:
         return {"time": time.perf_counter() - start}
 
 
-def resumed_map(side: Side, n: int) -> Figures:
-    """Seconds for a map of calls that an earlier run has finished; ProcessPoolExecutor runs them."""
+def resumed(side: Side, n: int) -> Figures:
+    """Seconds for a map, and a loop of submit(), of calls that an earlier run has finished; the pool runs them.
+
+    For the loop also microseconds of each submit.
+    """
     code = (
         "import os, sys; from bench import calls, measure;"
         "executor = measure.Side(sys.argv[1], sys.argv[2]).executor();"
@@ -225,7 +228,17 @@ def resumed_map(side: Side, n: int) -> Figures:
     if side.name == "persistent":
         subprocess.run([sys.executable, "-c", code, side.name, side.store, str(n)], check=True)
     with side.executor() as executor:
-        return {"time": run_map(executor, calls.noop, n)}
+        seconds = run_map(executor, calls.noop, n)
+        if side.name == "persistent":
+            executor._dispatcher.leave_unclean()  # type: ignore[attr-defined]  # so that the next one continues it
+    with side.executor() as executor:
+        start = time.perf_counter()
+        futures = [executor.submit(calls.noop, item) for item in range(n)]
+        submitted = time.perf_counter()
+        if sum(future.result() for future in futures) != n * (n - 1) // 2:
+            raise RuntimeError(f"a loop over {n} items gave other results than those")
+        loop_s = time.perf_counter() - start
+    return {"time": seconds, "loop": loop_s, "submit": (submitted - start) / n * 1e6}
 
 
 def first_result(side: Side, n: int) -> Figures:
@@ -315,7 +328,7 @@ MEASUREMENTS: dict[str, Callable[[Side, int], Figures]] = {
     "results": array_results,
     "arguments": array_arguments,
     "same": same_array,
-    "resume": resumed_map,
+    "resume": resumed,
     "first": first_result,
     "memory": peak_memory,
     "import": import_time,

@@ -87,6 +87,8 @@ PLAN = (
     )),
     Measurement("resume", 100_000, 5_000, 3, 1, (
         Row("time", "`map` of {n:,} calls that an earlier run has finished", "s"),
+        Row("loop", "loop of `submit` over as many, until all results are there", "s"),
+        Row("submit", "each submit of that loop", "µs"),
     )),
     Measurement("first", 1, 1, 11, 2, (
         Row("time", "first result after construction, everything cold", "ms"),
