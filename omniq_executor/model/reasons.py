@@ -101,7 +101,10 @@ class Counts:
 
     def add(self, path: str, why: Why, count: int = 1) -> None:
         """Count calls of a function."""
-        self.by_function.setdefault(path, Counter())[why.reason] += count
+        counts = self.by_function.get(path)
+        if counts is None:
+            counts = self.by_function[path] = Counter()
+        counts[why.reason] += count
         if why.what:
             self.changes.setdefault(path, {})[why.reason] = why.what
 
