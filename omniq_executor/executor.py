@@ -5,8 +5,6 @@ checks the parameters is imported with this module; then the forkserver is begun
 So a name that stands under TYPE_CHECKING is imported where it is used.
 """
 
-from __future__ import annotations
-
 import datetime
 import multiprocessing
 import os
@@ -24,20 +22,18 @@ from .engines.local.start_method import context_for
 from .engines.local.starting import warm_up
 from .engines.opening import Place, check_place, refuse_processes, usable_cpus, workers_of
 from .errors import TaskNotFound
-from .model.checks import check_queue, check_whole, seconds
+from .model.checks import Backoff, RetryOn, check_queue, check_whole, seconds
 from .submitter import Submitter
 
 if TYPE_CHECKING:
     from .code.depends import Dependency, Depends
-    from .dispatch.resumption import OnChange
     from .engines.local.launch import Process
     from .future import DurableFuture
     from .model.failures import Failures
-    from .model.options import Backoff, CallOptions, RetryOn
+    from .model.options import CallOptions
     from .model.reasons import Resumed
     from .model.task import Status
     from .shown import Facts
-    from .stores.base import Resume
 
 RESUME_WITHIN = datetime.timedelta(days=7)
 
@@ -112,11 +108,11 @@ class PersistentExecutor(Submitter):
         max_tasks_per_child: int | None = None,
         store: str | os.PathLike[str] | Settings | None = None,
         queue: str | None = None,
-        resume: Resume = "crashed",
+        resume: Literal["crashed", "failed", "always", "never"] = "crashed",
         resume_within: datetime.timedelta | float | None = RESUME_WITHIN,
         result_ttl: datetime.timedelta | float | Literal["default"] | None = "default",
         leftovers: Literal["leave", "cancel", "run"] = "leave",
-        on_change: OnChange = "rerun",
+        on_change: Literal["rerun", "reuse", "raise"] = "rerun",
         engine: Place = "local",
         crash_retries: int = 2,
         durability: Literal["process", "power"] = "process",
@@ -198,9 +194,9 @@ class PersistentExecutor(Submitter):
         interval: datetime.timedelta | float | None = None,
         tags: Iterable[str] = (),
         version: str | int | None = None,
-        depends: Iterable[Dependency] = (),
+        depends: "Iterable[Dependency]" = (),
         memo: bool = False,
-    ) -> _WithOptions:
+    ) -> "_WithOptions":
         """Return an executor on the same pool whose calls have options.
 
         key: names one call within the queue. Whoever submits a call with a key that the queue has
@@ -252,10 +248,10 @@ class PersistentExecutor(Submitter):
         return _WithOptions(self, call_options, Depends(version, depends) or None)
 
     @overload
-    def future(self, task_id: str) -> DurableFuture[Any]: ...
+    def future(self, task_id: str) -> "DurableFuture[Any]": ...
     @overload
-    def future(self, *, key: str) -> DurableFuture[Any]: ...
-    def future(self, task_id: str | None = None, *, key: str | None = None) -> DurableFuture[Any]:
+    def future(self, *, key: str) -> "DurableFuture[Any]": ...
+    def future(self, task_id: str | None = None, *, key: str | None = None) -> "DurableFuture[Any]":
         """Return a future for the task of that id, whoever submitted it, or of that key in this queue.
 
         A task that nobody else would run is run here. `attach()` gives futures that are only looked at.
@@ -271,11 +267,11 @@ class PersistentExecutor(Submitter):
 
     def futures(
         self,
-        status: Status | None = None,
+        status: "Status | None" = None,
         tags: Sequence[str] | None = None,
         *,
         function: str | Callable[..., Any] | None = None,
-    ) -> list[DurableFuture[Any]]:
+    ) -> "list[DurableFuture[Any]]":
         """Return futures for all tasks of this queue that match all that is given, oldest first.
 
         function: a function, or the name under which the store has it, such as "etl.parse" or "__main__.parse".
@@ -288,7 +284,7 @@ class PersistentExecutor(Submitter):
 
         return [self._of(id) for id in find_all(self.store, self.queue, status, tags, function)]
 
-    def _of(self, id: int) -> DurableFuture[Any]:
+    def _of(self, id: int) -> "DurableFuture[Any]":
         future: DurableFuture[Any] | None = self._dispatcher.future(id)
         if future is None:
             from .model.task import format_id
@@ -296,7 +292,7 @@ class PersistentExecutor(Submitter):
             raise TaskNotFound(f"{self.store.address} holds no {format_id(id)} any more")
         return future
 
-    def retry_failed(self) -> list[DurableFuture[Any]]:
+    def retry_failed(self) -> "list[DurableFuture[Any]]":
         """Have the calls run again that have FAILED, of this run and of the runs that it continues.
 
         Return their futures, oldest first: new ones, since those that failed stay as they are. A call that failed
@@ -312,7 +308,7 @@ class PersistentExecutor(Submitter):
         futures: list[DurableFuture[Any]] = self._dispatcher.retry(self._dispatcher.failures().numbers)
         return futures
 
-    def failures(self) -> Failures:
+    def failures(self) -> "Failures":
         """Return what has failed of this run and of the runs that it continues, in groups, the largest first.
 
         A group has the calls that failed by the same type of exception, raised from the same line of code of your
@@ -327,7 +323,7 @@ class PersistentExecutor(Submitter):
         return self._dispatcher.failures()
 
     @property
-    def resumed(self) -> Resumed:
+    def resumed(self) -> "Resumed":
         """What was taken over so far of earlier runs, and why the rest was run; or why no earlier run is continued.
 
         It counts the calls by reason and by function, as they are now; printed it is a text, and a notebook shows
@@ -365,7 +361,7 @@ class PersistentExecutor(Submitter):
 
         return executor_card(self._facts()).html()
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> "Facts":
         from .shown import Facts
 
         dispatcher = self._dispatcher
@@ -435,7 +431,7 @@ class PersistentExecutor(Submitter):
         return self._dispatcher.failure
 
     @property
-    def _processes(self) -> dict[int, Process]:
+    def _processes(self) -> "dict[int, Process]":
         """The worker processes by pid, as programs look for them in a process pool."""
         from .engines.local.pool import LocalEngine
 
@@ -446,7 +442,7 @@ class PersistentExecutor(Submitter):
 class _WithOptions(Submitter):
     """What `PersistentExecutor.options()` returns: it submits to the same pool, with options of its own."""
 
-    def __init__(self, executor: PersistentExecutor, call_options: CallOptions, depends: Depends | None) -> None:
+    def __init__(self, executor: PersistentExecutor, call_options: "CallOptions", depends: "Depends | None") -> None:
         self._executor = executor
         self._dispatcher = executor._dispatcher
         self._functions = executor._functions

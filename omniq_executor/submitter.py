@@ -3,8 +3,6 @@
 What these need is imported by executor.py when it makes its first executor, see there.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -37,28 +35,28 @@ if TYPE_CHECKING:
 class Submitter(concurrent.futures.Executor):
     """The verbs that an executor shares with what its `options()` returns."""
 
-    _dispatcher: Dispatcher
-    _functions: Functions
-    _call_options: CallOptions  # of each call
-    _depends: Depends | None = None  # what counts beside the code
+    _dispatcher: "Dispatcher"
+    _functions: "Functions"
+    _call_options: "CallOptions"  # of each call
+    _depends: "Depends | None" = None  # what counts beside the code
 
     @overload
-    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> DurableFuture[_T]: ...
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> "DurableFuture[_T]": ...
     @overload
     def submit(
-        self, fn: Callable[Concatenate[_A, _P], _T], a: _Given[_A], /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> DurableFuture[_T]: ...
+        self, fn: Callable[Concatenate[_A, _P], _T], a: "_Given[_A]", /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> "DurableFuture[_T]": ...
     @overload
     def submit(
-        self, fn: Callable[Concatenate[_A, _B, _P], _T], a: _A | _Given[_A], b: _Given[_B], /,
+        self, fn: Callable[Concatenate[_A, _B, _P], _T], a: "_A | _Given[_A]", b: "_Given[_B]", /,
         *args: _P.args, **kwargs: _P.kwargs,
-    ) -> DurableFuture[_T]: ...  # fmt: skip
+    ) -> "DurableFuture[_T]": ...  # fmt: skip
     @overload
     def submit(
-        self, fn: Callable[Concatenate[_A, _B, _C, _P], _T], a: _A | _Given[_A], b: _B | _Given[_B], c: _Given[_C], /,
+        self, fn: Callable[Concatenate[_A, _B, _C, _P], _T], a: "_A | _Given[_A]", b: "_B | _Given[_B]", c: "_Given[_C]", /,
         *args: _P.args, **kwargs: _P.kwargs,
-    ) -> DurableFuture[_T]: ...  # fmt: skip
-    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> DurableFuture[_T]:
+    ) -> "DurableFuture[_T]": ...  # fmt: skip
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> "DurableFuture[_T]":
         """Store the call `fn(*args, **kwargs)`, have it run, and return its future.
 
         A future of the same store, anywhere in the arguments that pickle reaches, stands for its
@@ -202,7 +200,7 @@ class Submitter(concurrent.futures.Executor):
         except TooLarge as error:
             raise _told(error, function, fn, (), {}) from error
 
-    def preview(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> Preview:
+    def preview(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> "Preview":
         """Return what `map(fn, *iterables)` would run now, and why, and what need not run. Nothing is run or changed.
 
         The iterables are read to their end. What is returned counts the calls by reason and says of each item, by
@@ -243,7 +241,7 @@ class Submitter(concurrent.futures.Executor):
                 preview.note(function.path, Why(Reason.REFUSED, str(call)) if is_refused else next(reasons))
         return preview
 
-    def _describe(self, fn: Callable[..., Any]) -> Function:
+    def _describe(self, fn: Callable[..., Any]) -> "Function":
         """Return the stored form of a function, with what its calls depend on beside its code."""
         function = self._functions.describe(fn)
         if self._depends is None:
@@ -252,7 +250,9 @@ class Submitter(concurrent.futures.Executor):
         return function._replace(digest=digest, parts=parts)
 
 
-def _told(error: TooLarge, function: Function, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TooLarge:
+def _told(
+    error: TooLarge, function: "Function", called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> TooLarge:
     from .model.functions import too_large
 
     return too_large(error, function, called, args, kwargs)

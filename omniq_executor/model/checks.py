@@ -2,7 +2,11 @@
 
 import datetime
 import math
+from collections.abc import Callable
 from typing import Any
+
+Backoff = float | Callable[[int], float]
+RetryOn = type[BaseException] | tuple[type[BaseException], ...]
 
 
 def seconds(name: str, value: Any) -> float:

@@ -5,16 +5,13 @@ import logging
 import math
 import pickle
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 from ..errors import CodeChanged, DependencyFailed, NotImportable
 from . import codec
-from .checks import check_whole, seconds
+from .checks import Backoff, RetryOn, check_whole, seconds
 from .task import ErrorInfo, Options
-
-Backoff = float | Callable[[int], float]
-RetryOn = type[BaseException] | tuple[type[BaseException], ...]
 
 _MICROS = 1_000_000
 LONGEST_BACKOFF_S = 60.0
