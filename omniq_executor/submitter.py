@@ -53,8 +53,8 @@ class Submitter(concurrent.futures.Executor):
     ) -> "DurableFuture[_T]": ...  # fmt: skip
     @overload
     def submit(
-        self, fn: Callable[Concatenate[_A, _B, _C, _P], _T], a: "_A | _Given[_A]", b: "_B | _Given[_B]", c: "_Given[_C]", /,
-        *args: _P.args, **kwargs: _P.kwargs,
+        self, fn: Callable[Concatenate[_A, _B, _C, _P], _T], a: "_A | _Given[_A]", b: "_B | _Given[_B]",
+        c: "_Given[_C]", /, *args: _P.args, **kwargs: _P.kwargs,
     ) -> "DurableFuture[_T]": ...  # fmt: skip
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> "DurableFuture[_T]":
         """Store the call `fn(*args, **kwargs)`, have it run, and return its future.
@@ -250,9 +250,8 @@ class Submitter(concurrent.futures.Executor):
         return function._replace(digest=digest, parts=parts)
 
 
-def _told(
-    error: TooLarge, function: "Function", called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> TooLarge:
+def _told(error: TooLarge, function: "Function", called: Any, args: Any, kwargs: Any) -> TooLarge:
+    """Return the error of a call that is too large, which says what of it is."""
     from .model.functions import too_large
 
     return too_large(error, function, called, args, kwargs)
