@@ -724,7 +724,34 @@ def tell_of_deaths_and_sessions(machine: StoreMachine) -> None:
     look(machine)
 
 
-TOLD = [tell_of_late_and_foreign, tell_of_deaths_and_sessions]
+def tell_of_what_is_read_ahead(machine: StoreMachine) -> None:
+    """Have several equal calls be taken over ahead, of which one is not finished, or was in another context."""
+    first = machine.first_enters()
+    for claim in adds_some(machine, first, 3, claimed=True):
+        machine.end(first, [(claim, Event.COMPLETE, 7)])
+    machine.dies(first)
+    second = machine.enter("work", "crashed")
+    for _ in range(4):
+        machine.is_given_what_was_read_ahead(second, 9, 1)
+    begun, *others = adds_some(machine, second, 3, claimed=True)
+    for claim in others:
+        machine.end(second, [(claim, Event.COMPLETE, 7)])
+    machine.end(second, [(begun, Event.RELEASE, None)])
+    machine.stops(second, False)
+    machine.is_given_what_was_read_ahead(machine.enter("work", "crashed"), 9, 3)
+    look(machine)
+    gone = machine.enter("play", "never", 0, "warm")
+    adds_some(machine, gone, 1)
+    machine.leaves(gone)
+    other, third = machine.enter("play"), machine.enter("play", "crashed", 0, "warm")
+    machine.adopts(other, [0], False)
+    for claim in machine.give_claimed(other, machine.turn(other, claim=1, of_run=True), 1, 0, True):
+        machine.end(other, [(claim, Event.COMPLETE, 7)])
+    machine.is_given_what_was_read_ahead(third, 9, 3)
+    look(machine)
+
+
+TOLD = [tell_of_late_and_foreign, tell_of_deaths_and_sessions, tell_of_what_is_read_ahead]
 
 
 def play(program: Callable[[StoreMachine], None], backend: Backend) -> None:

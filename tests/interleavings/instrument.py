@@ -34,6 +34,7 @@ MODULES = (  # each after those of which it takes something when it is imported
     "dispatch.committing",
     "dispatch.dropped",
     "dispatch.peers",
+    "dispatch.ahead",
     "dispatch.resumption",
     "dispatch.loop",
     "dispatch.dispatcher",

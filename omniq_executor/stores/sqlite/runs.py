@@ -217,6 +217,7 @@ def end_run(run: Run, clean: bool, now: int) -> Transaction[list[Leftover]]:
     return (yield from _settle([run.id], keep_broken=False)) if own and clean else []
 
 
+_GIVE = f"DELETE FROM temp.resumable_{{0}} WHERE id IN {GIVEN}"
 _NOTE_TAKEN = f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN} AND run <> ?"
 
 
@@ -246,7 +247,7 @@ def take_over(run: int, context: str, function: int, calls: Sequence[Call]) -> T
     if not given:
         return [None] * len(calls)
     ids = json.dumps(list(given))
-    yield f"DELETE FROM temp.resumable_{run} WHERE id IN {GIVEN}", (ids,)
+    yield _GIVE.format(run), (ids,)
     looked, _ = yield (
         f"SELECT (SELECT context FROM run WHERE id = task.run) = ?, {FOUND} WHERE id IN {GIVEN}",
         (context, ids),
@@ -270,25 +271,28 @@ def take_over(run: int, context: str, function: int, calls: Sequence[Call]) -> T
     return states
 
 
+_AHEAD = f"""
+    SELECT next.call, {STATE}
+    FROM (SELECT id, function, call FROM temp.resumable_{{0}} WHERE id > ? ORDER BY id LIMIT ?) next
+    JOIN task USING (id)
+    WHERE next.function = ? AND status = {Status.COMPLETED:d} AND length(result) <= {SMALL} AND NOT ({refers("result")})
+    AND (SELECT context FROM run WHERE id = task.run) = ? AND id =
+        (SELECT min(id) FROM temp.resumable_{{0}} other WHERE other.function = next.function AND other.call = next.call)
+    ORDER BY id
+"""
+
+
 def ahead(
     run: int, context: str, function: int, after: int, most: int
 ) -> Transaction[list[tuple[str | bytes, TaskState]]]:
     """Return what may be taken over next, with likenesses. See Store.ahead()."""
-    rows, _ = yield (
-        f"SELECT next.call, {STATE} FROM"
-        f" (SELECT id, function, call FROM temp.resumable_{run} WHERE id > ? ORDER BY id LIMIT ?) next"
-        f" JOIN task USING (id) WHERE next.function = ? AND status = {Status.COMPLETED:d} AND length(result) <= {SMALL}"
-        f" AND NOT ({refers('result')}) AND (SELECT context FROM run WHERE id = task.run) = ? AND id ="
-        f" (SELECT min(id) FROM temp.resumable_{run} r WHERE r.function = next.function AND r.call = next.call)"
-        " ORDER BY id",
-        (after, most, function, context),
-    )
+    rows, _ = yield _AHEAD.format(run), (after, most, function, context)
     return [(likeness, found(row)) for likeness, *row in rows]
 
 
 def note_given(run: int, ids: Sequence[int]) -> Transaction[None]:
     """Note tasks as taken over. See Store.note_given()."""
-    yield f"DELETE FROM temp.resumable_{run} WHERE id IN {GIVEN}", (json.dumps(ids),)
+    yield _GIVE.format(run), (json.dumps(ids),)
     yield _NOTE_TAKEN, (run, json.dumps(ids), run)
 
 
