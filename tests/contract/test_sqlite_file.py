@@ -16,7 +16,9 @@ from filelock import FileLock
 from omniq_executor import PersistentExecutor, StoreError, StoreVersionError, TooLarge
 from omniq_executor.model.schema import VERSION
 from omniq_executor.model.task import LAST_TIER, Call, Event, Options, Status, format_id, iso
+from omniq_executor.stores import glance
 from omniq_executor.stores.base import Batch, Outcome, Turn
+from omniq_executor.stores.glances import Wanted
 from omniq_executor.stores.sqlite import database as sqlite, runs, turns
 from omniq_executor.stores.sqlite.store import SQLiteStore
 
@@ -60,6 +62,21 @@ def test_a_value_above_two_gigabytes_is_refused_and_changes_nothing(
     assert client.store.ids() == [id]
 
 
+def test_counts_of_finished_tasks_that_are_not_right_are_repaired(
+    client: Client, store: SQLiteStore, plain: sqlite3.Connection
+) -> None:
+    first, second, third = client.add(1, 2, 3, claimed=True)
+    client.end(Event.COMPLETE, first, second, result="1")
+    client.end(Event.FAIL, third)
+    right = {"work": {Status.COMPLETED: 2, Status.FAILED: 1}}
+    assert (store.counts(), store.check()) == (right, [])
+    for damage in ("UPDATE tally SET tasks = tasks + 1 WHERE status = 3", "DELETE FROM tally"):
+        plain.execute(damage)
+        assert store.counts() != right
+        assert [problem.repaired for problem in store.check()] == [True]
+        assert (store.counts(), store.check()) == (right, [])
+
+
 # --- Whose file it is ---
 
 
@@ -74,10 +91,12 @@ OLDEST_COLUMNS = """
 
 def make_older(plain: sqlite3.Connection, version: int) -> None:
     """Take back what each version has added."""
-    plain.execute("DROP TABLE taken")
+    plain.execute("DROP TABLE tally")
     plain.execute("DROP VIEW tasks")
-    plain.execute("ALTER TABLE run DROP COLUMN result_ttl")
-    plain.execute("ALTER TABLE function DROP COLUMN parts")
+    if version < 5:
+        plain.execute("DROP TABLE taken")
+        plain.execute("ALTER TABLE run DROP COLUMN result_ttl")
+        plain.execute("ALTER TABLE function DROP COLUMN parts")
     if version < 4:
         make_older_than_4(plain, version)
     plain.execute("CREATE VIEW tasks AS SELECT t.id, t.crashes, t.owner FROM task t")
@@ -124,15 +143,16 @@ def test_a_store_of_an_older_version_is_brought_up_to_date(
     if version >= 3:
         client.turn(adds=[Batch(waiting, 1, SQUARE, calls=[call(3)], options=Options(max_retries=7, after=(later,)))])
     client.stop(clean=False)
-    tasks, runs = client.store.find(), client.store.runs()
+    tasks, runs, counts = client.store.find(), client.store.runs(), client.store.counts()
     client.close()
     make_older(plain, version)
     with contextlib.closing(sqlite3.connect(address)) as connection:
         columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(task)")]
-        assert ("owner_deaths" in columns) == (version == 4)
+        assert ("owner_deaths" in columns) == (version >= 4)
         assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (len(tasks),)
+    assert glance(f"sqlite:///{address}", Wanted(counts=True)).counts == counts  # before anybody opens it
     with contextlib.closing(SQLiteStore(address)) as store:
-        assert (store.find(), store.runs()) == (tasks, runs)
+        assert (store.find(), store.runs(), store.counts()) == (tasks, runs, counts)
         assert store.check() == []
     with contextlib.closing(SQLiteStore(tmp_path / "fresh.db")):
         assert shape(address) == shape(tmp_path / "fresh.db")
@@ -191,7 +211,7 @@ def test_what_waits_for_nothing_or_should_wait_is_repaired(
     assert store.get(id) == before
     assert store.check() == []
     plain.execute("UPDATE task SET status = 4 WHERE id = ?", (first,))
-    assert [problem.repaired for problem in store.check()] == [True]
+    assert [problem.repaired for problem in store.check()] == [True, True]  # its dependent waits no more, and it counts
     assert client.claim() == [id]
 
 

@@ -12,8 +12,8 @@ from ...model.schema import FIELDS, Kind
 from ...model.task import Status
 from ..glances import EARLIER, GLANCE_S, Glance, Wanted
 from .database import drive
-from .looking import counts
-from .tables import task_of
+from .looking import counts, counts_of_old
+from .tables import COUNTED_SINCE, task_of
 
 _STEPS = 2000  # of SQLite's, between two looks at the clock
 
@@ -59,7 +59,9 @@ def _look(connection: sqlite3.Connection, wanted: Wanted, size: int) -> Glance:
     found = Glance({}, tasks, size=size)
     try:
         if wanted.counts:
-            found = found._replace(counts=drive(connection, counts()))
+            ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+            counting = counts() if version >= COUNTED_SINCE else counts_of_old()
+            found = found._replace(counts=drive(connection, counting))
         if wanted.function:
             rows = connection.execute(_EARLIER, (wanted.function, wanted.run)).fetchall()
             found = found._replace(earlier_s=[took / 1e6 for (took,) in rows if took is not None])

@@ -8,8 +8,9 @@ from typing import Any
 from ...model.codec import decode_error
 from ...model.failures import FailedCall
 from ...model.options import MEMO
-from ...model.task import FINISHED, Status, Task
+from ...model.task import Status, Task
 from ..base import PastCall, Resumable, Taken, TaskRow, TaskState
+from . import tally
 from .tables import GIVEN, LIKENESS, STORED, Transaction, task_of
 
 _FAILURES = 256  # that are read at a time
@@ -104,10 +105,15 @@ def failures(after: int, queue: str | None) -> Transaction[list[FailedCall]]:
 
 def counts() -> Transaction[dict[str, dict[Status, int]]]:
     """Return number of tasks per queue and state."""
-    rows, _ = yield (
-        "SELECT q.name, t.status, count(*) FROM task t JOIN queue q ON q.id = t.queue GROUP BY 1, 2 ORDER BY 1, 2",
-        (),
-    )
+    return _by_queue((yield tally.COUNTS, ()).rows)
+
+
+def counts_of_old() -> Transaction[dict[str, dict[Status, int]]]:
+    """Return the same of a store of a version that kept no counts."""
+    return _by_queue((yield tally.COUNTS_OF_OLD, ()).rows)
+
+
+def _by_queue(rows: Iterable[Sequence[Any]]) -> dict[str, dict[Status, int]]:
     found: dict[str, dict[Status, int]] = {}
     for queue, status, count in rows:
         found.setdefault(queue, {})[Status(status)] = count
@@ -116,8 +122,7 @@ def counts() -> Transaction[dict[str, dict[Status, int]]]:
 
 def unfinished() -> Transaction[dict[int, int]]:
     """Return by run how many tasks are not finished."""
-    statuses = ", ".join(f"{status:d}" for status in Status if status not in FINISHED)
-    rows, _ = yield f"SELECT run, count(*) FROM task WHERE status IN ({statuses}) GROUP BY run", ()
+    rows, _ = yield tally.UNFINISHED, ()
     return dict(rows)
 
 

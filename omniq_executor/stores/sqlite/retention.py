@@ -1,25 +1,35 @@
 """Transactions of the SQLite store about what is kept for how long, see turns.py and stores/retention.py."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from ...model.task import FINISHED
 from ..retention import KEPT_KEYS, Expired, expiries, names, with_dependents
+from . import tally
 from .runs import FORGET_TAKEN, all_runs
-from .tables import GIVEN, Transaction
+from .tables import GIVEN, IS_FINISHED, Transaction
 from .waits import IS_FREE
 
-_IS_FINISHED = f"status IN ({', '.join(f'{status:d}' for status in FINISHED)})"
-_REMOVE = f"DELETE FROM task WHERE {_IS_FINISHED} AND {IS_FREE} AND %s RETURNING id, attempts"
+_REMOVE = f"DELETE FROM task WHERE {IS_FINISHED} AND {IS_FREE} AND %s RETURNING id, attempts, queue, run, status"
 _REMOVE_GIVEN = _REMOVE % f"id IN {GIVEN}"
+_KEPT = (
+    f"INDEXED BY task_key WHERE key IS NOT NULL AND NOT {KEPT_KEYS}",
+    f"WHERE id IN (SELECT needs FROM dependency) AND {KEPT_KEYS}",
+)
 _EXPIRE = _REMOVE % f"id > ? AND id <= ? AND run IN {GIVEN} AND finished_at < ? AND {KEPT_KEYS}"
 
 
 def remove(ids: Sequence[int]) -> Transaction[dict[int, int]]:
     """Remove finished tasks; returns how many attempts each of them had. See Store.remove()."""
-    rows, _ = yield _REMOVE_GIVEN, (json.dumps(list(ids)),)
-    return dict(rows)
+    return (yield from _remove(_REMOVE_GIVEN, json.dumps(list(ids))))
+
+
+def _remove(sql: str, *parameters: object) -> Transaction[dict[int, int]]:
+    rows, _ = yield sql, parameters
+    removed = Counter((queue, run, status) for _, _, queue, run, status in rows)
+    yield from tally.subtract((*of, tasks, 0) for of, tasks in removed.items())
+    return {id: attempts for id, attempts, *_ in rows}
 
 
 def results_of(function: str, queue: str | None) -> Transaction[tuple[list[int], list[int]]]:
@@ -27,7 +37,7 @@ def results_of(function: str, queue: str | None) -> Transaction[tuple[list[int],
     rows, _ = yield "SELECT id, path FROM function", ()
     meant = json.dumps([id for id, path in rows if names(function, path)])
     rows, _ = yield (
-        f"SELECT id FROM task WHERE {_IS_FINISHED} AND function IN {GIVEN}"
+        f"SELECT id FROM task WHERE {IS_FINISHED} AND function IN {GIVEN}"
         " AND (? IS NULL OR queue = (SELECT id FROM queue WHERE name = ?))",
         (meant, queue, queue),
     )
@@ -37,7 +47,7 @@ def results_of(function: str, queue: str | None) -> Transaction[tuple[list[int],
         (),
     )
     dependents = with_dependents(calls, {id: json.loads(after) for id, after in rows}) - calls
-    rows, _ = yield f"SELECT id FROM task WHERE {_IS_FINISHED} AND id IN {GIVEN}", (json.dumps(list(dependents)),)
+    rows, _ = yield f"SELECT id FROM task WHERE {IS_FINISHED} AND id IN {GIVEN}", (json.dumps(list(dependents)),)
     return sorted(calls, reverse=True), sorted((id for (id,) in rows), reverse=True)
 
 
@@ -61,7 +71,7 @@ def expire(going: Expired, after: int, most: int) -> Transaction[Step]:
     removed: dict[int, int] = {}
     for before in set(still.values()):
         ids = [run for run, at in still.items() if at == before]
-        removed.update((yield _EXPIRE, (after, last, json.dumps(ids), before)).rows)
+        removed.update((yield from _remove(_EXPIRE, after, last, json.dumps(ids), before)))
     left, _ = yield "SELECT DISTINCT run, function FROM task WHERE id > ? AND id <= ?", (after, last)
     return Step(last, len(rows), removed, {run for run, _ in left}, {function for _, function in left})
 
@@ -102,9 +112,12 @@ def expiring() -> Transaction[tuple[int | None, list[tuple[int, int]]]]:
     records = yield from all_runs()
     at = expiries(records)
     ttl = {run.id: run.result_ttl or 0 for run in records}
-    rows, _ = yield (
-        f"SELECT run, count(*), max(finished_at) FROM task WHERE {_IS_FINISHED} AND {IS_FREE} AND {KEPT_KEYS}"
-        f" AND run IN {GIVEN} GROUP BY run",
-        (json.dumps(list(at)),),
+    kept = Counter[int]()  # of finished tasks, by run
+    for keyed_or_needed in _KEPT:
+        rows, _ = yield f"SELECT run, count(*) FROM task {keyed_or_needed} AND {IS_FINISHED} GROUP BY run", ()
+        kept.update(dict(rows))
+    counted = f"SELECT run, sum(tasks), max(last) FROM tally WHERE run IN {GIVEN} GROUP BY run"
+    rows, _ = yield counted, (json.dumps([*at]),)
+    return oldest, sorted(
+        (max(at[run], last + ttl[run]), count - kept[run]) for run, count, last in rows if count > kept[run]
     )
-    return oldest, sorted((max(at[run], last + ttl[run]), count) for run, count, last in rows)

@@ -144,7 +144,7 @@ def begin_run(
     past = yield from _past(where, queue, context, session)
     have_failed: list[int] = []
     if resume == "failed":
-        rows, _ = yield f"SELECT DISTINCT run FROM task WHERE status = {Status.FAILED:d}", ()
+        rows, _ = yield f"SELECT DISTINCT run FROM tally WHERE status = {Status.FAILED:d} AND tasks > 0", ()
         have_failed = [id for (id,) in rows]
     continues = continued(past, resume, session, have_failed)
     if continues and since:

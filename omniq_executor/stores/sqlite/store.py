@@ -51,7 +51,7 @@ from ..owners import new_owner_id
 from ..reserve import size_on_disk
 from ..retention import expired
 from ..values import ValueFiles
-from . import looking, retention, runs, tables, turns, upkeep, waits
+from . import looking, retention, runs, tables, tally, turns, upkeep, waits
 from .database import Database, Durability, drive, explained
 from .glance import look
 
@@ -83,6 +83,7 @@ class SQLiteStore(Store):
         self._functions: dict[bytes, int] = {}
         self._queues: dict[str, int] = {}
         self._first: dict[int, int] = {}  # by owner that entered here: no task before it was claimed for it
+        self._has_own_only: set[int] = set()  # owners that entered here, and have claimed of their own run alone
         self._adopted: dict[int, set[int]] = {}  # by run: the other queues that it has adopted tasks of
         self.db = Database(self.path, self._owners, durability, create, importing)
 
@@ -104,12 +105,14 @@ class SQLiteStore(Store):
                 if self.db.write(runs.enter(owner, NODES, queue, self._owners.host, os.getpid(), now())):
                     self.db.forget_peers()  # this connection's own change of the owners does not count there
                     self._first[owner] = _NONE_YET
+                    self._has_own_only.add(owner)
                     return owner
                 self._owners.let_go(owner)  # another was faster with such an id
 
     def _leave(self, owner: int) -> None:
         self.db.write(runs.forget_owners([owner], self._first.get(owner, 0)))
         self._first.pop(owner, None)
+        self._has_own_only.discard(owner)
         self.db.forget_peers()
 
     def note_claim(self, owner: int, number: int) -> None:
@@ -241,10 +244,11 @@ class SQLiteStore(Store):
             if batch.claimed:
                 self.note_claim(owner, batch.first)
         with self.db.lock:
-            statement = turns.lone_end(owner, work) if len(self.db.peers) == 1 else None
-            if statement is not None and self.db.execute(statement).rowcount == 1:
+            if len(self.db.peers) == 1 and turns.is_lone_end(work) and self.db.write(turns.lone_end(owner, work)):
                 self.db.count_turn()
                 return TurnResult()
+            if work.claim and not work.of_run:
+                self._has_own_only.discard(owner)
             try:
                 turned = self._turn(owner, run, queue, work)
             except BaseException:
@@ -259,13 +263,16 @@ class SQLiteStore(Store):
     def _turn(self, owner: int, run: Run, queue: int, work: Turn) -> TurnResult:
         about = owner, run, queue, self._functions, work, self.db.peers
         adopted = self._adopted_by(run.id, queue) if work.of_run else ()
+        # What is taken over of an earlier run may be of queues that this one has adopted from.
+        own = owner in self._has_own_only and not run.continues and not self._adopted.get(run.id, {queue})
         try:
-            return self.db.write(turns.turn(*about, adopted=adopted))
+            return self.db.write(turns.turn(*about, adopted=adopted, has_own_only=own))
         except turns.Inexact:
-            return self.db.write(turns.turn(*about, exact=True, adopted=adopted))
+            return self.db.write(turns.turn(*about, exact=True, adopted=adopted, has_own_only=own))
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
         self.note_claim(owner, number)
+        self._has_own_only.discard(owner)
         return self.db.write(turns.claim(owner, number, now))
 
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
@@ -364,6 +371,8 @@ class SQLiteStore(Store):
             ((count, first),) = self.db.read(f"SELECT count(*), min(id) FROM {condition}")
             if count:
                 problems.append(Problem(f"{count} tasks, {format_id(first)} for one, {what}", False))
+        if self.db.write(tally.recount()):
+            problems.append(Problem("the counts of finished tasks were not right", True))
         if self.db.write(waits.rewire()):
             problems.append(Problem("it was not as it should be which tasks wait for others", True))
         return problems

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from ... import values
 from ...model.codec import decode_error, decode_options, encode_error, encode_options
 from ...model.schema import FIELDS, OPTIONS, USUAL, VERSION, ErrorInfo, Kind, Status, Task, compiled
-from ...model.task import EFFECTS, Effect, Event, source, target
+from ...model.task import EFFECTS, FINISHED, Effect, Event, source, target
 
 
 class Reply(NamedTuple):
@@ -104,6 +104,18 @@ _TAKEN = (
     " origin INTEGER NOT NULL, PRIMARY KEY (run, task)) WITHOUT ROWID"
 )
 
+# How many tasks are finished, see tally.py. `last` is when the last of them did, or later.
+_TALLY = (
+    "CREATE TABLE tally (queue INTEGER NOT NULL, run INTEGER NOT NULL, status INTEGER NOT NULL,"
+    " tasks INTEGER NOT NULL, last INTEGER NOT NULL, PRIMARY KEY (queue, run, status)) WITHOUT ROWID"
+)
+COUNTED_SINCE = 6  # of the versions
+IS_FINISHED = f"status IN ({', '.join(f'{status:d}' for status in FINISHED)})"
+FINISHED_TASKS = (
+    "SELECT queue, run, status, count(*), coalesce(max(finished_at), 0) FROM task"
+    f" WHERE {IS_FINISHED} %s GROUP BY 1, 2, 3"
+)
+
 _SCHEMA = (
     "CREATE TABLE queue (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
     "CREATE TABLE function (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, path TEXT NOT NULL,"
@@ -119,6 +131,7 @@ _SCHEMA = (
     # What finished, in order: kept only while several owners are there, for those who wait for others.
     "CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL, owner INTEGER)",
     f"CREATE TABLE task ({', '.join(f'{name} {column}' for name, column in COLUMNS.items())})",
+    _TALLY,
     _CLAIMABLE,
     "CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL",
     *_DEPENDENCY,
@@ -142,6 +155,7 @@ _BROUGHT = {
         "ALTER TABLE function ADD COLUMN parts TEXT NOT NULL DEFAULT ''",
         _TAKEN,
     ),
+    COUNTED_SINCE: (_TALLY, f"INSERT INTO tally {FINISHED_TASKS % ''}"),
 }
 
 

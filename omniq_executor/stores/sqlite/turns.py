@@ -13,13 +13,15 @@ which keeps digits of floats that a conversion to REAL would round.
 """
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ...model.codec import decode_options, encode_options
 from ...model.task import ENDS_CLAIM, FINISHING, LAST_TIER, NEVER, Call, Event, Function, Status, source, target
 from ..base import Batch, Claimed, Outcome, ResultBatch, Run, Turn, TurnResult
 from ..rules import initializer_of, shares
+from . import tally
 from .tables import GIVEN, OF_CALL, PENDING, RUNNING, Many, Reply, Statement, Transaction, changes, values_of
 from .waits import ARE_DEPENDENCIES, OPEN, check_there, hold, let_go_after, wire
 
@@ -44,7 +46,8 @@ _COMPLETE_BLOCK = (
 )
 _END = {event: f"UPDATE task SET {changes(event)} WHERE id = ? AND {_FENCE}" for event in Event if event in ENDS_CLAIM}
 _VALUES = {event: values_of(event) for event in _END}
-_ALONE = " AND (SELECT count(*) FROM owner) = 1 AND NOT EXISTS (SELECT 1 FROM dependency)"
+_ALONE = " AND (SELECT count(*) FROM owner) = 1 AND NOT EXISTS (SELECT 1 FROM dependency) RETURNING queue, run"
+_FINISHES = {event: target(event) for event in FINISHING}
 _CLAIM_THAT = f"""
     UPDATE task SET {changes(Event.CLAIM)} WHERE %s
     RETURNING priority, eta, id, attempts, crashes, run, args, kwargs,
@@ -84,18 +87,24 @@ class Inexact(Exception):
     """A bulk statement changed fewer rows than it should have: roll back, and do the turn with `exact=True`."""
 
 
-def lone_end(owner: int, work: Turn) -> Statement | None:
-    """Return the one statement of a turn that ends one claim and nothing else, or None for any other turn.
+def is_lone_end(work: Turn) -> bool:
+    """Return whether a turn ends one claim and does nothing else."""
+    return len(work.outcomes) == 1 and not (work.blocks or work.adds or work.claim) and not work.outcomes[0].successor
 
-    It needs no transaction around it (see `add_claimed`), and changes nothing where another owner is
-    there who has to be told, or where the claim is lost: then the turn is done in the general way.
+
+def lone_end(owner: int, work: Turn) -> Transaction[bool]:
+    """Do a turn that ends one claim and nothing else; returns whether it is done.
+
+    It changes nothing where another owner is there who has to be told, where something may wait for that task, or where
+    the claim is lost: then the turn is done in the general way.
     """
-    if len(work.outcomes) != 1 or work.blocks or work.adds or work.claim:
-        return None
     (end,) = work.outcomes
-    if end.successor is not None:
-        return None
-    return _END[end.event] + _ALONE, (*_VALUES[end.event](end, work.now), end.id, owner, end.attempt)
+    values = (*_VALUES[end.event](end, work.now), end.id, owner, end.attempt)
+    rows, _ = yield _END[end.event] + _ALONE, values
+    if rows and end.event in _FINISHES:
+        queue, run = rows[0]
+        yield from tally.add(queue, run, Counter((_FINISHES[end.event],)), work.now)
+    return bool(rows)
 
 
 def turn(
@@ -107,10 +116,12 @@ def turn(
     peers: Sequence[int],
     exact: bool = False,
     adopted: Collection[int] = (),
+    has_own_only: bool = False,
 ) -> Transaction[TurnResult]:
     """Do one turn of a dispatcher. See Store.turn().
 
-    `adopted` are the other queues that the run has adopted tasks of.
+    `adopted` are the other queues that the run has adopted tasks of. With `has_own_only` it is known that all that the
+    owner has claimed is of that run and queue.
 
     Ends go by bulk statements, and it is enough to count what they changed, since claims are hardly
     ever lost. If one was, Inexact is raised; with `exact` the turn then finds out which.
@@ -128,6 +139,11 @@ def turn(
         for end in work.outcomes:
             if end.successor is not None and end.id not in turned.refused:
                 yield _SUCCEED, (*end.successor, work.now, end.id)
+    if work.blocks or work.outcomes:
+        if has_own_only:
+            yield from tally.add(queue, run.id, _count_finished(work, turned.refused), work.now)
+        else:
+            yield from tally.add_these(_finished(work, turned.refused))
     if (work.blocks or work.outcomes) and (yield ARE_DEPENDENCIES, ()).rows[0][0]:
         turned.freed = yield from _heed_dependencies(work, turned.refused)
     if len(peers) > 1:
@@ -254,6 +270,17 @@ def _finished(work: Turn, refused: set[int]) -> list[int]:
     return [id for id in ids if id not in refused]
 
 
+def _count_finished(work: Turn, refused: Collection[int]) -> Counter[Status]:
+    """Return how many tasks a turn finished, by state."""
+    finished = Counter(
+        _FINISHES[end.event] for end in work.outcomes if end.event in _FINISHES and end.id not in refused
+    )
+    for block in work.blocks:
+        of_it = range(block.first, block.first + block.size)
+        finished[Status.COMPLETED] += block.size - sum(id in of_it for id in refused)
+    return finished
+
+
 def _heed_dependencies(work: Turn, refused: set[int]) -> Transaction[bool]:
     """Do what the ends of a turn mean for what waits, or should; returns whether tasks wait no more."""
     ends = [end for end in work.outcomes if end.id not in refused]
@@ -329,7 +356,11 @@ _CHANGE = {
 }
 
 
-def _change(event: Event, ids: Iterable[int], *given: Any) -> Transaction[list[int]]:
+def _change(event: Event, ids: Sequence[int], *given: Any) -> Transaction[list[int]]:
     """Let an event happen to those to which it may, with what is given to it; returns which."""
-    rows, _ = yield _CHANGE[event], (*given, json.dumps(list(ids)))
-    return [id for (id,) in rows]
+
+    def change() -> Transaction[list[int]]:
+        rows, _ = yield _CHANGE[event], (*given, json.dumps(list(ids)))
+        return [id for (id,) in rows]
+
+    return (yield from tally.changing(ids, change()))

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 
 from ...model.task import Function, Status
 from ..base import RunRecord, Taken, TaskRow
+from . import tally
 from .runs import FORGET_TAKEN, release_unowned
 from .tables import PUT, Many, Transaction, row_of
 from .turns import ensure_function, ensure_queue
@@ -13,12 +14,12 @@ from .waits import IS_FREE, rewire
 
 def purge(before: int, statuses: Collection[Status], queue: str | None) -> Transaction[int]:
     """Remove finished tasks and what nothing else needs, and return how many tasks. See Store.purge()."""
-    _, changed = yield (
-        f"DELETE FROM task WHERE status IN ({', '.join(f'{status:d}' for status in statuses)}) AND finished_at < ?"
-        " AND (? IS NULL OR queue = (SELECT id FROM queue WHERE name = ?))"
-        f" AND {IS_FREE}",
-        (before, queue, queue),
+    where = (
+        f"status IN ({', '.join(f'{status:d}' for status in statuses)}) AND finished_at < ?"
+        f" AND (? IS NULL OR queue = (SELECT id FROM queue WHERE name = ?)) AND {IS_FREE}"
     )
+    yield from tally.subtract((yield from tally.counted(where, (before, queue, queue))))
+    _, changed = yield f"DELETE FROM task WHERE {where}", (before, queue, queue)
     if changed:
         # While an owner is there it may know the number of a function, which another could be given then.
         yield (
@@ -63,6 +64,13 @@ def put(
     tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int], taken: Sequence[Taken]
 ) -> Transaction[None]:
     """Have tasks and runs as they are given. See Store.put()."""
+    ids = [*gone, *(stored.task.id for stored in tasks)]
+    yield from tally.changing(ids, _put(tasks, runs, gone, taken))
+
+
+def _put(
+    tasks: Sequence[TaskRow], runs: Sequence[RunRecord], gone: Sequence[int], taken: Sequence[Taken]
+) -> Transaction[None]:
     yield "DELETE FROM task WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(gone)),)
     queues: dict[str, int] = {}
     for queue in {stored.task.queue for stored in tasks} | {run.queue for run in runs}:
