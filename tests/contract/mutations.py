@@ -10,7 +10,7 @@ from omniq_executor.model.task import Event, Status
 from omniq_executor.stores.base import Run, Turn
 from omniq_executor.stores.file import tasks as file
 from omniq_executor.stores.owners import Owners
-from omniq_executor.stores.sqlite import runs, turns
+from omniq_executor.stores.sqlite import runs, tally, turns
 from omniq_executor.stores.sqlite.store import SQLiteStore
 from omniq_executor.stores.sqlite.tables import PENDING, RUNNING
 
@@ -84,6 +84,24 @@ def _living(alive: bool) -> Mutation:
     return lambda setattr: setattr(Owners, "is_alive", is_alive)
 
 
+def _own_only(setattr: SetAttr) -> None:
+    """Count all that an owner ends as of its own run."""
+    turn = turns.turn
+    setattr(turns, "turn", lambda *args, **how: turn(*args, **{**how, "has_own_only": True}))
+
+
+def _uncounted(name: str, place: int) -> Mutation:
+    """Count nothing where the counts of finished tasks change; `place` is that of what is done meanwhile, or -1."""
+
+    def mutated(*args: Any) -> Any:
+        if place >= 0:
+            return (yield from args[place])
+        return None
+        yield  # it is a generator
+
+    return lambda setattr: setattr(tally, name, mutated)
+
+
 SQLITE: dict[str, Mutation] = {
     "an end does not look at the owner": _sql(_ENDS, "owner = ? AND attempts", "(owner = ? OR 1) AND attempts"),
     "an end does not look at the attempt": _sql(_ENDS, "attempts = ?", "attempts >= ?"),
@@ -115,6 +133,11 @@ SQLITE: dict[str, Mutation] = {
     "what is read ahead is not the first of its kind": _sql(("_AHEAD",), "min(id)", "max(id)"),
     "what is read ahead is of any context": _sql(("_AHEAD",), "task.run) = ?", "task.run) >= substr(?, 1, 0)"),
     "what was given ahead is given again": _sql(("_GIVE",), "id IN", "id + 1 IN"),
+    "the counts take all that is ended for the own run's": _own_only,
+    "the counts of the own run stay": _uncounted("add", -1),
+    "the counts of other runs stay": _uncounted("add_these", -1),
+    "the counts keep what is retried": _uncounted("changing", 1),
+    "the counts keep what is removed": _uncounted("subtract", -1),
     "what runs is adopted": _sql(("_ADOPT_LEFT", "_ADOPT_THESE"), PENDING, "status <= 2"),
     "what an adopted task comes after is not": _sql(("_ADOPT_THESE",), "dependency.task =", "-dependency.task ="),
     "the living are settled": _sql(("_IS_OVER",), "NOT IN", "<> 0 OR 0 IN"),

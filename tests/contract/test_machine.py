@@ -55,6 +55,8 @@ from omniq_executor.stores.base import (
     Turn,
     TurnResult,
 )
+from omniq_executor.stores.sqlite import tally
+from omniq_executor.stores.sqlite.store import SQLiteStore
 
 pytestmark = pytest.mark.models
 
@@ -594,6 +596,8 @@ class StoreMachine(RuleBasedStateMachine):
             states = counts.setdefault(task.queue, {})
             states[task.status] = states.get(task.status, 0) + 1
         assert self.observer.counts() == counts
+        if isinstance(self.observer, SQLiteStore):
+            assert not self.observer.db.write(tally.recount())  # by run, too
 
     @invariant()
     def has_one_living_or_unreaped_owner_for_each_running_task(self) -> None:
@@ -662,6 +666,12 @@ def tell_of_late_and_foreign(machine: StoreMachine) -> None:
     gone = machine.enter("work")
     adds_some(machine, gone, 1)
     machine.leaves_its_last_task_to_another(gone, first, False, True)
+    look(machine)
+    # What is of another run counts for that one, whoever has run it.
+    other, worker = machine.enter("play"), machine.enter("play")
+    adds_some(machine, other, 2)
+    claims = machine.give_claimed(worker, machine.turn(worker, claim=2), 2)
+    machine.end(worker, [(claim, Event.COMPLETE, 1) for claim in claims])
     look(machine)
     # Neither a run of a session that goes on is continued from without, nor one of another context.
     session = machine.begins_a_session(first)

@@ -244,7 +244,8 @@ class SQLiteStore(Store):
             if batch.claimed:
                 self.note_claim(owner, batch.first)
         with self.db.lock:
-            if len(self.db.peers) == 1 and turns.is_lone_end(work) and self.db.write(turns.lone_end(owner, work)):
+            statement = turns.lone_end(owner, work) if len(self.db.peers) == 1 else None
+            if statement is not None and self.db.execute(statement).rowcount == 1:
                 self.db.count_turn()
                 return TurnResult()
             if work.claim and not work.of_run:

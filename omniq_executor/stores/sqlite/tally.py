@@ -11,17 +11,13 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ...model.task import Status
-from .tables import FINISHED_TASKS, GIVEN, PENDING, RUNNING, Many, Transaction
+from .tables import ADD_TO_TALLY, FINISHED_TASKS, GIVEN, PENDING, RUNNING, Many, Transaction
 
 _T = TypeVar("_T")
 
 _KEY = "queue, run, status"
 _COUNT_GIVEN = FINISHED_TASKS % f"AND id IN {GIVEN}"
-_ADD = f"""
-    INSERT INTO tally VALUES (?, ?, ?, ?, ?) ON CONFLICT ({_KEY})
-    DO UPDATE SET tasks = tasks + excluded.tasks, last = max(last, excluded.last)
-"""
-
+_ADD = ADD_TO_TALLY % "?, ?, ?, ?, ?"
 # In one statement, so that all of it is of one moment. A CROSS JOIN is done in this order: without an owner no task is
 # looked at.
 _UNFINISHED = f"""

@@ -22,7 +22,19 @@ from ...model.task import ENDS_CLAIM, FINISHING, LAST_TIER, NEVER, Call, Event, 
 from ..base import Batch, Claimed, Outcome, ResultBatch, Run, Turn, TurnResult
 from ..rules import initializer_of, shares
 from . import tally
-from .tables import GIVEN, OF_CALL, PENDING, RUNNING, Many, Reply, Statement, Transaction, changes, values_of
+from .tables import (
+    COUNTS_ITSELF,
+    GIVEN,
+    OF_CALL,
+    PENDING,
+    RUNNING,
+    Many,
+    Reply,
+    Statement,
+    Transaction,
+    changes,
+    values_of,
+)
 from .waits import ARE_DEPENDENCIES, OPEN, check_there, hold, let_go_after, wire
 
 _ADDED = int(Status.PENDING)
@@ -46,7 +58,11 @@ _COMPLETE_BLOCK = (
 )
 _END = {event: f"UPDATE task SET {changes(event)} WHERE id = ? AND {_FENCE}" for event in Event if event in ENDS_CLAIM}
 _VALUES = {event: values_of(event) for event in _END}
-_ALONE = " AND (SELECT count(*) FROM owner) = 1 AND NOT EXISTS (SELECT 1 FROM dependency) RETURNING queue, run"
+_END_ALONE = {
+    event: f"{sql.replace(' SET ', f' SET {COUNTS_ITSELF}, ', 1)} AND (SELECT count(*) FROM owner) = 1"
+    " AND NOT EXISTS (SELECT 1 FROM dependency)"
+    for event, sql in _END.items()
+}
 _FINISHES = {event: target(event) for event in FINISHING}
 _CLAIM_THAT = f"""
     UPDATE task SET {changes(Event.CLAIM)} WHERE %s
@@ -87,24 +103,18 @@ class Inexact(Exception):
     """A bulk statement changed fewer rows than it should have: roll back, and do the turn with `exact=True`."""
 
 
-def is_lone_end(work: Turn) -> bool:
-    """Return whether a turn ends one claim and does nothing else."""
-    return len(work.outcomes) == 1 and not (work.blocks or work.adds or work.claim) and not work.outcomes[0].successor
+def lone_end(owner: int, work: Turn) -> Statement | None:
+    """Return the one statement of a turn that ends one claim and nothing else, or None for any other turn.
 
-
-def lone_end(owner: int, work: Turn) -> Transaction[bool]:
-    """Do a turn that ends one claim and nothing else; returns whether it is done.
-
-    It changes nothing where another owner is there who has to be told, where something may wait for that task, or where
-    the claim is lost: then the turn is done in the general way.
+    It needs no transaction around it (see `add_claimed`), and changes nothing where another owner is
+    there who has to be told, or where the claim is lost: then the turn is done in the general way.
     """
+    if len(work.outcomes) != 1 or work.blocks or work.adds or work.claim:
+        return None
     (end,) = work.outcomes
-    values = (*_VALUES[end.event](end, work.now), end.id, owner, end.attempt)
-    rows, _ = yield _END[end.event] + _ALONE, values
-    if rows and end.event in _FINISHES:
-        queue, run = rows[0]
-        yield from tally.add(queue, run, Counter((_FINISHES[end.event],)), work.now)
-    return bool(rows)
+    if end.successor is not None:
+        return None
+    return _END_ALONE[end.event], (*_VALUES[end.event](end, work.now), end.id, owner, end.attempt)
 
 
 def turn(
