@@ -287,6 +287,8 @@ class Results(Iterator[Any]):
         if self._returns_exceptions:
             return error
         self._is_of_call = isinstance(outcome, ErrorInfo)
+        if isinstance(error, StopIteration):  # which would end the map as if there were no more calls
+            raise RuntimeError("a call raised StopIteration") from error
         raise error
 
 

@@ -218,6 +218,22 @@ def _less(error: UnicodeDecodeError) -> Any:
     return UnicodeDecodeError.__new__, (UnicodeDecodeError,)
 
 
+def raise_stop_iteration(_: int) -> NoReturn:
+    raise StopIteration
+
+
+def fork_and_come_back(how: str) -> str:
+    child = os.fork()
+    if not child:
+        if how == "exit":
+            raise SystemExit(3)
+        if how == "raise":
+            raise ValueError("of the child")
+        return "child"
+    _, status = os.waitpid(child, 0)
+    return f"parent of {os.waitstatus_to_exitcode(status)}"
+
+
 def raise_system_exit(code: int) -> NoReturn:
     raise SystemExit(code)
 

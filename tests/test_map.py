@@ -635,3 +635,17 @@ def test_a_map_of_other_items_in_another_order_runs_only_what_is_new_or_had_fail
     assert failed
     assert not failed & completed
     assert again == Counter(set(wanted) - completed)
+
+
+@pytest.mark.parametrize("form", ["map", "map_unordered", "buffered"])
+def test_a_call_that_raises_stop_iteration_does_not_end_the_map_as_if_there_were_no_more(
+    executor: PersistentExecutor, form: str
+) -> None:
+    verb = executor.map_unordered if form == "map_unordered" else executor.map
+    rows = verb(calls.raise_stop_iteration, range(3), **({"buffersize": 2} if form == "buffered" else {}))
+    with pytest.raises(RuntimeError, match="a call raised StopIteration") as caught:
+        next(rows)
+    assert type(caught.value.__cause__) is StopIteration
+    assert [type(it) for it in executor.map(calls.raise_stop_iteration, range(3), return_exceptions=True)] == (
+        [StopIteration] * 3
+    )

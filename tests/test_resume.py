@@ -192,6 +192,68 @@ if __name__ == "__main__":
     assert noted[2] <= 260
 
 
+DRAWS = """
+def draw():
+    note("drawn")
+    with open("journal") as journal:
+        return len(journal.readlines())
+
+def die_after(out):
+    print(sorted(out), flush=True)
+    if "die" in sys.argv:
+        die()
+"""
+ONE_AFTER_THE_OTHER = """
+if __name__ == "__main__":
+    out = []
+    for _ in range(4):
+        with PersistentExecutor(1) as executor:
+            out += [executor.submit(draw).result(), *executor.map(lambda _: draw(), [0])]
+    die_after(out)
+"""
+ONE_BESIDE_THE_OTHER = """
+if __name__ == "__main__":
+    with PersistentExecutor(1) as one, PersistentExecutor(1) as other:
+        futures = [executor.submit(draw) for _ in range(20) for executor in (one, other)]
+        die_after([future.result() for future in futures])
+"""
+
+
+@pytest.mark.parametrize("form", [ONE_AFTER_THE_OTHER, ONE_BESIDE_THE_OTHER], ids=["after", "beside"])
+def test_executors_of_a_script_share_what_it_left_and_none_is_given_what_another_was(script: Any, form: str) -> None:
+    script.write(HEAD + DRAWS + form)
+    first = killed(script, "die").stdout
+    assert killed(script, "die").stdout == first
+    assert ended(script).stdout == first
+    assert first == f"{[*range(1, len(script.journal.lines()) + 1)]}\n"
+
+
+def test_with_on_change_raise_a_call_that_failed_or_never_finished_runs_under_its_new_code(script: Any) -> None:
+    script.write(
+        HEAD
+        + """
+SCALE = int(sys.argv[1])
+def work(n):
+    if SCALE == 1 and n == 1:
+        raise ValueError("a fault that is mended")
+    if SCALE == 1 and n == 2:
+        die()
+    return n * SCALE
+
+if __name__ == "__main__":
+    with PersistentExecutor(1, on_change="raise", crash_retries=0) as executor:
+        for n in range(3):
+            try:
+                print(executor.submit(work, n).result(), flush=True)
+            except Exception as error:
+                print(type(error).__name__, flush=True)
+        die() if SCALE == 1 else None
+"""
+    )
+    assert killed(script, "1").stdout == "0\nValueError\nWorkerCrashed\n"
+    assert ended(script, "2").stdout == "FunctionChanged\n2\n4\n"
+
+
 def test_a_loop_of_submits_that_continues_a_run_wakes_nobody_for_what_is_finished(script: Any) -> None:
     script.write(
         HEAD

@@ -822,3 +822,13 @@ def test_an_executor_can_be_shut_down_by_many_threads_while_others_submit(
     all_done(futures)
     assert all(future.exception(0) is None for future in futures)
     assert not is_alive(pid)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_process_that_a_call_has_forked_and_that_comes_back_ends_and_tells_nobody(
+    context: BaseContext, make_executor: Any
+) -> None:
+    executor = make_executor(1, context)
+    results = executor.map(calls.fork_and_come_back, ["return", "raise", "exit", "return"], timeout=WAIT_S)
+    assert list(results) == ["parent of 0", "parent of 1", "parent of 3", "parent of 0"]
+    assert executor.submit(calls.square, 3).result(WAIT_S) == 9

@@ -160,6 +160,12 @@ class Dispatcher:
             self._loop.heed_needs(call_options.options)
         return future
 
+    def share(self, runs: Sequence[int]) -> None:
+        """Share what there is to be taken over with runs of this process that are open. Raises StoreError."""
+        with self.driver:
+            if not self.driver.is_closed:
+                self._loop.resumption.share(runs)
+
     def failed(self, error: CallError) -> Any:
         """Return the future of a call that cannot be stored."""
         future = self._new_future(self, None)

@@ -21,6 +21,7 @@ from ..model.preview import shown_arguments
 from ..model.reasons import Reason, Resumed, Why, taken_over
 from ..model.task import Function, Status
 from ..stores.base import PastCall, RunRecord, Store, Taken
+from ..stores.rules import beside
 from .repeats import Repeats
 
 FIRST = Why(Reason.AFRESH, "it is the first of its queue")
@@ -91,12 +92,15 @@ class History:
         calls = self._calls_of({id, *run.continues, *(it.run for it in later)})
         was_of = _runs_at_end(calls, later)
         mine = {it.task for it in taken}
+        lives = {it.id: (it.session, it.queue, it.context) for it in self.runs.values()}
+        others = beside(id, lives, run.continues)
+        theirs = {it.task for it in self._taken if it.run in others}
         return RunHistory(
             self,
             run,
             taken,
             [it for it in calls if was_of[it.id] == id or it.id in mine],
-            [it for it in calls if was_of[it.id] in run.continues and it.id not in mine],
+            [it for it in calls if was_of[it.id] in run.continues and it.id not in mine and it.id not in theirs],
         )
 
     def _calls_of(self, runs: Collection[int]) -> list[PastCall]:

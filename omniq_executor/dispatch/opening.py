@@ -15,7 +15,7 @@ from ..interrupts import interrupts
 from ..stores import open_store
 from ..stores.base import ADDS, Resume, now
 from . import cells, sessions
-from .dispatcher import Dispatcher
+from .dispatcher import Dispatcher, open_dispatchers
 from .lifetimes import close_before_pools, close_with_multiprocessing
 from .resumption import OnChange
 from .stranded import stranded
@@ -73,11 +73,17 @@ def open_dispatcher(
                 since=0 if within_s is None else moment - int(within_s * 1e6),
                 result_ttl=None if kept_s is None else int(kept_s * 1e6),
             )  # fmt: skip
+            there = [it for it in list(open_dispatchers) if it.store.address == opened.address]
+            others = [it for it in there if it.run.id in run.beside]
+            for other in others:
+                other.share([run.id])
             lost = [] if is_named or resume == "never" else stranded(opened, queue, run.id)
             dispatcher = Dispatcher(
                 opened, owner, run, pool, crash_retries, runs_leftovers=leftovers == "run",
                 resume=resume, new_future=new_future, on_change=on_change,
             )  # fmt: skip
+            if others:
+                dispatcher.share([it.run.id for it in others])
             dispatcher.initializer = None if initializer is None else (initializer, initargs)
             undo.pop_all()
             undo.callback(dispatcher.close, wait=False)

@@ -94,6 +94,7 @@ class Resumption:
         self._store = store
         self._goes_on = resume in ("crashed", "failed")
         self._ahead = Ahead(store)
+        self._is_shared = False  # what there is to be taken over, with runs of this process that are open
         self._said = False  # that a run is continued
         self._again: set[int] = set()  # tasks that were found by their keys
         self._runs_leftovers = runs_leftovers
@@ -128,6 +129,13 @@ class Resumption:
             self.resumed.continue_own(self.run.continues, self.run.total)
             self._said = True  # what is continued is no earlier run, or it is told already
 
+    def share(self, runs: Collection[int]) -> None:
+        """Leave to runs of this process that are open beside this one what they take over. Raises StoreError."""
+        self._is_shared = True
+        self.note_given()  # so that the others see it
+        self._ahead.forget()
+        self.run = self.run._replace(beside=tuple({*self.run.beside, *runs}))
+
     def note_given(self) -> None:
         """Note what calls were given that was read ahead. Raises StoreError."""
         self._ahead.note(self.run)
@@ -148,7 +156,7 @@ class Resumption:
             self.resumed.add(function.path, _IS_DONE)
             return Look(found, _IS_DONE)
         look = self.find_each(function, [call])[0]
-        if look.found is not None:
+        if look.found is not None and not self._is_shared:
             self._ahead.read(self.run, function, look.found)
         return look
 
@@ -234,8 +242,8 @@ class Resumption:
         self.note_given()  # so that no other call is given it
         self._ahead.leave(function, calls)
         if self._on_change == "raise":
-            for _, why, _ in self.foresee(function, calls):
-                if why.reason is Reason.CODE:
+            for _, why, older in self.foresee(function, calls):
+                if older is not None:
                     raise FunctionChanged(
                         f"an earlier run has calls of {function.path}, and {why.what} since: have them run again by"
                         " on_change='rerun', or take their results by on_change='reuse'"
@@ -318,6 +326,8 @@ class Resumption:
     ) -> Iterator[tuple[Call, Why, Resumable | None]]:
         """Give for each call why it will run, or need not, and the task of it under other code that it is to take.
 
+        With on_change="raise" that is the task for which it is to raise.
+
         Nothing is changed. `left` is what calls before these have left, by likeness, and is filled.
         """
         self.note_given()
@@ -344,6 +354,8 @@ class Resumption:
         digest = others[-1].digest
         first = next(it for it in others if it.digest == digest)
         what = self._what_changed(function, digest)
+        if self._on_change == "raise":  # for what has finished; there is nothing to lose of the rest
+            return Why(Reason.CODE, what), next((it for it in others if it.status is Status.COMPLETED), None)
         if self._on_change != "reuse" or first.status is not Status.COMPLETED or LOCAL in function.path:
             return Why(Reason.CODE, what), None
         left.remove(first)

@@ -237,6 +237,7 @@ class Run(NamedTuple):
     done: int = 0  # tasks of those runs that are COMPLETED
     total: int = 0  # tasks of those runs
     context: str = ""  # see Store.begin_run()
+    beside: tuple[int, ...] = ()  # other runs of its session, which it does not continue: what they took over is theirs
 
 
 ADDS = "(adds)"  # the queue of an owner that only adds, and leaves the rest to workers
@@ -479,6 +480,7 @@ class Store(abc.ABC):
         `run` continues, in order of id. A task is given once. CANCELLED tasks are not given;
         FAILED ones are given after a MANUAL_RETRY, so as PENDING. What is PENDING then is of `run` from now on.
         What another run has adopted meanwhile is not given if it was begun, or is finished, in another context.
+        Nor is what the runs `beside` have taken over: the executors of a script share what was left by it.
         What is given is noted, see `taken()`.
         """
         self._check_open()

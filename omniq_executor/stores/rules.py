@@ -1,6 +1,6 @@
 """What every store decides in the same way, without I/O."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 from ..model.task import FINISHED, Status
@@ -32,6 +32,17 @@ def can_be_taken(status: Status, is_alike: bool) -> bool:
     What a run of another context has adopted and begun, was begun with its initializer and in its folder.
     """
     return status in (Status.PENDING, Status.FAILED) or (status != Status.CANCELLED and is_alike)
+
+
+def beside(run: int, lives: Mapping[int, tuple[int, str, str]], continues: Collection[int]) -> tuple[int, ...]:
+    """Return the earlier runs whose takings are not given to a run: those of its session that it does not continue.
+
+    `lives` has of each run its session, queue and context.
+    """
+    own = lives[run]
+    return tuple(
+        id for id, life in sorted(lives.items()) if life == own and life[0] and id < run and id not in continues
+    )
 
 
 class PastRun(NamedTuple):

@@ -6,7 +6,7 @@ its reason; a deviation is expected to fail its test, so one that is gone shows 
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,6 +234,7 @@ class RunsModel:
         self.runs: dict[int, RunRecord] = {}
         self.owners: set[int] = set()  # that are registered
         self.sessions: set[int] = set()  # likewise
+        self.taken: dict[int, set[int]] = {}  # by run, what it has taken over of others
 
     def is_over(self, run: RunRecord) -> bool:
         """Whether a run's owner and session are gone."""
@@ -257,12 +258,28 @@ class RunsModel:
         continues = sorted({id for it in chosen for id in (it.id, *it.continues)})
         assert run.continues == tuple(continues)
         assert run.id > max(self.runs, default=0)
-        tasks = [task for task in self.tasks.all() if task.run in continues and task.status is not Status.CANCELLED]
+        beside = [it.id for it in alike if session and it.session == session and it.id not in continues]
+        assert run.beside == tuple(sorted(beside))
+        theirs = self.taken_by(run.beside)
+        tasks = [
+            task
+            for task in self.tasks.all()
+            if task.run in continues and task.status is not Status.CANCELLED and task.id not in theirs
+        ]
         assert (run.total, run.done) == (len(tasks), sum(task.status is Status.COMPLETED for task in tasks))
         self.runs[run.id] = RunRecord(
             run.id, run.queue, owner, tuple(continues), 0, None, None, False, session, context
         )  # fmt: skip
         return tasks
+
+    def note_taken(self, run: int, id: int) -> None:
+        """Note that a run takes a task over."""
+        if self.tasks.tasks[id].run != run:
+            self.taken.setdefault(run, set()).add(id)
+
+    def taken_by(self, runs: Collection[int]) -> set[int]:
+        """What runs have taken over."""
+        return set().union(*(self.taken.get(run, ()) for run in runs))
 
     def end(self, id: int, clean: bool) -> list[Leftover]:
         """End a run."""

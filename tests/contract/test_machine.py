@@ -162,11 +162,17 @@ class StoreMachine(RuleBasedStateMachine):
     def takes_over_later(self, client: Client, again: list[Any]) -> None:
         self.take_over(client, again)
 
+    def left_for(self, client: Client) -> list[Task]:
+        """What a client can take over: not what other runs of its session have taken over by now."""
+        left, theirs = self.left[client.run.id], self.past.taken_by(client.run.beside)
+        left[:] = [task for task in left if task.id not in theirs]
+        return left
+
     def take_over(self, client: Client, again: Sequence[Any]) -> None:
         """Submit calls again of which earlier runs may have left tasks."""
         if client.run.id not in self.left:
             return
-        calls, left = [call(value) for value in again], self.left[client.run.id]
+        calls, left = [call(value) for value in again], self.left_for(client)
         expected: list[TaskState | None] = []
         self.now += 1
         for each in calls:
@@ -179,6 +185,7 @@ class StoreMachine(RuleBasedStateMachine):
             if not self.past.can_take(client.run, id):
                 expected.append(None)
                 continue
+            self.past.note_taken(client.run.id, id)
             had_failed = self.model.tasks[id].status is Status.FAILED
             self.model.happen(id, Event.MANUAL_RETRY, self.now)
             if self.model.tasks[id].status is Status.PENDING:
@@ -192,7 +199,7 @@ class StoreMachine(RuleBasedStateMachine):
     def is_given_what_was_read_ahead(self, client: Client, after: int, most: int) -> None:
         if client.run.id not in self.left or not client.run.continues:
             return
-        left = self.left[client.run.id]
+        left = self.left_for(client)
         firsts: dict[tuple[Any, Any], TaskState] = {}
         for task in left:
             if task.func_path == SQUARE.path:
@@ -207,6 +214,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert [state for _, state in seen] == [found_of(self.model.tasks[id]) for id in there if id > last]
         given = {state.id: (SQUARE.digest, likeness) for likeness, state in seen[:most]}
         client.store.note_given(client.run, given)
+        for id in given:
+            self.past.note_taken(client.run.id, id)
         left[:] = [task for task in left if task.id not in given]
 
     @rule(client=consumes(clients))

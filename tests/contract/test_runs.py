@@ -279,6 +279,23 @@ def test_what_another_run_has_finished_in_another_context_is_not_read_ahead(clie
     assert ahead(second) == [(call(2).likeness, ids[1])]
 
 
+def test_what_runs_beside_have_taken_over_is_not_given(client: Client, enter: Enter) -> None:
+    ids = client.add(1, 1, 1, 2, claimed=True)
+    client.end(Event.COMPLETE, *ids, result="7")
+    crash(client)
+    first, second = enter(), enter()
+    second.run = second.run._replace(beside=(first.run.id,))
+    assert take_over(first, 1) == ids[:1]
+    assert ahead(second) == [(call(2).likeness, ids[3])]  # of the others the first is not there for it
+    found = second.store.resumable(second.run, SQUARE.path, [call(1).likeness])
+    assert [it.id for it in (found or {})[call(1).likeness]] == ids[1:3]
+    assert take_over(second, 1, 2) == [ids[1], ids[3]]
+    assert take_over(first, 1) == ids[1:2]  # it was not told of the other
+    first.run = first.run._replace(beside=(second.run.id,))
+    assert take_over(first, 1, 1, 2) == [ids[2], None, None]
+    assert take_over(second, 1) == [None]
+
+
 def test_another_function_or_another_digest_of_it_takes_nothing_over(client: Client, enter: Enter) -> None:
     ids, cubes = client.add(1), client.add(1, function=CUBE)
     crash(client)

@@ -35,7 +35,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, MutableSequence, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ... import values
 from ...code import spaces
@@ -112,6 +112,32 @@ def _heed_parent(control: socket.socket, worker: "_Worker", main_thread: int) ->
     os._exit(1)  # nobody is left to tell; the store knows what to do
 
 
+_process = os.getpid()
+
+
+def _note_fork() -> None:
+    global _process
+    _process = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def _end_copy(error: BaseException | None) -> NoReturn:
+    """End a process that a call has forked and that has come back from the call: it is no worker, and tells nobody."""
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 1
+    for stream in sys.stdout, sys.stderr:
+        with contextlib.suppress(Exception):  # it may be anything by now
+            stream.flush()
+    os._exit(status & 0xFF)
+
+
 class Caller:
     """Makes the calls of chunks, and keeps what came of them until it is flushed: what all engines have in common."""
 
@@ -151,7 +177,7 @@ class Caller:
 
         The function is known by its id from when its pickle came with it.
         """
-        clock, slot = time.perf_counter, self._slot
+        clock, slot, process = time.perf_counter, self._slot, _process
         if space != self._space_number:
             self.enter(space)
         if function is not None:
@@ -188,12 +214,16 @@ class Caller:
                 if self._records and (record := self._records.get(function_id)) is not None:
                     record.space.apply(record)
                 value = call(*row) if load is None else load(call, row)
+                if _process != process:
+                    _end_copy(None)
             except _Stale:
                 self._is_stale = True
                 self._put((STALE, sequence))
                 self.flush()
                 return
             except BaseException as error:  # noqa: BLE001 - SystemExit too is what became of the call
+                if _process != process:
+                    _end_copy(error)
                 self._put_error(sequence, error, self._functions[function_id], row if text is not None else None)
             else:
                 kind = type(value)

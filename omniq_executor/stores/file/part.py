@@ -17,6 +17,7 @@ class OfFiles(Store):
     _resumable: dict[int, defaultdict[tuple[bytes, str | bytes], deque[int]]]  # by run, see begin_run()
     _resumable_functions: dict[int, defaultdict[str, set[bytes]]]  # likewise, the digests by path
     _in_order: dict[int, dict[bytes, list[tuple[int, str | bytes]]]]  # likewise, by digest the ids and likenesses
+    _taken: dict[tuple[int, ...], tuple[dict[int, int], set[int]]]  # by runs, how much of each file was read, and tasks
     _contexts: dict[int, str]  # by run, of those that were asked for: they do not change
 
     def _check_open(self) -> None:

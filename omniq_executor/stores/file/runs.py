@@ -16,7 +16,7 @@ from ...model.task import FINISHED, Call, Claim, Event, Function, Status, Task, 
 from ...value_files import names_in
 from ..base import ADDS, SMALL, Leftover, Owner, Resumable, Run, Taken, TaskState, now
 from ..owners import new_owner_id
-from ..rules import PastRun, Resume, can_be_taken, continued, ended, initializer_of
+from ..rules import PastRun, Resume, beside, can_be_taken, continued, ended, initializer_of
 from .folders import WAITING
 from .part import OfFiles, found, likeness_of
 from .records import Record
@@ -250,7 +250,9 @@ class Runs(OfFiles):
                 "clean": None, "settled": False, "session": session, "context": context, "result_ttl": result_ttl,
             }  # fmt: skip
             self._tasks.folders.write_json("runs", f"{number}.json", fields)
+            runs[number] = fields
             begun = Run(number, queue, tuple(sorted(continues)), context=context)
+            begun = begun._replace(beside=beside(number, {id: _life(of) for id, of in runs.items()}, continues))
             return self._offer(begun, frozenset(Status) - {Status.CANCELLED})
 
     def offer_again(self, run: Run) -> Run:
@@ -264,9 +266,10 @@ class Runs(OfFiles):
         functions = self._resumable_functions[run.id] = defaultdict(set)
         in_order = self._in_order[run.id] = defaultdict(list)
         done = total = 0
+        theirs = self._taken_by(run.beside)
         for record in self._tasks.all() if run.continues else ():
             task = record.task
-            if task.run in run.continues and task.status in statuses:
+            if task.run in run.continues and task.status in statuses and task.id not in theirs:
                 likeness = likeness_of(record)
                 resumable[record.digest, likeness].append(task.id)
                 in_order[record.digest].append((task.id, likeness))
@@ -312,8 +315,11 @@ class Runs(OfFiles):
         try:
             with self._tasks.changing() as changes:
                 given: list[Record | None] = []
+                theirs = self._taken_by(run.beside)
                 for call in calls:
                     left = self._resumable[run.id][function.digest, call.likeness]
+                    while left and left[0] in theirs:
+                        left.popleft()
                     record = None
                     if left:
                         taken.append((left, left.popleft()))
@@ -342,10 +348,11 @@ class Runs(OfFiles):
         with self._tasks.locked():
             resumable, in_order = self._resumable[run.id], self._in_order[run.id][function.digest]
             seen: list[tuple[str | bytes, TaskState]] = []
+            theirs = self._taken_by(run.beside)
             start = bisect.bisect_right(in_order, after, key=itemgetter(0))
             for id, likeness in in_order[start : start + most]:
                 left = resumable.get((function.digest, likeness))
-                record = self._tasks.load(id) if left and left[0] == id else None
+                record = self._tasks.load(id) if left and left[0] == id and id not in theirs else None
                 if record is not None and _is_small(record) and self._is_alike(run, record.task.run):
                     seen.append((likeness, found(record)))
             return seen
@@ -372,16 +379,29 @@ class Runs(OfFiles):
             resumable, digests = self._resumable[run.id], self._resumable_functions[run.id].get(path)
             if digests is None:
                 return None
+            theirs = self._taken_by(run.beside)
             found: dict[str | bytes, list[Resumable]] = {}
             for likeness in likenesses:
                 ids = [id for digest in digests for id in resumable.get((digest, likeness), ())]
-                if records := [*self._tasks.records(sorted(ids))]:
+                if records := [*self._tasks.records(id for id in sorted(ids) if id not in theirs)]:
                     found[likeness] = [Resumable(it.task.id, it.digest, it.task.status) for it in records]
             return found
 
     def taken(self) -> list[Taken]:
         with self._tasks.locked():
             return [it for run in self._tasks.folders.numbers("runs") for it in self._read_taken(run)]
+
+    def _taken_by(self, runs: tuple[int, ...]) -> set[int]:
+        """Return the tasks that runs have taken over. What has come to their files since the last time is read."""
+        read, tasks = self._taken.setdefault(runs, ({}, set()))
+        for run in runs:
+            with contextlib.suppress(FileNotFoundError), self._taken_path(run).open("rb") as file:
+                file.seek(read.get(run, 0))
+                text = file.read()
+                whole = text[: text.rfind(b"\n") + 1]
+                read[run] = read.get(run, 0) + len(whole)
+                tasks.update(int(line.split()[0]) for line in whole.splitlines() if line.strip())
+        return tasks
 
     def _taken_path(self, run: int) -> Path:
         return self.path / "runs" / f"{run}{TAKEN}"
@@ -444,3 +464,7 @@ def _is_small(record: Record) -> bool:
     """Return whether a task is COMPLETED with a small result that refers to no file."""
     result = record.task.result if record.task.status is Status.COMPLETED else None
     return result is not None and len(result) <= SMALL and not (isinstance(result, bytes) and names_in(result))
+
+
+def _life(fields: dict[str, Any]) -> tuple[int, str, str]:
+    return fields["session"], fields["queue"], fields["context"]

@@ -59,7 +59,8 @@ class FileStore(Turns, Retention):
         super().__init__(path, durability, ("/owners", "/output", "/values", "/reserve"))
         self._tasks = Tasks(self.path, durability == "power", create, importing)
         self._functions = Functions(self._tasks.folders)
-        self._resumable, self._resumable_functions, self._in_order, self._contexts = {}, {}, {}, {}
+        self._resumable, self._resumable_functions, self._in_order = {}, {}, {}
+        self._taken, self._contexts = {}, {}
 
     def close(self) -> None:
         self._tasks.close()

@@ -9,7 +9,7 @@ from ...model.codec import decode_error
 from ...model.failures import FailedCall
 from ...model.options import MEMO
 from ...model.task import Status, Task
-from ..base import PastCall, Resumable, Taken, TaskRow, TaskState
+from ..base import PastCall, Resumable, Run, Taken, TaskRow, TaskState
 from . import tally
 from .tables import GIVEN, LIKENESS, STORED, Transaction, task_of
 
@@ -146,19 +146,20 @@ def calls(runs: Collection[int]) -> Transaction[list[PastCall]]:
 
 
 def resumable(
-    run: int, path: str, likenesses: Collection[str | bytes]
+    run: Run, path: str, likenesses: Collection[str | bytes]
 ) -> Transaction[dict[str | bytes, list[Resumable]] | None]:
     """Return by likeness what a run may still take over. See Store.resumable()."""
-    functions, _ = yield f"SELECT id, digest FROM temp.resumable_function_{run} WHERE path = ?", (path,)
+    functions, _ = yield f"SELECT id, digest FROM temp.resumable_function_{run.id} WHERE path = ?", (path,)
     if not functions:
         return None
     digests = dict(functions)
     found: dict[str | bytes, list[Resumable]] = {}
     for likeness in likenesses:
         rows, _ = yield (
-            f"SELECT task.id, r.function, task.status FROM temp.resumable_{run} r JOIN task USING (id)"
-            f" WHERE r.function IN {GIVEN} AND r.call = ? ORDER BY task.id",
-            (json.dumps(list(digests)), likeness),
+            f"SELECT task.id, r.function, task.status FROM temp.resumable_{run.id} r JOIN task USING (id)"
+            f" WHERE r.function IN {GIVEN} AND r.call = ?"
+            f" AND NOT EXISTS (SELECT 1 FROM taken WHERE taken.run IN {GIVEN} AND taken.task = r.id) ORDER BY task.id",
+            (json.dumps(list(digests)), likeness, json.dumps(run.beside)),
         )
         if rows:
             found[likeness] = [Resumable(id, digests[function], Status(status)) for id, function, status in rows]

@@ -156,8 +156,14 @@ def begin_run(
         (queue, owner, chain, now, session, context, result_ttl),
     )
     ((run,),), _ = yield "SELECT last_insert_rowid()", ()
-    opened = Run(run, queue_name, tuple(sorted(continues)), context=context)
+    rows, _ = yield _OF_SESSION, (session, queue, context, run, chain)
+    opened = Run(run, queue_name, tuple(sorted(continues)), context=context, beside=tuple(id for (id,) in rows))
     return (yield from _offer(opened, f"status <> {Status.CANCELLED:d}")) if continues else opened
+
+
+_OF_SESSION = (
+    f"SELECT id FROM run WHERE session = ? AND session <> 0 AND {_ALIKE} AND id <> ? AND id NOT IN {GIVEN} ORDER BY id"
+)
 
 
 def offer_again(run: Run) -> Transaction[Run]:
@@ -173,8 +179,8 @@ def _offer(run: Run, where: str) -> Transaction[Run]:
     yield f"CREATE TEMP TABLE resumable_{id} (id INTEGER PRIMARY KEY, function INTEGER, call)", ()
     yield (
         f"INSERT INTO temp.resumable_{id} SELECT id, function, {LIKENESS}"
-        f" FROM task WHERE run IN (SELECT value FROM json_each(?)) AND {where}",
-        (json.dumps(run.continues),),
+        f" FROM task WHERE run IN {GIVEN} AND {where} AND id NOT IN (SELECT task FROM taken WHERE run IN {GIVEN})",
+        (json.dumps(run.continues), json.dumps(run.beside)),
     )
     yield f"CREATE INDEX temp.resumable_call_{id} ON resumable_{id} (function, call, id)", ()
     yield f"DROP TABLE IF EXISTS temp.resumable_function_{id}", ()
@@ -218,11 +224,12 @@ def end_run(run: Run, clean: bool, now: int) -> Transaction[list[Leftover]]:
 
 
 _GIVE = f"DELETE FROM temp.resumable_{{0}} WHERE id IN {GIVEN}"
+_THEIRS = f"SELECT task FROM taken WHERE run IN {GIVEN} AND task IN {GIVEN}"
 _NOTE_TAKEN = f"INSERT OR IGNORE INTO taken SELECT ?, id, status, run FROM task WHERE id IN {GIVEN} AND run <> ?"
 
 
-def take_over(run: int, context: str, function: int, calls: Sequence[Call]) -> Transaction[list[TaskState | None]]:
-    """Return for each call its TaskState, or None. See Store.take_over()."""
+def _find_equal(run: int, function: int, calls: Sequence[Call]) -> Transaction[dict[int, int]]:
+    """Return the tasks that are there to be taken over for these calls, each with the place of its call."""
     wanted: dict[str | bytes, list[int]] = {}
     for place, call in enumerate(calls):
         wanted.setdefault(call.likeness, []).append(place)
@@ -244,23 +251,35 @@ def take_over(run: int, context: str, function: int, calls: Sequence[Call]) -> T
                 (function, likeness, len(places)),
             )
             given |= zip((id for (id,) in rows), places, strict=False)  # as many as are left
+    return given
+
+
+def take_over(run: Run, function: int, calls: Sequence[Call]) -> Transaction[list[TaskState | None]]:
+    """Return for each call its TaskState, or None. See Store.take_over()."""
+    given = yield from _find_equal(run.id, function, calls)
+    while run.beside and given:
+        rows, _ = yield _THEIRS, (json.dumps(run.beside), json.dumps([*given]))
+        if not rows:
+            break
+        yield _GIVE.format(run.id), (json.dumps([id for (id,) in rows]),)
+        given = yield from _find_equal(run.id, function, calls)
     if not given:
         return [None] * len(calls)
     ids = json.dumps(list(given))
-    yield _GIVE.format(run), (ids,)
+    yield _GIVE.format(run.id), (ids,)
     looked, _ = yield (
         f"SELECT (SELECT context FROM run WHERE id = task.run) = ?, {FOUND} WHERE id IN {GIVEN}",
-        (context, ids),
+        (run.context, ids),
     )
     rows = [row for is_alike, *row in looked if can_be_taken(row[1], is_alike)]
     if len(rows) < len(given):
         ids = json.dumps([row[0] for row in rows])
-    yield _NOTE_TAKEN, (run, ids, run)
+    yield _NOTE_TAKEN, (run.id, ids, run.id)
     failed = [row[0] for row in rows if row[1] == Status.FAILED]
     if failed:
         yield from retry(failed)
     if failed or any(row[1] == Status.PENDING for row in rows):
-        yield f"UPDATE task SET run = ? WHERE id IN {GIVEN} AND {PENDING}", (run, ids)
+        yield f"UPDATE task SET run = ? WHERE id IN {GIVEN} AND {PENDING}", (run.id, ids)
         rows, _ = yield f"SELECT {FOUND} WHERE id IN {GIVEN}", (ids,)
     states: list[TaskState | None] = [None] * len(calls)
     for row in rows:
@@ -276,17 +295,16 @@ _AHEAD = f"""
     FROM (SELECT id, function, call FROM temp.resumable_{{0}} WHERE id > ? ORDER BY id LIMIT ?) next
     JOIN task USING (id)
     WHERE next.function = ? AND status = {Status.COMPLETED:d} AND length(result) <= {SMALL} AND NOT ({refers("result")})
-    AND (SELECT context FROM run WHERE id = task.run) = ? AND id =
+    AND (SELECT context FROM run WHERE id = task.run) = ?
+    AND NOT EXISTS (SELECT 1 FROM taken WHERE taken.run IN {GIVEN} AND taken.task = task.id) AND id =
         (SELECT min(id) FROM temp.resumable_{{0}} other WHERE other.function = next.function AND other.call = next.call)
     ORDER BY id
 """
 
 
-def ahead(
-    run: int, context: str, function: int, after: int, most: int
-) -> Transaction[list[tuple[str | bytes, TaskState]]]:
+def ahead(run: Run, function: int, after: int, most: int) -> Transaction[list[tuple[str | bytes, TaskState]]]:
     """Return what may be taken over next, with likenesses. See Store.ahead()."""
-    rows, _ = yield _AHEAD.format(run), (after, most, function, context)
+    rows, _ = yield _AHEAD.format(run.id), (after, most, function, run.context, json.dumps(run.beside))
     return [(likeness, found(row)) for likeness, *row in rows]
 
 

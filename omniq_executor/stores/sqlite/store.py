@@ -197,10 +197,10 @@ class SQLiteStore(Store):
         return self.db.write(runs.offer_again(run))
 
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
-        return self.db.write(runs.take_over(run.id, run.context, self._function(function), calls))
+        return self.db.write(runs.take_over(run, self._function(function), calls))
 
     def ahead(self, run: Run, function: Function, after: int, most: int) -> list[tuple[str | bytes, TaskState]]:
-        return self.db.ask(runs.ahead(run.id, run.context, self._function(function), after, most))
+        return self.db.ask(runs.ahead(run, self._function(function), after, most))
 
     def note_given(self, run: Run, given: Mapping[int, tuple[bytes, str | bytes]]) -> None:
         self.db.write(runs.note_given(run.id, [*given]))
@@ -208,7 +208,7 @@ class SQLiteStore(Store):
     def _resumable_of(
         self, run: Run, path: str, likenesses: Collection[str | bytes]
     ) -> dict[str | bytes, list[Resumable]] | None:
-        return self.db.ask(looking.resumable(run.id, path, likenesses))
+        return self.db.ask(looking.resumable(run, path, likenesses))
 
     def adopt(self, run: Run, ids: Collection[int] | None, now: int, *, any_context: bool = False) -> int:
         queue = self._queue(run.queue)
