@@ -55,8 +55,8 @@ from omniq_executor.stores.base import (
     Turn,
     TurnResult,
 )
-from omniq_executor.stores.sqlite import tally
 from omniq_executor.stores.sqlite.store import SQLiteStore
+from omniq_executor.stores.sqlite.tables import FINISHED_TASKS
 
 pytestmark = pytest.mark.models
 
@@ -605,8 +605,20 @@ class StoreMachine(RuleBasedStateMachine):
             states = counts.setdefault(task.queue, {})
             states[task.status] = states.get(task.status, 0) + 1
         assert self.observer.counts() == counts
-        if isinstance(self.observer, SQLiteStore):
-            assert not self.observer.db.write(tally.recount())  # by run, too
+
+    @invariant()
+    def keeps_the_counts_that_owners_will_make_right(self) -> None:
+        store, living = self.observer, [client for client in self.made if client.owner in self.past.owners]
+        if not isinstance(store, SQLiteStore) or self.dead:
+            return
+        kept = Counter({(queue, run, status): tasks for queue, run, status, tasks in store.db.read(KEPT)})
+        ended = [client.store._ended.get(client.owner) for client in living if isinstance(client.store, SQLiteStore)]
+        if None in ended or any(status < 0 for _, _, status in kept):
+            return  # it is known that nobody knows
+        for of_one in ended:
+            kept.update(of_one)
+        counted = {(queue, run, status): tasks for queue, run, status, tasks, _ in store.db.read(FINISHED_TASKS % "")}
+        assert {of: tasks for of, tasks in kept.items() if tasks} == counted
 
     @invariant()
     def has_one_living_or_unreaped_owner_for_each_running_task(self) -> None:
@@ -615,6 +627,9 @@ class StoreMachine(RuleBasedStateMachine):
         for task in self.observer.find(Status.RUNNING):
             assert task.owner in owners
             assert (task.id, task.attempts) in self.given - self.ended
+
+
+KEPT = "SELECT queue, run, status, tasks FROM tally WHERE tasks <> 0 OR status < 0"
 
 
 def compare_left(left: list[Leftover], expected: list[Leftover]) -> None:
@@ -636,6 +651,7 @@ def look(machine: StoreMachine) -> None:
     machine.holds_the_same_runs()
     machine.loses_and_invents_nothing_and_changes_by_the_table()
     machine.counts_the_same_states()
+    machine.keeps_the_counts_that_owners_will_make_right()
 
 
 def adds_some(machine: StoreMachine, client: Client, count: int, claimed: bool = False) -> list[GivenClaim]:
@@ -744,8 +760,18 @@ def tell_of_deaths_and_sessions(machine: StoreMachine) -> None:
 
 
 def tell_of_what_is_read_ahead(machine: StoreMachine) -> None:
-    """Have several equal calls be taken over ahead, of which one is not finished, or was in another context."""
-    first = machine.first_enters()
+    """Have several equal calls be taken over ahead, of which one is not finished, or was in another context.
+
+    Before anybody dies, the counts are right that are kept of what has finished.
+    """
+    first, fine = machine.first_enters(), machine.enter("play")
+    claims = adds_some(machine, fine, 2, claimed=True)
+    machine.end(fine, [(claim, event, 7) for claim, event in zip(claims, [Event.COMPLETE, Event.FAIL], strict=True)])
+    look(machine)
+    machine.retries_by_hand([0])
+    look(machine)
+    machine.stops(fine, True)
+    look(machine)
     for claim in adds_some(machine, first, 3, claimed=True):
         machine.end(first, [(claim, Event.COMPLETE, 7)])
     machine.dies(first)

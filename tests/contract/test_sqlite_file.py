@@ -69,12 +69,30 @@ def test_counts_of_finished_tasks_that_are_not_right_are_repaired(
     client.end(Event.COMPLETE, first, second, result="1")
     client.end(Event.FAIL, third)
     right = {"work": {Status.COMPLETED: 2, Status.FAILED: 1}}
+    plain.execute("DELETE FROM tally")
+    assert (store.counts(), store.check()) == (right, [])  # it is not asked while an owner is there
+    client.stop()
     assert (store.counts(), store.check()) == (right, [])
     for damage in ("UPDATE tally SET tasks = tasks + 1 WHERE status = 3", "DELETE FROM tally"):
         plain.execute(damage)
         assert store.counts() != right
         assert [problem.repaired for problem in store.check()] == [True]
         assert (store.counts(), store.check()) == (right, [])
+
+
+def test_what_an_owner_took_with_it_is_counted_when_it_is_asked_for(
+    client: Client, store: SQLiteStore, plain: sqlite3.Connection
+) -> None:
+    def kept() -> list[int]:
+        return [tasks for (tasks,) in plain.execute("SELECT tasks FROM tally WHERE status > 0")]
+
+    client.end(Event.COMPLETE, *client.add(1, 2, claimed=True), result="1")
+    client.die()
+    assert store.counts() == {"work": {Status.COMPLETED: 2}}
+    store.reap(tick())
+    assert (store.counts(), kept()) == ({"work": {Status.COMPLETED: 2}}, [])
+    assert store.check() == []
+    assert (store.counts(), kept()) == ({"work": {Status.COMPLETED: 2}}, [2])
 
 
 # --- Whose file it is ---
@@ -91,7 +109,6 @@ OLDEST_COLUMNS = """
 
 def make_older(plain: sqlite3.Connection, version: int) -> None:
     """Take back what each version has added."""
-    plain.execute("DROP TRIGGER counts_itself")
     plain.execute("DROP TABLE tally")
     plain.execute("DROP VIEW tasks")
     if version < 5:
@@ -212,7 +229,7 @@ def test_what_waits_for_nothing_or_should_wait_is_repaired(
     assert store.get(id) == before
     assert store.check() == []
     plain.execute("UPDATE task SET status = 4 WHERE id = ?", (first,))
-    assert [problem.repaired for problem in store.check()] == [True, True]  # its dependent waits no more, and it counts
+    assert [problem.repaired for problem in store.check()] == [True]
     assert client.claim() == [id]
 
 

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..retention import KEPT_KEYS, Expired, expiries, names, with_dependents
 from . import tally
@@ -112,12 +112,26 @@ def expiring() -> Transaction[tuple[int | None, list[tuple[int, int]]]]:
     records = yield from all_runs()
     at = expiries(records)
     ttl = {run.id: run.result_ttl or 0 for run in records}
+    rows = yield from (_counted(list(at)) if (yield from tally.is_right()) else _looked_at(list(at)))
+    return oldest, sorted((max(at[run], last + ttl[run]), count) for run, count, last in rows)
+
+
+def _looked_at(runs: list[int]) -> Transaction[list[Any]]:
+    """Return of these runs how many tasks go with them, and when the last of those finished."""
+    rows, _ = yield (
+        f"SELECT run, count(*), max(finished_at) FROM task WHERE {IS_FINISHED} AND {IS_FREE} AND {KEPT_KEYS}"
+        f" AND run IN {GIVEN} GROUP BY run",
+        (json.dumps(runs),),
+    )
+    return rows
+
+
+def _counted(runs: list[int]) -> Transaction[list[Any]]:
+    """Return the same by the kept counts; the times are those of the last of all tasks of a run, or later."""
     kept = Counter[int]()  # of finished tasks, by run
     for keyed_or_needed in _KEPT:
         rows, _ = yield f"SELECT run, count(*) FROM task {keyed_or_needed} AND {IS_FINISHED} GROUP BY run", ()
         kept.update(dict(rows))
     counted = f"SELECT run, sum(tasks), max(last) FROM tally WHERE run IN {GIVEN} GROUP BY run"
-    rows, _ = yield counted, (json.dumps([*at]),)
-    return oldest, sorted(
-        (max(at[run], last + ttl[run]), count - kept[run]) for run, count, last in rows if count > kept[run]
-    )
+    rows, _ = yield counted, (json.dumps(runs),)
+    return [(run, tasks - kept[run], last) for run, tasks, last in rows if tasks > kept[run]]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ...model.task import Call, Event, Status, source
 from ..base import ADDS, SMALL, Leftover, Run, RunRecord, TaskState
 from ..rules import PastRun, Resume, can_be_taken, continued, ended
+from . import tally
 from .looking import FOUND, STATE, found
 from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, changes, refers
 from .turns import cancel, retry
@@ -47,9 +48,20 @@ def release_dead(suspects: Mapping[int, Collection[int] | None], dead_sessions: 
     returned = 0
     for owner, begun in suspects.items():
         returned += yield from _take_back(_ORPHAN_ALL, owner, 0, begun)
+    if suspects:
+        yield from tally.forget()
     returned += yield from forget_owners(list(suspects))
     yield "DELETE FROM session WHERE id = ?", Many((id,) for id in dead_sessions)
     return returned
+
+
+def leave(owner: int, first: int, ended: tally.Ended | None, now: int) -> Transaction[None]:
+    """RELEASE the tasks of an owner that leaves, and forget it.
+
+    It has claimed none before `first`, and finished of its own run what `ended` has; None is not known.
+    """
+    yield from forget_owners([owner], first)
+    yield from tally.forget() if ended is None else tally.add(ended, now)
 
 
 def forget_owners(owners: Sequence[int], first: int = 0) -> Transaction[int]:
@@ -144,7 +156,7 @@ def begin_run(
     past = yield from _past(where, queue, context, session)
     have_failed: list[int] = []
     if resume == "failed":
-        rows, _ = yield f"SELECT DISTINCT run FROM tally WHERE status = {Status.FAILED:d} AND tasks > 0", ()
+        rows, _ = yield f"SELECT DISTINCT run FROM task WHERE status = {Status.FAILED:d}", ()
         have_failed = [id for (id,) in rows]
     continues = continued(past, resume, session, have_failed)
     if continues and since:

@@ -83,6 +83,7 @@ class SQLiteStore(Store):
         self._functions: dict[bytes, int] = {}
         self._queues: dict[str, int] = {}
         self._first: dict[int, int] = {}  # by owner that entered here: no task before it was claimed for it
+        self._ended: dict[int, tally.Ended] = {}  # by owner, what it has finished of its own run; if that is known
         self._has_own_only: set[int] = set()  # owners that entered here, and have claimed of their own run alone
         self._adopted: dict[int, set[int]] = {}  # by run: the other queues that it has adopted tasks of
         self.db = Database(self.path, self._owners, durability, create, importing)
@@ -106,12 +107,14 @@ class SQLiteStore(Store):
                     self.db.forget_peers()  # this connection's own change of the owners does not count there
                     self._first[owner] = _NONE_YET
                     self._has_own_only.add(owner)
+                    self._ended[owner] = tally.Ended()
                     return owner
                 self._owners.let_go(owner)  # another was faster with such an id
 
     def _leave(self, owner: int) -> None:
-        self.db.write(runs.forget_owners([owner], self._first.get(owner, 0)))
+        self.db.write(runs.leave(owner, self._first.get(owner, 0), self._ended.get(owner), now()))
         self._first.pop(owner, None)
+        self._ended.pop(owner, None)
         self._has_own_only.discard(owner)
         self.db.forget_peers()
 
@@ -244,32 +247,36 @@ class SQLiteStore(Store):
             if batch.claimed:
                 self.note_claim(owner, batch.first)
         with self.db.lock:
-            statement = turns.lone_end(owner, work) if len(self.db.peers) == 1 else None
-            if statement is not None and self.db.execute(statement).rowcount == 1:
-                self.db.count_turn()
-                return TurnResult()
             if work.claim and not work.of_run:
                 self._has_own_only.discard(owner)
+            own = owner in self._has_own_only and not self._adopted.get(run.id, {queue})
             try:
-                turned = self._turn(owner, run, queue, work)
+                turned = self._turn(owner, run, queue, work, own)
             except BaseException:
-                self.note_claim(owner, 0)  # it may have been committed, with claims that nobody has been told of
+                # It may have been committed, with claims that nobody has been told of, and ends that are not counted.
+                self.note_claim(owner, 0)
+                self._ended.pop(owner, None)
                 raise
+            if own and owner in self._ended:
+                turns.count_finished(self._ended[owner], queue, run.id, work, turned.refused)
             if turned.claimed:
                 self.note_claim(owner, min(map(_id_of, turned.claimed)))
-            turned.foreign, self.db.is_foreign = self.db.is_foreign, False
             self.db.count_turn()
         return turned
 
-    def _turn(self, owner: int, run: Run, queue: int, work: Turn) -> TurnResult:
+    def _turn(self, owner: int, run: Run, queue: int, work: Turn, own: bool) -> TurnResult:
+        if own and len(self.db.peers) == 1:
+            statement = turns.lone_end(owner, work)
+            if statement is not None and self.db.execute(statement).rowcount == 1:
+                return TurnResult()
         about = owner, run, queue, self._functions, work, self.db.peers
         adopted = self._adopted_by(run.id, queue) if work.of_run else ()
-        # What is taken over of an earlier run may be of queues that this one has adopted from.
-        own = owner in self._has_own_only and not run.continues and not self._adopted.get(run.id, {queue})
         try:
-            return self.db.write(turns.turn(*about, adopted=adopted, has_own_only=own))
+            turned = self.db.write(turns.turn(*about, adopted=adopted, has_own_only=own))
         except turns.Inexact:
-            return self.db.write(turns.turn(*about, exact=True, adopted=adopted, has_own_only=own))
+            turned = self.db.write(turns.turn(*about, exact=True, adopted=adopted, has_own_only=own))
+        turned.foreign, self.db.is_foreign = self.db.is_foreign, False
+        return turned
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
         self.note_claim(owner, number)
@@ -316,6 +323,8 @@ class SQLiteStore(Store):
             most = max(most // 2, 1) if took > _STEP_S else min(most * 2, _MOST_LOOKED_AT)
 
     def usage(self) -> Usage:
+        if not self.db.ask(tally.is_right()):
+            self.db.write(tally.recount())
         oldest, expiring = self.db.write(retention.expiring())
         return Usage(self._size(), oldest, expiring)
 

@@ -104,22 +104,13 @@ _TAKEN = (
     " origin INTEGER NOT NULL, PRIMARY KEY (run, task)) WITHOUT ROWID"
 )
 
-# How many tasks are finished, see tally.py. `last` is when the last of them did, or later.
+# How many tasks are finished, while no owner is there: see tally.py. `last` is when the last of them did, or later.
 _TALLY = (
     "CREATE TABLE tally (queue INTEGER NOT NULL, run INTEGER NOT NULL, status INTEGER NOT NULL,"
     " tasks INTEGER NOT NULL, last INTEGER NOT NULL, PRIMARY KEY (queue, run, status)) WITHOUT ROWID"
 )
 IS_FINISHED = f"status IN ({', '.join(f'{status:d}' for status in FINISHED)})"
 COUNTED_SINCE = 6  # of the versions
-# Of a statement that ends one task, and need not be a transaction of several for this: it says COUNTS_ITSELF. Others do
-# not name that column, so that nothing is done for each of their tasks.
-COUNTS_ITSELF = "enqueued_at = enqueued_at"
-ADD_TO_TALLY = """INSERT INTO tally VALUES (%s) ON CONFLICT (queue, run, status)
-    DO UPDATE SET tasks = tasks + excluded.tasks, last = max(last, excluded.last)"""
-_COUNT_ITSELF = (
-    f"CREATE TRIGGER counts_itself AFTER UPDATE OF enqueued_at ON task WHEN NEW.{IS_FINISHED} BEGIN"
-    f" {ADD_TO_TALLY % 'NEW.queue, NEW.run, NEW.status, 1, NEW.finished_at'}; END"
-)
 FINISHED_TASKS = (
     "SELECT queue, run, status, count(*), coalesce(max(finished_at), 0) FROM task"
     f" WHERE {IS_FINISHED} %s GROUP BY 1, 2, 3"
@@ -141,7 +132,6 @@ _SCHEMA = (
     "CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL, owner INTEGER)",
     f"CREATE TABLE task ({', '.join(f'{name} {column}' for name, column in COLUMNS.items())})",
     _TALLY,
-    _COUNT_ITSELF,
     _CLAIMABLE,
     "CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL",
     *_DEPENDENCY,
@@ -165,7 +155,7 @@ _BROUGHT = {
         "ALTER TABLE function ADD COLUMN parts TEXT NOT NULL DEFAULT ''",
         _TAKEN,
     ),
-    COUNTED_SINCE: (_TALLY, _COUNT_ITSELF, f"INSERT INTO tally {FINISHED_TASKS % ''}"),
+    COUNTED_SINCE: (_TALLY, f"INSERT INTO tally {FINISHED_TASKS % ''}"),
 }
 
 
@@ -253,10 +243,9 @@ task_of = compiled(
 )
 """Give the task of a row that STORED asked for."""
 
-# When a task was added never changes. Where it is named, the task is counted: see COUNTS_ITSELF.
 PUT = f"""
     INSERT INTO task ({", ".join(COLUMNS)}) VALUES ({", ".join("?" * len(COLUMNS))})
-    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name != "enqueued_at")}
+    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in COLUMNS)}
 """
 _WRITTEN = {
     Kind.QUEUE: "queue",

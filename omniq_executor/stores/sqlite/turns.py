@@ -13,7 +13,6 @@ which keeps digits of floats that a conversion to REAL would round.
 """
 
 import json
-from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from ..base import Batch, Claimed, Outcome, ResultBatch, Run, Turn, TurnResult
 from ..rules import initializer_of, shares
 from . import tally
 from .tables import (
-    COUNTS_ITSELF,
     GIVEN,
     OF_CALL,
     PENDING,
@@ -58,11 +56,7 @@ _COMPLETE_BLOCK = (
 )
 _END = {event: f"UPDATE task SET {changes(event)} WHERE id = ? AND {_FENCE}" for event in Event if event in ENDS_CLAIM}
 _VALUES = {event: values_of(event) for event in _END}
-_END_ALONE = {
-    event: f"{sql.replace(' SET ', f' SET {COUNTS_ITSELF}, ', 1)} AND (SELECT count(*) FROM owner) = 1"
-    " AND NOT EXISTS (SELECT 1 FROM dependency)"
-    for event, sql in _END.items()
-}
+_ALONE = " AND (SELECT count(*) FROM owner) = 1 AND NOT EXISTS (SELECT 1 FROM dependency)"
 _FINISHES = {event: target(event) for event in FINISHING}
 _CLAIM_THAT = f"""
     UPDATE task SET {changes(Event.CLAIM)} WHERE %s
@@ -114,7 +108,7 @@ def lone_end(owner: int, work: Turn) -> Statement | None:
     (end,) = work.outcomes
     if end.successor is not None:
         return None
-    return _END_ALONE[end.event], (*_VALUES[end.event](end, work.now), end.id, owner, end.attempt)
+    return _END[end.event] + _ALONE, (*_VALUES[end.event](end, work.now), end.id, owner, end.attempt)
 
 
 def turn(
@@ -130,8 +124,8 @@ def turn(
 ) -> Transaction[TurnResult]:
     """Do one turn of a dispatcher. See Store.turn().
 
-    `adopted` are the other queues that the run has adopted tasks of. With `has_own_only` it is known that all that the
-    owner has claimed is of that run and queue.
+    `adopted` are the other queues that the run has adopted tasks of. With `has_own_only` all that the owner has claimed
+    is of that run and queue, and whoever asks counts what is finished: see `count_finished()`.
 
     Ends go by bulk statements, and it is enough to count what they changed, since claims are hardly
     ever lost. If one was, Inexact is raised; with `exact` the turn then finds out which.
@@ -149,11 +143,8 @@ def turn(
         for end in work.outcomes:
             if end.successor is not None and end.id not in turned.refused:
                 yield _SUCCEED, (*end.successor, work.now, end.id)
-    if work.blocks or work.outcomes:
-        if has_own_only:
-            yield from tally.add(queue, run.id, _count_finished(work, turned.refused), work.now)
-        else:
-            yield from tally.add_these(_finished(work, turned.refused))
+    if (work.blocks or work.outcomes) and not has_own_only:
+        yield from tally.add_these(_finished(work, turned.refused))
     if (work.blocks or work.outcomes) and (yield ARE_DEPENDENCIES, ()).rows[0][0]:
         turned.freed = yield from _heed_dependencies(work, turned.refused)
     if len(peers) > 1:
@@ -280,15 +271,14 @@ def _finished(work: Turn, refused: set[int]) -> list[int]:
     return [id for id in ids if id not in refused]
 
 
-def _count_finished(work: Turn, refused: Collection[int]) -> Counter[Status]:
-    """Return how many tasks a turn finished, by state."""
-    finished = Counter(
-        _FINISHES[end.event] for end in work.outcomes if end.event in _FINISHES and end.id not in refused
-    )
+def count_finished(ended: tally.Ended, queue: int, run: int, work: Turn, refused: Collection[int]) -> None:
+    """Count what a turn has finished, all of it of one queue and run."""
+    for end in work.outcomes:
+        if end.event in _FINISHES and end.id not in refused:
+            ended[queue, run, _FINISHES[end.event]] += 1
     for block in work.blocks:
         of_it = range(block.first, block.first + block.size)
-        finished[Status.COMPLETED] += block.size - sum(id in of_it for id in refused)
-    return finished
+        ended[queue, run, Status.COMPLETED] += block.size - sum(id in of_it for id in refused)
 
 
 def _heed_dependencies(work: Turn, refused: set[int]) -> Transaction[bool]:
