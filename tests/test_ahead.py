@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from omniq_executor import StoreError
+from omniq_executor.dispatch import ahead
 from omniq_executor.dispatch.resumption import Resumption
 from omniq_executor.dispatch.waiters import Waiters
 from omniq_executor.model.task import Call, Function, Status
@@ -31,6 +32,7 @@ class OneRun:
         self.noted: list[int] = []
         self.asked: Counter[str] = Counter()
         self.refuses: set[str] = set()
+        self.removals = 0
 
     def _ask(self, what: str) -> None:
         self.asked[what] += 1
@@ -182,3 +184,22 @@ def test_what_is_offered_again_is_given_again() -> None:
     assert [find(resumption, 0, n) for n in range(5)] == [*range(5)]
     resumption.continue_own()
     assert [find(resumption, 0, n) for n in (*range(20), 0)] == [*range(20), None]
+
+
+def test_what_was_read_ahead_is_given_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(ahead.time, "monotonic", lambda: clock[0])
+    store = OneRun([(0, n, Status.COMPLETED) for n in range(200)])
+    resumption = resumption_of(store)
+    assert [find(resumption, 0, n) for n in range(100)] == [*range(100)]
+    clock[0] += 3_600  # somebody has looked at the results meanwhile, and has had them forgotten
+    store.left = [it for it in store.left if it[1].id in range(100)]
+    assert find(resumption, 0, 100) is None
+
+
+def test_what_was_read_ahead_is_not_given_after_this_process_has_removed_something() -> None:
+    store = OneRun([(0, n, Status.COMPLETED) for n in range(200)])
+    resumption = resumption_of(store)
+    assert [find(resumption, 0, n) for n in range(100)] == [*range(100)]
+    store.left, store.removals = [it for it in store.left if it[1].id in range(100)], 1
+    assert find(resumption, 0, 100) is None

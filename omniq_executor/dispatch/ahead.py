@@ -6,11 +6,13 @@ what was finished, what comes after that is read, and the calls that ask for it 
 is noted with others. A process that dies before that has noted less than it was given, and nothing is lost: the next
 run continues both, and finds the same.
 
-Only what is COMPLETED is read ahead, as nothing changes a result any more. And only what the next call of its likeness
-is given in any case, so that it makes no difference in which order calls come.
+Only what is COMPLETED is read ahead, as nothing changes a result any more, and only what the next call of its likeness
+is given in any case, so that it makes no difference in which order calls come. Somebody may wish that a result is
+forgotten: so what was read is used for a moment only, and not after this process has removed anything.
 """
 
 import contextlib
+import time
 from collections.abc import Iterable
 
 from ..errors import StoreError
@@ -18,6 +20,7 @@ from ..model.task import Call, Function, Status
 from ..stores.base import Run, Store, TaskState
 
 _FIRST, _MOST = 8, 1024  # tasks that are read at a time
+_MOMENT_S = 0.1  # in which 1024 calls are submitted three times
 _Key = tuple[bytes, str | bytes]  # the digest of a function, and the likeness of a call
 
 
@@ -33,11 +36,15 @@ class Ahead:
         """Return what the call is given, if it was read ahead."""
         piece = self._pieces.get(function.digest)
         found = None if piece is None else piece.left.pop(call.likeness, None)
-        if found is not None:
-            self._given[found.id] = function.digest, call.likeness
-            if len(self._given) >= _MOST:
-                with contextlib.suppress(StoreError):  # another call will try again
-                    self.note(run)
+        if piece is None or found is None:
+            return None
+        if time.monotonic() > piece.until or self._store.removals != piece.removals:
+            del self._pieces[function.digest]
+            return None
+        self._given[found.id] = function.digest, call.likeness
+        if len(self._given) >= _MOST:
+            with contextlib.suppress(StoreError):  # another call will try again
+                self.note(run)
         return found
 
     def leave(self, function: Function, calls: Iterable[Call]) -> None:
@@ -61,7 +68,7 @@ class Ahead:
         else:  # the calls come in another order than the last time, or their results are large
             piece.size, piece.wasted = _FIRST, min(2 * piece.wasted + 1, _MOST)
             piece.pause = piece.wasted
-        piece.left = {}
+        piece.left, piece.until, piece.removals = {}, time.monotonic() + _MOMENT_S, self._store.removals
         with contextlib.suppress(StoreError):  # the call has its task, and the next one asks for its own
             piece.left.update(self._store.ahead(run, function, found.id, piece.size))
         piece.count = len(piece.left)
@@ -85,6 +92,8 @@ class _Piece:
         self.size = 0  # how many were asked for
         self.count = 0  # how many there were
         self.left: dict[str | bytes, TaskState] = {}  # those that no call has asked for, by likeness
+        self.until = 0.0  # when, by time.monotonic(), they are not to be given any more
+        self.removals = 0  # of the store, when they were read
         self.last = -1  # the largest id of them all
         self.wasted = 0  # a measure of how often most of them were left
         self.pause = 0  # how many calls are to find something before more is read

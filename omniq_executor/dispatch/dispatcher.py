@@ -162,6 +162,7 @@ class Dispatcher:
 
     def share(self, runs: Sequence[int]) -> None:
         """Share what there is to be taken over with runs of this process that are open. Raises StoreError."""
+        self.driver.refuse_within()
         with self.driver:
             if not self.driver.is_closed:
                 self._loop.resumption.share(runs)

@@ -309,6 +309,7 @@ class Store(abc.ABC):
     def __init__(self, path: str | os.PathLike[str], durability: str, beside: tuple[str, str, str, str]) -> None:
         if durability not in ("process", "power"):
             raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
+        self.removals = 0  # how often somebody has had tasks removed by this handle
         self.path = Path(path).absolute()  # its database file, or its folder
         self.address = str(self.path)
         self.url = f"{self.scheme}{self.path}"  # under which open_store() finds it from any folder, whatever its name
@@ -607,6 +608,7 @@ class Store(abc.ABC):
         ValueError for a state in which a task is not finished.
         """
         check_finished(statuses)
+        self.removals += 1
         removed = self._purge(before, statuses, queue)
         self.output.remove_strays(self.ids)
         self._remove_values()
@@ -636,6 +638,7 @@ class Store(abc.ABC):
 
         One that a task which is not finished comes after stays. Their keys are free then.
         """
+        self.removals += 1
         removed = self._remove(ids)
         self.output.remove(removed)
         self.values.remove_results(removed, self.values.results())
