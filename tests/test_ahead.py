@@ -73,6 +73,11 @@ class OneRun:
     ) -> dict[str | bytes, list[Resumable]] | None:
         return None
 
+    def offer_more(self, run: Run, ids: Collection[int]) -> None:
+        self._ask("offer_more")
+        more = [it for it in self._all if it[1].id in ids]
+        self.left = sorted([*self.left, *more], key=lambda it: it[1].id)
+
     def offer_again(self, run: Run) -> Run:
         self.left = [it for it in self._all if it[1].status is Status.COMPLETED]
         return run
@@ -203,3 +208,25 @@ def test_what_was_read_ahead_is_not_given_after_this_process_has_removed_somethi
     assert [find(resumption, 0, n) for n in range(100)] == [*range(100)]
     store.left, store.removals = [it for it in store.left if it[1].id in range(100)], 1
     assert find(resumption, 0, 100) is None
+
+
+def test_what_finishes_after_a_run_was_offered_to_itself_is_given_once_it_has() -> None:
+    store = OneRun([(0, n, Status.COMPLETED) for n in range(6)])
+    resumption = resumption_of(store)
+    waiters: Any = resumption._waiters
+    for id in (3, 4, 5):
+        waiters.add_future(id, object())
+    resumption.continue_own()
+    store.left = store.left[:3]  # the rest is under way
+    assert [find(resumption, 0, n) for n in (0, 3, 1)] == [0, None, 1]
+    assert store.asked["offer_more"] == 0
+    for id in (5, 3):
+        waiters._futures.pop(id)
+        waiters.count(1, "1")
+    store.refuses = {"offer_more"}
+    assert find(resumption, 0, 4) is None
+    store.refuses = set()
+    waiters._futures.pop(4)
+    waiters.count(1, "1")
+    assert [find(resumption, 0, n) for n in (4, 4, 2, 9)] == [4, None, 2, None]
+    assert store.asked["offer_more"] == 2

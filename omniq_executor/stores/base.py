@@ -514,6 +514,10 @@ class Store(abc.ABC):
         Nothing else is, then. Returns the run as one that continues itself, too.
         """
 
+    @abc.abstractmethod
+    def offer_more(self, run: Run, ids: Collection[int]) -> None:
+        """Have those of these tasks of the run be there to be taken over, too, that are COMPLETED by now."""
+
     def resumable(
         self, run: Run, path: str, likenesses: Collection[str | bytes]
     ) -> dict[str | bytes, list[Resumable]] | None:

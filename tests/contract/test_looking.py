@@ -217,6 +217,7 @@ USES: dict[str, Callable[[Store], object]] = {
     "begin_run": lambda store: store.begin_run("work", 1, "crashed", tick()),
     "end_run": lambda store: store.end_run(RUN, True, tick()),
     "offer_again": lambda store: store.offer_again(RUN),
+    "offer_more": lambda store: store.offer_more(RUN, [1]),
     "resumable": lambda store: store.resumable(RUN, "path", ["[1]"]),
     "taken": lambda store: store.taken(),
     "calls": lambda store: store.calls([1]),

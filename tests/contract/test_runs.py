@@ -296,6 +296,27 @@ def test_what_runs_beside_have_taken_over_is_not_given(client: Client, enter: En
     assert take_over(second, 1) == [None]
 
 
+def test_what_a_run_has_finished_since_it_was_offered_to_itself_can_be_offered_too(client: Client) -> None:
+    first, *others = client.add(1, 1, 2, claimed=True)
+    (cube,) = client.add(1, function=CUBE, claimed=True)
+    client.end(Event.COMPLETE, others[0], result="7")
+    client.run = client.store.offer_again(client.run)
+    assert take_over(client, 2) == [None]
+    client.end(Event.COMPLETE, first, others[1], cube, result="7")
+    client.store.offer_more(client.run, [first, *others[1:], cube])
+    assert ahead(client) == [(call(1).likeness, first), (call(2).likeness, others[1])]
+    assert take_over(client, 1, 2, 1, 1) == [first, others[1], others[0], None]
+    assert client.store.resumable(client.run, CUBE.path, [call(1).likeness]) is not None
+    assert take_over(client, 1, function=CUBE) == [cube]
+
+
+def test_what_a_run_has_not_finished_is_not_offered(client: Client) -> None:
+    ids = client.add(1, claimed=True)
+    client.run = client.store.offer_again(client.run)
+    client.store.offer_more(client.run, ids)
+    assert take_over(client, 1) == [None]
+
+
 def test_another_function_or_another_digest_of_it_takes_nothing_over(client: Client, enter: Enter) -> None:
     ids, cubes = client.add(1), client.add(1, function=CUBE)
     crash(client)

@@ -227,3 +227,25 @@ def test_a_kernel_that_is_shut_down_waits_for_its_calls_and_goes_on_if_it_is_kil
     store = open_store(kernel.store)
     assert [run.clean for run in store.runs() if run.queue == "analysis"] == [None, True]
     assert len(store.find(Status.COMPLETED)) == 4
+
+
+def test_what_a_loop_has_finished_after_its_cell_failed_is_taken_over_when_the_cell_is_run_again(
+    kernel: Kernel, log: Log, tmp_path: Path, wait_until: Any, open_store: Any
+) -> None:
+    kernel.run(MAKE)
+    kernel.run(DEFINE)
+    loop = """
+futures = []
+for n in range(6):
+    futures.append(executor.submit(h, n))
+    if n == 3:
+        %s
+print(sum(future.result() for future in futures))
+"""
+    assert kernel.fail(loop % "raise KeyError(n)") == "KeyError"
+    (tmp_path / "gate").touch()
+    store = open_store(kernel.store)
+    wait_until(lambda: sum(counts.get(Status.COMPLETED, 0) for counts in store.counts().values()) == 4)
+    assert kernel.run(loop % "pass") == "15\n"
+    assert log.take() == ["h0", "h1", "h2", "h3", "h4", "h5"]
+    assert "4 taken over" in kernel.run("print(executor.resumed)")

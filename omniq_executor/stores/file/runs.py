@@ -260,6 +260,16 @@ class Runs(OfFiles):
             own = run._replace(continues=tuple(sorted({*run.continues, run.id})))
             return self._offer(own, {Status.COMPLETED})
 
+    def offer_more(self, run: Run, ids: Collection[int]) -> None:
+        with self._tasks.locked():
+            resumable, in_order = self._resumable[run.id], self._in_order[run.id]
+            for record in self._tasks.records(ids):
+                if record.task.status is Status.COMPLETED and record.task.run == run.id:
+                    likeness, id = likeness_of(record), record.task.id
+                    resumable[record.digest, likeness] = deque(sorted((*resumable[record.digest, likeness], id)))
+                    bisect.insort(in_order[record.digest], (id, likeness))
+                    self._resumable_functions[run.id][record.task.func_path].add(record.digest)
+
     def _offer(self, run: Run, statuses: Collection[Status]) -> Run:
         """Note what there is to be taken over of the runs that one continues; return that one with how much it is."""
         resumable = self._resumable[run.id] = defaultdict(deque)

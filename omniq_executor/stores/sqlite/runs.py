@@ -184,6 +184,22 @@ def offer_again(run: Run) -> Transaction[Run]:
     return (yield from _offer(own, f"status = {Status.COMPLETED:d}"))
 
 
+def offer_more(run: int, ids: Collection[int]) -> Transaction[None]:
+    """Have what is COMPLETED of these tasks be there to be taken over, too. See Store.offer_more()."""
+    text = json.dumps(list(ids))
+    yield (
+        f"INSERT OR IGNORE INTO temp.resumable_{run} SELECT id, function, {LIKENESS} FROM task"
+        f" WHERE id IN {GIVEN} AND run = ? AND status = {Status.COMPLETED:d}",
+        (text, run),
+    )
+    yield (
+        f"INSERT INTO temp.resumable_function_{run} SELECT id, digest, path FROM function"
+        f" WHERE id IN (SELECT function FROM task WHERE id IN {GIVEN})"
+        f" AND id NOT IN (SELECT id FROM temp.resumable_function_{run})",
+        (text,),
+    )
+
+
 def _offer(run: Run, where: str) -> Transaction[Run]:
     """Note what there is to be taken over of the runs that one continues; returns that one with how much it is."""
     id = run.id

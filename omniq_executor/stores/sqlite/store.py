@@ -199,6 +199,9 @@ class SQLiteStore(Store):
     def offer_again(self, run: Run) -> Run:
         return self.db.write(runs.offer_again(run))
 
+    def offer_more(self, run: Run, ids: Collection[int]) -> None:
+        self.db.write(runs.offer_more(run.id, ids))
+
     def _take_over(self, run: Run, function: Function, calls: Sequence[Call], now: int) -> list[TaskState | None]:
         return self.db.write(runs.take_over(run, self._function(function), calls))
 
