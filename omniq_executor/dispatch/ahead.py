@@ -18,8 +18,10 @@ from collections.abc import Iterable
 from ..errors import StoreError
 from ..model.task import Call, Function, Status
 from ..stores.base import Run, Store, TaskState
+from .waiters import Waiters
 
 _FIRST, _MOST = 8, 1024  # tasks that are read at a time
+_MOST_WATCHED = 4096  # tasks that are each looked at
 _MOMENT_S = 0.1  # in which 1024 calls are submitted three times
 _Key = tuple[bytes, str | bytes]  # the digest of a function, and the likeness of a call
 
@@ -83,6 +85,37 @@ class Ahead:
     def forget(self) -> None:
         """Read what is there anew, as it is offered again."""
         self._pieces.clear()
+
+
+class UnderWay:
+    """What was under way of a run when that was offered to itself. What of it has finished is offered, too."""
+
+    def __init__(self, store: Store, waiters: Waiters) -> None:
+        self._store = store
+        self._waiters = waiters
+        self._left: list[int] = []
+        self._finished = 0  # how much was, of all that is waited for, when it was last looked
+
+    def begin(self) -> None:
+        """Take note of what is under way now."""
+        self._left = self._waiters.ids()
+
+    def offer(self, run: Run) -> bool:
+        """Have what has finished of it be there for this run; return whether there is any."""
+        if not self._left or self._waiters.done == self._finished:
+            return False
+        self._finished = self._waiters.done
+        left = sorted(self._left, reverse=True)
+        while left and left[-1] not in self._waiters:
+            left.pop()
+        if len(left) <= _MOST_WATCHED:  # else the oldest that is not finished keeps the others waiting
+            left = [id for id in left if id in self._waiters]
+        done = {*self._left}.difference(left)
+        self._left = left
+        if done:
+            with contextlib.suppress(StoreError):  # then they run again
+                self._store.offer_more(run, done)
+        return bool(done)
 
 
 class _Piece:

@@ -1,6 +1,5 @@
 """What this run takes over, and why: for a new call the task of its key, or one that an earlier run left; leftovers."""
 
-import contextlib
 import copy
 import logging
 from collections import Counter
@@ -9,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from ..code.parts import changes
 from ..code.run_context import context_changes
-from ..errors import ContextChanged, FunctionChanged, FunctionLost, KeyConflict, StoreError
+from ..errors import ContextChanged, FunctionChanged, FunctionLost, KeyConflict
 from ..model.functions import same_arguments
 from ..model.ids import Ids
 from ..model.preview import shown_arguments
@@ -17,7 +16,7 @@ from ..model.reasons import REUSED, Reason, Resumed, Why, runs_text, taken_over
 from ..model.task import FINISHED, Call, Function, Status, Task, format_id
 from ..stores.base import ADDS, Resumable, Resume, Run, RunRecord, Store, TaskState, now
 from ..stores.rules import initializer_of
-from .ahead import Ahead
+from .ahead import Ahead, UnderWay
 from .history import Account, History
 from .repeats import LOCAL
 from .reuse import is_memo, memo_key, name_of
@@ -40,7 +39,6 @@ _EQUAL = Why(Reason.EQUAL)
 _OF_KEY = Why(Reason.KEY)
 _IS_DONE = taken_over(Status.COMPLETED)
 _NO_EQUAL = Why(Reason.ARGUMENTS)
-_MOST_WATCHED = 4096  # calls that are each looked at
 _MOST_JUDGED = 100_000  # calls of a run for which the store is asked at its end
 
 
@@ -96,8 +94,7 @@ class Resumption:
         self._store = store
         self._goes_on = resume in ("crashed", "failed")
         self._ahead = Ahead(store)
-        self._unfinished: list[int] = []  # what was under way of this run when it was offered to itself, and ...
-        self._finished = 0  # ... how much was finished when it was last looked which of it is
+        self._under_way = UnderWay(store, waiters)
         self._is_shared = False  # what there is to be taken over, with runs of this process that are open
         self._said = False  # that a run is continued
         self._again: set[int] = set()  # tasks that were found by their keys
@@ -130,26 +127,9 @@ class Resumption:
             self.note_given()
             self._ahead.forget()
             self.run = self._store.offer_again(self.run)
-            self._unfinished = self._waiters.ids()
+            self._under_way.begin()
             self.resumed.continue_own(self.run.continues, self.run.total)
             self._said = True  # what is continued is no earlier run, or it is told already
-
-    def _offer_more(self) -> bool:
-        """Have what this run has finished since it was offered to itself be there; return whether there is more."""
-        if not self._unfinished or self._waiters.done == self._finished:
-            return False
-        self._finished = self._waiters.done
-        left = sorted(self._unfinished, reverse=True)
-        while left and left[-1] not in self._waiters:
-            left.pop()
-        if len(left) <= _MOST_WATCHED:  # else the oldest that is not finished keeps the others waiting
-            left = [id for id in left if id in self._waiters]
-        done = {*self._unfinished}.difference(left)
-        if done:
-            with contextlib.suppress(StoreError):  # then they run again
-                self._store.offer_more(self.run, done)
-        self._unfinished = left
-        return bool(done)
 
     def share(self, runs: Collection[int]) -> None:
         """Leave to runs of this process that are open beside this one what they take over. Raises StoreError."""
@@ -272,7 +252,7 @@ class Resumption:
                     )
         self._digests.add(function.digest)
         found = self._store.take_over(run, function, calls, now())
-        if None in found and self._offer_more():
+        if None in found and self._under_way.offer(run):
             left = [place for place, it in enumerate(found) if it is None]
             more = self._store.take_over(run, function, [calls[place] for place in left], now())
             for place, it in zip(left, more, strict=True):
