@@ -84,7 +84,9 @@ class Submitter(concurrent.futures.Executor):
         try:
             future = dispatcher.submit(function, call, call_options)
         except TooLarge as error:
-            raise _told(error, function, fn, args, kwargs) from error
+            from .model.functions import too_large
+
+            raise too_large(error, function, fn, args, kwargs) from error
         finally:
             if values.here.pins:  # what refers to the files is stored now
                 values.release(values.here.pins)
@@ -198,7 +200,9 @@ class Submitter(concurrent.futures.Executor):
                 total, progress,
             )  # fmt: skip
         except TooLarge as error:
-            raise _told(error, function, fn, (), {}) from error
+            from .model.functions import too_large
+
+            raise too_large(error, function, fn, (), {}) from error
 
     def preview(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> "Preview":
         """Return what `map(fn, *iterables)` would run now, and why, and what need not run. Nothing is run or changed.
@@ -248,13 +252,6 @@ class Submitter(concurrent.futures.Executor):
             return function
         digest, parts = self._depends.joined_to(function.digest, function.parts)
         return function._replace(digest=digest, parts=parts)
-
-
-def _told(error: TooLarge, function: "Function", called: Any, args: Any, kwargs: Any) -> TooLarge:
-    """Return the error of a call that is too large, which says what of it is."""
-    from .model.functions import too_large
-
-    return too_large(error, function, called, args, kwargs)
 
 
 def _shortest(iterables: tuple[Iterable[Any], ...]) -> int | None:

@@ -34,6 +34,7 @@ class History:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.runs = {run.id: run for run in store.runs()}
+        self._lives = {run.id: (run.session, run.queue, run.context) for run in self.runs.values()}
         self._functions: dict[bytes, Function] = {}
         self._by_run: dict[int, list[PastCall]] | None = None  # all calls, if they are read already
         self._memos: dict[str, Memos] = {}  # by queue
@@ -92,8 +93,7 @@ class History:
         calls = self._calls_of({id, *run.continues, *(it.run for it in later)})
         was_of = _runs_at_end(calls, later)
         mine = {it.task for it in taken}
-        lives = {it.id: (it.session, it.queue, it.context) for it in self.runs.values()}
-        others = beside(id, lives, run.continues)
+        others = beside(id, self._lives, run.continues)
         theirs = {it.task for it in self._taken if it.run in others}
         return RunHistory(
             self,

@@ -1,7 +1,7 @@
 """What every store decides in the same way, without I/O."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ..model.task import FINISHED, Status
 
@@ -34,7 +34,7 @@ def can_be_taken(status: Status, is_alike: bool) -> bool:
     return status in (Status.PENDING, Status.FAILED) or (status != Status.CANCELLED and is_alike)
 
 
-def beside(run: int, lives: Mapping[int, tuple[int, str, str]], continues: Collection[int]) -> tuple[int, ...]:
+def beside(run: int, lives: Mapping[int, tuple[Any, ...]], continues: Collection[int]) -> tuple[int, ...]:
     """Return the earlier runs whose takings are not given to a run: those of its session that it does not continue.
 
     `lives` has of each run its session, queue and context.

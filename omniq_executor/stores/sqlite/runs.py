@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ...model.task import Call, Event, Status, source
 from ..base import ADDS, SMALL, Leftover, Run, RunRecord, TaskState
-from ..rules import PastRun, Resume, can_be_taken, continued, ended
+from ..rules import PastRun, Resume, beside, can_be_taken, continued, ended
 from . import tally
 from .looking import FOUND, STATE, found
 from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, changes, refers
@@ -168,14 +168,10 @@ def begin_run(
         (queue, owner, chain, now, session, context, result_ttl),
     )
     ((run,),), _ = yield "SELECT last_insert_rowid()", ()
-    rows, _ = yield _OF_SESSION, (session, queue, context, run, chain)
-    opened = Run(run, queue_name, tuple(sorted(continues)), context=context, beside=tuple(id for (id,) in rows))
+    rows, _ = yield "SELECT id, session, queue, context FROM run WHERE session = ?", (session,)
+    others = beside(run, {id: tuple(life) for id, *life in rows}, continues)
+    opened = Run(run, queue_name, tuple(sorted(continues)), context=context, beside=others)
     return (yield from _offer(opened, f"status <> {Status.CANCELLED:d}")) if continues else opened
-
-
-_OF_SESSION = (
-    f"SELECT id FROM run WHERE session = ? AND session <> 0 AND {_ALIKE} AND id <> ? AND id NOT IN {GIVEN} ORDER BY id"
-)
 
 
 def offer_again(run: Run) -> Transaction[Run]:

@@ -326,8 +326,6 @@ class SQLiteStore(Store):
             most = max(most // 2, 1) if took > _STEP_S else min(most * 2, _MOST_LOOKED_AT)
 
     def usage(self) -> Usage:
-        if not self.db.ask(tally.is_right()):
-            self.db.write(tally.recount())
         oldest, expiring = self.db.write(retention.expiring())
         return Usage(self._size(), oldest, expiring)
 

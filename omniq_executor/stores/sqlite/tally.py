@@ -52,7 +52,8 @@ UNFINISHED = f"SELECT run, sum(tasks) FROM ({_UNFINISHED}) GROUP BY run"
 
 
 def is_right() -> Transaction[bool]:
-    """Return whether the table is right, now that somebody asks."""
+    """Return whether the table is right. Where nobody knows, and no owner is there, all tasks are counted for it."""
+    yield from recount(where_known=False)
     return bool((yield f"SELECT {_IS_RIGHT}", ()).rows[0][0])
 
 
@@ -94,13 +95,16 @@ def forget() -> Transaction[None]:
     yield "INSERT OR IGNORE INTO tally VALUES (0, 0, ?, 0, 0)", (_UNKNOWN,)
 
 
-def recount() -> Transaction[bool]:
-    """Count all finished tasks, if no owner is there; returns whether the table was wrong."""
+def recount(*, where_known: bool = True) -> Transaction[bool]:
+    """Count all finished tasks, if no owner is there; returns whether the table was wrong.
+
+    Not `where_known`: only if nobody knows.
+    """
     ((is_alone, is_known),), _ = yield (
         f"SELECT NOT EXISTS (SELECT 1 FROM owner), NOT EXISTS (SELECT 1 FROM tally WHERE status = {_UNKNOWN})",
         (),
     )
-    if not is_alone:
+    if not is_alone or (is_known and not where_known):
         return False
     kept, _ = yield f"SELECT {_KEY}, tasks FROM tally WHERE tasks <> 0 ORDER BY {_KEY}", ()
     rows, _ = yield FINISHED_TASKS % "", ()

@@ -21,18 +21,7 @@ from ...model.task import ENDS_CLAIM, FINISHING, LAST_TIER, NEVER, Call, Event, 
 from ..base import Batch, Claimed, Outcome, ResultBatch, Run, Turn, TurnResult
 from ..rules import initializer_of, shares
 from . import tally
-from .tables import (
-    GIVEN,
-    OF_CALL,
-    PENDING,
-    RUNNING,
-    Many,
-    Reply,
-    Statement,
-    Transaction,
-    changes,
-    values_of,
-)
+from .tables import GIVEN, OF_CALL, PENDING, RUNNING, Many, Reply, Statement, Transaction, changes, values_of
 from .waits import ARE_DEPENDENCIES, OPEN, check_there, hold, let_go_after, wire
 
 _ADDED = int(Status.PENDING)
