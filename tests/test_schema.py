@@ -87,8 +87,8 @@ def test_every_field_is_shown_but_for_what_is_said_to_be_hidden() -> None:
 
 
 ADDED = {
-    "options: Annotated[": 'colour: Annotated[str | None, Field(Kind.TEXT, "TEXT", since=7)] = None',
-    "retries: Annotated[": "patience: Annotated[int, Field(Kind.WHOLE, since=7)] = 0",
+    "options: Annotated[": 'colour: Annotated[str | None, Field(Kind.TEXT, "TEXT", since=8)] = None',
+    "retries: Annotated[": "patience: Annotated[int, Field(Kind.WHOLE, since=8)] = 0",
 }
 WITH_THE_FIELDS = """
 import contextlib, json, sys

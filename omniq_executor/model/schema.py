@@ -193,7 +193,7 @@ FIELDS = _described(Task)
 OPTIONS = _described(Options)
 # Of the stores. Since the fifth, functions have their parts, and runs say what they have taken over and how long their
 # results are kept.
-VERSION = max(6, *(field.since for field in [*FIELDS.values(), *OPTIONS.values()]))
+VERSION = max(7, *(field.since for field in [*FIELDS.values(), *OPTIONS.values()]))
 
 
 def is_optional(name: str) -> bool:

@@ -84,14 +84,8 @@ def _living(alive: bool) -> Mutation:
     return lambda setattr: setattr(Owners, "is_alive", is_alive)
 
 
-def _own_only(setattr: SetAttr) -> None:
-    """Count all that an owner ends as of its own run."""
-    turn = turns.turn
-    setattr(turns, "turn", lambda *args, **how: turn(*args, **{**how, "has_own_only": True}))
-
-
-def _uncounted(name: str, place: int) -> Mutation:
-    """Count nothing where the counts of finished tasks change; `place` is that of what is done meanwhile, or -1."""
+def _uncounted(name: str, place: int = -1) -> Mutation:
+    """Count nothing where the counts of tasks change; `place` is that of what is done meanwhile, or -1."""
 
     def mutated(*args: Any) -> Any:
         if place >= 0:
@@ -133,11 +127,18 @@ SQLITE: dict[str, Mutation] = {
     "what is read ahead is not the first of its kind": _sql(("_AHEAD",), "min(id)", "max(id)"),
     "what is read ahead is of any context": _sql(("_AHEAD",), "task.run) = ?", "task.run) >= substr(?, 1, 0)"),
     "what was given ahead is given again": _sql(("_GIVE",), "id IN", "id + 1 IN"),
-    "the counts take all that is ended for the own run's": _own_only,
-    "the counts of the own run stay": _uncounted("add", -1),
-    "the counts of other runs stay": _uncounted("add_these", -1),
+    "the counts forget a claim": lambda setattr: setattr(tally, "claimed", lambda *_: None),
+    "the counts forget an end": _uncounted("became"),
+    "the counts forget what is given back": _uncounted("given_back"),
     "the counts keep what is retried": _uncounted("changing", 1),
-    "the counts keep what is removed": _uncounted("subtract", -1),
+    "the counts keep what has changed": _uncounted("subtract"),
+    "a lone end is not counted": lambda setattr: setattr(
+        turns, "_ALONE", turns._ALONE.replace(f"id >= {tally.MARK}", "1")
+    ),
+    "what is counted at once is not looked at": lambda setattr: setattr(
+        tally, "_ARE_ALIKE", tally._ARE_ALIKE.replace("status = ?", "status >= 0 * ?")
+    ),
+    "the mark passes over a task": lambda setattr: setattr(tally, "_NEXT", tally._NEXT.replace("id < ?", "id < ? - 1")),
     "what runs is adopted": _sql(("_ADOPT_LEFT", "_ADOPT_THESE"), PENDING, "status <= 2"),
     "what an adopted task comes after is not": _sql(("_ADOPT_THESE",), "dependency.task =", "-dependency.task ="),
     "the living are settled": _sql(("_IS_OVER",), "NOT IN", "<> 0 OR 0 IN"),

@@ -594,7 +594,7 @@ def test_damage_in_a_database_that_cannot_be_repaired_is_told_and_left(tmp_path:
     client.close()
     path = Path(client.store.address)
     content = bytearray(path.read_bytes())
-    content[2048 * 20 : 2048 * 22] = b"\xff" * 4096
+    content[2048 * 30 : 2048 * 32] = b"\xff" * 4096
     path.write_bytes(content)
     with contextlib.closing(backend.open(path)) as store:
         assert whats(store.check(), repaired=False)

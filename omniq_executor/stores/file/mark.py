@@ -11,7 +11,7 @@ from ...model import codec, schema
 from .. import permissions
 
 FORMAT = "omniq-executor file store"
-VERSION = schema.VERSION - 1  # the first one has what the tables of SQLite have since their second
+VERSION = schema.VERSION - 2  # the first has what the tables of SQLite have since their second; the last is only theirs
 MARK = "omniq.json"
 ORDER = "order"
 LOCK = "turn.lock"

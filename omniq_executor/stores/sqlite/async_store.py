@@ -29,7 +29,7 @@ from ...stores.base import now
 from ...value_files import Files
 from .. import open_store
 from ..base import Claimed, Run, Store, TaskState, Turn, TurnResult
-from . import looking, runs, turns
+from . import looking, runs, tally, turns
 from .database import LOOK_AT_LOG_EVERY, explained
 from .store import SQLiteStore
 from .tables import Many, Reply, Statement, Transaction
@@ -163,6 +163,7 @@ class AwaitedSQLite(AwaitedStore):
         self._functions: dict[bytes, int] = {}  # none is purged while an owner is registered
         self._peers: list[int] = []  # the registered owners, as of the last transaction
         self._turns = 0
+        self._added = 0  # tasks since the mark of the counts was moved up last
 
     async def close(self, owner: int | None) -> None:
         try:
@@ -188,7 +189,12 @@ class AwaitedSQLite(AwaitedStore):
                 number = await self._write(turns.ensure_function(batch.function))
                 self._functions[batch.function.digest] = number
         text = turns.turn(owner, run, self._queues[run.queue], self._functions, work, self._peers, exact=True)
-        return await self._write(text, notifies=owner)
+        turned = await self._write(text, notifies=owner)
+        self._added += sum(batch.size for batch in work.adds)
+        while self._added >= tally.STEP:
+            self._added -= tally.STEP
+            await self._write(tally.move_on(run.id, work.now))
+        return turned
 
     async def claim(self, owner: int, number: int) -> Claimed | None:
         return await self._write(turns.claim(owner, number, now()))

@@ -123,7 +123,7 @@ def _by_queue(rows: Iterable[Sequence[Any]]) -> dict[str, dict[Status, int]]:
 def unfinished() -> Transaction[dict[int, int]]:
     """Return by run how many tasks are not finished."""
     rows, _ = yield tally.UNFINISHED, ()
-    return dict(rows)
+    return {run: tasks for run, tasks, _ in rows}
 
 
 def taken() -> Transaction[list[Taken]]:

@@ -11,7 +11,7 @@ from .runs import FORGET_TAKEN, all_runs
 from .tables import GIVEN, IS_FINISHED, Transaction
 from .waits import IS_FREE
 
-_REMOVE = f"DELETE FROM task WHERE {IS_FINISHED} AND {IS_FREE} AND %s RETURNING id, attempts, queue, run, status"
+_REMOVE = f"DELETE FROM task WHERE {IS_FINISHED} AND {IS_FREE} AND %s RETURNING id, queue, run, status, attempts"
 _REMOVE_GIVEN = _REMOVE % f"id IN {GIVEN}"
 _KEPT = (
     f"INDEXED BY task_key WHERE key IS NOT NULL AND NOT {KEPT_KEYS}",
@@ -27,9 +27,8 @@ def remove(ids: Sequence[int]) -> Transaction[dict[int, int]]:
 
 def _remove(sql: str, *parameters: object) -> Transaction[dict[int, int]]:
     rows, _ = yield sql, parameters
-    removed = Counter((queue, run, status) for _, _, queue, run, status in rows)
-    yield from tally.subtract((*of, tasks, 0) for of, tasks in removed.items())
-    return {id: attempts for id, attempts, *_ in rows}
+    yield from tally.removed(rows)
+    return {id: attempts for id, _, _, _, attempts in rows}
 
 
 def results_of(function: str, queue: str | None) -> Transaction[tuple[list[int], list[int]]]:
@@ -112,26 +111,16 @@ def expiring() -> Transaction[tuple[int | None, list[tuple[int, int]]]]:
     records = yield from all_runs()
     at = expiries(records)
     ttl = {run.id: run.result_ttl or 0 for run in records}
-    rows = yield from (_counted(list(at)) if (yield from tally.is_right()) else _looked_at(list(at)))
+    rows = yield from _going(list(at))
     return oldest, sorted((max(at[run], last + ttl[run]), count) for run, count, last in rows)
 
 
-def _looked_at(runs: list[int]) -> Transaction[list[Any]]:
-    """Return of these runs how many tasks go with them, and when the last of those finished."""
-    rows, _ = yield (
-        f"SELECT run, count(*), max(finished_at) FROM task WHERE {IS_FINISHED} AND {IS_FREE} AND {KEPT_KEYS}"
-        f" AND run IN {GIVEN} GROUP BY run",
-        (json.dumps(runs),),
-    )
-    return rows
-
-
-def _counted(runs: list[int]) -> Transaction[list[Any]]:
-    """Return the same by the kept counts; the times are those of the last of all tasks of a run, or later."""
+def _going(runs: list[int]) -> Transaction[list[Any]]:
+    """Return of these runs how many tasks go with them, and when the last task of each finished, or later."""
     kept = Counter[int]()  # of finished tasks, by run
     for keyed_or_needed in _KEPT:
         rows, _ = yield f"SELECT run, count(*) FROM task {keyed_or_needed} AND {IS_FINISHED} GROUP BY run", ()
         kept.update(dict(rows))
-    counted = f"SELECT run, sum(tasks), max(last) FROM tally WHERE run IN {GIVEN} GROUP BY run"
-    rows, _ = yield counted, (json.dumps(runs),)
+    finished = tally.OF_RUNS.format(f"{IS_FINISHED} AND run IN (SELECT value FROM json_each(?1))")
+    rows, _ = yield finished, (json.dumps(runs),)
     return [(run, tasks - kept[run], last) for run, tasks, last in rows if tasks > kept[run]]

@@ -9,7 +9,7 @@ from ..base import ADDS, SMALL, Leftover, Run, RunRecord, TaskState
 from ..rules import PastRun, Resume, beside, can_be_taken, continued, ended
 from . import tally
 from .looking import FOUND, STATE, found
-from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, changes, refers
+from .tables import GIVEN, LIKENESS, PENDING, RUNNING, Many, Transaction, changes, refers, statement
 from .turns import cancel, retry
 from .waits import hold
 
@@ -22,9 +22,13 @@ _DROP_READ_CHANGES = """
         (SELECT 1 FROM owner WHERE owner.heard < news.id AND owner.id IS NOT news.owner)
 """
 HAS_CHANGES = f"SELECT 1 {_CHANGES_OF_OTHERS} LIMIT 1"
-_TAKE_BACK = "UPDATE task SET %s WHERE %s AND owner = ? AND id >= ? AND (? OR id IN %s) RETURNING id"
+_TAKE_BACK = "UPDATE task SET %s WHERE %s AND owner = ? AND id >= ? AND (? OR id IN %s) RETURNING id, queue, run"
 _RELEASE_ALL = _TAKE_BACK % (changes(Event.RELEASE), RUNNING, GIVEN)
 _ORPHAN_ALL = _TAKE_BACK % (changes(Event.ORPHAN), RUNNING, GIVEN)
+_RELEASE_UNOWNED = (
+    f"UPDATE task SET {changes(Event.RELEASE)}"
+    f" WHERE {RUNNING} AND coalesce(owner, -1) NOT IN (SELECT id FROM owner) RETURNING id, queue, run"
+)
 
 
 def enter(id: int, nodes: int, queue: str, host: str, pid: int, now: int) -> Transaction[bool]:
@@ -49,19 +53,16 @@ def release_dead(suspects: Mapping[int, Collection[int] | None], dead_sessions: 
     for owner, begun in suspects.items():
         returned += yield from _take_back(_ORPHAN_ALL, owner, 0, begun)
     if suspects:
-        yield from tally.forget()
+        yield from tally.move_on()
     returned += yield from forget_owners(list(suspects))
     yield "DELETE FROM session WHERE id = ?", Many((id,) for id in dead_sessions)
     return returned
 
 
-def leave(owner: int, first: int, ended: tally.Ended | None, now: int) -> Transaction[None]:
-    """RELEASE the tasks of an owner that leaves, and forget it.
-
-    It has claimed none before `first`, and finished of its own run what `ended` has; None is not known.
-    """
+def leave(owner: int, first: int) -> Transaction[None]:
+    """RELEASE the tasks of an owner that leaves, and forget it. It has claimed none before `first`."""
     yield from forget_owners([owner], first)
-    yield from tally.forget() if ended is None else tally.add(ended, now)
+    yield from tally.move_on()
 
 
 def forget_owners(owners: Sequence[int], first: int = 0) -> Transaction[int]:
@@ -79,19 +80,19 @@ def forget_owners(owners: Sequence[int], first: int = 0) -> Transaction[int]:
 
 def _take_back(sql: str, owner: int, first: int, ids: Collection[int] | None = None) -> Transaction[int]:
     """Have tasks of an owner be PENDING, from `first` on, those of `ids` or all; returns how many."""
-    rows, _ = yield sql, (owner, first, ids is None, json.dumps(list(ids or ())))
-    yield from hold(id for (id,) in rows)
-    return len(rows)
+    return (yield from _given_back(sql, (owner, first, ids is None, json.dumps(list(ids or ())))))
 
 
 def release_unowned() -> Transaction[int]:
     """RELEASE what is RUNNING without a registered owner, and return how many tasks that were."""
-    rows, _ = yield (
-        f"UPDATE task SET {changes(Event.RELEASE)}"
-        f" WHERE {RUNNING} AND coalesce(owner, -1) NOT IN (SELECT id FROM owner) RETURNING id",
-        (),
-    )
-    yield from hold(id for (id,) in rows)
+    return (yield from _given_back(_RELEASE_UNOWNED, ()))
+
+
+def _given_back(sql: str, parameters: Sequence[object]) -> Transaction[int]:
+    """Do what makes RUNNING tasks PENDING; returns how many."""
+    rows, _ = yield sql, parameters
+    yield from tally.given_back(rows)
+    yield from hold(id for id, *_ in rows)
     return len(rows)
 
 
@@ -156,8 +157,8 @@ def begin_run(
     past = yield from _past(where, queue, context, session)
     have_failed: list[int] = []
     if resume == "failed":
-        rows, _ = yield f"SELECT DISTINCT run FROM task WHERE status = {Status.FAILED:d}", ()
-        have_failed = [id for (id,) in rows]
+        rows, _ = yield tally.OF_RUNS.format(f"status = {Status.FAILED:d}"), ()
+        have_failed = [id for id, _, _ in rows]
     continues = continued(past, resume, session, have_failed)
     if continues and since:
         continues.difference_update((yield from _older(continues, since)))
@@ -303,7 +304,8 @@ def take_over(run: Run, function: int, calls: Sequence[Call]) -> Transaction[lis
     if failed:
         yield from retry(failed)
     if failed or any(row[1] == Status.PENDING for row in rows):
-        yield f"UPDATE task SET run = ? WHERE id IN {GIVEN} AND {PENDING}", (run.id, ids)
+        pending = [row[0] for row in rows if row[1] == Status.PENDING]
+        yield from _have(run.id, [*failed, *pending])
         rows, _ = yield f"SELECT {FOUND} WHERE id IN {GIVEN}", (ids,)
     states: list[TaskState | None] = [None] * len(calls)
     for row in rows:
@@ -348,8 +350,8 @@ def retry_for(run: int, ids: Sequence[int]) -> Transaction[list[int]]:
 
 
 _ADOPT = f"""
-    UPDATE task SET run = :run WHERE {PENDING} AND run <> :run AND %s
-    AND run NOT IN (SELECT id FROM run WHERE owner IN (SELECT id FROM owner%s)) RETURNING queue
+    SELECT id FROM task WHERE {PENDING} AND run <> :run AND %s
+    AND run NOT IN (SELECT id FROM run WHERE owner IN (SELECT id FROM owner%s))
 """
 _IS_ALIKE = "(run = 0 OR run IN (SELECT id FROM run WHERE {0} = (SELECT {0} FROM run WHERE id = :run)))"
 _INITIALIZER = "substr(context, instr(context || '.', '.'))"  # see rules.initializer_of()
@@ -393,7 +395,15 @@ def adopt(run: int, queue: int, ids: Collection[int] | None, any_context: bool) 
         rows, _ = yield _ADOPT_LEFT, {"run": run, "queue": queue}
     else:
         rows, _ = yield _ADOPT_THESE[any_context], {"run": run, "ids": json.dumps(list(ids))}
-    return len(rows), {of for (of,) in rows}
+    queues = yield from _have(run, [id for (id,) in rows])
+    return len(rows), queues
+
+
+def _have(run: int, ids: Sequence[int]) -> Transaction[set[int]]:
+    """Have PENDING tasks be of a run; returns of which queues they are."""
+    change = statement(f"UPDATE task SET run = ? WHERE id IN {GIVEN} RETURNING queue", (run, json.dumps(ids)))
+    rows, _ = yield from tally.changing(ids, change)
+    return {queue for (queue,) in rows}
 
 
 def cancel_run(run: int, now: int) -> Transaction[list[int]]:

@@ -26,6 +26,7 @@ from ...model.task import Call, Function, Status, Task, format_id
 from .. import permissions
 from ..base import (
     NO_RUN,
+    Batch,
     Claimed,
     Leftover,
     Owner,
@@ -83,8 +84,7 @@ class SQLiteStore(Store):
         self._functions: dict[bytes, int] = {}
         self._queues: dict[str, int] = {}
         self._first: dict[int, int] = {}  # by owner that entered here: no task before it was claimed for it
-        self._ended: dict[int, tally.Ended] = {}  # by owner, what it has finished of its own run; if that is known
-        self._has_own_only: set[int] = set()  # owners that entered here, and have claimed of their own run alone
+        self._added = 0  # tasks since the mark of the counts was moved up last
         self._adopted: dict[int, set[int]] = {}  # by run: the other queues that it has adopted tasks of
         self.db = Database(self.path, self._owners, durability, create, importing)
 
@@ -106,16 +106,12 @@ class SQLiteStore(Store):
                 if self.db.write(runs.enter(owner, NODES, queue, self._owners.host, os.getpid(), now())):
                     self.db.forget_peers()  # this connection's own change of the owners does not count there
                     self._first[owner] = _NONE_YET
-                    self._has_own_only.add(owner)
-                    self._ended[owner] = tally.Ended()
                     return owner
                 self._owners.let_go(owner)  # another was faster with such an id
 
     def _leave(self, owner: int) -> None:
-        self.db.write(runs.leave(owner, self._first.get(owner, 0), self._ended.get(owner), now()))
+        self.db.write(runs.leave(owner, self._first.get(owner, 0)))
         self._first.pop(owner, None)
-        self._ended.pop(owner, None)
-        self._has_own_only.discard(owner)
         self.db.forget_peers()
 
     def note_claim(self, owner: int, number: int) -> None:
@@ -240,8 +236,11 @@ class SQLiteStore(Store):
         statement = turns.add_claimed(owner, run.id, queue, known, number, call, now)
         with self.db.lock:
             self.note_claim(owner, number)
-            self.db.execute(statement)
-            self.db.count_turn()
+            if self.db.execute(statement).rowcount == 0:  # it is below the mark of the counts
+                batch = Batch(number, 1, function, calls=[call], claimed=True)
+                self.turn(owner, run, Turn(now, adds=[batch]))
+                return
+            self._after_turn(1, run.id, now)
 
     def turn(self, owner: int, run: Run, work: Turn) -> TurnResult:
         queue = self._queue(run.queue) if run is not NO_RUN else 0
@@ -250,40 +249,41 @@ class SQLiteStore(Store):
             if batch.claimed:
                 self.note_claim(owner, batch.first)
         with self.db.lock:
-            if work.claim and not work.of_run:
-                self._has_own_only.discard(owner)
-            own = owner in self._has_own_only and not self._adopted.get(run.id, {queue})
             try:
-                turned = self._turn(owner, run, queue, work, own)
+                turned = self._turn(owner, run, queue, work)
             except BaseException:
-                # It may have been committed, with claims that nobody has been told of, and ends that are not counted.
-                self.note_claim(owner, 0)
-                self._ended.pop(owner, None)
+                self.note_claim(owner, 0)  # it may have been committed, with claims that nobody has been told of
                 raise
-            if own and owner in self._ended:
-                turns.count_finished(self._ended[owner], queue, run.id, work, turned.refused)
             if turned.claimed:
                 self.note_claim(owner, min(map(_id_of, turned.claimed)))
-            self.db.count_turn()
+            self._after_turn(sum(batch.size for batch in work.adds), run.id, work.now)
         return turned
 
-    def _turn(self, owner: int, run: Run, queue: int, work: Turn, own: bool) -> TurnResult:
-        if own and len(self.db.peers) == 1:
+    def _after_turn(self, added: int, run: int = 0, now: int = 0) -> None:
+        """Look now and then after the file, and after the counts of tasks."""
+        self._added += added
+        while self._added >= tally.STEP:
+            self._added -= tally.STEP
+            with contextlib.suppress(StoreError):  # they are right as they are, and a later turn moves the mark
+                self.db.write(tally.move_on(run, now))
+        self.db.count_turn()
+
+    def _turn(self, owner: int, run: Run, queue: int, work: Turn) -> TurnResult:
+        if len(self.db.peers) == 1:
             statement = turns.lone_end(owner, work)
             if statement is not None and self.db.execute(statement).rowcount == 1:
                 return TurnResult()
         about = owner, run, queue, self._functions, work, self.db.peers
         adopted = self._adopted_by(run.id, queue) if work.of_run else ()
         try:
-            turned = self.db.write(turns.turn(*about, adopted=adopted, has_own_only=own))
+            turned = self.db.write(turns.turn(*about, adopted=adopted))
         except turns.Inexact:
-            turned = self.db.write(turns.turn(*about, exact=True, adopted=adopted, has_own_only=own))
+            turned = self.db.write(turns.turn(*about, exact=True, adopted=adopted))
         turned.foreign, self.db.is_foreign = self.db.is_foreign, False
         return turned
 
     def claim(self, owner: int, number: int, now: int) -> Claimed | None:
         self.note_claim(owner, number)
-        self._has_own_only.discard(owner)
         return self.db.write(turns.claim(owner, number, now))
 
     def cancel(self, ids: Sequence[int], now: int, running: bool = False) -> list[int]:
@@ -383,7 +383,7 @@ class SQLiteStore(Store):
             if count:
                 problems.append(Problem(f"{count} tasks, {format_id(first)} for one, {what}", False))
         if self.db.write(tally.recount()):
-            problems.append(Problem("the counts of finished tasks were not right", True))
+            problems.append(Problem("the counts of tasks were not right", True))
         if self.db.write(waits.rewire()):
             problems.append(Problem("it was not as it should be which tasks wait for others", True))
         return problems
@@ -425,7 +425,7 @@ class SQLiteStore(Store):
     ) -> None:  # fmt: skip
         with self.db.lock:
             self.db.write(upkeep.put(tasks, runs, gone, taken))
-            self.db.count_turn()
+            self._after_turn(len(tasks))
 
     def end_import(self) -> None:
         with self.db.lock, explained(self.path):

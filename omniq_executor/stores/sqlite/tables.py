@@ -28,6 +28,12 @@ Statement = tuple[str, Any]
 _T = TypeVar("_T")
 Transaction = Generator[Statement, Reply, _T]  # that gives a _T
 
+
+def statement(sql: str, parameters: Any) -> Transaction[Reply]:
+    """Be a transaction, or a part of one, of one statement."""
+    return (yield sql, parameters)
+
+
 APPLICATION_ID = 0x6F6D6E71  # "omnq": tells a store from the databases of other programs
 
 _BESIDE = {"identity": "BLOB", "exception": "BLOB"}  # what identifies a pickled call; an error's pickle
@@ -104,17 +110,15 @@ _TAKEN = (
     " origin INTEGER NOT NULL, PRIMARY KEY (run, task)) WITHOUT ROWID"
 )
 
-# How many tasks are finished, while no owner is there: see tally.py. `last` is when the last of them did, or later.
+# How many tasks there are below the mark: see tally.py. `last` is when the last of them finished, or later.
 _TALLY = (
     "CREATE TABLE tally (queue INTEGER NOT NULL, run INTEGER NOT NULL, status INTEGER NOT NULL,"
     " tasks INTEGER NOT NULL, last INTEGER NOT NULL, PRIMARY KEY (queue, run, status)) WITHOUT ROWID"
 )
 IS_FINISHED = f"status IN ({', '.join(f'{status:d}' for status in FINISHED)})"
-COUNTED_SINCE = 6  # of the versions
-FINISHED_TASKS = (
-    "SELECT queue, run, status, count(*), coalesce(max(finished_at), 0) FROM task"
-    f" WHERE {IS_FINISHED} %s GROUP BY 1, 2, 3"
-)
+COUNTED = "queue, run, status, count(*), coalesce(max(finished_at), 0)"
+COUNTED_SINCE = 7  # of the versions
+_MARK = "CREATE TABLE counted (below INTEGER NOT NULL)"
 
 _SCHEMA = (
     "CREATE TABLE queue (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
@@ -132,6 +136,8 @@ _SCHEMA = (
     "CREATE TABLE news (id INTEGER PRIMARY KEY AUTOINCREMENT, task INTEGER NOT NULL, owner INTEGER)",
     f"CREATE TABLE task ({', '.join(f'{name} {column}' for name, column in COLUMNS.items())})",
     _TALLY,
+    _MARK,
+    "INSERT INTO counted VALUES (0)",
     _CLAIMABLE,
     "CREATE UNIQUE INDEX task_key ON task (queue, key) WHERE key IS NOT NULL",
     *_DEPENDENCY,
@@ -155,7 +161,13 @@ _BROUGHT = {
         "ALTER TABLE function ADD COLUMN parts TEXT NOT NULL DEFAULT ''",
         _TAKEN,
     ),
-    COUNTED_SINCE: (_TALLY, f"INSERT INTO tally {FINISHED_TASKS % ''}"),
+    6: (_TALLY,),
+    COUNTED_SINCE: (
+        _MARK,
+        "INSERT INTO counted SELECT coalesce(max(id) + 1, 0) FROM task",
+        "DELETE FROM tally",
+        f"INSERT INTO tally SELECT {COUNTED} FROM task GROUP BY queue, run, status",
+    ),
 }
 
 

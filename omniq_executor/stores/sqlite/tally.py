@@ -1,115 +1,150 @@
-"""How many tasks are finished, kept in a table by queue, run and state: parts of transactions, see turns.py.
+"""How many tasks there are, by queue, run and state, without a look at each: parts of transactions, see turns.py.
 
-Counting millions of tasks takes seconds, and nearly all of them are finished. A table that each turn changes would cost
-a tenth of one call at a time, which writes one page more then. So it is right while no owner is registered, and that is
-when stores are large and somebody asks:
+To count millions of tasks takes seconds. A table that each turn changes would cost a tenth of one call at a time, which
+writes one page more then. So the counts are of the older tasks, of which little becomes anything else: `counted` has
+an id, the mark, and `tally` counts the tasks below it.
 
-    an owner       counts in memory what it finishes of its own run, and adds that as it leaves, in the same transaction
-    all others     what finishes, changes or removes tasks otherwise, changes the table with them
-    who asks       adds what is PENDING, by the index of what can be claimed. While owners are there, it counts all
-    a death        takes with it what was not added: then nobody knows, until somebody has counted all once
+    what happens above the mark, as nearly all does   changes nothing more
+    what changes, adds or removes tasks below it      changes the counts, in the same transaction
+    who has added STEP tasks, leaves, or finds dead   moves the mark up, but not over the LAG newest
+    who asks                                          adds those above it
+
+So the counts are right after each transaction, whoever dies.
 """
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
-from ...model.task import Status
-from .tables import FINISHED_TASKS, GIVEN, PENDING, RUNNING, Many, Transaction
+from ...model.task import Event, Status, source, target
+from .tables import COUNTED, GIVEN, Many, Transaction
+from .waits import OPEN
 
 _T = TypeVar("_T")
 
-Ended = Counter[tuple[int, int, Status]]
-"""How many tasks have finished, by queue, run and state."""
+LAG = 8192  # tasks: it takes some 5 ms to count them, and a map has not as many under way
+STEP = 4096
 
-_KEY = "queue, run, status"
-_COUNT_GIVEN = FINISHED_TASKS % f"AND id IN {GIVEN}"
-_ADD = f"""
-    INSERT INTO tally VALUES (?, ?, ?, ?, ?) ON CONFLICT ({_KEY})
+Changed = Counter[tuple[int, int, Status]]
+"""How many tasks have come or gone, by queue, run and state."""
+
+MARK = "(SELECT below FROM counted)"
+_PENDING, _RUNNING = source(Event.CLAIM)[0], target(Event.CLAIM)
+_OF_EACH = f"SELECT {COUNTED} FROM task WHERE %s GROUP BY queue, run, status"
+_OF_THESE = _OF_EACH % f"id IN {GIVEN} AND id < {MARK}"
+_ADD = """
+    INSERT INTO tally VALUES (?, ?, ?, ?, ?) ON CONFLICT (queue, run, status)
     DO UPDATE SET tasks = tasks + excluded.tasks, last = max(last, excluded.last)
 """
-_UNKNOWN = -1  # a state that no task has: while there is a row of it nobody knows
-_IS_RIGHT = f"NOT EXISTS (SELECT 1 FROM owner) AND NOT EXISTS (SELECT 1 FROM tally WHERE status = {_UNKNOWN})"
+_NEXT = f"id >= {MARK} AND id < ?"
+_ARE_ALIKE = f"SELECT count(*) FROM task WHERE {_NEXT} AND status = ? AND run = ? AND queue = ?"
 
-# Each in one statement, so that all of it is of one moment. A CROSS JOIN is done in this order: no task is looked at
-# where the first table is empty.
-_BY_LOOK = "SELECT queue, run, status, count(*) AS tasks FROM {} CROSS JOIN task WHERE {} GROUP BY queue, run, status"
-_UNFINISHED = f"""
-    {_BY_LOOK.format("(SELECT 1)", PENDING)}
-    UNION ALL {_BY_LOOK.format("(SELECT 1 FROM owner LIMIT 1)", RUNNING)}
-"""
+# Each in one statement, so that all of it is of one moment.
 COUNTS = f"""
     SELECT q.name, c.status, sum(c.tasks) FROM (
-        SELECT {_KEY}, tasks FROM (SELECT 1 WHERE {_IS_RIGHT}) CROSS JOIN tally
-        UNION ALL {_BY_LOOK.format(f"(SELECT 1 WHERE {_IS_RIGHT})", PENDING)}
-        UNION ALL {_BY_LOOK.format(f"(SELECT 1 WHERE NOT ({_IS_RIGHT}))", "1")}
+        SELECT queue, status, tasks FROM tally
+        UNION ALL SELECT queue, status, count(*) FROM task WHERE id >= {MARK} GROUP BY queue, status
     ) c JOIN queue q ON q.id = c.queue
     GROUP BY 1, 2 HAVING sum(c.tasks) > 0 ORDER BY 1, 2
 """
 COUNTS_OF_OLD = "SELECT q.name, t.status, count(*) FROM task t JOIN queue q ON q.id = t.queue GROUP BY 1, 2"
-UNFINISHED = f"SELECT run, sum(tasks) FROM ({_UNFINISHED}) GROUP BY run"
+OF_RUNS = f"""
+    SELECT run, sum(tasks), max(last) FROM (
+        SELECT run, tasks, last FROM tally WHERE {{0}}
+        UNION ALL SELECT run, count(*), coalesce(max(finished_at), 0) FROM task
+        WHERE id >= {MARK} AND {{0}} GROUP BY run
+    ) GROUP BY run HAVING sum(tasks) > 0
+"""
+"""How many tasks the runs have for which something holds, and when the last of those finished, or later."""
+UNFINISHED = OF_RUNS.format(f"status IN ({OPEN})")
 
 
-def is_right() -> Transaction[bool]:
-    """Return whether the table is right. Where nobody knows, and no owner is there, all tasks are counted for it."""
-    yield from recount(where_known=False)
-    return bool((yield f"SELECT {_IS_RIGHT}", ()).rows[0][0])
+def add(changed: Changed, now: int) -> Transaction[None]:
+    """Count what has come, and no more what has gone, of the tasks below the mark."""
+    yield _ADD, Many((*of, tasks, now) for of, tasks in changed.items() if tasks)
 
 
-def add(ended: Mapping[tuple[int, int, Status], int], now: int) -> Transaction[None]:
-    """Count tasks that have finished."""
-    yield _ADD, Many((*of, tasks, now) for of, tasks in ended.items())
+def claimed(changed: Changed, queue: int, run: int, by: int = 1) -> None:
+    """Note that a task below the mark is claimed, or by -1 that it is not any more."""
+    changed[queue, run, _PENDING] -= by
+    changed[queue, run, _RUNNING] += by
 
 
-def add_these(ids: Collection[int]) -> Transaction[None]:
-    """Count those of these tasks that are finished, which they were not before."""
-    rows, _ = yield _COUNT_GIVEN, (json.dumps(list(ids)),)
-    yield _ADD, Many(rows)
+def given_back(rows: Iterable[Sequence[int]]) -> Transaction[None]:
+    """Count as PENDING what was RUNNING, of rows as `(id, queue, run)`."""
+    ((below,),), _ = yield f"SELECT {MARK}", ()
+    changed = Changed()
+    for id, queue, run in rows:
+        if id < below:
+            claimed(changed, queue, run, -1)
+    yield from add(changed, 0)
+
+
+def became(changed: Changed, ids: Collection[int], were_running: bool) -> Transaction[None]:
+    """Note those of these tasks that are below the mark as they are now. They were RUNNING, or not there."""
+    rows, _ = yield _OF_THESE, (json.dumps(list(ids)),)
+    for queue, run, status, tasks, _ in rows:
+        changed[queue, run, Status(status)] += tasks
+        if were_running:
+            changed[queue, run, _RUNNING] -= tasks
 
 
 def changing(ids: Collection[int], change: Transaction[_T]) -> Transaction[_T]:
-    """Do what may change whether these tasks are finished, whose they are, or whether they are there."""
+    """Do what may change whether these tasks are there, whose they are, and their states."""
     text = json.dumps(list(ids))
-    before, _ = yield _COUNT_GIVEN, (text,)
+    before, _ = yield _OF_THESE, (text,)
     done = yield from change
+    after, _ = yield _OF_THESE, (text,)
     yield from subtract(before)
-    after, _ = yield _COUNT_GIVEN, (text,)
     yield _ADD, Many(after)
     return done
 
 
 def subtract(rows: Iterable[Sequence[Any]]) -> Transaction[None]:
     """Count tasks no more, of rows as `(queue, run, status, count, last)`."""
-    yield _ADD, Many((queue, run, status, -tasks, last) for queue, run, status, tasks, last in rows)
+    yield _ADD, Many((queue, run, status, -tasks, 0) for queue, run, status, tasks, _ in rows)
 
 
-def counted(where: str, parameters: Sequence[Any]) -> Transaction[list[Any]]:
-    """Return the finished tasks for which a condition holds, as `subtract()` takes them."""
-    rows, _ = yield FINISHED_TASKS % f"AND {where}", parameters
+def removed(rows: Iterable[Sequence[int]]) -> Transaction[None]:
+    """Count tasks no more that are removed, of rows that begin as `(id, queue, run, status)`."""
+    ((below,),), _ = yield f"SELECT {MARK}", ()
+    gone = Changed((queue, run, Status(status)) for id, queue, run, status, *_ in rows if id < below)
+    yield from subtract((*of, tasks, 0) for of, tasks in gone.items())
+
+
+def counted(where: str, parameters: Any) -> Transaction[list[Any]]:
+    """Return of the tasks for which a condition holds those that are counted, as `subtract()` takes them."""
+    rows, _ = yield _OF_EACH % f"id < {MARK} AND {where}", parameters
     return rows
 
 
-def forget() -> Transaction[None]:
-    """Note that nobody knows."""
-    yield "INSERT OR IGNORE INTO tally VALUES (0, 0, ?, 0, 0)", (_UNKNOWN,)
+def move_on(own: int = 0, now: int = 0) -> Transaction[None]:
+    """Move the mark up by STEP tasks, unless there are not as many beside the LAG newest.
 
-
-def recount(*, where_known: bool = True) -> Transaction[bool]:
-    """Count all finished tasks, if no owner is there; returns whether the table was wrong.
-
-    Not `where_known`: only if nobody knows.
+    `own` is a run that goes on.
     """
-    ((is_alone, is_known),), _ = yield (
-        f"SELECT NOT EXISTS (SELECT 1 FROM owner), NOT EXISTS (SELECT 1 FROM tally WHERE status = {_UNKNOWN})",
-        (),
-    )
-    if not is_alone or (is_known and not where_known):
-        return False
-    kept, _ = yield f"SELECT {_KEY}, tasks FROM tally WHERE tasks <> 0 ORDER BY {_KEY}", ()
-    rows, _ = yield FINISHED_TASKS % "", ()
-    is_wrong = is_known and kept != [row[:4] for row in rows]
-    if is_wrong or not is_known:
+    sql = f"SELECT id, queue, run, status FROM task WHERE id >= {MARK} ORDER BY id LIMIT 1 OFFSET ?"
+    if not (yield sql, (STEP + LAG,)).rows:
+        return
+    ((_, queue, run, status),), _ = yield sql, (0,)
+    ((below, *_),), _ = yield sql, (STEP,)
+    rows = [(queue, run, status, STEP, now)]
+    # To see that all are as the first, as they usually are, takes a quarter of the time of a look at how they are. When
+    # the last of them finished is not looked at then: it counts from the end of their run, which will be later.
+    if run != own or (yield _ARE_ALIKE, (below, status, run, queue)).rows[0][0] < STEP:
+        rows, _ = yield _OF_EACH % _NEXT, (below,)
+    yield "DELETE FROM tally WHERE tasks = 0", ()
+    yield _ADD, Many(rows)
+    yield "UPDATE counted SET below = ?", (below,)
+
+
+def recount() -> Transaction[bool]:
+    """Count all that should be counted; returns whether the counts were wrong."""
+    kept, _ = yield "SELECT queue, run, status, tasks FROM tally WHERE tasks <> 0 ORDER BY 1, 2, 3", ()
+    rows, _ = yield _OF_EACH % f"id < {MARK}", ()
+    is_wrong = kept != sorted(row[:4] for row in rows)
+    if is_wrong:
         yield "DELETE FROM tally", ()
         yield _ADD, Many(rows)
     return is_wrong

@@ -21,8 +21,8 @@ from ...model.task import ENDS_CLAIM, FINISHING, LAST_TIER, NEVER, Call, Event, 
 from ..base import Batch, Claimed, Outcome, ResultBatch, Run, Turn, TurnResult
 from ..rules import initializer_of, shares
 from . import tally
-from .tables import GIVEN, OF_CALL, PENDING, RUNNING, Many, Reply, Statement, Transaction, changes, values_of
-from .waits import ARE_DEPENDENCIES, OPEN, check_there, hold, let_go_after, wire
+from .tables import GIVEN, OF_CALL, PENDING, RUNNING, Many, Reply, Statement, Transaction, changes, statement, values_of
+from .waits import OPEN, check_there, hold, let_go_after, wire
 
 _ADDED = int(Status.PENDING)
 _CLAIMED = int(target(Event.CLAIM))
@@ -33,6 +33,7 @@ _ADD = (
 )
 _ADD_TEXT = _ADD + "SELECT ? + key, ?, ?, ?, value, NULL, NULL, NULL, ?, ?, ?, ?, ? FROM json_each(?)"
 _ADD_CALL = _ADD + "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_UNCOUNTED = _ADD + f"SELECT ?1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE ?1 >= {tally.MARK}"
 _ADD_SPECIAL = (
     _ADD.replace("started_at)", "started_at, priority, eta, options)")
     + "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -45,8 +46,8 @@ _COMPLETE_BLOCK = (
 )
 _END = {event: f"UPDATE task SET {changes(event)} WHERE id = ? AND {_FENCE}" for event in Event if event in ENDS_CLAIM}
 _VALUES = {event: values_of(event) for event in _END}
-_ALONE = " AND (SELECT count(*) FROM owner) = 1 AND NOT EXISTS (SELECT 1 FROM dependency)"
-_FINISHES = {event: target(event) for event in FINISHING}
+_ALONE = f" AND id >= {tally.MARK} AND (SELECT count(*) FROM owner) = 1 AND NOT EXISTS (SELECT 1 FROM dependency)"
+_STANDING = f"SELECT {tally.MARK}, EXISTS (SELECT 1 FROM dependency)"
 _CLAIM_THAT = f"""
     UPDATE task SET {changes(Event.CLAIM)} WHERE %s
     RETURNING priority, eta, id, attempts, crashes, run, args, kwargs,
@@ -90,7 +91,8 @@ def lone_end(owner: int, work: Turn) -> Statement | None:
     """Return the one statement of a turn that ends one claim and nothing else, or None for any other turn.
 
     It needs no transaction around it (see `add_claimed`), and changes nothing where another owner is
-    there who has to be told, or where the claim is lost: then the turn is done in the general way.
+    there who has to be told, where the task is counted, or where the claim is lost: then the turn is done in the
+    general way.
     """
     if len(work.outcomes) != 1 or work.blocks or work.adds or work.claim:
         return None
@@ -109,19 +111,21 @@ def turn(
     peers: Sequence[int],
     exact: bool = False,
     adopted: Collection[int] = (),
-    has_own_only: bool = False,
 ) -> Transaction[TurnResult]:
     """Do one turn of a dispatcher. See Store.turn().
 
-    `adopted` are the other queues that the run has adopted tasks of. With `has_own_only` all that the owner has claimed
-    is of that run and queue, and whoever asks counts what is finished: see `count_finished()`.
+    `adopted` are the other queues that the run has adopted tasks of.
 
     Ends go by bulk statements, and it is enough to count what they changed, since claims are hardly
     ever lost. If one was, Inexact is raised; with `exact` the turn then finds out which.
     """
-    turned = TurnResult()
+    turned, changed = TurnResult(), tally.Changed()
+    ((below, are_dependencies),), _ = yield _STANDING, ()
     for batch in work.adds:
         yield from _add(owner, run.id, queue, functions[batch.function.digest], batch, work.now)
+        are_dependencies = are_dependencies or (batch.options is not None and batch.options.after)
+        if batch.first < below:
+            yield from tally.became(changed, range(batch.first, batch.first + batch.size), False)
     for block in work.blocks:
         yield from _complete_block(owner, block, work.now, exact, turned.refused)
     if work.outcomes:
@@ -132,18 +136,29 @@ def turn(
         for end in work.outcomes:
             if end.successor is not None and end.id not in turned.refused:
                 yield _SUCCEED, (*end.successor, work.now, end.id)
-    if (work.blocks or work.outcomes) and not has_own_only:
-        yield from tally.add_these(_finished(work, turned.refused))
-    if (work.blocks or work.outcomes) and (yield ARE_DEPENDENCIES, ()).rows[0][0]:
+                if end.successor.id < below:
+                    yield from tally.became(changed, [end.successor.id], False)
+        counted = [end.id for end in work.outcomes if end.id < below and end.id not in turned.refused]
+        if counted:
+            yield from tally.became(changed, counted, True)
+    for block in work.blocks:
+        if block.first < below:
+            ids = {*range(block.first, block.first + block.size)} - turned.refused
+            yield from tally.became(changed, ids, True)
+    if (work.blocks or work.outcomes) and are_dependencies:
         turned.freed = yield from _heed_dependencies(work, turned.refused)
     if len(peers) > 1:
         yield _NOTE_CHANGE, Many((id, owner) for id in _finished(work, turned.refused))
     if work.claim > 0:
-        yield from _claim(owner, run, [queue, *adopted], work, turned)
+        yield from _claim(owner, run, [queue, *adopted], work, turned, changed, below)
+    if changed:
+        yield from tally.add(changed, work.now)
     return turned
 
 
-def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: TurnResult) -> Transaction[None]:
+def _claim(
+    owner: int, run: Run, queues: Sequence[int], work: Turn, turned: TurnResult, changed: tally.Changed, below: int
+) -> Transaction[None]:
     """Claim what a turn asks for, and see what is left where that is not there."""
     if work.queues is not None:
         queues = yield from _pending_queues(work.queues)
@@ -157,7 +172,11 @@ def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: Turn
             rows, _ = yield _RUNS, (queue, queue)
             sources.append((queue, [id for id, context in rows if not initializer_of(context or "")]))
     for (queue, runs), share in shares(sources, work.claim, turned.claimed):
-        turned.claimed += yield from _claim_from(owner, queue, runs, work, share)
+        claimed = yield from _claim_from(owner, queue, runs, work, share)
+        for claim in claimed:
+            if claim.id < below:
+                tally.claimed(changed, queue, claim.run)
+        turned.claimed += claimed
     if len(turned.claimed) < work.claim:
         dues, tiers = [], []
         for queue, runs in sources:
@@ -222,9 +241,10 @@ def _add(owner: int, run: int, queue: int, function: int, batch: Batch, now: int
 def add_claimed(owner: int, run: int, queue: int, function: int, number: int, call: Call, now: int) -> Statement:
     """Return the one statement that stores and claims one call. It needs no BEGIN and COMMIT around it.
 
-    A lone statement that writes takes the writer's lock from its start, as BEGIN IMMEDIATE does.
+    A lone statement that writes takes the writer's lock from its start, as BEGIN IMMEDIATE does. It stores
+    nothing where the call would have to be counted: then it is stored in the general way.
     """
-    return _ADD_CALL, (number, queue, run, function, *call, None, _CLAIMED, now, 1, owner, now)
+    return _ADD_UNCOUNTED, (number, queue, run, function, *call, None, _CLAIMED, now, 1, owner, now)
 
 
 def _complete_block(owner: int, block: ResultBatch, now: int, exact: bool, refused: set[int]) -> Transaction[None]:
@@ -260,16 +280,6 @@ def _finished(work: Turn, refused: set[int]) -> list[int]:
     return [id for id in ids if id not in refused]
 
 
-def count_finished(ended: tally.Ended, queue: int, run: int, work: Turn, refused: Collection[int]) -> None:
-    """Count what a turn has finished, all of it of one queue and run."""
-    for end in work.outcomes:
-        if end.event in _FINISHES and end.id not in refused:
-            ended[queue, run, _FINISHES[end.event]] += 1
-    for block in work.blocks:
-        of_it = range(block.first, block.first + block.size)
-        ended[queue, run, Status.COMPLETED] += block.size - sum(id in of_it for id in refused)
-
-
 def _heed_dependencies(work: Turn, refused: set[int]) -> Transaction[bool]:
     """Do what the ends of a turn mean for what waits, or should; returns whether tasks wait no more."""
     ends = [end for end in work.outcomes if end.id not in refused]
@@ -299,7 +309,7 @@ def ensure_function(function: Function) -> Transaction[int]:
 
 def claim(owner: int, number: int, now: int) -> Transaction[Claimed | None]:
     """CLAIM one task if it is PENDING; returns a Claimed, or None."""
-    rows, _ = yield _CLAIM_ONE, (owner, now, number)
+    rows, _ = yield from tally.changing([number], statement(_CLAIM_ONE, (owner, now, number)))
     return _claimed(rows)[0] if rows else None
 
 
@@ -348,8 +358,5 @@ _CHANGE = {
 def _change(event: Event, ids: Sequence[int], *given: Any) -> Transaction[list[int]]:
     """Let an event happen to those to which it may, with what is given to it; returns which."""
 
-    def change() -> Transaction[list[int]]:
-        rows, _ = yield _CHANGE[event], (*given, json.dumps(list(ids)))
-        return [id for (id,) in rows]
-
-    return (yield from tally.changing(ids, change()))
+    rows, _ = yield from tally.changing(ids, statement(_CHANGE[event], (*given, json.dumps(list(ids)))))
+    return [id for (id,) in rows]

@@ -40,8 +40,6 @@ def abandon() -> Transaction[None]:
     for table in ("owner", "session", "news"):
         yield f"DELETE FROM {table}", ()
     yield from release_unowned()
-    yield from tally.forget()  # owners had not added what they counted
-    yield from tally.recount()
 
 
 def begin_import(address: str) -> Transaction[str | None]:

@@ -12,7 +12,6 @@ from ...model.task import FINISHED, NEVER, Status, format_id
 from .tables import GIVEN, PENDING, Transaction
 
 # What a task comes after, and who waits for it; see Store.turn().
-ARE_DEPENDENCIES = "SELECT EXISTS (SELECT 1 FROM dependency)"
 IS_FREE = "id NOT IN (SELECT needs FROM dependency)"  # of a task that none which is not finished comes after
 _WIRES = "SELECT t.id, a.value FROM task t, json_each(t.options, '$.after') a"
 _WIRE = f"INSERT OR IGNORE INTO dependency {_WIRES} WHERE t.id IN {GIVEN}"
