@@ -71,7 +71,8 @@ class PersistentExecutor(Submitter):
         keeps all. Default: what the Settings say, else seven days. See docs/retention.md.
     leftovers: what becomes of calls that an earlier run left and this one does not submit again. "leave" has
         them stay PENDING, and says so once, when a process ends clean. "cancel" cancels them then. "run"
-        runs them here, with the code that they were submitted with, if initializer, initargs and folder are the same.
+        runs them here, with the code that they were submitted with, if initializer, initargs and folder are the same;
+        `shutdown()` waits for those that are due, unless it cancels futures.
     on_change: what becomes of a call that an earlier run finished, if its function has other code now, or
         anything of your own modules that this reaches. "rerun" has it run again. "reuse" takes the result over
         all the same, and says so once, with what has changed; not for lambdas and functions of functions, which

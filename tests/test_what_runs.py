@@ -307,12 +307,35 @@ def test_leftovers_that_were_named_before_are_cancelled_too(script: Any, open_st
 def test_leftovers_are_run_if_that_is_wished_with_the_code_they_were_submitted_with(
     script: Any, open_store: Any
 ) -> None:
-    script.write(mended(10).replace("time.sleep(60)", "die()"))
+    script.write(mended(10))
     killed(script, "die")
     script.write(mended(20, "{'leftovers': 'run'}"))
     ended(script)
     assert stand(open_store(script.store)) == {"COMPLETED": 20}
     assert {f"10 {n}" for n in range(10)} <= set(script.journal.lines())
+
+
+@pytest.mark.parametrize("submits", [True, False])
+def test_leftovers_are_run_to_their_end_before_the_executor_ends(submits: bool, script: Any, open_store: Any) -> None:
+    """Issue 13: what no worker had begun when the last call of the script was there stayed PENDING."""
+    script.write(mended(10))
+    killed(script, "die")
+    submit = "executor.submit(len, 'x')" if submits else "pass"
+    script.write(f"{HEAD}\nwith PersistentExecutor(1, leftovers='run') as executor:\n    {submit}")
+    ended(script)
+    assert stand(open_store(script.store)) == {"COMPLETED": 10 + submits}
+
+
+@pytest.mark.parametrize(("options", "cancels"), [("{'eta': 3600}", False), ("{}", True)])
+def test_leftovers_that_are_not_due_or_not_wished_any_more_are_not_waited_for(
+    options: str, cancels: bool, script: Any, open_store: Any
+) -> None:
+    begin = HEAD + "executor = PersistentExecutor(1, leftovers='run')\n"
+    script.write(f"{begin}executor.options(**{options}).submit(time.sleep, 3600); die()")
+    killed(script)
+    script.write(f"{begin}executor.shutdown(cancel_futures={cancels})")
+    ended(script)
+    assert stand(open_store(script.store)) == {"PENDING": 1}
 
 
 def test_the_two_commands_that_are_named_do_what_is_said(script: Any, open_store: Any) -> None:

@@ -155,8 +155,9 @@ class Driver:
         self._grace = True
 
     def hold_off(self) -> None:
-        """Likewise, with no visit: the own thread looks again within GRACE_S."""
+        """Likewise, with no visit: the own thread looks again within GRACE_S, if nobody else takes a turn before."""
         self._grace = True
+        self.tick()
 
     def poll(self, timeout_s: float = 0) -> None:
         """Take in what events there are, or come within a time. The lock is held."""

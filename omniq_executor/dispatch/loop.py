@@ -10,18 +10,17 @@
 
 Who takes turns, and when, is in driving.py. Guarantees, and the order that gives them:
 
-- A call is handed to a worker only after the commit of its claim, so a claim is on disk before its
-  side effects begin. A future is resolved only after the commit of its outcome.
+- A call is handed to a worker only after the commit of its claim, so a claim is on disk before its side effects begin.
+  A future is resolved only after the commit of its outcome.
 - Reports, and claims that are to be released, are dropped only once they are committed (claims.py). If the store fails
   they are offered again with the next turn. A store that refuses for too long (committing.py) ends the executor: its
   futures fail, and the calls are left to the next run.
 - Between the commit and the handing on of what was committed nothing can fail: what the store must be asked for
   afterwards is asked again later if it does not answer.
-- An outcome that the store refuses (its claim was lost) resolves nothing; the store is asked how
-  the task stands.
+- An outcome that the store refuses (its claim was lost) resolves nothing; the store is asked how the task stands.
 
-In a burst, claimed calls are held for up to POLL_S and given to the workers many at a time: waking
-a worker costs more than storing a call. A call that comes alone is given at once.
+In a burst, claimed calls are held for up to POLL_S and given to the workers many at a time: waking a worker costs more
+than storing a call. A call that comes alone is given at once.
 """
 
 import functools
@@ -188,9 +187,7 @@ class Loop:
         """Take a turn, with new calls. Raises StoreError if it could not be committed, and then nothing has changed."""
         if self.failure is not None:
             return
-        refused = batch if self._engine.broken is not None else None
-        if refused is not None:
-            batch = None
+        batch, refused = (batch, None) if self._engine.broken is None else (None, batch)
         self._committer.retry_at = math.inf
         looks = not self._is_visit and (self.peers.was_notified or self.peers.look_at < math.inf)
         if looks and not self._committer.attempt(self._look_after_peers):
@@ -248,7 +245,6 @@ class Loop:
         self._pending = planned.pending
         if planned.waits:
             self.driver.hold_off()
-            self.driver.tick()
         return planned
 
     def _hand_on(self, planned: TurnPlan, turned: TurnResult) -> None:
@@ -417,10 +413,15 @@ class Loop:
 
     def is_over(self) -> bool:
         """Return whether everything that was asked for is done, and nothing more is taken."""
-        if not self.is_closing or self.waiters.open or not self.waiters.all_notified:
+        if not self.is_closing or self.waiters.open or not self.waiters.all_notified or self.has_leftovers():
             return False
         engine, claims = self._engine, self.claims
         return self.failure is not None or not (engine.is_busy() or engine.reports or claims.reports or claims.releases)
+
+    def has_leftovers(self) -> bool:
+        """Return whether there may be more of what earlier runs left that is due, and is to be run before the end."""
+        may_run = self.failure is None and not self.is_draining and bool(self._engine.max_workers)
+        return may_run and self.resumption.ends_leftovers and self._pending.is_any
 
     def is_at_rest(self) -> bool:
         """Return whether nobody waits for anything, and others are to be told of nothing, so that no turn is needed."""

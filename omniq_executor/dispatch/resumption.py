@@ -76,6 +76,8 @@ class Resumption:
         self._needed: set[int] = set()  # tasks that nobody waits for here, but that calls of this run come after
         self._new_needs: set[int] = set()  # those of them that nobody has looked at
         self._refused: set[int] = set()  # what is not run here, see _refuse_other_contexts()
+        self.ends_leftovers = runs_leftovers
+        """Whether what is due of them is run before the end."""
         self.takes_all = False
         """Whether all calls that were looked for last were there, so that workers wait for none of them."""
         self._looks_anew = runs_leftovers  # at all that may be for nobody else to run

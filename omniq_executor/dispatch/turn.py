@@ -40,6 +40,11 @@ class Pending(NamedTuple):
     next_tier: int | None = None  # the first of the other tiers that has some
     is_alone: bool = False  # whether a call of the last tier is under way, beside which nothing runs
 
+    @property
+    def is_any(self) -> bool:
+        """Whether there may be some that are due."""
+        return self.some or self.next_tier is not None or self.is_alone
+
 
 class TurnPlan(NamedTuple):
     """What a turn is to do."""
