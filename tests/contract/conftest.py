@@ -21,7 +21,7 @@ Enter = Callable[..., Client]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")  # without an __init__.py a folder is no package
 def counts_that_follow_closely() -> Iterator[None]:
     """Have an SQLite store count all but the newest two tasks, where it leaves some thousands uncounted."""
     with pytest.MonkeyPatch.context() as patch:

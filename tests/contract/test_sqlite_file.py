@@ -92,6 +92,16 @@ def test_counts_look_at_no_task_but_the_newest(client: Client, store: SQLiteStor
     assert store.counts() == {"work": {Status.COMPLETED: 300}}
 
 
+def test_counting_goes_by_no_index_that_may_be_longer_than_what_is_counted(
+    plain: sqlite3.Connection, client: Client
+) -> None:
+    for status in Status:
+        plan = plain.execute(f"EXPLAIN QUERY PLAN {tally._ARE_ALIKE}", (100, status, 1, 1)).fetchall()
+        assert [row[3] for row in plan if "task" in row[3]] == [
+            "SEARCH task USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"
+        ]
+
+
 def test_a_task_whose_id_is_older_than_what_is_counted_is_counted(client: Client, store: SQLiteStore) -> None:
     """As of one who took its id, and was stopped for a while, or whose clock was set back (issue 13)."""
     early, other, _, fourth = new_ids(4)

@@ -121,6 +121,6 @@ def _going(runs: list[int]) -> Transaction[list[Any]]:
     for keyed_or_needed in _KEPT:
         rows, _ = yield f"SELECT run, count(*) FROM task {keyed_or_needed} AND {IS_FINISHED} GROUP BY run", ()
         kept.update(dict(rows))
-    finished = tally.OF_RUNS.format(f"{IS_FINISHED} AND run IN (SELECT value FROM json_each(?1))")
-    rows, _ = yield finished, (json.dumps(runs),)
+    finished = tally.OF_RUNS.format(f"{IS_FINISHED} AND run IN {GIVEN}")
+    rows, _ = yield finished, 2 * (json.dumps(runs),)
     return [(run, tasks - kept[run], last) for run, tasks, last in rows if tasks > kept[run]]

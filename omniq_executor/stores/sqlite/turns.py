@@ -33,7 +33,7 @@ _ADD = (
 )
 _ADD_TEXT = _ADD + "SELECT ? + key, ?, ?, ?, value, NULL, NULL, NULL, ?, ?, ?, ?, ? FROM json_each(?)"
 _ADD_CALL = _ADD + "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_ADD_UNCOUNTED = _ADD + f"SELECT ?1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE ?1 >= {tally.MARK}"
+_ADD_UNCOUNTED = _ADD + f"SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE ? >= {tally.MARK}"
 _ADD_SPECIAL = (
     _ADD.replace("started_at)", "started_at, priority, eta, options)")
     + "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -244,7 +244,7 @@ def add_claimed(owner: int, run: int, queue: int, function: int, number: int, ca
     A lone statement that writes takes the writer's lock from its start, as BEGIN IMMEDIATE does. It stores
     nothing where the call would have to be counted: then it is stored in the general way.
     """
-    return _ADD_UNCOUNTED, (number, queue, run, function, *call, None, _CLAIMED, now, 1, owner, now)
+    return _ADD_UNCOUNTED, (number, queue, run, function, *call, None, _CLAIMED, now, 1, owner, now, number)
 
 
 def _complete_block(owner: int, block: ResultBatch, now: int, exact: bool, refused: set[int]) -> Transaction[None]:
