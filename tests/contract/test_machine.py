@@ -5,7 +5,7 @@ from outside is held against the table of transitions.
 
 A counterexample is printed as the shortest program that was found, and with a blob:
 @reproduce_failure() with that blob, put on `machine` at the end of this file, runs it again. Every run
-tries other programs, also in CI. There are 200, and 10,000 where the environment has OMNIQ_PROOF=1.
+tries other programs, also in CI. There are 120, and 10,000 where the environment has OMNIQ_PROOF=1.
 """
 
 import tempfile
@@ -59,7 +59,7 @@ from omniq_executor.stores.sqlite.store import SQLiteStore
 
 pytestmark = pytest.mark.models
 
-EXAMPLES = 10_000 if PROOF else 200
+EXAMPLES = 10_000 if PROOF else 120
 STEPS = 30
 
 CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
