@@ -18,20 +18,20 @@ from concurrent.futures import CancelledError
 from concurrent.futures._base import FINISHED, PENDING
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from .dispatch.attachment import Attachment, Onlooker, attachment
 from .errors import OmniqError, StoreError
 from .interrupts import SafeEvent, SafeLock, interrupts
 from .lean_future import MADE, LeanFuture
 from .model import codec, dependencies
 from .model.checks import check_whole
 from .model.reasons import Reason, Why
-from .model.shown import ShownFuture, error_head, exception_head, future_card, future_line
 from .model.task import ErrorInfo, Task, format_id, parse_id
 from .stores import glance
 from .stores.glances import Row
 
 if TYPE_CHECKING:
+    from .dispatch.attachment import Attachment, Onlooker
     from .dispatch.dispatcher import Dispatcher
+    from .model.shown import ShownFuture
 
 _log = logging.getLogger("concurrent.futures")  # the name under which callbacks that raise are looked for
 _T = TypeVar("_T")
@@ -216,14 +216,20 @@ class DurableFuture(LeanFuture[_T]):
         return True, False, self._result, self._exception
 
     def __repr__(self) -> str:
+        from .model.shown import future_line
+
         return future_line(self._shown())
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows of it."""
+        from .model.shown import future_card
+
         return future_card(self._shown()).html()
 
-    def _shown(self) -> ShownFuture:
+    def _shown(self) -> "ShownFuture":
         """Return what is known of it here, and by a look into the store that waits for nobody."""
+        from .model.shown import ShownFuture, error_head, exception_head
+
         is_done, stored, error = self.done(), self._stored, self._exception
         is_read = is_done and stored is _UNREAD and error is None and not self.cancelled()
         kind = type(self._result).__name__ if is_read else ""
@@ -335,7 +341,7 @@ class _Reference(DurableFuture[_T]):
     of the standard library too, has it begin: `__getattr__()` is called for what is not there alone.
     """
 
-    def __init__(self, to: Attachment, number: int) -> None:
+    def __init__(self, to: "Attachment", number: int) -> None:
         self._attachment = to
         self._number: int = number
         self._forget()
@@ -412,7 +418,9 @@ class _Reference(DurableFuture[_T]):
     def _url(self) -> str:
         return self._attachment.address
 
-    def _shown(self) -> ShownFuture:
+    def _shown(self) -> "ShownFuture":
+        from .model.shown import ShownFuture
+
         if "_state" in vars(self):
             return super()._shown()
         return ShownFuture(self.task_id, "", "", "", False, *self._seen())  # nothing has begun, and nothing does here
@@ -425,6 +433,8 @@ _references: weakref.WeakValueDictionary[tuple[str, int], _Reference[Any]] = wea
 
 def reference(url: str, task_id: str) -> DurableFuture[Any]:
     """Return the future of a task of the store at that url. Nothing is opened before something of it is asked for."""
+    from .dispatch.attachment import attachment  # most processes are given none
+
     key = url, parse_id(task_id)
     with _beginning:
         found = _references.get(key)

@@ -20,8 +20,8 @@ from omniq_executor import PersistentExecutor, open_store
 from omniq_executor.cli.advice import next_steps
 from omniq_executor.cli.console import layout_of
 from omniq_executor.cli.watching import RunningCall, Snapshot, duration, look, shown
-from omniq_executor.model.failures import FailedCall, groups_of
-from omniq_executor.model.task import ErrorInfo, Status
+from omniq_executor.model.failures import groups_of
+from omniq_executor.model.task import ErrorInfo, FailedCall, Status
 from omniq_executor.stores.base import Owner, RunRecord
 
 pytestmark = pytest.mark.once

@@ -13,8 +13,8 @@ import pytest
 
 import omniq_executor
 from omniq_executor import FailureGroup, Failures, PersistentExecutor
-from omniq_executor.model.failures import FailedCall, Place, group_of, groups_of, place_of
-from omniq_executor.model.task import ErrorInfo
+from omniq_executor.model.failures import Place, group_of, groups_of, place_of
+from omniq_executor.model.task import ErrorInfo, FailedCall
 
 FAILING = """
 import json

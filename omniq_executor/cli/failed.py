@@ -8,7 +8,8 @@ import click
 
 from .. import debugging
 from ..dispatch.history import failures_of
-from ..model.failures import FailedCall, FailureGroup
+from ..model.failures import FailureGroup
+from ..model.task import FailedCall
 from ..stores import open_store
 from ..stores.base import Store
 from ..stores.retention import names

@@ -123,7 +123,7 @@ class Attachment:
         self._store: Store | None = None
         self._file: object = None  # which it is
         self._onlooker: Onlooker | None = None
-        self._whys = history.Whys()
+        self._whys: dict[int, Why] = {}
 
     @property
     def store(self) -> Store:
@@ -145,7 +145,7 @@ class Attachment:
 
     def why(self, id: int) -> Why:
         """Return why a task runs, or did, by what is stored."""
-        return self._whys.find(self.store, id)
+        return history.why_of(self.store, id, self._whys)
 
     def join(self, id: int, future: Any) -> Onlooker | None:
         """Resolve a future if its task is finished; else have it wait, and return the Onlooker that it waits by.

@@ -11,21 +11,18 @@ import selectors
 import signal
 import threading
 import time
-import weakref
 from _thread import start_new_thread
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engines.base import Engine
 from ..errors import CallError, PoolBroken, StoreError
-from ..model.failures import Failures
 from ..model.functions import stored_call
 from ..model.options import CallOptions
 from ..model.reasons import Reason, Resumed, Why
 from ..model.task import Call, Function, Status
 from ..stores.base import Batch, Resume, Run, Store, TaskState, now
 from ..value_files import Files
-from . import history
 from .dropped import when_dropped
 from .loop import KILL_AFTER_S, USUAL, Loop
 from .maps import Maps, is_resumed, recurs
@@ -34,11 +31,14 @@ from .reuse import is_memo, memo_key, name_of
 from .standing import Standing, standing_of
 from .waiters import Consumer, Waiters, outcome_of
 
+if TYPE_CHECKING:
+    from ..model.failures import Failures
+
 ANSWER_S = 0.2  # in which workers that are to be ended can send what they have
 
 _log = logging.getLogger("omniq_executor")
 
-open_dispatchers: "dict[Dispatcher, weakref.ref[Any]]" = {}
+open_dispatchers: "dict[Dispatcher, Callable[[], Any]]" = {}
 """Those of executors that have not come to their end, with what notices that the executor is dropped."""
 
 
@@ -74,8 +74,7 @@ class Dispatcher:
         """Of the workers, with its arguments, if there is one: for who makes a call once more."""
         self._waiters = waiters or Waiters()
         self._new_future: Any = new_future
-        self._why_fresh: Why | None = None  # unless it continues others; found out when it is asked for
-        self._whys = history.Whys()
+        self._whys: dict[int, Why] = {}  # that were looked up last
         self._loop = Loop(
             store, owner, run, engine, crash_retries, self._waiters, queues, runs_leftovers, resume, on_change
         )
@@ -105,8 +104,7 @@ class Dispatcher:
             loop.enter()
             if loop.claims.queue.know(function):
                 loop.resumption.know(function)
-            had = loop.resumption.had
-            if had is not None and key is None and not recurs(call_options.options):
+            if (had := loop.resumption.had) is not None and key is None and not recurs(call_options.options):
                 return self._submit_once(had, function, call, call_options)
             found, why = loop.resumption.find(function, call, key)
             if found is None:
@@ -231,11 +229,13 @@ class Dispatcher:
             loop.turn_or_later()
             return futures
 
-    def failures(self) -> Failures:
+    def failures(self) -> "Failures":
         """Return what has FAILED of the run and of those that it continues."""
+        from .history import failures_of  # here and below: most runs are not asked why they did what
+
         runs = self.run.id, *self.run.continues
         with self._looking() as store:
-            return history.failures_of(store, (call for call in store.failures() if call.run in runs), self.retry)
+            return failures_of(store, (call for call in store.failures() if call.run in runs), self.retry)
 
     def _future_of(self, found: TaskState) -> Any:
         """Return the future of a task that is in the store already."""
@@ -307,44 +307,48 @@ class Dispatcher:
             self._loop.resumption.know(function)
             asks_store = memo or self._loop.resumption.asks_store
         if asks_store and foresight.account is None:
+            from .history import account_of
+
             with self._reading() as store:
-                foresight.account = history.account_of(store, self.run.id, function, memo)
+                foresight.account = account_of(store, self.run.id, function, memo)
         with self.driver:
-            fresh = None if self.run.continues else self._fresh()
+            fresh = None if self.run.continues else self._fresh
             return self._loop.resumption.foresee_each(function, calls, foresight, fresh, memo)
 
     def resumed(self) -> Resumed:
         """Return what the run has taken over so far, and why the rest was not."""
         with self._looking() as store:
             resumed, asks_store = self._loop.resumption.so_far(store), self._loop.resumption.asks_store
-        resumed.fresh = None if self.run.continues else self._fresh()
+        resumed.fresh = None if self.run.continues else self._fresh
         if asks_store:
+            from .history import resumed_by
+
             with self._reading() as store:
-                resumed.count_as(history.History(store).of(self.run.id).resumed())
+                resumed.count_as(resumed_by(store, self.run.id))
         return resumed
 
     def why(self, id: int) -> Why:
         """Return why a task runs, or did, by what is stored."""
+        from .history import why_of
+
         with self._looking() as store:
             task = store.get(id)
         is_own = task.run == self.run.id
         if is_own and not (self.run.continues or self._loop.resumption.asks_store):
-            return self._fresh()
+            return self._fresh
         with self._reading() as store:
-            found = self._whys.find(store, id)
+            found = why_of(store, id, self._whys)
         if not is_own or is_memo(task.key or ""):  # which may be there whatever the run continues
             return found
-        return self._fresh() if found.reason in (Reason.AFRESH, Reason.CONTEXT) else found
+        return self._fresh if found.reason in (Reason.AFRESH, Reason.CONTEXT) else found
 
+    @functools.cached_property
     def _fresh(self) -> Why:
-        """Return why the run continues no others."""
-        if self._why_fresh is None:
-            with self._looking() as store:
-                found = history.History(store)
-                why = found.fresh(found.run(self.run.id))
-            is_wish = self._resume == "never" and why != history.FIRST
-            self._why_fresh = Why(Reason.AFRESH, "resume='never'") if is_wish else why
-        return self._why_fresh
+        """Why the run continues no others, if it does not."""
+        from .history import why_fresh
+
+        with self._looking() as store:
+            return why_fresh(store, self.run.id, self._resume == "never")
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[Store]:
@@ -382,8 +386,7 @@ class Dispatcher:
         with self.driver:
             if id in self._loop.claims.held():
                 return True
-            is_open = not self.driver.is_closed
-            return is_open and any(found.status is Status.RUNNING for found in self.store.states([id]))
+            return not self.driver.is_closed and any(it.status is Status.RUNNING for it in self.store.states([id]))
 
     @property
     def awaited(self) -> int:

@@ -16,15 +16,15 @@ from typing import NamedTuple
 from ..code.parts import changes
 from ..code.run_context import context_changes
 from ..errors import FunctionLost, TaskNotFound
-from ..model.failures import FailedCall, Failures, Retry, groups_of
+from ..model.failures import Failures, Retry, groups_of
 from ..model.preview import shown_arguments
 from ..model.reasons import Reason, Resumed, Why, taken_over
-from ..model.task import Function, Status
+from ..model.task import FailedCall, Function, Status
 from ..stores.base import PastCall, RunRecord, Store, Taken
 from ..stores.rules import beside
 from .repeats import Repeats
 
-FIRST = Why(Reason.AFRESH, "it is the first of its queue")
+_FIRST = Why(Reason.AFRESH, "it is the first of its queue")
 _MOST_KEPT = 100_000  # reasons of calls
 
 
@@ -112,7 +112,7 @@ class History:
         """Return why the calls of a run that continues none were run."""
         before = [it for it in self.runs.values() if it.queue == run.queue and it.id < run.id]
         if not before:
-            return FIRST
+            return _FIRST
         alike = [it for it in before if it.context == run.context]
         others = [it for it in before if it.id > max((it.id for it in alike), default=0) and _is_broken(it)]
         if others:
@@ -282,25 +282,34 @@ def _only(
     return sorted(id for call, ids in these.items() for id in ids[counts[call] :])
 
 
-class Whys:
-    """Why tasks were run. Who asks for one asks for its neighbours too: what was looked up last is kept."""
+def why_of(store: Store, id: int, known: dict[int, Why]) -> Why:
+    """Return why a task was run in the run that it is of. Raises TaskNotFound if there is no such task.
 
-    def __init__(self) -> None:
-        self._known: dict[int, Why] = {}
+    Who asks for one asks for its neighbours too: `known` has what was looked up last, and is filled.
+    """
+    if id in known:
+        return known[id]
+    task, history = store.get(id), History(store)
+    if task.run not in history.runs:
+        return Why(Reason.AFRESH, "it is of no run")
+    run = history.of(task.run)
+    reasons = run.reasons()
+    known.clear()
+    if len(reasons) <= _MOST_KEPT:  # not of what other runs have: it is told why that was run there
+        known.update({call.id: reasons[call.id] for call in run.calls if call.run == task.run})
+    return reasons[id]
 
-    def find(self, store: Store, id: int) -> Why:
-        """Return why a task was run in the run that it is of. Raises TaskNotFound if there is no such task."""
-        known = self._known.get(id)
-        if known is not None:
-            return known
-        task, history = store.get(id), History(store)
-        if task.run not in history.runs:
-            return Why(Reason.AFRESH, "it is of no run")
-        run = history.of(task.run)
-        reasons = run.reasons()
-        if len(reasons) <= _MOST_KEPT:  # not of what other runs have: it is told why that was run there
-            self._known = {call.id: reasons[call.id] for call in run.calls if call.run == task.run}
-        return reasons[id]
+
+def why_fresh(store: Store, run: int, is_never: bool) -> Why:
+    """Return why a run continues no others; `is_never` if it was not to."""
+    history = History(store)
+    why = history.fresh(history.run(run))
+    return Why(Reason.AFRESH, "resume='never'") if is_never and why != _FIRST else why
+
+
+def resumed_by(store: Store, run: int) -> Resumed:
+    """Return what a run has taken over, and why the rest was not, by what is stored."""
+    return History(store).of(run).resumed()
 
 
 def account_of(store: Store, run: int, function: Function, memo: bool) -> Account:

@@ -4,7 +4,7 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..code.parts import changes
 from ..code.run_context import context_changes
@@ -17,10 +17,12 @@ from ..model.task import FINISHED, Call, Function, Status, Task, format_id
 from ..stores.base import ADDS, Resumable, Resume, Run, RunRecord, Store, TaskState, now
 from ..stores.rules import initializer_of
 from .ahead import Ahead, UnderWay
-from .history import Account, History
 from .repeats import LOCAL
 from .reuse import is_memo, memo_key, name_of
 from .waiters import Waiters
+
+if TYPE_CHECKING:
+    from .history import Account
 
 OnChange = Literal["rerun", "reuse", "raise"]
 
@@ -395,7 +397,9 @@ class Resumption:
             return
         resumed, more = self.so_far(self._store), ""
         if self._unjudged and added <= _MOST_JUDGED:
-            resumed.count_as(History(self._store).of(self.run.id).resumed())
+            from .history import resumed_by
+
+            resumed.count_as(resumed_by(self._store, self.run.id))
         elif self._unjudged:
             more = f", {self._unjudged} run: `omniq-executor runs {self.run.id}` says why"
         _log.warning("queue %r: run %d: %s%s", self.run.queue, self.run.id, resumed.sentence(), more)

@@ -18,6 +18,7 @@ from ..display import words
 from ..display.words import escape
 from ..hashes import blake2b
 from .schema import ErrorInfo, format_id, iso
+from .task import FailedCall
 
 _SHOWN = 160  # characters of a message, in a list
 _MOST_SHOWN = 6000  # characters of a traceback
@@ -29,22 +30,6 @@ _TYPED = ("<string>", "<stdin>", "<console>", "<ipython", "<doctest", "<unknown>
 _BEGIN = re.compile(r"(?:  \+ Exception Group )?Traceback \(most recent call last\):$")
 _FRAME = re.compile(r'(?:  \| )?  File "(.+)", line (\d+), in (.+)$')
 _CELL = re.compile(r"[/\\]ipykernel_\d+[/\\](.+)$")  # the file that stands for a cell, by its kernel and its content
-
-
-class FailedCall(NamedTuple):
-    """What is looked at of a call that has FAILED. Its error is without the pickle."""
-
-    id: int
-    run: int
-    queue: str
-    function: str  # its path
-    failed_at: int
-    error: ErrorInfo
-
-    @property
-    def task_id(self) -> str:
-        """The id as it is shown."""
-        return format_id(self.id)
 
 
 class Place(NamedTuple):

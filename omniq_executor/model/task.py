@@ -150,6 +150,22 @@ class Call(NamedTuple):
         return self.identity if self.identity is not None else str(self.args) + (self.kwargs or "")
 
 
+class FailedCall(NamedTuple):
+    """What is looked at of a call that has FAILED. Its error is without the pickle."""
+
+    id: int
+    run: int
+    queue: str
+    function: str  # its path
+    failed_at: int
+    error: ErrorInfo
+
+    @property
+    def task_id(self) -> str:
+        """The id as it is shown."""
+        return format_id(self.id)
+
+
 class Successor(NamedTuple):
     """The next occurrence of a task that recurs."""
 

@@ -21,12 +21,12 @@ from typing import ClassVar, NamedTuple
 
 from ..errors import StoreError, TaskNotFound
 from ..model.codec import split
-from ..model.failures import FailedCall
 from ..model.task import (
     FINISHED,
     Call,
     ErrorInfo,
     Event,
+    FailedCall,
     Function,
     Options,
     Status,

@@ -9,8 +9,7 @@ import pytest
 from backends import CUBE, ERROR, SQUARE, Backend, Client, call, new_ids, tick
 
 from omniq_executor import StoreError, TaskNotFound
-from omniq_executor.model.failures import FailedCall
-from omniq_executor.model.task import Event, Status, format_id
+from omniq_executor.model.task import Event, FailedCall, Status, format_id
 from omniq_executor.stores.base import Batch, Run, Store, TaskState, Turn
 
 Enter = Callable[..., Client]

@@ -20,10 +20,9 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal
 
-from ...model.failures import FailedCall
 from ...model.options import MEMO
 from ...model.schema import USUAL
-from ...model.task import FINISHED, Function, Status, Task
+from ...model.task import FINISHED, FailedCall, Function, Status, Task
 from ..base import PastCall, TaskState
 from ..glances import Glance, Wanted
 from ..retention import names, with_dependents

@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ...model.codec import decode_error
-from ...model.failures import FailedCall
 from ...model.options import MEMO
-from ...model.task import Status, Task
+from ...model.task import FailedCall, Status, Task
 from ..base import PastCall, Resumable, Run, Taken, TaskRow, TaskState
 from . import tally
 from .tables import GIVEN, LIKENESS, STORED, Transaction, task_of

@@ -20,9 +20,8 @@ from pathlib import Path
 
 from ... import slots
 from ...errors import FunctionLost, StoreError
-from ...model.failures import FailedCall
 from ...model.ids import NODES
-from ...model.task import Call, Function, Status, Task, format_id
+from ...model.task import Call, FailedCall, Function, Status, Task, format_id
 from .. import permissions
 from ..base import (
     NO_RUN,
