@@ -80,20 +80,28 @@ def process_pool(_: Path) -> Any:
     return of_executor(ProcessPoolExecutor(WORKERS, multiprocessing.get_context("forkserver")))
 
 
-def persistent(folder: Path) -> Any:
-    """Return ours on SQLite."""
+def ours(store: Path) -> Any:
+    """Return our executor on a store."""
     from omniq_executor import PersistentExecutor
 
-    context = multiprocessing.get_context("forkserver")
-    return of_executor(PersistentExecutor(WORKERS, context, store=folder / "store.db", queue="bench"))
+    return PersistentExecutor(WORKERS, multiprocessing.get_context("forkserver"), store=store, queue="bench")
+
+
+def persistent(folder: Path) -> Any:
+    """Return ours on SQLite."""
+    return of_executor(ours(folder / "store.db"))
 
 
 def persistent_folder(folder: Path) -> Any:
     """Return ours on a folder of files."""
-    from omniq_executor import PersistentExecutor
+    return of_executor(ours(folder / "store"))
 
-    context = multiprocessing.get_context("forkserver")
-    return of_executor(PersistentExecutor(WORKERS, context, store=folder / "store", queue="bench"))
+
+@contextlib.contextmanager
+def persistent_map(folder: Path) -> Iterator[Run]:
+    """Its map, as that of joblib and of mpire."""
+    with ours(folder / "store.db") as executor:
+        yield lambda function, items: list(executor.map(function, items))
 
 
 @contextlib.contextmanager
@@ -239,6 +247,7 @@ FUNCTIONS = (calls.noop, calls.wait, calls.array_of, calls.last_of, own)
 PEERS = {
     REFERENCE: Peer(process_pool, "concurrent.futures"),
     "omniq_executor, SQLite": Peer(persistent, "omniq_executor", is_durable=True),
+    "omniq_executor, SQLite, `map`": Peer(persistent_map, "omniq_executor", is_durable=True),
     "omniq_executor, folder": Peer(persistent_folder, "omniq_executor", is_durable=True),
     "joblib": Peer(joblib, "joblib"),
     "loky": Peer(loky, "loky"),
