@@ -431,12 +431,12 @@ class Dispatcher:
         with self.driver:
             if self.driver.is_closed:
                 return
-            if cancel_futures:
-                self._loop.resumption.ends_leftovers = False
-            elif self._loop.has_leftovers():
-                self._loop.enter()
-                self._loop.turn_or_later()
+            self._loop.resumption.ends_leftovers &= not cancel_futures
+            if self._loop.has_leftovers():
+                self.driver.start()
             self._loop.is_closing = self.driver.is_ending = True
+            if self._loop.has_leftovers():
+                self._loop.take_turn()
             if cancel_futures:
                 try:
                     self._loop.cancel(self._waiters.ids())

@@ -204,6 +204,8 @@ class Loop:
             if not is_empty(planned.turn) or self.claims.unread:
                 self._hand_on(planned, self._committer.commit(planned.turn))
             self._committer.refused_since = None  # also where nothing is left that was refused
+            if self.is_closing and not (self._pending.is_any or self.claims.queue.size or self._engine.is_busy()):
+                self.resumption.ends_leftovers = False  # that was all, whatever others will add
         except StoreError as error:
             self._take_in_refusal(error)
             raise
@@ -391,8 +393,7 @@ class Loop:
         # The last two where a submit took them in: it failed then, or it leaves the peers to this thread.
         if (self.dropped and retry_at == math.inf) or engine.reports or peers.was_notified:
             return 0
-        alarm = min(engine.next_check(self._is_idle), retry_at, peers.look_at, self.retention.at)
-        left = alarm - time.monotonic() if alarm < math.inf else math.inf
+        left = min(engine.next_check(self._is_idle), retry_at, peers.look_at, self.retention.at) - time.monotonic()
         due = self._pending.due
         if due is not None:
             # By the clock on the wall, which may be set meanwhile: so it is looked at now and then.
@@ -420,8 +421,7 @@ class Loop:
 
     def has_leftovers(self) -> bool:
         """Return whether there may be more of what earlier runs left that is due, and is to be run before the end."""
-        may_run = self.failure is None and not self.is_draining and bool(self._engine.max_workers)
-        return may_run and self.resumption.ends_leftovers and self._pending.is_any
+        return self.resumption.ends_leftovers and not (self.failure or self.is_draining or not self._engine.max_workers)
 
     def is_at_rest(self) -> bool:
         """Return whether nobody waits for anything, and others are to be told of nothing, so that no turn is needed."""
