@@ -1,6 +1,8 @@
 """What the dispatcher does between a store and an engine: with a real store, and an engine without processes."""
 
+import contextlib
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +117,31 @@ def test_each_claim_is_given_once_in_order_and_only_where_there_is_room(house: H
         house.wait(lambda count=count: len(engine.given) == count)  # type: ignore[misc]
     assert [future.result(WAIT_S) for future in futures] == ["done"] * 5
     assert engine.given == [(id_of(future), 1) for future in futures]
+
+
+def test_the_end_waits_for_leftovers_and_not_for_what_others_commit_meanwhile(
+    make: Callable[..., House], engine: FakeEngine, tmp_path: Path
+) -> None:
+    with contextlib.closing(open_store(tmp_path / "store.db")) as other:
+        gone = other.enter("queue")
+        run = other.begin_run("queue", gone, "never", now())
+        batch = Batch(Ids(gone).take(2), 2, Functions(None).describe(pow), text="[[2, 4], [3, 2]]")
+        other.turn(gone, run, Turn(now(), adds=[batch]))
+        other.leave(gone)
+        engine.room = 1
+        house = make(engine, runs_leftovers=True)
+        house.submit()
+        ending = threading.Thread(target=house.dispatcher.close, args=(True,), daemon=True)
+        ending.start()
+        for count in (1, 2, 3):
+            house.wait(lambda count=count: len(engine.given) == count)  # type: ignore[misc]
+            with house.dispatcher.driver:
+                if count == 3:
+                    other.leave(other.enter("another"))
+                engine.finish()
+        ending.join(WAIT_S)
+        assert not ending.is_alive()
+        assert other.counts()["queue"] == {Status.COMPLETED: 3}
 
 
 def test_a_result_is_stored_before_its_future_resolves(house: House, engine: FakeEngine, other: Store) -> None:
