@@ -9,7 +9,7 @@ from scheduler import Scheduler
 
 pytestmark = pytest.mark.models
 
-SEEDS = 200_000 if os.environ.get("OMNIQ_PROOF") else 1_200
+SEEDS = 200_000 if os.environ.get("OMNIQ_PROOF") else 600
 PARTS = 4
 
 
