@@ -22,6 +22,7 @@ from .engines.local.start_method import context_for
 from .engines.local.starting import warm_up
 from .engines.opening import Place, check_place, refuse_processes, usable_cpus, workers_of
 from .errors import TaskNotFound
+from .interrupts import interrupts
 from .model.checks import Backoff, RetryOn, check_queue, check_whole, seconds
 from .submitter import Submitter
 
@@ -157,12 +158,13 @@ class PersistentExecutor(Submitter):
         context = mp_context or context_for(initializer, initargs)
         if engine == "local":
             warm_up(context)
-        from .dispatch.loop import USUAL
-        from .dispatch.opening import open_dispatcher
-        from .future import DurableFuture
-        from .model.functions import Functions
-        from .model.options import CallOptions
-        from .model.task import Options
+        with interrupts:  # see there why imports are
+            from .dispatch.loop import USUAL
+            from .dispatch.opening import open_dispatcher
+            from .future import DurableFuture
+            from .model.functions import Functions
+            from .model.options import CallOptions
+            from .model.task import Options
 
         dispatcher = open_dispatcher(
             self, DurableFuture, engine, max_workers, context, initializer, initargs, max_tasks_per_child,
@@ -235,10 +237,11 @@ class PersistentExecutor(Submitter):
         >>> executor.options(max_retries=3, timeout=60, tags=["nightly"]).submit(pow, 2, 5).result()
         32
         """
-        from .code.depends import Depends
-        from .model.options import make_options
-        from .model.task import Options
-        from .stores.base import now
+        with interrupts:
+            from .code.depends import Depends
+            from .model.options import make_options
+            from .model.task import Options
+            from .stores.base import now
 
         usual = self._call_options.options or Options()
         call_options = make_options(

@@ -216,19 +216,22 @@ class DurableFuture(LeanFuture[_T]):
         return True, False, self._result, self._exception
 
     def __repr__(self) -> str:
-        from .model.shown import future_line
+        with interrupts:
+            from .model.shown import future_line
 
         return future_line(self._shown())
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows of it."""
-        from .model.shown import future_card
+        with interrupts:
+            from .model.shown import future_card
 
         return future_card(self._shown()).html()
 
     def _shown(self) -> "ShownFuture":
         """Return what is known of it here, and by a look into the store that waits for nobody."""
-        from .model.shown import ShownFuture, error_head, exception_head
+        with interrupts:
+            from .model.shown import ShownFuture, error_head, exception_head
 
         is_done, stored, error = self.done(), self._stored, self._exception
         is_read = is_done and stored is _UNREAD and error is None and not self.cancelled()
@@ -433,7 +436,8 @@ _references: weakref.WeakValueDictionary[tuple[str, int], _Reference[Any]] = wea
 
 def reference(url: str, task_id: str) -> DurableFuture[Any]:
     """Return the future of a task of the store at that url. Nothing is opened before something of it is asked for."""
-    from .dispatch.attachment import attachment  # most processes are given none
+    with interrupts:
+        from .dispatch.attachment import attachment  # most processes are given none
 
     key = url, parse_id(task_id)
     with _beginning:

@@ -18,6 +18,9 @@ Python runs the handler in the main thread, between two steps of it: not while t
 before, or to another thread. So while the main thread waits within for longer than a moment, the signal itself writes
 to a pipe, and whoever drives an executor and sees it wakes the main thread.
 
+What is imported only when it is needed is imported within: Ctrl-C between two steps of an import of Python's may leave
+its lock to nobody, and whatever another thread imports then is waited for without an end.
+
 Code of the user's that runs within (callbacks of futures) may take any time, so Ctrl-C interrupts it: `run()`. One that
 came before is not raised there, but still when the block is left: else that code would not be run at all.
 trio's `_core/_ki.py` tells of the same trouble, and solves it by asking in whose frame the signal came.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 
 from . import values
 from .errors import CallError, TooLarge
+from .interrupts import interrupts
 
 if TYPE_CHECKING:
     from .code.depends import Depends
@@ -189,7 +190,8 @@ class Submitter(concurrent.futures.Executor):
         progress: bool,
         in_order: bool,
     ) -> Iterator[Any]:
-        from .map_iterator import Results
+        with interrupts:
+            from .map_iterator import Results
 
         function = self._describe(fn)
         total = _shortest(iterables) if progress or buffersize is not None else None
@@ -217,10 +219,11 @@ class Submitter(concurrent.futures.Executor):
           2 run afresh
               builtins.abs: it is the first of its queue
         """
-        from .dispatch.resumption import Foresight
-        from .model.functions import stored_call
-        from .model.options import MEMO
-        from .model.reasons import Preview, Reason, Why
+        with interrupts:
+            from .dispatch.resumption import Foresight
+            from .model.functions import stored_call
+            from .model.options import MEMO
+            from .model.reasons import Preview, Reason, Why
 
         if self._call_options.names_one:
             raise ValueError(

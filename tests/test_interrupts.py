@@ -280,6 +280,36 @@ def test_a_map_that_is_interrupted_twice_leaves_out_no_result(
 # --- The block ---
 
 
+IMPORTS = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from omniq_executor import PersistentExecutor
+
+if __name__ == "__main__":
+    try:
+        with PersistentExecutor(1, store="x.db") as executor:
+            list(executor.map(abs, [-1]))
+            print(executor.submit(abs, -1), executor.options(tags=["x"]).preview(abs, [-1]), executor.resumed)
+    except KeyboardInterrupt:
+        print("interrupted", sys.argv[1] in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["dispatch.opening", "map_iterator", "model.shown", "code.depends", "dispatch.history"]
+)
+def test_an_import_is_not_interrupted(module: str, script: Any) -> None:
+    """Issue 13: one that was may leave its lock to nobody, and the imports of all other threads wait for it."""
+    script.write(IMPORTS)
+    assert script.run(f"omniq_executor.{module}").stdout.splitlines()[-1] == "interrupted True"
+
+
 def test_an_interrupt_is_put_off_to_the_end_of_the_block() -> None:
     steps = []
     with pytest.raises(KeyboardInterrupt), interrupts:  # noqa: PT012 - it is the end of the block that raises

@@ -231,10 +231,10 @@ class Dispatcher:
 
     def failures(self) -> "Failures":
         """Return what has FAILED of the run and of those that it continues."""
-        from .history import failures_of  # here and below: most runs are not asked why they did what
-
         runs = self.run.id, *self.run.continues
         with self._looking() as store:
+            from .history import failures_of  # here and below: most runs are not asked why they did what
+
             return failures_of(store, (call for call in store.failures() if call.run in runs), self.retry)
 
     def _future_of(self, found: TaskState) -> Any:
@@ -306,9 +306,8 @@ class Dispatcher:
                 raise RuntimeError("cannot preview calls after shutdown")
             self._loop.resumption.know(function)
             asks_store = memo or self._loop.resumption.asks_store
-        if asks_store and foresight.account is None:
             from .history import account_of
-
+        if asks_store and foresight.account is None:
             with self._reading() as store:
                 foresight.account = account_of(store, self.run.id, function, memo)
         with self.driver:
@@ -318,20 +317,20 @@ class Dispatcher:
     def resumed(self) -> Resumed:
         """Return what the run has taken over so far, and why the rest was not."""
         with self._looking() as store:
+            from .history import resumed_by
+
             resumed, asks_store = self._loop.resumption.so_far(store), self._loop.resumption.asks_store
         resumed.fresh = None if self.run.continues else self._fresh
         if asks_store:
-            from .history import resumed_by
-
             with self._reading() as store:
                 resumed.count_as(resumed_by(store, self.run.id))
         return resumed
 
     def why(self, id: int) -> Why:
         """Return why a task runs, or did, by what is stored."""
-        from .history import why_of
-
         with self._looking() as store:
+            from .history import why_of
+
             task = store.get(id)
         is_own = task.run == self.run.id
         if is_own and not (self.run.continues or self._loop.resumption.asks_store):
@@ -345,9 +344,9 @@ class Dispatcher:
     @functools.cached_property
     def _fresh(self) -> Why:
         """Why the run continues no others, if it does not."""
-        from .history import why_fresh
-
         with self._looking() as store:
+            from .history import why_fresh
+
             return why_fresh(store, self.run.id, self._resume == "never")
 
     @contextlib.contextmanager

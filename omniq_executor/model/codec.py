@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from .. import values
 from ..code import modules, spaces
+from ..interrupts import interrupts
 from ..value_files import Files
 from .schema import OPTIONS, ErrorInfo, Kind, Options
 
@@ -163,7 +164,8 @@ def write(value: Any, snapshot: Any = None) -> spaces.Payload:
             return spaces.Payload(values.finish(plain, buffers))
     except Exception:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
         pass
-    from ..code import namespaces  # 30 ms of imports, which most programs never need
+    with interrupts:
+        from ..code import namespaces  # 30 ms of imports, which most programs never need
 
     try:
         return namespaces.dump(value, snapshot)
