@@ -17,7 +17,8 @@ import calls
 import pytest
 
 import omniq_executor
-from omniq_executor import AsyncOmniQ, aio
+from omniq_executor import AsyncOmniQ, StoreError, aio
+from omniq_executor.stores.sqlite import tally
 from omniq_executor.stores.sqlite.async_store import AwaitedSQLite, AwaitedStore
 
 WAIT_S = 30.0
@@ -131,6 +132,28 @@ def test_the_loop_goes_on_while_the_store_is_opened_and_closed(address: Path) ->
             assert (await omniq.stats())["PENDING"] == 3
 
     run(main())
+
+
+def test_a_turn_is_done_though_the_mark_of_the_counts_cannot_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 13: it was stored, and raised as if it were not."""
+
+    def refused(*_: int) -> Any:
+        raise StoreError("no")
+        yield
+
+    async def main() -> Any:
+        async with AsyncOmniQ(tmp_path / "store.db") as omniq:
+            session = await omniq._session()
+            batch = aio.Batch(1, tally.STEP, aio.named("a.b"), text=str([[n] for n in range(tally.STEP)]))
+            owner = await session.owner()
+            with monkeypatch.context() as patch:
+                patch.setattr(tally, "move_on", refused)
+                await session.store.turn(owner, session._run, aio.Turn(1, adds=(batch,)))
+            return await omniq.stats()
+
+    assert run(main())["PENDING"] == tally.STEP
 
 
 def test_the_loop_goes_on_while_a_long_list_is_read(address: Path) -> None:

@@ -233,7 +233,7 @@ class Dispatcher:
         """Return what has FAILED of the run and of those that it continues."""
         runs = self.run.id, *self.run.continues
         with self._looking() as store:
-            from .history import failures_of  # here and below: most runs are not asked why they did what
+            from .history import failures_of  # by who asks, as below; and within, see interrupts.py
 
             return failures_of(store, (call for call in store.failures() if call.run in runs), self.retry)
 
@@ -431,10 +431,9 @@ class Dispatcher:
             if self.driver.is_closed:
                 return
             self._loop.resumption.ends_leftovers &= not cancel_futures
-            if self._loop.has_leftovers():
-                self.driver.start()
             self._loop.is_closing = self.driver.is_ending = True
             if self._loop.has_leftovers():
+                self.driver.start()
                 self._loop.take_turn()
             if cancel_futures:
                 try:

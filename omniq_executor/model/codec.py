@@ -164,16 +164,22 @@ def write(value: Any, snapshot: Any = None) -> spaces.Payload:
             return spaces.Payload(values.finish(plain, buffers))
     except Exception:  # noqa: BLE001 - a __reduce__ of the user's may raise anything; cloudpickle has the last word
         pass
-    with interrupts:
-        from ..code import namespaces  # 30 ms of imports, which most programs never need
-
+    namespaces = _namespaces()
     try:
-        return namespaces.dump(value, snapshot)
+        by_value: spaces.Payload = namespaces.dump(value, snapshot)
+        return by_value
     except Exception as error:  # noqa: BLE001 - as above
         if plain is None or modules.script() is None:
             _refuse(value, error)
         plain = values.finish(plain, buffers)
         return spaces.Payload(pickle.dumps(modules.Reduced(spaces.by_name, (plain, str(error))), _PROTOCOL))
+
+
+@functools.cache
+def _namespaces() -> Any:
+    with interrupts:
+        from ..code import namespaces  # 30 ms of imports, which most programs never need
+    return namespaces
 
 
 def _pickled(value: Any, buffers: list[memoryview]) -> bytes:

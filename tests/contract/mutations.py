@@ -4,6 +4,7 @@ They are for a process of their own, or for pytest's monkeypatch to undo.
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from omniq_executor.model.task import Event, Status
@@ -96,6 +97,17 @@ def _uncounted(name: str, place: int = -1) -> Mutation:
     return lambda setattr: setattr(tally, name, mutated)
 
 
+def _forgetting_what_was(module: Any, state: Status) -> Mutation:
+    """Count nothing where a module has tasks become something that were in a state."""
+    became = tally.became
+
+    def mutated(ids: Any, was: Status | None) -> Any:
+        if was is not state:
+            yield from became(ids, was)
+
+    return lambda setattr: setattr(module, "tally", SimpleNamespace(**{**vars(tally), "became": mutated}))
+
+
 SQLITE: dict[str, Mutation] = {
     "an end does not look at the owner": _sql(_ENDS, "owner = ? AND attempts", "(owner = ? OR 1) AND attempts"),
     "an end does not look at the attempt": _sql(_ENDS, "attempts = ?", "attempts >= ?"),
@@ -127,9 +139,9 @@ SQLITE: dict[str, Mutation] = {
     "what is read ahead is not the first of its kind": _sql(("_AHEAD",), "min(id)", "max(id)"),
     "what is read ahead is of any context": _sql(("_AHEAD",), "task.run) = ?", "task.run) >= substr(?, 1, 0)"),
     "what was given ahead is given again": _sql(("_GIVE",), "id IN", "id + 1 IN"),
-    "the counts forget a claim": lambda setattr: setattr(tally, "claimed", lambda *_: None),
-    "the counts forget an end": _uncounted("became"),
-    "the counts forget what is given back": _uncounted("given_back"),
+    "the counts forget a claim": _forgetting_what_was(turns, Status.PENDING),
+    "the counts forget an end": _forgetting_what_was(turns, Status.RUNNING),
+    "the counts forget what is given back": _forgetting_what_was(runs, Status.RUNNING),
     "the counts keep what is retried": _uncounted("changing", 1),
     "the counts keep what has changed": _uncounted("subtract"),
     "a lone end is not counted": lambda setattr: setattr(

@@ -15,6 +15,7 @@ Therefore a transaction runs in a task of its own, which outlives the one that a
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -190,10 +191,10 @@ class AwaitedSQLite(AwaitedStore):
                 self._functions[batch.function.digest] = number
         text = turns.turn(owner, run, self._queues[run.queue], self._functions, work, self._peers, exact=True)
         turned = await self._write(text, notifies=owner)
-        self._added += sum(batch.size for batch in work.adds)
-        while self._added >= tally.STEP:
-            self._added -= tally.STEP
-            await self._write(tally.move_on(run.id, work.now))
+        steps, self._added = divmod(self._added + sum(batch.size for batch in work.adds), tally.STEP)
+        for _ in range(steps):
+            with contextlib.suppress(StoreError):  # as in SQLiteStore: the turn is committed
+                await self._write(tally.move_on(run.id, work.now))
         return turned
 
     async def claim(self, owner: int, number: int) -> Claimed | None:

@@ -22,12 +22,12 @@ _DROP_READ_CHANGES = """
         (SELECT 1 FROM owner WHERE owner.heard < news.id AND owner.id IS NOT news.owner)
 """
 HAS_CHANGES = f"SELECT 1 {_CHANGES_OF_OTHERS} LIMIT 1"
-_TAKE_BACK = "UPDATE task SET %s WHERE %s AND owner = ? AND id >= ? AND (? OR id IN %s) RETURNING id, queue, run"
+_TAKE_BACK = "UPDATE task SET %s WHERE %s AND owner = ? AND id >= ? AND (? OR id IN %s) RETURNING id"
 _RELEASE_ALL = _TAKE_BACK % (changes(Event.RELEASE), RUNNING, GIVEN)
 _ORPHAN_ALL = _TAKE_BACK % (changes(Event.ORPHAN), RUNNING, GIVEN)
 _RELEASE_UNOWNED = (
     f"UPDATE task SET {changes(Event.RELEASE)}"
-    f" WHERE {RUNNING} AND coalesce(owner, -1) NOT IN (SELECT id FROM owner) RETURNING id, queue, run"
+    f" WHERE {RUNNING} AND coalesce(owner, -1) NOT IN (SELECT id FROM owner) RETURNING id"
 )
 
 
@@ -91,9 +91,10 @@ def release_unowned() -> Transaction[int]:
 def _given_back(sql: str, parameters: Sequence[object]) -> Transaction[int]:
     """Do what makes RUNNING tasks PENDING; returns how many."""
     rows, _ = yield sql, parameters
-    yield from tally.given_back(rows)
-    yield from hold(id for id, *_ in rows)
-    return len(rows)
+    ids = [id for (id,) in rows]
+    yield from tally.became(ids, Status.RUNNING)
+    yield from hold(ids)
+    return len(ids)
 
 
 def read_changes(owner: int) -> Transaction[list[int]]:

@@ -116,7 +116,7 @@ _TALLY = (
     " tasks INTEGER NOT NULL, last INTEGER NOT NULL, PRIMARY KEY (queue, run, status)) WITHOUT ROWID"
 )
 IS_FINISHED = f"status IN ({', '.join(f'{status:d}' for status in FINISHED)})"
-COUNTED = "queue, run, status, count(*), coalesce(max(finished_at), 0)"
+TALLIED = "queue, run, status, count(*), coalesce(max(finished_at), 0)"
 COUNTED_SINCE = 7  # of the versions
 _MARK = "CREATE TABLE counted (below INTEGER NOT NULL)"
 
@@ -166,7 +166,7 @@ _BROUGHT = {
         _MARK,
         "INSERT INTO counted SELECT coalesce(max(id) + 1, 0) FROM task",
         "DELETE FROM tally",
-        f"INSERT INTO tally SELECT {COUNTED} FROM task GROUP BY queue, run, status",
+        f"INSERT INTO tally SELECT {TALLIED} FROM task GROUP BY queue, run, status",
     ),
 }
 

@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
-from ...model.task import Event, Status, source, target
-from .tables import COUNTED, GIVEN, Many, Transaction
+from ...model.task import Status
+from .tables import GIVEN, TALLIED, Many, Transaction
 from .waits import OPEN
 
 _T = TypeVar("_T")
@@ -26,12 +26,8 @@ _T = TypeVar("_T")
 LAG = 8192  # tasks: it takes some 5 ms to count them, and a map has not as many under way
 STEP = 4096
 
-Changed = Counter[tuple[int, int, Status]]
-"""How many tasks have come or gone, by queue, run and state."""
-
 MARK = "(SELECT below FROM counted)"
-_PENDING, _RUNNING = source(Event.CLAIM)[0], target(Event.CLAIM)
-_OF_EACH = f"SELECT {COUNTED} FROM task WHERE %s GROUP BY queue, run, status"
+_OF_EACH = f"SELECT {TALLIED} FROM task WHERE %s GROUP BY queue, run, status"
 _OF_THESE = _OF_EACH % f"id IN {GIVEN} AND id < {MARK}"
 _ADD = """
     INSERT INTO tally VALUES (?, ?, ?, ?, ?) ON CONFLICT (queue, run, status)
@@ -61,34 +57,12 @@ OF_RUNS = f"""
 UNFINISHED = OF_RUNS.format(f"status IN ({OPEN})")
 
 
-def add(changed: Changed, now: int) -> Transaction[None]:
-    """Count what has come, and no more what has gone, of the tasks below the mark."""
-    yield _ADD, Many((*of, tasks, now) for of, tasks in changed.items() if tasks)
-
-
-def claimed(changed: Changed, queue: int, run: int, by: int = 1) -> None:
-    """Note that a task below the mark is claimed, or by -1 that it is not any more."""
-    changed[queue, run, _PENDING] -= by
-    changed[queue, run, _RUNNING] += by
-
-
-def given_back(rows: Iterable[Sequence[int]]) -> Transaction[None]:
-    """Count as PENDING what was RUNNING, of rows as `(id, queue, run)`."""
-    ((below,),), _ = yield f"SELECT {MARK}", ()
-    changed = Changed()
-    for id, queue, run in rows:
-        if id < below:
-            claimed(changed, queue, run, -1)
-    yield from add(changed, 0)
-
-
-def became(changed: Changed, ids: Collection[int], were_running: bool) -> Transaction[None]:
-    """Note those of these tasks that are below the mark as they are now. They were RUNNING, or not there."""
+def became(ids: Collection[int], was: Status | None) -> Transaction[None]:
+    """Count those of these tasks that are below the mark as they are now. They were in a state, or not there."""
     rows, _ = yield _OF_THESE, (json.dumps(list(ids)),)
-    for queue, run, status, tasks, _ in rows:
-        changed[queue, run, Status(status)] += tasks
-        if were_running:
-            changed[queue, run, _RUNNING] -= tasks
+    yield _ADD, Many(rows)
+    if was is not None:
+        yield _ADD, Many((queue, run, was, -tasks, 0) for queue, run, _, tasks, _ in rows)
 
 
 def changing(ids: Collection[int], change: Transaction[_T]) -> Transaction[_T]:
@@ -110,7 +84,7 @@ def subtract(rows: Iterable[Sequence[Any]]) -> Transaction[None]:
 def removed(rows: Iterable[Sequence[int]]) -> Transaction[None]:
     """Count tasks no more that are removed, of rows that begin as `(id, queue, run, status)`."""
     ((below,),), _ = yield f"SELECT {MARK}", ()
-    gone = Changed((queue, run, Status(status)) for id, queue, run, status, *_ in rows if id < below)
+    gone = Counter((queue, run, status) for id, queue, run, status, *_ in rows if id < below)
     yield from subtract((*of, tasks, 0) for of, tasks in gone.items())
 
 

@@ -119,13 +119,11 @@ def turn(
     Ends go by bulk statements, and it is enough to count what they changed, since claims are hardly
     ever lost. If one was, Inexact is raised; with `exact` the turn then finds out which.
     """
-    turned, changed = TurnResult(), tally.Changed()
+    turned = TurnResult()
     ((below, are_dependencies),), _ = yield _STANDING, ()
     for batch in work.adds:
         yield from _add(owner, run.id, queue, functions[batch.function.digest], batch, work.now)
         are_dependencies = are_dependencies or (batch.options is not None and batch.options.after)
-        if batch.first < below:
-            yield from tally.became(changed, range(batch.first, batch.first + batch.size), False)
     for block in work.blocks:
         yield from _complete_block(owner, block, work.now, exact, turned.refused)
     if work.outcomes:
@@ -136,29 +134,33 @@ def turn(
         for end in work.outcomes:
             if end.successor is not None and end.id not in turned.refused:
                 yield _SUCCEED, (*end.successor, work.now, end.id)
-                if end.successor.id < below:
-                    yield from tally.became(changed, [end.successor.id], False)
-        counted = [end.id for end in work.outcomes if end.id < below and end.id not in turned.refused]
-        if counted:
-            yield from tally.became(changed, counted, True)
-    for block in work.blocks:
-        if block.first < below:
-            ids = {*range(block.first, block.first + block.size)} - turned.refused
-            yield from tally.became(changed, ids, True)
+    yield from _count(work, turned.refused, below)
     if (work.blocks or work.outcomes) and are_dependencies:
         turned.freed = yield from _heed_dependencies(work, turned.refused)
     if len(peers) > 1:
         yield _NOTE_CHANGE, Many((id, owner) for id in _finished(work, turned.refused))
     if work.claim > 0:
-        yield from _claim(owner, run, [queue, *adopted], work, turned, changed, below)
-    if changed:
-        yield from tally.add(changed, work.now)
+        yield from _claim(owner, run, [queue, *adopted], work, turned)
+        old = [claimed.id for claimed in turned.claimed if claimed.id < below]
+        if old:
+            yield from tally.became(old, Status.PENDING)
     return turned
 
 
-def _claim(
-    owner: int, run: Run, queues: Sequence[int], work: Turn, turned: TurnResult, changed: tally.Changed, below: int
-) -> Transaction[None]:
+def _count(work: Turn, refused: set[int], below: int) -> Transaction[None]:
+    """Count what a turn has added and ended below the mark, which is hardly ever any."""
+    batches, blocks = ([it for it in some if it.first < below] for some in (work.adds, work.blocks))
+    new = {id for batch in batches for id in range(batch.first, batch.first + batch.size)}
+    new |= {end.successor.id for end in work.outcomes if end.successor is not None and end.successor.id < below}
+    old = {id for block in blocks for id in range(block.first, block.first + block.size)}
+    old |= {end.id for end in work.outcomes if end.id < below}
+    if new:
+        yield from tally.became(new, None)
+    if old - refused:
+        yield from tally.became(old - refused, Status.RUNNING)
+
+
+def _claim(owner: int, run: Run, queues: Sequence[int], work: Turn, turned: TurnResult) -> Transaction[None]:
     """Claim what a turn asks for, and see what is left where that is not there."""
     if work.queues is not None:
         queues = yield from _pending_queues(work.queues)
@@ -172,11 +174,7 @@ def _claim(
             rows, _ = yield _RUNS, (queue, queue)
             sources.append((queue, [id for id, context in rows if not initializer_of(context or "")]))
     for (queue, runs), share in shares(sources, work.claim, turned.claimed):
-        claimed = yield from _claim_from(owner, queue, runs, work, share)
-        for claim in claimed:
-            if claim.id < below:
-                tally.claimed(changed, queue, claim.run)
-        turned.claimed += claimed
+        turned.claimed += yield from _claim_from(owner, queue, runs, work, share)
     if len(turned.claimed) < work.claim:
         dues, tiers = [], []
         for queue, runs in sources:
@@ -309,7 +307,8 @@ def ensure_function(function: Function) -> Transaction[int]:
 
 def claim(owner: int, number: int, now: int) -> Transaction[Claimed | None]:
     """CLAIM one task if it is PENDING; returns a Claimed, or None."""
-    rows, _ = yield from tally.changing([number], statement(_CLAIM_ONE, (owner, now, number)))
+    rows, _ = yield _CLAIM_ONE, (owner, now, number)
+    yield from tally.became([number] if rows else [], Status.PENDING)
     return _claimed(rows)[0] if rows else None
 
 
@@ -357,6 +356,5 @@ _CHANGE = {
 
 def _change(event: Event, ids: Sequence[int], *given: Any) -> Transaction[list[int]]:
     """Let an event happen to those to which it may, with what is given to it; returns which."""
-
     rows, _ = yield from tally.changing(ids, statement(_CHANGE[event], (*given, json.dumps(list(ids)))))
     return [id for (id,) in rows]
