@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -145,12 +146,13 @@ def test_the_end_waits_for_leftovers_and_not_for_what_others_commit_meanwhile(
 
 
 def test_a_result_is_stored_before_its_future_resolves(house: House, engine: FakeEngine, other: Store) -> None:
-    stored: list[Any] = []
+    stored: queue.Queue[Any] = queue.Queue()
     future = house.submit()
-    future.add_done_callback(lambda future: stored.extend(other.states([id_of(future)])))
+    future.add_done_callback(lambda future: stored.put(list(other.states([id_of(future)]))))
     house.tell(engine.finish, result="7")
     assert future.result(WAIT_S) == 7
-    assert [(state.status, state.result) for state in stored] == [(Status.COMPLETED, "7")]
+    # result() may return before the callbacks are called.
+    assert [(state.status, state.result) for state in stored.get(timeout=WAIT_S)] == [(Status.COMPLETED, "7")]
 
 
 def test_results_of_a_map_are_stored_before_they_are_there(house: House, engine: FakeEngine, other: Store) -> None:
