@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
 _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
+_READ_S = 0.01  # in which the items of a piece are read, if that takes long: results may be there to be given
 _MOST_ESCAPED, _MOST_DIGITS = 6, 4400  # characters of JSON, of a character of a text and of a number
 _MOST_PINS = 64  # files of large values that calls refer to which are not stored yet
 _KEPT_BYTES = 16 << 20  # of results that arrived before their turn
@@ -132,10 +133,7 @@ class Results(Iterator[Any]):
         count = min(self._dispatcher.free_capacity(self._function) or self._piece, self._piece)
         if limit is not None:
             count = min(count, limit - self._added)
-        rows = list(itertools.islice(self._rows, count))
-        if len(rows) < count:
-            self._exhausted = True
-            self._items = self._added + len(rows)
+        rows = self._read(count)
         if not rows:
             return
         text = codec.encode_rows(rows)
@@ -148,6 +146,22 @@ class Results(Iterator[Any]):
             size = len(text)
             self._add(len(rows), text)
         self._piece = max(1, self._piece // 2) if size > _PIECE_BYTES else min(self._piece * 2, 1024)
+
+    def _read(self, count: int) -> list[tuple[Any, ...]]:
+        """Return the next items, so many unless they end or take long to come."""
+        rows: list[tuple[Any, ...]] = []
+        until = time.monotonic() + _READ_S
+        while len(rows) < count:
+            asked = min(count - len(rows), len(rows) + 1)  # as many as there are: not many come after the time
+            found = list(itertools.islice(self._rows, asked))
+            rows += found
+            if len(found) < asked:
+                self._exhausted = True
+                self._items = self._added + len(rows)
+                break
+            if time.monotonic() > until:  # after the first: without any the map would be over
+                break
+        return rows
 
     def _add_calls(self, rows: Iterable[tuple[Any, ...]]) -> int:
         """Store calls one by one encoded. One that has no stored form fails in its place."""
@@ -249,7 +263,7 @@ class Results(Iterator[Any]):
 
     def _next(self) -> Any:
         if self._buffersize is not None and not self._exhausted:
-            self._add_piece(self._arrivals.position + self._buffersize)
+            self._refill(self._buffersize)
         if self._arrivals.position == self._added:
             raise StopIteration
         if not self._arrivals.has_next():
@@ -265,6 +279,21 @@ class Results(Iterator[Any]):
             self._values.extend(value for (value,) in codec.decode(outcome.text))
             return self._values.popleft()
         return self._value(id, outcome)
+
+    def _refill(self, most: int) -> None:
+        """Add calls so that at most so many are outstanding: a quarter of them at once, unless a worker is idle."""
+        came = self._arrivals
+        if came.position + most - self._added < most // 4:
+            there = came.done - came.position if came.has_next() else 0
+            if there >= most // 4 or self._are_all_busy():
+                return
+        self._add_piece(came.position + most)
+
+    def _are_all_busy(self) -> bool:
+        """Return whether each worker has something to do; False where nobody knows the workers."""
+        engine = self._dispatcher.engine
+        with self._dispatcher.driver:
+            return engine.max_workers > 0 and not engine.idle()
 
     def _value(self, id: int, outcome: Any) -> Any:
         """Return the result that the outcome of a task stands for. Raises, or returns, what it says the call raised."""

@@ -1,17 +1,20 @@
 """What the dispatcher does between a store and an engine: with a real store, and an engine without processes."""
 
 import contextlib
+import itertools
 import pickle
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
 
+from omniq_executor import map_iterator
 from omniq_executor.dispatch import committing
 from omniq_executor.dispatch.dispatcher import Dispatcher
 from omniq_executor.dispatch.loop import USUAL
@@ -53,8 +56,8 @@ class House:
         self.wait(lambda: {id_of(future) for future in futures} <= {*self.engine.held()})
         return futures
 
-    def map(self, count: int) -> Results:
-        return Results(self.dispatcher, self._function, ((n, n) for n in range(count)), None, None, USUAL)
+    def map(self, numbers: Iterable[int], buffersize: int | None = None) -> Results:
+        return Results(self.dispatcher, self._function, ((n, n) for n in numbers), WAIT_S, buffersize, USUAL)
 
     def tell(self, verb: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Have something happen to the engine; a turn follows."""
@@ -156,7 +159,7 @@ def test_a_result_is_stored_before_its_future_resolves(house: House, engine: Fak
 
 
 def test_results_of_a_map_are_stored_before_they_are_there(house: House, engine: FakeEngine, other: Store) -> None:
-    results = house.map(20)
+    results = house.map(range(20))
     engine.room = 100
     house.tell(engine.finish)
     taken = 0
@@ -166,6 +169,50 @@ def test_results_of_a_map_are_stored_before_they_are_there(house: House, engine:
         assert next(results) == "done"
         taken += 1
         assert other.counts()["queue"][Status.COMPLETED] >= taken
+
+
+def test_a_map_with_a_buffer_adds_a_quarter_of_it_at_once(house: House, engine: FakeEngine) -> None:
+    engine.room = 100
+    numbers = itertools.count()
+    results = house.map(numbers, buffersize=40)
+    house.wait(lambda: len(engine.given) == 40)
+    taken = []
+    for n in range(21):
+        house.tell(engine.finish, engine.given[n][0])
+        assert next(results) == "done"
+        taken.append(next(numbers) - n)
+    assert taken == [40] * 10 + [50] * 10 + [60]
+
+
+def test_a_map_with_a_buffer_adds_what_it_may_where_a_worker_is_idle(
+    house: House, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "idle", lambda: 1)
+    engine.room = 100
+    results = house.map(itertools.count(), buffersize=40)
+    for n in range(5):
+        house.wait(lambda n=n: len(engine.given) == 40 + max(n - 1, 0))  # type: ignore[misc]
+        house.tell(engine.finish, engine.given[n][0])
+        assert next(results) == "done"
+
+
+def test_results_that_are_there_do_not_wait_for_items_that_take_long(
+    house: House, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow() -> Iterator[int]:
+        for n in itertools.count():
+            clock.append(clock[-1] + 1.0)
+            yield n
+
+    clock = [0.0]
+    engine.room = 100
+    results = house.map(slow(), buffersize=40)
+    house.wait(lambda: len(engine.given) == 40)
+    house.tell(lambda: [engine.finish(id) for id, _ in engine.given])
+    monkeypatch.setattr(map_iterator, "time", SimpleNamespace(monotonic=lambda: clock[-1]))
+    for n in range(15):
+        assert next(results) == "done"
+        assert clock[-1] == 40 + max(n - 9, 0)  # one item at a time where there is room for ten
 
 
 def test_what_is_reported_of_a_claim_that_is_gone_resolves_nothing(
@@ -206,7 +253,7 @@ def test_a_call_that_has_not_started_is_taken_back_released_and_cancelled(house:
 
 
 def test_of_a_map_that_is_dropped_what_has_not_started_is_cancelled(house: House, engine: FakeEngine) -> None:
-    results: Any = house.map(20)
+    results: Any = house.map(range(20))
     results = None  # noqa: F841 - dropped
     house.wait(lambda: not engine.is_busy())
     house.wait(lambda: house.store.counts()["queue"] == {Status.CANCELLED: 20})
