@@ -1,6 +1,6 @@
-"""Run CPython's own tests of ProcessPoolExecutor on PersistentExecutor, those of one start method.
+"""Run CPython's own tests of ProcessPoolExecutor on PersistentExecutor: a module of them, with one start method.
 
-    python cpython_suite.py fork | forkserver | spawn
+    python cpython_suite.py fork | forkserver | spawn test_wait | …
 
 The tests are imported from the interpreter's `test` package, where it has one (3.12 or newer), with
 the executor class put in their place of ProcessPoolExecutor's. What is left out is named below.
@@ -82,15 +82,13 @@ def put_in_place(module: ModuleType, context: str) -> unittest.TestSuite:
     return suite
 
 
-def main(context: str) -> int:
+def main(context: str, module: str) -> int:
     """Run them; the exit status is 0 if all passed."""
     atexit.register(shutil.rmtree, Executor._folder, ignore_errors=True)
-    suite = unittest.TestSuite()
-    for name in MODULES:
-        suite.addTest(put_in_place(importlib.import_module(f"test.test_concurrent_futures.{name}"), context))
+    suite = put_in_place(importlib.import_module(f"test.test_concurrent_futures.{module}"), context)
     result = unittest.TextTestRunner(verbosity=2).run(suite)
     return 0 if result.testsRun > 0 and result.wasSuccessful() else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

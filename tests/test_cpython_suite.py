@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cpython_suite import MODULES
 
 RUNNER = Path(__file__).with_name("cpython_suite.py")
 
@@ -21,8 +22,9 @@ def has_suite() -> bool:
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(not has_suite(), reason="this interpreter has no test package of 3.12 or newer")
 @pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
-def test_passes_the_tests_of_process_pool_executor(context: str) -> None:
+@pytest.mark.parametrize("module", MODULES)
+def test_passes_the_tests_of_process_pool_executor(module: str, context: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(RUNNER), context], capture_output=True, text=True, timeout=360, check=False
+        [sys.executable, str(RUNNER), context, module], capture_output=True, text=True, timeout=360, check=False
     )
     assert done.returncode == 0, done.stderr[-8000:]

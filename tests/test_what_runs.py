@@ -14,6 +14,7 @@ import pytest
 from omniq_executor import ContextChanged, KeyConflict, PersistentExecutor, Status, WorkerCrashed, attach
 from omniq_executor.dispatch import sessions
 from omniq_executor.model.task import MOST_OWNER_DEATHS
+from omniq_executor.stores.base import Leftover
 
 WAIT_S = 30.0
 
@@ -284,6 +285,18 @@ def test_a_mended_script_runs_its_own_code_alone(script: Any, open_store: Any, o
     assert f"omniq-executor cancel --store {script.store.resolve()} --run {found[1]}" in line
     assert f"omniq-executor worker --store {script.store.resolve()} --queue script" in line
     assert "PENDING" not in ended(script).stderr  # it is said once
+
+
+def test_the_commands_about_leftovers_can_be_copied_to_a_shell(caplog: pytest.LogCaptureFixture) -> None:
+    sessions.tell_of_leftovers("/my runs/s.db", [Leftover(3, "b's", 0, 1, ""), Leftover(4, "b", 0, 2, "")])
+    assert [record.getMessage() for record in caplog.records] == [
+        'queue "b\'s": 1 call of run 3, begun at 1970-01-01 00:00:00 UTC, not submitted again, stays PENDING.'
+        " `omniq-executor worker --store '/my runs/s.db' --queue 'b'\"'\"'s'` runs it,"
+        " `omniq-executor cancel --store '/my runs/s.db' --run 3` cancels it",
+        "queue 'b': 2 calls of run 4, begun at 1970-01-01 00:00:00 UTC, not submitted again, stay PENDING."
+        " `omniq-executor worker --store '/my runs/s.db' --queue b` runs them,"
+        " `omniq-executor cancel --store '/my runs/s.db' --run 4` cancels them",
+    ]
 
 
 def test_leftovers_are_cancelled_if_that_is_wished(script: Any, open_store: Any) -> None:

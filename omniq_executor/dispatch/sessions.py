@@ -9,6 +9,7 @@ as its last cell did.
 
 import logging
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Iterable
@@ -103,15 +104,17 @@ def _end(address: str, session: _Session) -> None:
 
 def tell_of_leftovers(address: str, left: Iterable[Leftover]) -> None:
     """Say what settled runs have left PENDING: it is said once, and nothing runs it unasked."""
+    quoted = shlex.quote(address)
     for run, queue, started_at, tasks, context in left:
         began = datetime.fromtimestamp(started_at / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        runs_them = f"`omniq-executor worker --store {address} --queue {queue}`"
+        runs_them = f"`omniq-executor worker --store {quoted} --queue {shlex.quote(queue)}`"
         if initializer_of(context):
             runs_them = "an executor with leftovers='run' and the same initializer and arguments"
+        calls, stay, them = ("1 call", "stays", "it") if tasks == 1 else (f"{tasks} calls", "stay", "them")
         _log.warning(
-            "queue %r: %s of run %d, begun at %s, not submitted again, stay PENDING."
-            " %s runs them, `omniq-executor cancel --store %s --run %d` cancels them",
-            queue, "1 call" if tasks == 1 else f"{tasks} calls", run, began, runs_them, address, run,
+            f"queue %r: %s of run %d, begun at %s, not submitted again, {stay} PENDING."
+            f" %s runs {them}, `omniq-executor cancel --store %s --run %d` cancels {them}",
+            queue, calls, run, began, runs_them, quoted, run,
         )  # fmt: skip
 
 
