@@ -83,6 +83,41 @@ except StoreError:
     assert run(code) == "started\n"
 
 
+def test_a_forkserver_does_not_have_the_resource_tracker_start_beside_it(script: Any) -> None:
+    """Issue 13: three processes started and imported at a time."""
+    script.write("""
+from multiprocessing import forkserver, get_context, resource_tracker
+from omniq_executor import PersistentExecutor
+with PersistentExecutor(1, get_context("forkserver")) as executor:
+    print(forkserver._forkserver._forkserver_pid is None, resource_tracker._resource_tracker._fd)
+    executor.submit(abs, -1).result(30)
+    print(resource_tracker._resource_tracker._fd is None)
+""")
+    assert script.run().stdout == "False None\nFalse\n"
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_shared_memory_that_a_call_leaves_behind_ends_with_the_script(
+    method: str, script: Any, wait_until: Any
+) -> None:
+    script.write(f"""
+import multiprocessing
+from multiprocessing.shared_memory import SharedMemory
+from omniq_executor import PersistentExecutor
+def leave():
+    return SharedMemory(create=True, size=8).name
+if __name__ == "__main__":
+    with PersistentExecutor(1, multiprocessing.get_context("{method}"), max_tasks_per_child=1) as executor:
+        names = [executor.submit(leave).result(30) for _ in range(2)]
+    for name in names:  # the tracker is the script's, and outlives the workers
+        SharedMemory(name).close()
+    print(*names)
+""")
+    places = [Path("/dev/shm", name) for name in script.run().stdout.split()]
+    assert len(places) == 2
+    wait_until(lambda: not any(place.exists() for place in places))
+
+
 def test_workers_of_a_forkserver_import_nothing_of_the_package_themselves(script: Any) -> None:
     script.write("""
 import multiprocessing, os

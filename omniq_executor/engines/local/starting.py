@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from multiprocessing import spawn, util
+from multiprocessing import resource_tracker, spawn, util
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -48,6 +48,7 @@ def our_start() -> Iterator[None]:
 def _teach_multiprocessing() -> None:
     # multiprocessing has no switch for either. Its functions stay as they were for all but our own starts.
     get_preparation_data, spawnv_passfds = spawn.get_preparation_data, util.spawnv_passfds
+    start_tracker = resource_tracker.ensure_running
 
     def without_the_script(name: str) -> dict[str, Any]:
         data = get_preparation_data(name)
@@ -64,8 +65,15 @@ def _teach_multiprocessing() -> None:
         started.returncode = 0  # whoever asked waits for its end, by its pid; this object is to forget it
         return started.pid
 
+    def not_before_a_worker() -> None:
+        # A forkserver has it start first, and does not need it: who starts a worker asks for its descriptor, by which
+        # it starts. So there are two processes that start, and import, while the executor does, and not three.
+        if not getattr(_starting, "ours", False):
+            start_tracker()
+
     spawn.get_preparation_data = without_the_script
     util.spawnv_passfds = in_a_group_of_its_own
+    resource_tracker.ensure_running = not_before_a_worker
 
 
 def _with_the_worker(command: str) -> str:
