@@ -637,6 +637,47 @@ def test_a_map_of_other_items_in_another_order_runs_only_what_is_new_or_had_fail
     assert again == Counter(set(wanted) - completed)
 
 
+MIXED = """
+import os, random, sys
+from omniq_executor import PersistentExecutor, map_iterator
+
+map_iterator._KEPT_BYTES = 1000  # others that come before their turn are read again
+
+def value(n):
+    return [n, -n, (n,), "ü" * n, "x" * 5000, None, {"n": [n]}, 1e300 * n, 2**70 + n][n % 9 if n % 5 == 0 else n % 2]
+
+def work(n):
+    with open("journal", "a") as journal:
+        journal.write(f"{n}\\n")
+    return value(n)
+
+if __name__ == "__main__":
+    form, kind, seed = sys.argv[1:4]
+    with PersistentExecutor(2, store=kind) as executor:
+        if seed == "die":
+            list(executor.map(work, range(400)))
+            os.kill(os.getpid(), 9)
+        chance = random.Random(seed)
+        cuts = sorted(chance.sample(range(1, 400), 12))
+        pieces = [range(*ends) for ends in zip([0, *cuts], [*cuts, 400])] + [[n] for n in range(400, 405)]
+        items = [n for piece in chance.sample(pieces, len(pieces)) for n in piece]
+        wanted, found = [value(n) for n in items], list(getattr(executor, form)(work, items))
+        print(found == wanted if form == "map" else sorted(map(repr, found)) == sorted(map(repr, wanted)))
+        print(executor.resumed.reused)
+"""
+
+
+@pytest.mark.parametrize("kind", ["store.db", "store"])
+@pytest.mark.parametrize("form", ["map", "map_unordered"])
+def test_results_of_all_kinds_are_taken_over_each_for_its_item(script: Any, form: str, kind: str) -> None:
+    """Those that are plain and lie side by side are given at once."""
+    script.write(MIXED)
+    assert script.run(form, kind, "die").returncode == -9
+    done = script.run(form, kind, "13")
+    assert done.stdout == "True\n400\n", done.stderr
+    assert sorted(map(int, script.journal.lines())) == [*range(405)]
+
+
 @pytest.mark.parametrize("form", ["map", "map_unordered", "buffered"])
 def test_a_call_that_raises_stop_iteration_does_not_end_the_map_as_if_there_were_no_more(
     executor: PersistentExecutor, form: str

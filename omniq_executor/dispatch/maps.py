@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..errors import StoreError
 from ..model.task import Options, Status
-from ..stores.base import Batch, TaskState
+from ..stores.base import SMALL, Batch, ResultBatch, TaskState
 from .loop import Loop
 from .reuse import memo_key, name_of
 from .waiters import Consumer, Waiters
@@ -54,10 +54,13 @@ class Maps:
         loop, calls = self._loop, batch.each()
         known = [look.found for look in loop.resumption.find_each(batch.function, calls)]
         # First those that are ours by now: adding others may fail.
-        for place, found in enumerate(known):
-            if found is not None:
+        for _, alike in itertools.groupby(enumerate(known), _alike):
+            placed = [(place, found) for place, found in alike if found is not None]
+            consumer.resumed += sum(is_resumed(found, self._owner) for _, found in placed)
+            if len(placed) > 1 and self._give(consumer, position, placed):
+                continue
+            for place, found in placed:
                 self._waiters.add_single(found.id, consumer, position + place)
-                consumer.resumed += is_resumed(found, self._owner)
                 # What is PENDING is of this run by now; what runs elsewhere may be left by whoever runs it.
                 loop.take_in_state(found, may_adopt=found.status is Status.RUNNING)
         for is_new, stretch in itertools.groupby(range(len(calls)), lambda place: known[place] is None):
@@ -66,6 +69,14 @@ class Maps:
                 part = batch.of(calls[start : start + len(places)])
                 self._add_new(consumer, position + start, part)
         loop.turn_or_later()
+
+    def _give(self, consumer: Consumer, position: int, places: Sequence[tuple[int, TaskState]]) -> bool:
+        """Give results at once that are alike; return False where that cannot be."""
+        start, first = places[0]
+        if _alike(places[0]) is None:
+            return False
+        text = f"[[{'],['.join(str(found.result) for _, found in places)}]]"
+        return self._waiters.give(consumer, position + start, ResultBatch(first.id, len(places), 0, text))
 
     def _add_once(self, had: dict[bytes, int], consumer: Consumer, position: int, batch: Batch) -> None:
         """Add calls of which those that are equal are one, among them and with those that the run has had."""
@@ -123,6 +134,14 @@ class Maps:
             consumer.resumed += is_resumed(found, self._owner)
             self._loop.take_in_state(found, may_adopt=True)
         self._loop.turn_or_later()
+
+
+def _alike(placed: tuple[int, TaskState | None]) -> int | None:
+    """Return how far id and place are apart, which those have in common that can be given at once; None for others."""
+    place, found = placed
+    if found is None or found.status is not Status.COMPLETED:
+        return None
+    return found.id - place if isinstance(found.result, str) and len(found.result) <= SMALL else None
 
 
 def is_resumed(found: TaskState, owner: int) -> bool:

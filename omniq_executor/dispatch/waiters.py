@@ -135,6 +135,18 @@ class Waiters(Tally):
         self._singles.setdefault(id, []).append((consumer, position))
         self.open += 1
 
+    def give(self, consumer: Consumer, position: int, batch: ResultBatch) -> bool:
+        """Give a consumer results of consecutive positions that are there, unless others wait for some of them."""
+        ids = range(batch.first, batch.first + batch.size)
+        index = bisect_right(self._ranges, ids[-1], key=lambda r: r.first) - 1
+        is_in_range = index >= 0 and self._ranges[index].end > ids[0]
+        if is_in_range or not (self._futures.keys().isdisjoint(ids) and self._singles.keys().isdisjoint(ids)):
+            return False
+        self.count(batch.size, batch)
+        consumer.put(position, batch.first, batch.size, batch)
+        self.put = True  # as in resolve()
+        return True
+
     def __contains__(self, id: int) -> bool:
         return id in self._futures or id in self._singles or self._range_of(id) is not None
 

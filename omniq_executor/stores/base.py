@@ -44,7 +44,7 @@ from .rules import Resume as Resume, check_finished
 from .values import ValueFiles
 
 SMALL = 4096
-"""Bytes of results that are read ahead of the calls that are given them."""
+"""Bytes of results that are read ahead of the calls that are given them, or with those beside them."""
 
 
 def now() -> int:
