@@ -1,9 +1,8 @@
 """The iterators of `map()` and `map_unordered()`: results without a future for each."""
 
-import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from .dispatch.dispatcher import Dispatcher
 from .dispatch.waiters import CANCELLED, Tally
 from .errors import CallError
 from .future import rebuild
+from .items import Items, Row
 from .model import codec
 from .model.options import CallOptions
 from .model.task import Call, ErrorInfo, Function
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _PIECE = 256  # calls stored at once while the workers have enough to do
 _PIECE_BYTES = 1 << 20  # beyond which pieces get smaller
-_READ_S = 0.01  # in which the items of a piece are read, if that takes long: results may be there to be given
 _MOST_ESCAPED, _MOST_DIGITS = 6, 4400  # characters of JSON, of a character of a text and of a number
 _MOST_PINS = 64  # files of large values that calls refer to which are not stored yet
 _KEPT_BYTES = 16 << 20  # of results that arrived before their turn
@@ -88,7 +87,7 @@ class Results(Iterator[Any]):
         self,
         dispatcher: Dispatcher,
         function: Function,
-        rows: Iterator[tuple[Any, ...]],
+        source: Items,
         timeout_s: float | None,
         buffersize: int | None,
         call_options: CallOptions,
@@ -100,7 +99,7 @@ class Results(Iterator[Any]):
         """`total` is how many items there are, if that is known before they are read."""
         self._dispatcher = dispatcher
         self._function = function
-        self._rows = rows
+        self._source = source
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._buffersize = buffersize
         self._call_options = call_options
@@ -109,7 +108,6 @@ class Results(Iterator[Any]):
         self._arrivals = _InOrder() if in_order else _AsTheyCome()
         self._returns_exceptions = returns_exceptions
         self._values: deque[Any] = deque()  # read, to be given next
-        self._exhausted = False
         self._ended = False
         self._is_of_call = False  # whether what it raises is what a call has raised
         self._items = total  # how many there are in all, as far as is known
@@ -122,20 +120,27 @@ class Results(Iterator[Any]):
         try:
             if self._progress is not None:
                 self._progress.start()
-            while not self._exhausted and (buffersize is None or self._added < buffersize):
-                self._add_piece(buffersize)
+            while self._add_piece(None) if buffersize is None else self._refill(buffersize):
+                pass
         except BaseException as error:
             self._end(error)
             raise
 
-    def _add_piece(self, limit: int | None) -> None:
-        """Store the calls of the next items."""
+    def _add_piece(self, limit: int | None) -> bool:
+        """Store the calls of the next items; return whether there may be more."""
+        source = self._source
         count = min(self._dispatcher.free_capacity(self._function) or self._piece, self._piece)
         if limit is not None:
             count = min(count, limit - self._added)
-        rows = self._read(count)
-        if not rows:
-            return
+        rows = source.draw(count, self._add_rows)
+        if source.are_over:
+            self._items = self._added + len(rows)
+        if rows:
+            self._add_rows(rows)
+        return not source.are_over
+
+    def _add_rows(self, rows: Sequence[Row]) -> None:
+        """Store the calls of items."""
         text = codec.encode_rows(rows)
         if text is None or (len(text) >= values.LARGE and any(map(_is_long, rows))):
             try:
@@ -147,23 +152,7 @@ class Results(Iterator[Any]):
             self._add(len(rows), text)
         self._piece = max(1, self._piece // 2) if size > _PIECE_BYTES else min(self._piece * 2, 1024)
 
-    def _read(self, count: int) -> list[tuple[Any, ...]]:
-        """Return the next items, so many unless they end or take long to come."""
-        rows: list[tuple[Any, ...]] = []
-        until = time.monotonic() + _READ_S
-        while len(rows) < count:
-            asked = min(count - len(rows), len(rows) + 1)  # as many as there are: not many come after the time
-            found = list(itertools.islice(self._rows, asked))
-            rows += found
-            if len(found) < asked:
-                self._exhausted = True
-                self._items = self._added + len(rows)
-                break
-            if time.monotonic() > until:  # after the first: without any the map would be over
-                break
-        return rows
-
-    def _add_calls(self, rows: Iterable[tuple[Any, ...]]) -> int:
+    def _add_calls(self, rows: Sequence[Row]) -> int:
         """Store calls one by one encoded. One that has no stored form fails in its place."""
         calls: list[Call] = []
         size = 0
@@ -262,8 +251,9 @@ class Results(Iterator[Any]):
             self._dispatcher.forget(self._arrivals, running=True)
 
     def _next(self) -> Any:
-        if self._buffersize is not None and not self._exhausted:
-            self._refill(self._buffersize)
+        if self._buffersize is not None:
+            while self._refill(self._buffersize) and self._source.are_slow:
+                pass
         if self._arrivals.position == self._added:
             raise StopIteration
         if not self._arrivals.has_next():
@@ -280,14 +270,23 @@ class Results(Iterator[Any]):
             return self._values.popleft()
         return self._value(id, outcome)
 
-    def _refill(self, most: int) -> None:
-        """Add calls so that at most so many are outstanding: a quarter of them at once, unless a worker is idle."""
+    def _refill(self, most: int) -> bool:
+        """Add calls, so that at most so many are outstanding, where that is best done now; return whether it was.
+
+        Results that are there come before items that take long. Others are added a quarter of the buffer at a time,
+        unless a worker is idle.
+        """
         came = self._arrivals
-        if came.position + most - self._added < most // 4:
-            there = came.done - came.position if came.has_next() else 0
+        free = came.position + most - self._added
+        is_there = came.has_next()
+        if self._source.are_over or free <= 0 or (self._source.are_slow and is_there):
+            return False
+        if came.position and free < most // 4:
+            there = came.done - came.position if is_there else 0
             if there >= most // 4 or self._are_all_busy():
-                return
+                return False
         self._add_piece(came.position + most)
+        return True
 
     def _are_all_busy(self) -> bool:
         """Return whether each worker has something to do; False where nobody knows the workers."""
@@ -326,7 +325,7 @@ def _are_enough(pins: list[Pin]) -> bool:
     return len(pins) > _MOST_PINS or sum(size_of(pin.name) for pin in pins) > _KEPT_BYTES
 
 
-def _is_long(row: tuple[Any, ...]) -> bool:
+def _is_long(row: Row) -> bool:
     """Return whether a row of scalars is written as `submit()` writes a call whose JSON is long."""
     most = sum(_MOST_ESCAPED * len(value) if type(value) is str else _MOST_DIGITS for value in row)
     if most < values.LARGE // 2:  # a look at the lengths tells of most

@@ -191,15 +191,16 @@ class Submitter(concurrent.futures.Executor):
         in_order: bool,
     ) -> Iterator[Any]:
         with interrupts:
+            from .items import Items, are_at_hand
             from .map_iterator import Results
 
         function = self._describe(fn)
         total = _shortest(iterables) if progress or buffersize is not None else None
-        rows = zip(*iterables, strict=False)
+        source = Items(zip(*iterables, strict=False), are_at_hand(iterables))
         try:
             return Results(
-                self._dispatcher, function, rows, timeout, buffersize, self._call_options, in_order, returns_exceptions,
-                total, progress,
+                self._dispatcher, function, source, timeout, buffersize, self._call_options, in_order,
+                returns_exceptions, total, progress,
             )  # fmt: skip
         except TooLarge as error:
             from .model.functions import too_large

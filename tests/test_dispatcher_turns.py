@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 
-from omniq_executor import map_iterator
+from omniq_executor import items
 from omniq_executor.dispatch import committing
 from omniq_executor.dispatch.dispatcher import Dispatcher
 from omniq_executor.dispatch.loop import USUAL
 from omniq_executor.errors import DependencyFailed, PoolBroken, StoreError, WorkerCrashed
 from omniq_executor.future import DurableFuture
+from omniq_executor.items import Items
 from omniq_executor.map_iterator import Results
 from omniq_executor.model.functions import Functions, stored_call
 from omniq_executor.model.ids import Ids
@@ -57,7 +58,8 @@ class House:
         return futures
 
     def map(self, numbers: Iterable[int], buffersize: int | None = None) -> Results:
-        return Results(self.dispatcher, self._function, ((n, n) for n in numbers), WAIT_S, buffersize, USUAL)
+        rows = ((n, n) for n in numbers)
+        return Results(self.dispatcher, self._function, Items(rows, True), WAIT_S, buffersize, USUAL)
 
     def tell(self, verb: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Have something happen to the engine; a turn follows."""
@@ -209,10 +211,10 @@ def test_results_that_are_there_do_not_wait_for_items_that_take_long(
     results = house.map(slow(), buffersize=40)
     house.wait(lambda: len(engine.given) == 40)
     house.tell(lambda: [engine.finish(id) for id, _ in engine.given])
-    monkeypatch.setattr(map_iterator, "time", SimpleNamespace(monotonic=lambda: clock[-1]))
+    monkeypatch.setattr(items, "time", SimpleNamespace(monotonic=lambda: clock[-1]))
     for n in range(15):
         assert next(results) == "done"
-        assert clock[-1] == 40 + max(n - 9, 0)  # one item at a time where there is room for ten
+        assert clock[-1] == 40 + (n >= 10)  # one item where there is room for ten, and then results first
 
 
 def test_what_is_reported_of_a_claim_that_is_gone_resolves_nothing(

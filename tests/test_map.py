@@ -198,6 +198,25 @@ def test_with_buffersize_all_items_come(executor: PersistentExecutor) -> None:
     assert list(executor.map(calls.square, [], timeout=WAIT_S, buffersize=1)) == []
 
 
+@pytest.mark.parametrize("form", ["map", "map_unordered"])
+@pytest.mark.parametrize(
+    ("together", "buffersize"), [(1, None), (3, None), (10, None), (1, 1), (1, 2), (3, 9), (10, 10), (10, 1000)]
+)
+def test_an_iterable_may_wait_for_what_the_calls_of_its_items_do(
+    executor: PersistentExecutor, form: str, buffersize: int | None, together: int, journal: Any
+) -> None:
+    """They were held until the next item came, which waited for them."""
+
+    def items() -> Iterator[int]:
+        for n in range(30):
+            yield n
+            if n % together == together - 1:
+                journal.wait_for(n + 1)
+
+    results = getattr(executor, form)(calls.noted, [journal.path] * 30, items(), buffersize=buffersize)
+    assert sorted(results) == [*range(30)]
+
+
 def test_without_buffersize_all_items_are_stored_when_map_returns(make_executor: Any, journal: Any) -> None:
     executor = make_executor(1)
     items = Counted(iter(range(2000)))

@@ -41,6 +41,7 @@ MODULES = (  # each after those of which it takes something when it is imported
     "dispatch.maps",
     "lean_future",
     "future",
+    "items",
     "map_iterator",
 )
 

@@ -133,9 +133,9 @@ class House:
     def map(self, items: Iterable[Any]) -> Any:
         """Map a function over items; return the iterator, or None likewise."""
         usual = self._copy["dispatch.dispatcher"].USUAL
-        rows = ((item,) for item in items)
+        source = self._copy["items"].Items(((item,) for item in items), True)
         return self.attempt(
-            lambda: self._copy["map_iterator"].Results(self.dispatcher, FUNCTION, rows, None, None, usual)
+            lambda: self._copy["map_iterator"].Results(self.dispatcher, FUNCTION, source, None, None, usual)
         )
 
     def next(self, results: Any) -> Any:
