@@ -137,7 +137,7 @@ def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:
 
     `x.db`, `x.sqlite`, `x.sqlite3` and `sqlite:///x` are SQLite; `file:///x` and any other path are a
     folder. `sqlite:///x` is relative to the current folder and `sqlite:////x` absolute, as usual for
-    such addresses. Raises StoreError for a scheme that is neither.
+    such addresses. Raises StoreError for a scheme that is neither, and for a database in memory.
     """
     if address is None or isinstance(address, Settings):
         return (address or Settings.from_env()).address
@@ -146,6 +146,8 @@ def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:
         raise TypeError(f"the address of a store is a text or a path, not {address!r}")
     scheme, separator, rest = text.partition("://")
     word = text.partition(":/")[0]
+    if text.endswith(":memory:"):
+        raise StoreError(f"{text!r} is in memory, and a store outlives its process: give a path such as runs/etl.db")
     if separator or (word != text and len(word) > 1 and word.isalnum()):  # `word:/` is hardly a folder; C:/ is
         if scheme in ("sqlite", "file") and len(rest) > 1 and rest.startswith("/"):
             return Address(scheme, Path(rest[1:] if scheme == "sqlite" else rest))
@@ -155,4 +157,4 @@ def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:
         )
     if not text:
         raise StoreError("the address of the store is empty: give a path such as runs/etl.db")
-    return Address("sqlite" if text.endswith(_SQLITE_ENDINGS) else "file", Path(text))
+    return Address("sqlite" if text.lower().endswith(_SQLITE_ENDINGS) else "file", Path(text))

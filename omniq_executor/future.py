@@ -151,7 +151,7 @@ class DurableFuture(LeanFuture[_T]):
         """Cancel the call if it has not started; return whether it is cancelled, now or before.
 
         A cancelled call never runs: not here, not in another process, not after a restart. Of a call
-        that recurs the series ends, also when this occurrence is done.
+        that recurs the series ends, also when this occurrence is done, which is then not cancelled itself.
 
         With `running` a call that has started is cancelled too, in whichever process it runs: its worker
         is ended with the child processes that the call has started, by SIGTERM and two seconds later by

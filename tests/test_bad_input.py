@@ -21,6 +21,7 @@ from omniq_executor import (
     TaskNotFound,
     open_store,
 )
+from omniq_executor.config import parse_address
 
 WAIT_S = 30.0
 
@@ -133,6 +134,19 @@ def test_an_address_of_an_unknown_scheme_is_named(tmp_path: Path, monkeypatch: A
         with pytest.raises(StoreError):
             PersistentExecutor(1, store=address)
     assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("address", [":memory:", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(tmp_path: Path, monkeypatch: Any, address: str) -> None:
+    """It was a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    both_refuse(address, StoreError, "in memory")
+    assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["STORE.DB", "Store.Sqlite", "s.SQLITE3"])
+def test_the_ending_of_a_database_may_be_in_capitals(tmp_path: Path, name: str) -> None:
+    assert parse_address(tmp_path / name).backend == "sqlite"
 
 
 def test_an_empty_address_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
