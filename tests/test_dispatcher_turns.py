@@ -198,6 +198,21 @@ def test_a_map_with_a_buffer_adds_what_it_may_where_a_worker_is_idle(
         assert next(results) == "done"
 
 
+def test_whatever_the_end_of_an_engine_raises_the_owner_leaves(
+    house: House, engine: FakeEngine, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    monkeypatch.setattr(engine, "close", lambda **_: 1 / 0)
+    future = house.submit()
+    house.tell(engine.finish)
+    house.dispatcher.close(True)
+    assert future.result(0) == "done"
+    assert house.dispatcher.driver.is_closed
+    assert other.owners() == []
+    assert [found.exc_type for found in raised] == [ZeroDivisionError]
+
+
 def test_results_that_are_there_do_not_wait_for_items_that_take_long(
     house: House, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

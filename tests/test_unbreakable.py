@@ -1,6 +1,7 @@
 """Nothing hangs and nothing is left over: large values, waiting calls, full pipes, faults of our own, endings."""
 
 import concurrent.futures
+import contextlib
 import gc
 import mmap
 import multiprocessing
@@ -21,7 +22,7 @@ from typing import Any
 import calls
 import pytest
 
-from omniq_executor import PersistentExecutor, PoolBroken, SerializationError, Status
+from omniq_executor import PersistentExecutor, PoolBroken, SerializationError, Status, open_store
 
 WAIT_S = 30.0
 SOON_S = 5.0  # for what takes milliseconds, where a hang is what is tested for
@@ -615,6 +616,19 @@ def test_after_the_death_of_the_nursery_every_future_is_resolved(
         executor.submit(calls.square, 3)
     run_bounded(lambda: executor.shutdown() or True)
     wait_until(lambda: not any(map(is_alive, old)), what="the workers to end")
+
+
+def test_an_executor_ends_whose_nursery_another_thread_has_seen_end(
+    make_executor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """multiprocessing asks for the end of each child wherever a process is started, and notes it a moment later."""
+    executor = make_executor(1, multiprocessing.get_context("fork"))
+    executor.submit(calls.square, 3).result(WAIT_S)
+    process = executor._dispatcher.engine._launcher._nursery._popen
+    monkeypatch.setattr(process, "poll", lambda flag=0: None)
+    run_bounded(lambda: executor.shutdown() or True)
+    with contextlib.closing(open_store(executor.store.address)) as store:
+        assert store.owners() == []
 
 
 # --- What is left over ---------------------------------------------------------------------------------------------

@@ -60,18 +60,9 @@ class Loop:
     """Takes turns, see the module's docstring. All is called under the lock, but for what driving.Work says of it."""
 
     def __init__(
-        self,
-        store: Store,
-        owner: int,
-        run: Run,
-        engine: Engine,
-        crash_retries: int,
-        waiters: Waiters,
-        queues: Sequence[str] | None,
-        runs_leftovers: bool,
-        resume: Resume,
-        on_change: OnChange,
-    ) -> None:
+        self, store: Store, owner: int, run: Run, engine: Engine, crash_retries: int, waiters: Waiters,
+        queues: Sequence[str] | None, runs_leftovers: bool, resume: Resume, on_change: OnChange,
+    ) -> None:  # fmt: skip
         self.driver = Driver(self)
         self.waiters = waiters
         self.ids = Ids(owner)
@@ -465,28 +456,33 @@ class Loop:
         with self.driver:
             if self.driver.is_closed:
                 return
-            self._engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
-            clean = self.clean and not self._cell_failed
-            if self.failure is None and clean and self.retention.at < math.inf:
-                self.retention.finish(self.ids.taken)
             try:
-                if self._run.id:
-                    sessions.leave(self._store.address)
-                    self.resumption.tell(self.ids.taken)
-                    self._store.end_run(self._run, clean, now())
-            except StoreError as error:
-                _log.error("the run could not be closed, and will be continued as a broken one: %s", error)
-            try:
-                self._store.leave(self._owner)
-            except StoreError as error:
-                _log.error("what is claimed here could not be given back before this process ends: %s", error)
-            finally:
-                self._store.close()
-            if self.on_end is not None:
-                self.on_end()
-            self.dropped.clear()  # before the pipe is closed that it writes to
-            self.driver.close()
-            self.peers.close()
+                self._engine.close(grace_s=None if self.failure is None else KILL_AFTER_S)
+            finally:  # whatever that meets, nobody is to wait for the rest
+                self._end_run()
+
+    def _end_run(self) -> None:
+        clean = self.clean and not self._cell_failed
+        if self.failure is None and clean and self.retention.at < math.inf:
+            self.retention.finish(self.ids.taken)
+        try:
+            if self._run.id:
+                sessions.leave(self._store.address)
+                self.resumption.tell(self.ids.taken)
+                self._store.end_run(self._run, clean, now())
+        except StoreError as error:
+            _log.error("the run could not be closed, and will be continued as a broken one: %s", error)
+        try:
+            self._store.leave(self._owner)
+        except StoreError as error:
+            _log.error("what is claimed here could not be given back before this process ends: %s", error)
+        finally:
+            self._store.close()
+        if self.on_end is not None:
+            self.on_end()
+        self.dropped.clear()  # before the pipe is closed that it writes to
+        self.driver.close()
+        self.peers.close()
 
     def leave_to_parent(self) -> None:
         """After a fork, in the child: the executor is the parent's alone, and this process must not touch it."""

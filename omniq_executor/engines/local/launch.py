@@ -247,7 +247,9 @@ class ForkServerLauncher(Launcher):
                     for process in self._numbers.values():
                         process.kill()
             self._nursery.join()
-            self._nursery.close()
+            # Another thread that starts a process may have seen its end just now, and not noted it yet.
+            with contextlib.suppress(ValueError):
+                self._nursery.close()
         self._socket.close()
         super().close()
 
