@@ -254,7 +254,7 @@ class Results(Iterator[Any]):
         if self._buffersize is not None:
             while self._refill(self._buffersize) and self._source.are_slow:
                 pass
-        if self._arrivals.position == self._added:
+        if self._arrivals.position == self._added and (self._buffersize is None or self._source.are_over):
             raise StopIteration
         if not self._arrivals.has_next():
             left = None if self._deadline is None else self._deadline - time.monotonic()
@@ -279,7 +279,8 @@ class Results(Iterator[Any]):
         came = self._arrivals
         free = came.position + most - self._added
         is_there = came.has_next()
-        if self._source.are_over or free <= 0 or (self._source.are_slow and is_there):
+        is_late = self._deadline is not None and self._source.are_slow and time.monotonic() >= self._deadline
+        if self._source.are_over or free <= 0 or is_late or (self._source.are_slow and is_there):
             return False
         if came.position and free < most // 4:
             there = came.done - came.position if is_there else 0

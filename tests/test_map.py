@@ -217,6 +217,21 @@ def test_an_iterable_may_wait_for_what_the_calls_of_its_items_do(
     assert sorted(results) == [*range(30)]
 
 
+@pytest.mark.parametrize("form", ["map", "map_unordered"])
+def test_the_timeout_holds_while_items_take_long(executor: PersistentExecutor, form: str, gate: Path) -> None:
+    def items() -> Iterator[Path]:
+        while True:
+            yield gate
+            time.sleep(0.05)
+
+    began = time.monotonic()
+    results = getattr(executor, form)(calls.wait_for, items(), buffersize=10_000, timeout=0.3)
+    with pytest.raises(TimeoutError):
+        next(results)
+    assert time.monotonic() - began < WAIT_S / 2
+    gate.touch()
+
+
 def test_without_buffersize_all_items_are_stored_when_map_returns(make_executor: Any, journal: Any) -> None:
     executor = make_executor(1)
     items = Counted(iter(range(2000)))
