@@ -144,10 +144,10 @@ def parse_address(address: str | os.PathLike[str] | Settings | None) -> Address:
     text = os.fspath(address) if isinstance(address, os.PathLike) else address
     if not isinstance(text, str):
         raise TypeError(f"the address of a store is a text or a path, not {address!r}")
-    scheme, separator, rest = text.partition("://")
-    word = text.partition(":/")[0]
     if text.endswith(":memory:"):
         raise StoreError(f"{text!r} is in memory, and a store outlives its process: give a path such as runs/etl.db")
+    scheme, separator, rest = text.partition("://")
+    word = text.partition(":/")[0]
     if separator or (word != text and len(word) > 1 and word.isalnum()):  # `word:/` is hardly a folder; C:/ is
         if scheme in ("sqlite", "file") and len(rest) > 1 and rest.startswith("/"):
             return Address(scheme, Path(rest[1:] if scheme == "sqlite" else rest))

@@ -276,11 +276,10 @@ class Results(Iterator[Any]):
         Results that are there come before items that take long. Others are added a quarter of the buffer at a time,
         unless a worker is idle.
         """
-        came = self._arrivals
+        came, source = self._arrivals, self._source
         free = came.position + most - self._added
         is_there = came.has_next()
-        is_late = self._deadline is not None and self._source.are_slow and time.monotonic() >= self._deadline
-        if self._source.are_over or free <= 0 or is_late or (self._source.are_slow and is_there):
+        if source.are_over or free <= 0 or (source.are_slow and (is_there or self._is_late())):
             return False
         if came.position and free < most // 4:
             there = came.done - came.position if is_there else 0
@@ -288,6 +287,9 @@ class Results(Iterator[Any]):
                 return False
         self._add_piece(came.position + most)
         return True
+
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     def _are_all_busy(self) -> bool:
         """Return whether each worker has something to do; False where nobody knows the workers."""

@@ -54,10 +54,10 @@ class Maps:
         loop, calls = self._loop, batch.each()
         known = [look.found for look in loop.resumption.find_each(batch.function, calls)]
         # First those that are ours by now: adding others may fail.
-        for _, alike in itertools.groupby(enumerate(known), _alike):
+        for apart, alike in itertools.groupby(enumerate(known), _apart):
             placed = [(place, found) for place, found in alike if found is not None]
             consumer.resumed += sum(is_resumed(found, self._owner) for _, found in placed)
-            if len(placed) > 1 and self._give(consumer, position, placed):
+            if apart is not None and len(placed) > 1 and self._give(consumer, position, placed):
                 continue
             for place, found in placed:
                 self._waiters.add_single(found.id, consumer, position + place)
@@ -70,13 +70,11 @@ class Maps:
                 self._add_new(consumer, position + start, part)
         loop.turn_or_later()
 
-    def _give(self, consumer: Consumer, position: int, places: Sequence[tuple[int, TaskState]]) -> bool:
-        """Give results at once that are alike; return False where that cannot be."""
-        start, first = places[0]
-        if _alike(places[0]) is None:
-            return False
-        text = f"[[{'],['.join(str(found.result) for _, found in places)}]]"
-        return self._waiters.give(consumer, position + start, ResultBatch(first.id, len(places), 0, text))
+    def _give(self, consumer: Consumer, position: int, placed: Sequence[tuple[int, TaskState]]) -> bool:
+        """Give results at once that are equally far apart from their places; return False where that cannot be."""
+        start, first = placed[0]
+        text = f"[[{'],['.join(str(found.result) for _, found in placed)}]]"
+        return self._waiters.give(consumer, position + start, ResultBatch(first.id, len(placed), 0, text))
 
     def _add_once(self, had: dict[bytes, int], consumer: Consumer, position: int, batch: Batch) -> None:
         """Add calls of which those that are equal are one, among them and with those that the run has had."""
@@ -136,7 +134,7 @@ class Maps:
         self._loop.turn_or_later()
 
 
-def _alike(placed: tuple[int, TaskState | None]) -> int | None:
+def _apart(placed: tuple[int, TaskState | None]) -> int | None:
     """Return how far id and place are apart, which those have in common that can be given at once; None for others."""
     place, found = placed
     if found is None or found.status is not Status.COMPLETED:

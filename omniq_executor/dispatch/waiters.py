@@ -138,9 +138,8 @@ class Waiters(Tally):
     def give(self, consumer: Consumer, position: int, batch: ResultBatch) -> bool:
         """Give a consumer results of consecutive positions that are there, unless others wait for some of them."""
         ids = range(batch.first, batch.first + batch.size)
-        index = bisect_right(self._ranges, ids[-1], key=lambda r: r.first) - 1
-        is_in_range = index >= 0 and self._ranges[index].end > ids[0]
-        if is_in_range or not (self._futures.keys().isdisjoint(ids) and self._singles.keys().isdisjoint(ids)):
+        index = self._index(ids[-1])
+        if (index >= 0 and self._ranges[index].end > ids[0]) or self._are_shared(ids):
             return False
         self.count(batch.size, batch)
         consumer.put(position, batch.first, batch.size, batch)
@@ -187,10 +186,7 @@ class Waiters(Tally):
                 self.resolve(ids[0], outcome)
             return
         span = self._range_of(ids[0])
-        is_shared = not self._futures.keys().isdisjoint(ids) or (
-            self._singles and not self._singles.keys().isdisjoint(ids)
-        )
-        if span is not None and ids[-1] < span.end and not refused and not is_shared:
+        if span is not None and ids[-1] < span.end and not refused and not self._are_shared(ids):
             self._put(span, ids[0], len(ids), outcome)
             return
         for id, (value,) in zip(ids, codec.decode(outcome.text), strict=True):
@@ -228,7 +224,7 @@ class Waiters(Tally):
         self.open -= 1  # last: whoever finds that nothing is open is to find that it is to be told
 
     def _put(self, span: _Range, id: int, count: int, outcome: Any) -> None:
-        index = bisect_right(self._ranges, id, key=lambda r: r.first) - 1
+        index = self._index(id)
         self._ranges[index : index + 1] = [
             _Range(first, end, span.position + first - span.first, span.consumer)
             for first, end in ((span.first, id), (id + count, span.end))
@@ -240,10 +236,19 @@ class Waiters(Tally):
         self.put = True  # as in resolve()
 
     def _range_of(self, id: int) -> _Range | None:
-        index = bisect_right(self._ranges, id, key=lambda r: r.first) - 1
+        index = self._index(id)
         if index >= 0 and id < self._ranges[index].end:
             return self._ranges[index]
         return None
+
+    def _index(self, id: int) -> int:
+        """Return the place of the last range that begins at an id or before it, or -1."""
+        return bisect_right(self._ranges, id, key=lambda r: r.first) - 1
+
+    def _are_shared(self, ids: Sequence[int]) -> bool:
+        """Return whether some of the tasks are waited for otherwise than in ranges."""
+        of_futures = self._futures and not self._futures.keys().isdisjoint(ids)
+        return bool(of_futures or (self._singles and not self._singles.keys().isdisjoint(ids)))
 
     # telling
 
