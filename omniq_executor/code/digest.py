@@ -49,6 +49,7 @@ from ..inputs import InputFile, file_digest
 from .modules import MAIN, is_hash_of_attrs, is_main, is_own, namesake
 
 _INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level copies what lies below it
+_LENGTHS = [b"%d:" % size for size in range(_INLINE_BYTES + 1)]
 _MAX_DEPTH = 150  # of data; four Python frames a level at most, so reached before the recursion limit of 1000
 _MAX_NODES = 1_000_000  # of one value: beyond, looking at each would take seconds for every submit
 _MAX_NODES_OF_DATA = 100_000  # of what a module holds, which is looked at before a function's first call
@@ -144,13 +145,20 @@ def data_digests(
 
 def _item(tag: bytes, body: bytes | memoryview) -> bytes:
     """Return tag, length and body; no item is the beginning of another, so items can be strung together."""
-    if len(body) > _INLINE_BYTES:
+    size = len(body)
+    if size > _INLINE_BYTES:
         return tag + b"#" + hash_of(body)
-    return b"%b%d:" % (tag, len(body)) + body
+    return tag + _LENGTHS[size] + body
 
 
 def _text(text: str) -> bytes:
     return _item(b"s", text.encode("utf-8", "surrogatepass"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _name(module: str, qualname: str) -> bytes:
+    """Return where a definition is found."""
+    return _text(module) + _text(qualname)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -239,7 +247,7 @@ class _Encoder:
             raise Uncanonical(f"made of more than {self._most_nodes} parts")
         if scalar := _SCALARS.get(kind):
             return scalar(value)
-        if known := self._memo.get(id(value)):
+        if self._memo and (known := self._memo.get(id(value))):
             return known[1]
         if self._depth == _MAX_DEPTH:
             raise Uncanonical(f"nested deeper than {_MAX_DEPTH} levels, or within itself")
@@ -260,7 +268,7 @@ class _Encoder:
         return encoded
 
     def _all(self, values: Iterable[object]) -> bytes:
-        return b"".join([self.encode(value) for value in values])
+        return b"".join(map(self.encode, values))
 
     def _mapping(self, pairs: Iterable[tuple[object, object]]) -> bytes:
         return b"".join(sorted([self.encode(key) + self.encode(value) for key, value in pairs]))
@@ -272,7 +280,7 @@ class _Encoder:
             return self.encode(value)
         # A compiled class may be in its module under another name, or in none: FunctionType, NoneType.
         if namesake(value) is value or (is_class and not value.__flags__ & _HEAP_TYPE):
-            return _item(b"n", _text(value.__module__) + _text(value.__qualname__) + self._version(value))
+            return _item(b"n", _name(value.__module__, value.__qualname__) + self._version(value))
         return self._reference(value)
 
     def _version(self, definition: Any) -> bytes:

@@ -82,6 +82,7 @@ class Version:
         self._names: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}  # names that were read, and their values
         self._loads: list[tuple[Mapping[str, Any], Any]] = []  # names of modules, and what each load makes anew
         self._look_at = 0.0  # when to look at names again
+        self.said: dict[str, bytes] = {}  # goes along with calls that name the roots, by the path of the function
         self._constants = Constants() if own is None else None
         self._functions: list[FunctionType] = []
         self._codes: list[CodeType] = []
@@ -401,7 +402,12 @@ def check_function(data: bytes, path: str, version: Version, named: Iterable[Any
 
 def check_call(data: bytes, path: str, named: Collection[Any]) -> bytes:
     """Return the pickle of a call's arguments as one that is checked, for what is named in them."""
-    return pickle.dumps(Reduced(checked_call, (data, _said(path, version_of(*named), named))), 5)
+    # Of one alone code_of() has looked just now whether it still holds.
+    version = (len(named) == 1 and _known.get(tuple(map(id, named)))) or version_of(*named)
+    said = version.said.get(path)
+    if said is None:
+        said = version.said[path] = _said(path, version, named)
+    return pickle.dumps(Reduced(checked_call, (data, said)), 5)
 
 
 def _said(path: str, version: Version, named: Iterable[Any]) -> bytes:
