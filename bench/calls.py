@@ -10,6 +10,11 @@ def noop(item: int) -> int:
     return item
 
 
+def real_of(item: complex) -> int:
+    """Give back the whole part of what came in, likewise."""
+    return int(item.real)
+
+
 def wait_1_ms(item: int) -> int:
     """Take 1 ms without using the processor, of which there may be no more than there are workers."""
     time.sleep(0.001)

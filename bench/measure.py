@@ -8,6 +8,7 @@ SIDE is `pool` (ProcessPoolExecutor) or `persistent` (PersistentExecutor). Only 
 Calls are made as anybody would make them, without time limits: whoever starts the process limits it as a whole.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -26,6 +27,9 @@ WORKERS = 2
 START_METHOD = "forkserver"
 WARM_S = 20.0
 WARM_CALLS = 200
+ARRAYS_MB = 1, 10, 100
+# The second time counts: a virtual machine has to be given memory for the first.
+TWICE_MB = 1, 1, 10, 10, 100, 100
 
 Figures = dict[str, float]
 
@@ -60,6 +64,15 @@ class Side(NamedTuple):
         run_map(executor, calls.noop, WARM_CALLS)
         return executor
 
+    def empty_files(self) -> None:
+        """Have files of large values take neither memory nor disk any more, as those that come next are measured.
+
+        A disk that is behind by gigabytes lets whoever writes wait, and the host of a virtual machine takes its time to
+        give it more memory. The files stay, since ext4 is slow to make some while after others were removed.
+        """
+        for path in Path(f"{self.store}-values").glob("*"):
+            os.truncate(path, 0)
+
     def check_kept(self, n: int) -> None:
         """Raise unless the store, read as anybody can, has every no-op call as a finished task of its own."""
         if self.name == "pool":
@@ -78,6 +91,16 @@ def run_map(executor: Executor, call: Callable[[int], int], n: int) -> float:
     """Seconds for a map over `n` items, its results taken in order and kept by nobody."""
     start = time.perf_counter()
     total = sum(executor.map(call, range(n), chunksize=1))
+    seconds = time.perf_counter() - start
+    if total != n * (n - 1) // 2:
+        raise RuntimeError(f"map over {n} items gave other results than those")
+    return seconds
+
+
+def run_pickled_map(executor: Executor, n: int) -> float:
+    """Seconds for a map over `n` complex numbers, which are pickled."""
+    start = time.perf_counter()
+    total = sum(executor.map(calls.real_of, map(complex, range(n)), chunksize=1))
     seconds = time.perf_counter() - start
     if total != n * (n - 1) // 2:
         raise RuntimeError(f"map over {n} items gave other results than those")
@@ -178,29 +201,35 @@ def _over_ideal(side: Side, durations: Sequence[float]) -> float:
 
 
 def array_results(side: Side, n: int) -> Figures:
-    """MB/s of arrays of so many MB that calls return."""
-    count = 20 if n > 1 else 5
+    """MB/s of arrays that calls return, by their size, so many MB of each."""
+    figures = {}
     with side.warm_executor() as executor:
         executor.submit(calls.array_of, 1).result()  # the workers have imported numpy
-        start = time.perf_counter()
-        total = sum(array.nbytes for array in executor.map(calls.array_of, [n] * count))
-        seconds = time.perf_counter() - start
-    if total != n * count << 20:
-        raise RuntimeError(f"{count} arrays of {n} MiB had {total} bytes together")
-    return {"rate": total / 1e6 / seconds}
+        for size in TWICE_MB:
+            count = max(n // size, 1)
+            start = time.perf_counter()
+            total = sum(array.nbytes for array in executor.map(calls.array_of, [size] * count))
+            figures[f"of_{size}"] = total / 1e6 / (time.perf_counter() - start)
+            side.empty_files()
+            if total != size * count << 20:
+                raise RuntimeError(f"{count} arrays of {size} MiB had {total} bytes together")
+    return figures
 
 
 def array_arguments(side: Side, n: int) -> Figures:
-    """MB/s of arrays of so many MB that calls are given, each another one."""
-    arrays = [calls.array_of(n) + number for number in range(20 if n > 1 else 5)]
+    """MB/s of arrays that calls are given, each another one, by their size, so many MB of each."""
+    figures = {}
     with side.warm_executor() as executor:
         executor.submit(calls.last_of, calls.array_of(1)).result()
-        start = time.perf_counter()
-        found = list(executor.map(calls.last_of, arrays))
-        seconds = time.perf_counter() - start
-    if found != [1.0 + number for number in range(len(arrays))]:
-        raise RuntimeError(f"calls saw other arrays than those that they were given: {found}")
-    return {"rate": sum(array.nbytes for array in arrays) / 1e6 / seconds}
+        for number, size in zip(itertools.count(1, 1000), TWICE_MB):
+            arrays = [calls.array_of(size) * (number + place) for place in range(max(n // size, 1))]
+            start = time.perf_counter()
+            found = list(executor.map(calls.last_of, arrays))
+            figures[f"of_{size}"] = sum(array.nbytes for array in arrays) / 1e6 / (time.perf_counter() - start)
+            side.empty_files()
+            if found != [float(number + place) for place in range(len(arrays))]:
+                raise RuntimeError(f"calls saw other arrays than those that they were given: {found}")
+    return figures
 
 
 def same_array(side: Side, n: int) -> Figures:
@@ -216,19 +245,20 @@ def same_array(side: Side, n: int) -> Figures:
 
 
 def resumed(side: Side, n: int) -> Figures:
-    """Seconds for a map, and a loop of submit(), of calls that an earlier run has finished; the pool runs them.
+    """Seconds for maps, and a loop of submit(), of calls that an earlier run has finished; the pool runs them.
 
-    For the loop also microseconds of each submit.
+    For the loop also microseconds of each submit. One of the maps has arguments that JSON does not keep.
     """
     code = (
         "import os, sys; from bench import calls, measure;"
-        "executor = measure.Side(sys.argv[1], sys.argv[2]).executor();"
-        "measure.run_map(executor, calls.noop, int(sys.argv[3])); os._exit(0)"  # in the midst: no clean end
+        "executor = measure.Side(sys.argv[1], sys.argv[2]).executor(); n = int(sys.argv[3]);"
+        "measure.run_map(executor, calls.noop, n); measure.run_pickled_map(executor, n);"
+        "os._exit(0)"  # in the midst: no clean end
     )
     if side.name == "persistent":
         subprocess.run([sys.executable, "-c", code, side.name, side.store, str(n)], check=True)
     with side.executor() as executor:
-        seconds = run_map(executor, calls.noop, n)
+        seconds, pickled_s = run_map(executor, calls.noop, n), run_pickled_map(executor, n)
         if side.name == "persistent":
             executor._dispatcher.leave_unclean()  # type: ignore[attr-defined]  # so that the next one continues it
     with side.executor() as executor:
@@ -238,7 +268,7 @@ def resumed(side: Side, n: int) -> Figures:
         if sum(future.result() for future in futures) != n * (n - 1) // 2:
             raise RuntimeError(f"a loop over {n} items gave other results than those")
         loop_s = time.perf_counter() - start
-    return {"time": seconds, "loop": loop_s, "submit": (submitted - start) / n * 1e6}
+    return {"time": seconds, "pickled": pickled_s, "loop": loop_s, "submit": (submitted - start) / n * 1e6}
 
 
 def first_result(side: Side, n: int) -> Figures:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from bench.measure import ARRAYS_MB
+
 ROOT = Path(__file__).resolve().parent.parent
 PROBE_LIMIT_S = 180.0
 
@@ -76,17 +78,18 @@ PLAN = (
     Measurement("tail", 3_000, 100, 3, 1, (
         Row("over", "`map` of {n:,} calls of 0.1 ms to 1 s, likewise", "×"),
     )),
-    Measurement("results", 10, 1, 5, 1, (
-        Row("rate", "arrays of {n} MB as results", "MB/s", True, need=1, aim=2),
+    Measurement("results", 200, 10, 5, 1, tuple(
+        Row(f"of_{size}", f"arrays of {size} MB as results", "MB/s", True, need=1, aim=2) for size in ARRAYS_MB
     )),
-    Measurement("arguments", 10, 1, 5, 1, (
-        Row("rate", "arrays of {n} MB as arguments", "MB/s", True, need=1, aim=2),
+    Measurement("arguments", 200, 10, 5, 1, tuple(
+        Row(f"of_{size}", f"arrays of {size} MB as arguments", "MB/s", True, need=1, aim=2) for size in ARRAYS_MB
     )),
     Measurement("same", 100, 2, 5, 1, (
         Row("time", "one array of {n} MB as an argument of 20 calls", "s", need=0.2, aim=0.1),
     )),
     Measurement("resume", 100_000, 5_000, 3, 1, (
         Row("time", "`map` of {n:,} calls that an earlier run has finished", "s"),
+        Row("pickled", "`map` of as many with complex numbers, which are pickled", "s"),
         Row("loop", "loop of `submit` over as many, until all results are there", "s"),
         Row("submit", "each submit of that loop", "µs"),
     )),
