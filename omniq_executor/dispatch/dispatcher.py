@@ -146,7 +146,7 @@ class Dispatcher:
         future = self._new_future(self, id)
         if why is not None:
             future._why = why
-        if recurs(call_options.options):
+        if call_options is not USUAL and recurs(call_options.options):
             future.recurs = True
         self._waiters.add_future(id, future)
         try:

@@ -129,9 +129,11 @@ class Loop:
             self.turn(Batch(id, 1, function, None, (call,), False, *call_options))
             return
         self._store.add_claimed(self._owner, self._run, id, function, call, now())
-        self.claims.queue.add((id,), function, None, (call,), not self._holds)
         if self._holds:
+            self.claims.queue.hold_one(id, function, call)
             self.driver.tick()
+        else:
+            self.claims.queue.add((id,), function, None, (call,), gives=True)
 
     def heed_needs(self, options: Options | None) -> None:
         """See to it that somebody runs what calls come after that were added just now, with these options."""

@@ -55,8 +55,7 @@ class DispatchQueue:
     def add(self, ids: Sequence[int], function: Function, text: str | None, calls: Sequence[Call], gives: bool) -> None:
         """Take in new calls, claimed as attempt 1: give them, past none that waits, or have them wait."""
         if not gives and len(calls) == 1:
-            self._burst.append((ids[0], function, calls[0]))
-            self.size += 1
+            self.hold_one(ids[0], function, calls[0])
             return
         chunk = Chunk(ids, [1] * len(ids), function.digest, function.pickle, text)
         if text is None:
@@ -66,6 +65,11 @@ class DispatchQueue:
         else:
             self._gather_burst()
             self.hold(chunk)
+
+    def hold_one(self, id: int, function: Function, call: Call) -> None:
+        """Have a new call wait, likewise: others are about to follow, and go with it."""
+        self._burst.append((id, function, call))
+        self.size += 1
 
     def hold(self, chunk: Chunk) -> None:
         """Have a chunk wait, until the next `give()`."""

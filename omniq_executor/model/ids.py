@@ -6,6 +6,8 @@ NODES = 4096  # owners of one store that live at a time differ in id modulo this
 _TICK_NS = 16_000_000
 _COUNT_BITS = 14
 _NODE_BITS = NODES.bit_length() - 1
+_MOST = 1 << _COUNT_BITS  # of a tick
+_TIME_BITS = _COUNT_BITS + _NODE_BITS  # below the tick
 
 
 class Ids:
@@ -25,14 +27,14 @@ class Ids:
 
     def take(self, count: int) -> int:
         """Return the first of `count` consecutive new ids. Raise ValueError for more than a tick has."""
-        if count > 1 << _COUNT_BITS:
-            raise ValueError(f"{count} ids at once are more than {1 << _COUNT_BITS}")
+        if count > _MOST:
+            raise ValueError(f"{count} ids at once are more than {_MOST}")
         tick = time.time_ns() // _TICK_NS
         if tick > self._tick:  # a clock that was set back is ignored until time has caught up
             self._tick, self._used = tick, 0
-        elif self._used + count > 1 << _COUNT_BITS:
+        elif self._used + count > _MOST:
             self._tick, self._used = self._tick + 1, 0
-        first = self._tick << _COUNT_BITS + _NODE_BITS | self._node | self._used
+        first = self._tick << _TIME_BITS | self._node | self._used
         self._used += count
         if not self.taken:
             self._first = first
@@ -46,4 +48,4 @@ class Ids:
 
 def time_of(number: int) -> int:
     """Return when an id was made, in microseconds since 1970: a tick earlier at most, or later for many at once."""
-    return (number >> _COUNT_BITS + _NODE_BITS) * (_TICK_NS // 1000)
+    return (number >> _TIME_BITS) * (_TICK_NS // 1000)
