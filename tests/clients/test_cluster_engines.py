@@ -58,7 +58,7 @@ class TestLoky(OnExecutor):
 def dask_client() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed", reason="distributed is in the extra `clients`")
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         yield client
