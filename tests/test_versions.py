@@ -205,6 +205,25 @@ def test_whatever_names_the_code_is_checked(make_executor: MakeExecutor, module:
     assert isinstance(other.submit(function, *args).exception(WAIT_S), CodeChanged)
 
 
+def test_what_goes_along_with_arguments_is_of_the_function_and_of_the_code_as_it_is(
+    make_executor: MakeExecutor, module: Any
+) -> None:
+    source = "class C:\n    def m(self): return STEP\n"
+    edited = module(source.replace("STEP", "1"))
+    executor = make_executor(1)
+    for _ in range(2):
+        assert executor.submit(calls.echo, edited.C()).result(WAIT_S).m() == 1
+        assert executor.submit(repr, edited.C()).result(WAIT_S)
+    edited = module(source.replace("STEP", "2"))
+    assert executor.submit(calls.echo, edited.C()).result(WAIT_S).m() == 2
+    module(source.replace("STEP", "3"), load=False)
+    other = make_executor(1, queue="other")
+    for _ in range(2):
+        for function, name in (calls.echo, "calls.echo"), (repr, "builtins.repr"):
+            with pytest.raises(CodeChanged, match=name):
+                other.submit(function, edited.C()).result(WAIT_S)
+
+
 def test_workers_of_other_programs_check_it_too(
     store: Path, module: Any, start_worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
