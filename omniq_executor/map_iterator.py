@@ -237,11 +237,21 @@ class Results(Iterator[Any]):
         self._ended = False
         return value
 
-    def _end(self, error: BaseException) -> None:
+    def close(self) -> None:
+        """End it, as a generator: no result comes any more, and what has not started is cancelled."""
+        self._values.clear()
+        if not self._ended:
+            self._leave()
+            self._dispatcher.forget(self._arrivals)
+
+    def _leave(self) -> None:
         self._ended = True
         self._dispatcher.unwatch(self._arrivals)
         if self._progress is not None:
             self._progress.close()
+
+    def _end(self, error: BaseException) -> None:
+        self._leave()
         # Ctrl-C ends a script, and is no wish to cancel then: what has not started is left for the next run. A session
         # or a notebook goes on, where nobody can get at these results any more: it means what runs, too.
         if isinstance(error, Exception):

@@ -251,13 +251,17 @@ class Files:
             self._synced.clear()
         self._synced.add(pin.name)
 
+    def _is_whole(self, name: str) -> bool:
+        with open(self.folder / name, "rb", buffering=0, opener=_no_link) as file:
+            return is_whole(file.fileno(), name)
+
     def _give_name(self, fresh: Path, name: str, own: str, is_shared: bool) -> str:
         if is_shared:
             try:
                 os.link(fresh, self.folder / name)  # unlike a renaming, it replaces nothing that others have pinned
             except OSError:  # another was faster, what is there is damaged, or the file system has no such links
-                with contextlib.suppress(FileNotFoundError):
-                    if os.stat(self.folder / name).st_size != size_of(name):  # else calls that wait would be lost
+                with contextlib.suppress(OSError):
+                    if not self._is_whole(name):  # else calls that wait would be lost
                         os.rename(fresh, self.folder / name)
                         return name
             else:
@@ -291,6 +295,10 @@ class Files:
         finally:
             os.close(fd)
         return memory
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def size_of(name: str) -> int:

@@ -322,6 +322,51 @@ def kind(store: Path) -> str:
     return store.name
 
 
+def test_workers_that_do_not_know_a_class_of_the_script_are_given_it_with_a_result(script: Any, kind: str) -> None:
+    script.write(
+        f"""
+import enum, os, sys, time
+from dataclasses import dataclass
+from typing import NamedTuple
+from omniq_executor import PersistentExecutor
+
+class Color(enum.Enum):
+    RED = 1
+
+class Pair(NamedTuple):
+    first: int
+    color: Color
+
+@dataclass
+class Box:
+    pair: Pair
+    data: bytes
+
+    def opened(self):
+        return self.pair.first + self.pair.color.value + len(self.data)
+
+def box(size):
+    return Box(Pair(3, Color.RED), bytes(size))
+
+def opened(box, number):
+    time.sleep(0.05)  # else one worker takes all
+    return box.opened()
+
+with PersistentExecutor(2, store={kind!r}) as executor:
+    for size in 10, 1_000_000:
+        boxed = executor.submit(box, size)
+        boxed.result()
+        if len(sys.argv) == 1:
+            print([future.result() for future in [executor.submit(opened, boxed, n) for n in range(4)]])
+    if len(sys.argv) > 1:
+        os.kill(os.getpid(), 9)
+"""
+    )
+    assert script.run("kill").returncode == -signal.SIGKILL
+    done = script.run()
+    assert done.stdout.splitlines() == [str([14] * 4), str([1_000_004] * 4)], done.stderr
+
+
 def test_a_pipeline_killed_halfway_and_run_again_repeats_nothing_that_was_done(script: Any, kind: str) -> None:
     script.write(
         HEAD

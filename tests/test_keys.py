@@ -285,6 +285,17 @@ def test_a_reducer_in_copyreg_is_respected(monkeypatch: pytest.MonkeyPatch) -> N
     assert value_digest(Callback(1)) == value_digest(Callback("1"))
 
 
+def test_the_state_counts_of_what_is_pickled_as_a_global() -> None:
+    class Unit:
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+        def __reduce__(self) -> str:
+            return "KM"
+
+    assert value_digest(Unit(1000)) == value_digest(Unit(1000)) != value_digest(Unit(1024))
+
+
 def test_every_part_of_a_reduction_counts() -> None:
     class Reduced:
         def __init__(self, *parts: object) -> None:

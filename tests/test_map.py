@@ -1,5 +1,6 @@
 """`map()`: results in the order of the items, as a lazy iterator, and nothing left behind when it ends early."""
 
+import contextlib
 import gc
 import itertools
 import json
@@ -285,6 +286,27 @@ def test_dropping_the_iterator_cancels_what_has_not_started(
     del results
     gc.collect()
     wait_until(lambda: statuses(executor) == {"RUNNING": 1, "CANCELLED": 30})
+    (tmp_path / "gate").touch()
+    assert held.result(WAIT_S) == "held"
+    executor.shutdown()
+    assert journal.lines() == ["held"]
+
+
+@pytest.mark.parametrize("kind", ["map", "map_unordered"])
+def test_closing_the_iterator_cancels_what_has_not_started_and_ends_it(
+    make_executor: Any, journal: Any, tmp_path: Path, wait_until: Any, kind: str
+) -> None:
+    executor = make_executor(1)
+    with contextlib.closing(executor.map(calls.square, range(30))) as first:
+        assert next(first) == 0
+    assert list(first) == []
+    held = executor.submit(calls.noted_wait, journal.path, "held", tmp_path / "gate")
+    journal.wait_for(1)
+    results = getattr(executor, kind)(calls.noted, [journal.path] * 30, range(30))
+    results.close()
+    results.close()
+    assert list(results) == []
+    wait_until(lambda: statuses(executor).get("CANCELLED", 0) >= 30)
     (tmp_path / "gate").touch()
     assert held.result(WAIT_S) == "held"
     executor.shutdown()

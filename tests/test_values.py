@@ -175,6 +175,8 @@ def test_a_file_that_is_not_what_it_was_is_named(make_executor: MakeExecutor, ha
     assert len(problems) == (0 if harm == "no rights" else 2)
     assert all(("missing" if harm == "remove" else "damaged") in it for it in problems)
     assert executor.submit(len, calls.block(8 * N)).result(WAIT_S) == 8 * N  # it is written anew
+    # In its place, so calls that were stored before can have it, too.
+    assert all("task-" in it.what for it in executor.store.check() if not it.repaired)
 
 
 def test_what_may_have_been_torn_by_a_cut_of_the_power_is_looked_at(

@@ -184,7 +184,15 @@ def test_a_function_that_was_replaced_here_alone_is_not_run(
 
 @pytest.mark.parametrize(
     "name",
-    ["edited.f", "functools.partial(edited.f, 1)", "edited.C", "edited.C(1).m", "edited.cached", "edited.wrapped"],
+    [
+        "edited.f",
+        "functools.partial(edited.f, 1)",
+        "edited.C",
+        "edited.C(1).m",
+        "edited.cached",
+        "edited.wrapped",
+        "edited.hidden",
+    ],
 )
 def test_whatever_names_the_code_is_checked(make_executor: MakeExecutor, module: Any, name: str) -> None:
     source = (
@@ -194,6 +202,8 @@ def test_whatever_names_the_code_is_checked(make_executor: MakeExecutor, module:
         "@functools.lru_cache\ndef cached(n): return deep(n)\n"
         "def wrap(f):\n    @functools.wraps(f)\n    def g(n): return f(n)\n    return g\n"
         "@wrap\ndef wrapped(n): return deep(n)\n"
+        "def hide(f):\n    def g(n): return f(n)\n    return g\n"
+        "@hide\ndef hidden(n): return deep(n)\n"
     )
     edited = module(source.replace("STEP", "1"))
     function = eval(name, {"edited": edited, "functools": functools})

@@ -51,6 +51,47 @@ CASES = {
         me = sys.modules[__name__]
         def __getattr__(name): return 1
         def f(x): return me.lazy""",
+    "the order of the bases of a class": """
+        class A:
+            def m(self): return 0
+        class B:
+            def m(self): return 5
+        def f(x): return C().m()
+        class C(*((A, B) if 1 == 1 else (B, A))): pass""",
+    "which base a class of a library is to one's own": """
+        import collections
+        def f(x): return C([(0, 0)])
+        class C(dict if 1 == 1 else collections.OrderedDict): pass""",
+    "what a function is to its class": """
+        def f(x): return A.m
+        class A:
+            def m(self=0): return 0
+            m = (property if 1 == 1 else staticmethod)(m)""",
+    "what a field of a dataclass says of itself": """
+        import dataclasses
+        def f(x): return dataclasses.fields(A)
+        @dataclasses.dataclass
+        class A:
+            n: int = dataclasses.field(metadata={"unit": 1})""",
+    "a format of packed bytes": """
+        import struct
+        held = struct.Struct("<1h")
+        def f(x): return held.unpack(x)""",
+    "what a decorator hides that does not say so": """
+        def hide(g):
+            def h(x): return g(x)
+            return h
+        @hide
+        def f(x): return 1""",
+    "a function of no module": """
+        made = {}
+        exec("def g(x): return 1", made)
+        g = made["g"]
+        def f(x): return g(x)""",
+    "a distribution": """
+        import statistics
+        held = statistics.NormalDist(0, 1)
+        def f(x): return held.mean""",
     "a function of a module that data holds": """
         import sys
         held = {"a": sys.modules[__name__]}

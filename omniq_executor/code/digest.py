@@ -46,7 +46,7 @@ from .. import values
 from ..errors import InputError
 from ..hashes import hash_of
 from ..inputs import InputFile, file_digest
-from .modules import MAIN, is_hash_of_attrs, is_main, is_own, namesake
+from .modules import MAIN, is_found, is_hash_of_attrs, is_main, is_own, namesake
 
 _INLINE_BYTES = 512  # a longer body is replaced by its hash, so that no level copies what lies below it
 _LENGTHS = [b"%d:" % size for size in range(_INLINE_BYTES + 1)]
@@ -77,9 +77,14 @@ _OF_PROCESS = frozenset({
 # Of which objects count that a module holds: others may be anything, from a client to the environment.
 _PLAIN = frozenset({
     *("argparse", "array", "builtins", "collections", "configparser", "datetime", "decimal", "enum", "fractions"),
-    *("functools", "ipaddress", "numpy", "numpy.dtypes", "operator", "pathlib", "re", "string", "_struct", "types"),
+    *("functools", "ipaddress", "numpy", "operator", "pathlib", "re", "statistics", "string", "_struct", "types"),
     *("typing", "uuid", "zoneinfo"),
 })  # fmt: skip
+
+
+def _is_plain(module: str) -> bool:
+    """Return whether objects of classes of a module count. Those of `numpy.random` change with each use."""
+    return module in _PLAIN or (module.startswith("numpy.") and not module.startswith("numpy.random"))
 
 
 class Uncanonical(Exception):
@@ -237,7 +242,7 @@ class _Encoder:
 
     def named(self) -> list[Any]:
         """Return the functions and classes with a version that it holds by name, in a stable order."""
-        named = [definition for definition, code in self._versioned.values() if code]
+        named = [definition for definition, code in self._versioned.values() if code and is_found(definition)]
         return sorted(named, key=lambda each: (each.__module__, each.__qualname__))
 
     def encode(self, value: Any) -> bytes:
@@ -296,7 +301,7 @@ class _Encoder:
         if (
             kind.__module__ in _OF_PROCESS
             or (kind.__module__, kind.__name__) in _OF_PROCESS
-            or (self._is_plain and not (kind.__module__ in _PLAIN or is_own(kind.__module__)))
+            or (self._is_plain and not (_is_plain(kind.__module__) or is_own(kind.__module__)))
         ):
             return _item(b"O", _text(kind.__module__) + _text(kind.__qualname__))
         try:
@@ -306,7 +311,9 @@ class _Encoder:
             reduced: Any = reducer(value) if reducer else value.__reduce_ex__(5)
             if isinstance(reduced, str):  # the name of a global; but an lru_cache is as good as what it wraps
                 module = pickle.whichmodule(value, reduced)  # type: ignore[attr-defined]
-                reduced = (module, reduced, getattr(value, "__wrapped__", None))
+                is_ours = is_own(kind.__module__) or is_main(kind)
+                state = getattr(value, "__dict__", None) if is_ours else getattr(value, "__wrapped__", None)
+                reduced = (module, reduced, state)
             make, args, state, listed, mapped, set_state = (*reduced, None, None, None, None)[:6]
             if (kind.__reduce_ex__, kind.__reduce__) in _SET_REDUCERS and not reducer:
                 args = frozenset(*args)  # instead of a list in hash order
@@ -332,8 +339,13 @@ class _Encoder:
         return _item(b"r", label)
 
     def _nameless(self, definition: Any) -> bytes:
-        """Write what tells lambdas and functions within functions apart, of which several have one name."""
-        if type(definition) is not FunctionType or "<" not in definition.__qualname__ or id(definition) in self._inside:
+        """Write what tells lambdas, functions within functions and those of no module apart.
+
+        Several of them may have one name.
+        """
+        if type(definition) is not FunctionType or id(definition) in self._inside:
+            return b""
+        if "<" not in definition.__qualname__ and "__name__" in definition.__globals__:
             return b""
         self._inside.add(id(definition))
         carried = definition.__defaults__, definition.__kwdefaults__, definition.__closure__
@@ -425,6 +437,7 @@ _COMPOUNDS: dict[type, Callable[[_Encoder, Any], bytes]] = {
     CellType: _Encoder._cell,
     InputFile: _Encoder._input,
     pickle.PickleBuffer: _Encoder._buffer,
+    struct.Struct: lambda encoder, value: _item(b"o", encoder._named(struct.Struct) + encoder.encode(value.format)),
     # Parts of classes that pickle does not reduce.
     staticmethod: lambda encoder, value: _item(b"T", encoder.encode(value.__func__)),
     classmethod: lambda encoder, value: _item(b"K", encoder.encode(value.__func__)),

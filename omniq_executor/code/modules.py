@@ -29,6 +29,7 @@ _HAS_DOCSTRING = 0x4000000  # a flag of code, since 3.14
 _WORD = re.compile(r"[^\W\d]\w*")
 _LONGEST_TEXT = 10_000  # of which words are taken
 _MOST_WORDS = 1000
+_MOST_DECORATORS = 100  # around one function
 
 
 class Reduced:
@@ -59,6 +60,16 @@ def namesake(value: Any) -> Any:
         return None if is_main(value) else attrgetter(value.__qualname__)(sys.modules[value.__module__])
     except (AttributeError, ImportError, KeyError, TypeError):  # of the module's own __getattr__, too
         return None
+
+
+def is_found(value: Any) -> bool:
+    """Return whether its name leads to a function or class, also through what decorates it and says so."""
+    found = namesake(value)
+    for _ in range(_MOST_DECORATORS):
+        if found is value or found is None:
+            break
+        found = getattr(found, "__wrapped__", None)
+    return found is value
 
 
 def type_name(value: Any) -> str:

@@ -319,10 +319,15 @@ class Version:
             return
         self._queue += [*kind.__bases__, type(kind)]
         if module != MAIN and module in sys.modules:
-            self._items.setdefault(module, set())
+            self._items.setdefault(module, set()).add((kind.__qualname__, _shape_of(kind)))
             self._named(vars(sys.modules[module]), kind)
         for name, value in vars(kind).items():
-            if isinstance(value, _CODE):
+            if name == "__dataclass_fields__":
+                for field in value.values():
+                    self._hold(*field.metadata.values())
+                    if module != MAIN and field.metadata:
+                        self._keep(module, f"{kind.__qualname__}.{field.name}", field.metadata)
+            elif isinstance(value, _CODE):
                 self._queue.append(value)
                 if module != MAIN and not is_called(value, f"{kind.__qualname__}.{name}"):
                     self._keep(module, f"{kind.__qualname__}.{name}", value)
@@ -361,6 +366,13 @@ class Version:
 
     def _counts(self, module: str) -> bool:
         return module == MAIN or self._is_own(module)
+
+
+def _shape_of(kind: type) -> bytes:
+    """Return what stands for the bases of a class, in their order, and for what its functions are to it."""
+    bases = [(base.__module__, base.__qualname__) for base in kind.__bases__]
+    members = sorted((name, type(value).__name__) for name, value in vars(kind).items() if isinstance(value, _CODE))
+    return hash_of(repr((bases, members)).encode())
 
 
 def _leave_out(module: str, name: str, why: Exception) -> None:

@@ -85,7 +85,11 @@ class Claims:
         ready: list[Claimed] = []
         for task in claimed:
             after = {id: states.get(id) for id in _after(task)}
-            results = {found.id: found.result for found in after.values() if found and found.result is not None}
+            results = {
+                found.id: dependencies.for_workers(found.result, lambda: self._store.values, self._engine.snapshot)
+                for found in after.values()
+                if found and found.result is not None
+            }
             if not after:
                 ready.append(task)
             elif len(results) == len(after):

@@ -18,6 +18,7 @@ import base64
 import functools
 import io
 import json
+import logging
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,10 @@ _MAX_DEPTH = 60  # deeper values are pickled; SQLite's own JSON parser stops at 
 SCALARS = frozenset({int, str, float, bool, type(None)})
 BY_NAME = b"__main__"  # stands in every pickle that names something of the script
 _SCRIPT_NAMES = tuple(name.encode() for name in modules.MAINS)
+
+_INHERITED = "shared between processes through inheritance"  # what multiprocessing says of its locks and queues
+_told: set[str] = set()
+_log = logging.getLogger("omniq_executor")
 
 _TUPLES = {name for name, field in OPTIONS.items() if field.kind in (Kind.TEXTS, Kind.IDS)}
 _PICKLES = {name for name, field in OPTIONS.items() if field.kind is Kind.PICKLE}
@@ -171,8 +176,20 @@ def write(value: Any, snapshot: Any = None) -> spaces.Payload:
     except Exception as error:  # noqa: BLE001 - as above
         if plain is None or modules.script() is None:
             _refuse(value, error)
+        _tell_of_shared(error)
         plain = values.finish(plain, buffers)
         return spaces.Payload(pickle.dumps(modules.Reduced(spaces.by_name, (plain, str(error))), _PROTOCOL))
+
+
+def _tell_of_shared(error: Exception) -> None:
+    """Say once of locks and the like that workers which import the script do not share them."""
+    said = str(error)
+    if _INHERITED in said and said not in _told:
+        _told.add(said)
+        _log.warning(
+            "%s. So each worker imports the script, and makes one of its own: they share none. Where they must, hand it"
+            " on by `initializer` and `initargs`, or have workers forked, by mp_context=get_context('fork')", said,
+        )  # fmt: skip
 
 
 @functools.cache

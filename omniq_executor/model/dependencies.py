@@ -2,7 +2,8 @@
 
     submit(fn, [future])        the pickle of the arguments has result_of("task-...") where the future was
     stored                      with the ids of those tasks in its options: the call waits for them
-    claimed, when they are done the dispatcher binds their stored results to the pickle
+    claimed, when they are done the dispatcher binds their stored results to the pickle; those with instances of
+                                classes of the script, which name these alone, with the classes
     in the worker               the pickle is loaded, and result_of() gives the results
 
 Where in the arguments a future is makes no difference, as long as pickle comes by it: so nobody
@@ -15,13 +16,18 @@ import contextlib
 import os
 import pickle
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from .. import values
 from ..code import modules
 from ..errors import DependencyFailed
+from ..value_files import Files, names_in
 from . import codec
 from .task import format_id, parse_id
+
+_OF_SCRIPT = codec.script_class.__name__.encode()
+_MOST_WRITTEN_ANEW = 1 << 24  # bytes
 
 
 class _Here(threading.local):
@@ -97,6 +103,22 @@ class Reference:
 
     def __repr__(self) -> str:
         return f"<result of {self.task_id}>"
+
+
+def for_workers(result: str | bytes, files: Callable[[], Files], snapshot: Any) -> str | bytes:
+    """Return a result as workers can load it: with the classes of the script, of which it has the names alone.
+
+    One that is large, or that this process cannot load either, stays as it is: workers that know these classes, as from
+    the function that they run, can load it.
+    """
+    if isinstance(result, str) or values.size_with_files(result) > _MOST_WRITTEN_ANEW:
+        return result
+    try:
+        if _OF_SCRIPT in result or any(files().open(name).find(_OF_SCRIPT) >= 0 for name in names_in(result)):
+            return codec.write(codec.decode_result(result, files), snapshot).data
+        return result
+    except Exception:  # noqa: BLE001 - code of the user's class may raise anything; the call says what, if it does there
+        return result
 
 
 def bind(args: str | bytes, kwargs: str | None, results: Mapping[int, str | bytes]) -> bytes:

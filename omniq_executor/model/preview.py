@@ -7,6 +7,7 @@ each: it calls nothing and only notes what it was given. So a stranger's pickle 
 import io
 import pickle
 import reprlib
+import threading
 from typing import Any
 
 from .. import values
@@ -18,6 +19,15 @@ _SHOWN = 200  # characters of arguments
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = _shorten.maxlong = 60
 _shorten.maxlevel = 4
+_MOST_OBJECTS = 40  # that are shown with what they were given
+
+
+class _Shown(threading.local):
+    level = 0  # of objects within objects, of what is written in this thread
+    objects = 0  # that were written so far
+
+
+_shown = _Shown()
 
 
 def preview(data: bytes) -> str:
@@ -92,7 +102,17 @@ class _StandIn(metaclass=_Named):
         return type(self)(*given)
 
     def __repr__(self) -> str:
-        return f"{self.label}({', '.join(map(_shorten.repr, self.given[:4]))})"
+        # Of objects that refer to each other a Repr sees no end: for each it begins to count levels anew.
+        if _shown.level == 0:
+            _shown.objects = 0
+        if _shown.level == _shorten.maxlevel or _shown.objects == _MOST_OBJECTS:
+            return f"{self.label}(...)"
+        _shown.level += 1
+        _shown.objects += 1
+        try:
+            return f"{self.label}({', '.join(map(_shorten.repr, self.given[:4]))})"
+        finally:
+            _shown.level -= 1
 
     given: list[Any]
 

@@ -83,7 +83,8 @@ def enter(data: socket.socket, control: socket.socket, find_row: Callable[[], "m
             worker.keep_arrived()
     except BaseException:  # whatever it is, this worker can run no calls, and the parent should know why
         logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
-        worker.send_broken()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # another worker's may have said it before
+            worker.send_broken()
         return
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         worker.run()
