@@ -234,6 +234,19 @@ def test_what_goes_along_with_arguments_is_of_the_function_and_of_the_code_as_it
                 other.submit(function, edited.C()).result(WAIT_S)
 
 
+def test_a_class_that_python_completes_when_it_is_first_called_is_the_same(
+    make_executor: MakeExecutor, module: Any
+) -> None:
+    edited = module(
+        "from typing import Protocol\nclass P(Protocol):\n    def m(self): ...\n"
+        "class C(P):\n    def m(self): return 1\ndef f(n): return C().m() + n\n"
+    )
+    executor = make_executor(1)
+    assert executor.submit(edited.f, 1).result(WAIT_S) == 2
+    assert executor.submit(calls.echo, edited.C()).result(WAIT_S).m() == 1
+    assert make_executor(1, queue="other").submit(edited.f, 1).result(WAIT_S) == 2
+
+
 def test_workers_of_other_programs_check_it_too(
     store: Path, module: Any, start_worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -371,7 +371,11 @@ class Version:
 def _shape_of(kind: type) -> bytes:
     """Return what stands for the bases of a class, in their order, and for what its functions are to it."""
     bases = [(base.__module__, base.__qualname__) for base in kind.__bases__]
-    members = sorted((name, type(value).__name__) for name, value in vars(kind).items() if isinstance(value, _CODE))
+    members = sorted(
+        (name, type(value).__name__)
+        for name, value in vars(kind).items()
+        if name[:2] != "__" and isinstance(value, _CODE)  # a Protocol is given its __init__ when it is first called
+    )
     return hash_of(repr((bases, members)).encode())
 
 

@@ -82,14 +82,15 @@ class Claims:
             _log.error("%s; results that calls are given are read again later", error)
             self.unread = [task for task in claimed if _after(task)]
             return [task for task in claimed if not _after(task)]
+        there = {
+            found.id: dependencies.for_workers(found.result, lambda: self._store.values, self._engine.snapshot)
+            for found in states.values()
+            if found.result is not None
+        }
         ready: list[Claimed] = []
         for task in claimed:
             after = {id: states.get(id) for id in _after(task)}
-            results = {
-                found.id: dependencies.for_workers(found.result, lambda: self._store.values, self._engine.snapshot)
-                for found in after.values()
-                if found and found.result is not None
-            }
+            results = {id: there[id] for id in after if id in there}
             if not after:
                 ready.append(task)
             elif len(results) == len(after):
