@@ -239,7 +239,8 @@ def test_a_class_that_python_completes_when_it_is_first_called_is_the_same(
 ) -> None:
     edited = module(
         "from typing import Protocol\nclass P(Protocol):\n    def m(self): ...\n"
-        "class C(P):\n    def m(self): return 1\ndef f(n): return C().m() + n\n"
+        "class B:\n    def __init__(self): self.n = 1\nclass C(P, B):\n    def m(self): return self.n\n"
+        "def f(n): return C().m() + n\n"
     )
     executor = make_executor(1)
     assert executor.submit(edited.f, 1).result(WAIT_S) == 2

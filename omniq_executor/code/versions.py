@@ -322,6 +322,8 @@ class Version:
             self._items.setdefault(module, set()).add((kind.__qualname__, _shape_of(kind)))
             self._named(vars(sys.modules[module]), kind)
         for name, value in vars(kind).items():
+            if name == "_value2member_map_":  # of an enum: it grows as flags are put together
+                continue
             if name == "__dataclass_fields__":
                 for field in value.values():
                     self._hold(*field.metadata.values())
