@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .shown import Facts
 
 RESUME_WITHIN = datetime.timedelta(days=7)
+_TOLD_WITHIN_S = 1.0  # which process a worker is that was forked
 
 
 class PersistentExecutor(Submitter):
@@ -440,7 +441,11 @@ class PersistentExecutor(Submitter):
         from .engines.local.pool import LocalEngine
 
         engine = self._dispatcher.engine
-        return engine.processes() if isinstance(engine, LocalEngine) else {}
+        if not isinstance(engine, LocalEngine):
+            return {}
+        # A worker may have given a result before the fork server of the launcher has told which process it is.
+        self._dispatcher.driver.take_in_until(engine.are_known, _TOLD_WITHIN_S)
+        return engine.processes()
 
 
 class _WithOptions(Submitter):

@@ -14,7 +14,7 @@ import calls
 import pytest
 
 from omniq_executor import PersistentExecutor, PoolBroken
-from omniq_executor.engines.local import start_method
+from omniq_executor.engines.local import launch, start_method
 
 WAIT_S = 30.0
 MakeExecutor = Callable[..., PersistentExecutor]
@@ -183,6 +183,25 @@ def test_the_processes_are_there_by_pid(make_executor: MakeExecutor, context: An
     executor.shutdown()
     last.join()
     assert (last.exitcode, executor._processes) == (0, {})
+
+
+def test_a_process_is_there_though_the_fork_server_tells_of_it_after_its_first_result(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late:
+        size = launch.ForkServerLauncher._MESSAGE.size
+        unpack = launch.ForkServerLauncher._MESSAGE.unpack
+
+        def pack(self, *fields: int, kept: Any = launch.ForkServerLauncher._MESSAGE) -> bytes:
+            time.sleep(0.3)  # in the fork server
+            told: bytes = kept.pack(*fields)
+            return told
+
+    monkeypatch.setattr(launch.ForkServerLauncher, "_MESSAGE", Late())
+    executor = make_executor(2, multiprocessing.get_context("fork"))
+    pid = executor.submit(calls.pid).result(WAIT_S)
+    assert pid in executor._processes
+    assert executor.submit(calls.square, 3).result(WAIT_S) == 9
 
 
 def test_a_call_is_ended_by_its_process(

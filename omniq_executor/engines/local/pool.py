@@ -478,6 +478,10 @@ class LocalEngine:
         """Return the ids of the calls that workers are in, and since when."""
         return [found for worker in self._alive if (found := worker.running_since()) is not None]
 
+    def are_known(self) -> bool:
+        """Return whether the ids of all processes are known. Any thread may ask."""
+        return all(worker.process.pid is not None for worker in self._alive)
+
     def processes(self) -> dict[int, Process]:
         """The worker processes by their ids, as far as those are known. Any thread may ask."""
         processes = [worker.process for worker in self._alive]
