@@ -194,9 +194,11 @@ if __name__ == "__main__":
 
 DRAWS = """
 def draw():
-    note("drawn")
-    with open("journal") as journal:
-        return len(journal.readlines())
+    fd = os.open("journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, b"drawn\\n")
+    place = os.lseek(fd, 0, os.SEEK_CUR) // 6  # behind its own line: two that draw at a time are given two numbers
+    os.close(fd)
+    return place
 
 def die_after(out):
     print(sorted(out), flush=True)
