@@ -131,6 +131,47 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_what_workers_would_share_by_a_fork_alone_is_told_of_once(method: str, script: Any) -> None:
+    script.write(
+        METHODS_ALL
+        + f"""
+COUNT = multiprocessing.Value("i", 0)
+
+def counted(n):
+    with COUNT.get_lock():
+        COUNT.value += 1
+    return n
+
+if __name__ == "__main__":
+    with PersistentExecutor(2, multiprocessing.get_context({method!r})) as executor:
+        print([executor.submit(counted, n).result(30) for n in range(3)], COUNT.value)
+"""
+    )
+    done = script.run()
+    assert (done.returncode, done.stdout) == (0, "[0, 1, 2] 0\n")
+    assert done.stderr.count("they share none") == 1
+    assert "global `COUNT`" in done.stderr
+
+
+def test_an_initializer_that_fails_is_told_of_by_its_own_traceback_alone(method: str, script: Any) -> None:
+    script.write(
+        METHODS_ALL
+        + f"""
+def fail():
+    1 / 0
+
+if __name__ == "__main__":
+    with PersistentExecutor(2, multiprocessing.get_context({method!r}), initializer=fail) as executor:
+        print(type(executor.submit(pow, 2, 3).exception(30)).__name__)
+"""
+    )
+    done = script.run()
+    assert "PoolBroken" in done.stdout + done.stderr
+    assert "ZeroDivisionError" in done.stderr
+    assert "BrokenPipeError" not in done.stderr
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_it_ends_with_one_clear_error_in_an_unguarded_script(method: str, script: Any) -> None:
     script.write(
         METHODS_ALL

@@ -1,6 +1,7 @@
 """Arrays and data frames as large values: see test_values.py for what becomes of their files."""
 
 import asyncio
+import copy
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from large_values import FUNCTION, WAIT_S, N, files, names, shared, store
 
 from omniq_executor import AsyncOmniQ, PersistentExecutor, attach, values
+from omniq_executor.code.digest import data_digests
 from omniq_executor.model import codec
 from omniq_executor.model.functions import stored_call
 from omniq_executor.model.preview import preview
@@ -35,6 +37,31 @@ def _nothing_is_pinned_at_the_end() -> Iterator[None]:
     yield
     assert values.here.pins == []
     assert values.here.writer is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.ma.masked_array([1, 2], [0, 1]), np.ma.masked_array([1, 2], [1, 1])),
+        (np.rec.array([(1, 2)]), np.rec.array([(1, 3)])),
+        (np.polynomial.Polynomial([1, 2]), np.polynomial.Polynomial([1, 3])),
+        (np.poly1d([1, 2]), np.poly1d([1, 3])),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_module_holds_of_numpy_counts_by_content(one: Any, other: Any) -> None:
+    left_out: list[str] = []
+    first, same, third = (
+        data_digests({"held": [value]}, lambda name, _: left_out.append(name))
+        for value in (one, copy.deepcopy(one), other)
+    )
+    assert first == same != third
+    assert left_out == []
+
+
+def test_a_generator_of_random_numbers_that_a_module_holds_counts_by_its_type() -> None:
+    first, other = (data_digests({"held": [np.random.default_rng(n)]}, lambda *_: None) for n in range(2))
+    assert first == other
 
 
 def test_arrays_come_back_and_can_be_changed(executor: PersistentExecutor) -> None:
