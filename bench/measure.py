@@ -16,7 +16,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,10 +87,10 @@ class Side(NamedTuple):
             raise RuntimeError(f"{kept} of {n + WARM_CALLS} calls are kept in the store")
 
 
-def run_map(executor: Executor, call: Callable[[int], int], n: int) -> float:
-    """Seconds for a map over `n` items, its results taken in order and kept by nobody."""
+def run_map(executor: Executor, call: Callable[[Any], int], n: int, items: Iterable[Any] | None = None) -> float:
+    """Seconds for a map over `n` items, the numbers or what stands for them, its results taken and kept by nobody."""
     start = time.perf_counter()
-    total = sum(executor.map(call, range(n), chunksize=1))
+    total = sum(executor.map(call, range(n) if items is None else items, chunksize=1))
     seconds = time.perf_counter() - start
     if total != n * (n - 1) // 2:
         raise RuntimeError(f"map over {n} items gave other results than those")
@@ -98,13 +98,8 @@ def run_map(executor: Executor, call: Callable[[int], int], n: int) -> float:
 
 
 def run_pickled_map(executor: Executor, n: int) -> float:
-    """Seconds for a map over `n` complex numbers, which are pickled."""
-    start = time.perf_counter()
-    total = sum(executor.map(calls.real_of, map(complex, range(n)), chunksize=1))
-    seconds = time.perf_counter() - start
-    if total != n * (n - 1) // 2:
-        raise RuntimeError(f"map over {n} items gave other results than those")
-    return seconds
+    """Likewise, over complex numbers, which are pickled."""
+    return run_map(executor, calls.real_of, n, map(complex, range(n)))
 
 
 def noop_map(side: Side, n: int) -> Figures:

@@ -440,11 +440,12 @@ class PersistentExecutor(Submitter):
         """The worker processes by pid, as programs look for them in a process pool."""
         from .engines.local.pool import LocalEngine
 
-        engine = self._dispatcher.engine
+        engine, driver = self._dispatcher.engine, self._dispatcher.driver
         if not isinstance(engine, LocalEngine):
             return {}
         # A worker may have given a result before the fork server of the launcher has told which process it is.
-        self._dispatcher.driver.take_in_until(engine.are_known, _TOLD_WITHIN_S)
+        if not driver.is_within():
+            driver.wait_until(engine.are_known, _TOLD_WITHIN_S)
         return engine.processes()
 
 

@@ -36,7 +36,7 @@ import time
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,19 +251,30 @@ class Files:
             self._synced.clear()
         self._synced.add(pin.name)
 
-    def _is_whole(self, name: str) -> bool:
-        with open(self.folder / name, "rb", buffering=0, opener=_no_link) as file:
-            return is_whole(file.fileno(), name)
+    def _replaces_damaged(self, fresh: Path, name: str) -> bool:
+        """Give a file the name of one that is damaged, as calls that wait refer to that; return whether that was so."""
+        with contextlib.suppress(OSError), self._opened(name) as fd:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # whoever removes it by this name has the other lock
+            if os.path.samestat(os.fstat(fd), os.lstat(self.folder / name)) and not is_whole(fd, name):
+                os.rename(fresh, self.folder / name)
+                return True
+        return False
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        fd = os.open(self.folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def _give_name(self, fresh: Path, name: str, own: str, is_shared: bool) -> str:
         if is_shared:
             try:
                 os.link(fresh, self.folder / name)  # unlike a renaming, it replaces nothing that others have pinned
             except OSError:  # another was faster, what is there is damaged, or the file system has no such links
-                with contextlib.suppress(OSError):
-                    if not self._is_whole(name):  # else calls that wait would be lost
-                        os.rename(fresh, self.folder / name)
-                        return name
+                if self._replaces_damaged(fresh, name):
+                    return name
             else:
                 os.unlink(fresh)
                 return name
@@ -295,10 +306,6 @@ class Files:
         finally:
             os.close(fd)
         return memory
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def size_of(name: str) -> int:

@@ -179,6 +179,23 @@ def test_a_file_that_is_not_what_it_was_is_named(make_executor: MakeExecutor, ha
     assert all("task-" in it.what for it in executor.store.check() if not it.repaired)
 
 
+def test_a_damaged_file_that_somebody_is_about_to_remove_is_not_replaced(files: ValueFiles) -> None:
+    data = memoryview(bytes(8 * N))
+    name, _, pin = files.keep(data)
+    pin.release()
+    (files.folder / name).write_bytes(b"other" + bytes(8 * N - 5))
+    with open(files.folder / name, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        other, _, pin = files.keep(data)
+        pin.release()
+    assert other.startswith(f"{name}.")
+    (files.folder / other).unlink()
+    again, _, pin = files.keep(data)
+    pin.release()
+    assert again == name
+    assert bytes(files.open(name)) == bytes(8 * N)
+
+
 def test_what_may_have_been_torn_by_a_cut_of_the_power_is_looked_at(
     files: ValueFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

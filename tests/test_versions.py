@@ -249,6 +249,13 @@ def test_a_class_that_python_completes_when_it_is_first_called_is_the_same(
     assert fresh.submit(calls.echo, edited.C()).result(WAIT_S).m() == 1
 
 
+def test_values_of_a_flag_that_are_put_together_make_no_other_class_of_it(module: Any) -> None:
+    edited = module("import enum\nclass F(enum.Flag):\n    A = 1\n    B = 2\ndef f(x): return F.A | x\n")
+    first = Version(edited.f).identity
+    assert edited.F.A | edited.F.B
+    assert Version(edited.f).identity == first
+
+
 def test_workers_of_other_programs_check_it_too(
     store: Path, module: Any, start_worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

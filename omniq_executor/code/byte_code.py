@@ -10,7 +10,7 @@ from .modules import begins_with_docstring, is_hash_of_attrs
 
 _SAYS_WHAT_IS_DONE = 0xFFFF  # flags: not those of `from __future__`, which IPython's autoreload adds
 _FIRST_LINE = "__firstlineno__"
-# What a class has though nobody wrote it there, or as annotations.
+# What a class has though nobody wrote it there, or as annotations; an enum also what grows as flags are put together.
 MADE = frozenset(
     f"__{name}__"
     for name in (
@@ -18,7 +18,7 @@ MADE = frozenset(
         *("annotations", "annotations_cache", "annotate", "annotate_func", "parameters", "type_params", "orig_bases"),
         *("abstractmethods", "dataclass_fields", "dataclass_params", "attrs_attrs", "attrs_props"),
     )
-)
+) | {"_value2member_map_"}
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -322,8 +322,6 @@ class Version:
             self._items.setdefault(module, set()).add((kind.__qualname__, _shape_of(kind)))
             self._named(vars(sys.modules[module]), kind)
         for name, value in vars(kind).items():
-            if name == "_value2member_map_":  # of an enum: it grows as flags are put together
-                continue
             if name == "__dataclass_fields__":
                 for field in value.values():
                     self._hold(*field.metadata.values())
@@ -333,7 +331,7 @@ class Version:
                 self._queue.append(value)
                 if module != MAIN and not is_called(value, f"{kind.__qualname__}.{name}"):
                     self._keep(module, f"{kind.__qualname__}.{name}", value)
-            elif name[:2] != "__" or (name not in MADE and type(value) in _PLAIN_KINDS):
+            elif name not in MADE and (name[:2] != "__" or type(value) in _PLAIN_KINDS):
                 self._hold(value)
                 if module != MAIN:
                     path = f"{kind.__qualname__}.{name}"

@@ -163,16 +163,6 @@ class Driver:
         """Take in what events there are, or come within a time. The lock is held."""
         self._take_in(self.selector.select(timeout_s))
 
-    def take_in_until(self, done: Callable[[], bool], timeout_s: float) -> None:
-        """Take in events until it is done, for so many seconds at most. The turn for them is taken by who is woken."""
-        deadline = time.monotonic() + timeout_s
-        if done() or self.is_within():
-            return
-        with self:
-            while not (self.is_closed or done()) and (left := deadline - time.monotonic()) > 0:
-                self.poll(left)
-            self.wake()
-
     def glance(self, look: Callable[[], _T]) -> _T | None:
         """Return what a look finds that changes nothing, or None where a turn takes too long. Nobody is told of it."""
         with interrupts:

@@ -114,7 +114,8 @@ def for_workers(result: str | bytes, files: Callable[[], Files], snapshot: Any) 
     if isinstance(result, str) or values.size_with_files(result) > _MOST_WRITTEN_ANEW:
         return result
     try:
-        if _OF_SCRIPT in result or any(files().open(name).find(_OF_SCRIPT) >= 0 for name in names_in(result)):
+        in_files = names_in(result) if values.is_reference(result) else ()
+        if _OF_SCRIPT in result or any(files().open(name).find(_OF_SCRIPT) >= 0 for name in in_files):
             return codec.write(codec.decode_result(result, files), snapshot).data
         return result
     except Exception:  # noqa: BLE001 - code of the user's class may raise anything; the call says what, if it does there

@@ -148,14 +148,6 @@ class ValueFiles(value_files.Files):
                 if value_files.is_name(name):
                     yield name
 
-    @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[int]:
-        fd = os.open(self.folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
     def _lock(self, name: str, locks: contextlib.ExitStack) -> bool:
         """Lock a file that is to be removed; return False if somebody uses it, or it is gone."""
         with contextlib.suppress(FileNotFoundError, BlockingIOError), contextlib.ExitStack() as undo:

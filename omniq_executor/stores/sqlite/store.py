@@ -260,9 +260,8 @@ class SQLiteStore(Store):
 
     def _after_turn(self, added: int, run: int = 0, now: int = 0) -> None:
         """Look now and then after the file, and after the counts of tasks."""
-        self._added += added
-        while self._added >= tally.STEP:
-            self._added -= tally.STEP
+        steps, self._added = divmod(self._added + added, tally.STEP)
+        for _ in range(steps):
             with contextlib.suppress(StoreError):  # they are right as they are, and a later turn moves the mark
                 self.db.write(tally.move_on(run, now))
         self.db.count_turn()
