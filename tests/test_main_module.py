@@ -130,6 +130,47 @@ if __name__ == "__main__":
     assert (done.returncode, done.stdout, done.stderr) == (0, "2 [1, 2, 3]\n", "")
 
 
+def test_what_a_script_sets_in_its_process_is_for_the_initializer(script: Any) -> None:
+    script.write(
+        METHODS_ALL
+        + """
+import decimal
+
+def prepare():
+    decimal.getcontext().prec = 50
+
+def precision():
+    return decimal.getcontext().prec
+
+if __name__ == "__main__":
+    prepare()
+    for given in {}, {"initializer": prepare}, {"mp_context": multiprocessing.get_context("fork")}:
+        with PersistentExecutor(1, **given) as executor:
+            print(executor.submit(precision).result(30))
+"""
+    )
+    assert script.run().stdout.split() == ["28", "50", "50"]
+
+
+def test_processes_that_calls_start_ignore_ctrl_c_too(method: str, script: Any) -> None:
+    script.write(
+        METHODS_ALL
+        + f"""
+import subprocess
+
+CODE = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+
+def started():
+    return subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True).stdout.strip()
+
+if __name__ == "__main__":
+    with PersistentExecutor(1, multiprocessing.get_context({method!r})) as executor:
+        print(executor.submit(started).result(30))
+"""
+    )
+    assert script.run().stdout == "True\n"
+
+
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_what_workers_would_share_by_a_fork_alone_is_told_of_once(method: str, script: Any) -> None:
     script.write(
